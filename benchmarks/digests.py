@@ -1,0 +1,32 @@
+"""What a cached number depends on, as digests."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Everything that decides a trained model or a measured row; drawing and summarising are not among them.
+DECIDING = ("sia/*.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml", "benchmarks/measure.py")
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+@cache
+def code_digest() -> str:
+    """Of the code that decides the numbers, comments and docstrings aside, and of the packages it runs on."""
+    parts = [f"{name} {version(name)}" for name in PACKAGES]
+    for path in sorted(path for pattern in DECIDING for path in ROOT.glob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        parts += [path.name, _without_docstrings(text) if path.suffix == ".py" else text]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _without_docstrings(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)

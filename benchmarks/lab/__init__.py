@@ -1,0 +1,1 @@
+"""The embedded lab: a seeded world with its judge, and models trained on it from scratch. No downloads."""

@@ -1,0 +1,141 @@
+"""Lab models from scratch: language models, reward models, scores. Value models are trained by `sia.distill`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+)
+
+from benchmarks.lab.tokenizer import BOS, EOS, PAD
+from benchmarks.profile import ModelSize
+from sia.distill import epoch_batches, optimise, pad_right
+
+ARCHITECTURES = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification),
+    "llama": (LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification),
+}
+WEIGHT_DECAY = 0.01
+Progress = Callable[[int], None]
+
+
+def new_language_model(family: str, size: ModelSize, vocabulary: int, seed: int) -> PreTrainedModel:
+    """A model of this family with random weights drawn under `seed`."""
+    config_class, model_class, _ = ARCHITECTURES[family]
+    config = config_class(
+        vocab_size=vocabulary,
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.key_value_heads,
+        head_dim=size.hidden_size // size.heads,
+        intermediate_size=size.feed_forward,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model_class(config).eval()
+
+
+def new_reward_model(base: PreTrainedModel, family: str) -> PreTrainedModel:
+    """A sequence classifier with one label on a copy of the base's backbone; its head starts at zero."""
+    config = type(base.config).from_dict(base.config.to_dict() | {"num_labels": 1, "architectures": None})
+    model = ARCHITECTURES[family][2](config)
+    model.base_model.load_state_dict(base.base_model.state_dict())
+    torch.nn.init.zeros_(model.score.weight)
+    return model.eval()
+
+
+def train_language_model(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    response_only: bool,
+    progress: Progress,
+) -> None:
+    """Next-token cross-entropy, over the prompts too unless `response_only`."""
+    sequences = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+
+    def loss(indices: list[int]) -> Tensor:
+        starts = [len(prompts[i]) if response_only else 0 for i in indices]
+        return next_token_loss(model, [sequences[i] for i in indices], starts)
+
+    batches = list(epoch_batches([len(s) for s in sequences], batch_size, epochs, random.Random(seed)))
+    optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(len(sequences[i]) for i in indices)))
+
+
+def next_token_loss(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    """Mean negative log-likelihood, in nats, of the tokens from `starts` on."""
+    input_ids, tokens = pad_right(sequences)
+    counted = tokens.bool() & (torch.arange(input_ids.shape[1]) >= torch.tensor(starts)[:, None])
+    labels = input_ids.masked_fill(~counted, -100)[:, 1:]
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+@torch.no_grad()
+def heldout_loss(model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> float:
+    """Negative log-likelihood per response token, in nats."""
+    total, count = 0.0, 0
+    for start in range(0, len(prompts), 256):
+        pairs = list(zip(prompts[start : start + 256], responses[start : start + 256], strict=True))
+        tokens = sum(len(r) for _, r in pairs)
+        total += next_token_loss(model, [[*p, *r] for p, r in pairs], [len(p) for p, _ in pairs]).item() * tokens
+        count += tokens
+    return total / count
+
+
+def train_reward_model(
+    model: PreTrainedModel,
+    chosen: Sequence[Sequence[int]],
+    rejected: Sequence[Sequence[int]],
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Bradley–Terry: −ln σ(r(chosen) − r(rejected)), over prompt and response."""
+
+    def loss(indices: list[int]) -> Tensor:
+        input_ids, _ = pad_right([chosen[i] for i in indices] + [rejected[i] for i in indices])
+        rewards = model(input_ids=input_ids, use_cache=False).logits.squeeze(-1)  # read at the last token that is not padding
+        return -functional.logsigmoid(rewards[: len(indices)] - rewards[len(indices) :]).mean()
+
+    lengths = [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)]
+    batches = list(epoch_batches(lengths, batch_size, epochs, random.Random(seed)))
+    optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(lengths[i] for i in indices)))
+
+
+@torch.no_grad()
+def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_size: int = 256) -> np.ndarray:
+    """Reward of each prompt with its response, float64 `(sequences,)`."""
+    rewards = np.zeros(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        input_ids, _ = pad_right([sequences[i] for i in batch])
+        rewards[batch] = model(input_ids=input_ids, use_cache=False).logits.squeeze(-1).numpy()
+    return rewards

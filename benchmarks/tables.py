@@ -1,0 +1,106 @@
+"""Result tables on disk: NAME.parquet (rows), NAME.csv (summary), NAME.json (provenance, written last)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.digests import ROOT, code_digest
+from benchmarks.profile import Profile, profile_digest
+from benchmarks.stats import METHOD
+from benchmarks.store import write_frame, write_text
+
+RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
+PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
+
+
+def folder(profile: Profile) -> Path:
+    return RESULTS / profile.name
+
+
+def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, replicates: range, seconds: float) -> None:
+    """The provenance comes last: a table without one, or with other hashes, is not a table."""
+    where = folder(profile)
+    files = {f"{name}.csv": lambda path: write_text(path, summary.to_csv(index=False))}
+    if rows is not None:
+        files[f"{name}.parquet"] = lambda path: write_frame(path, rows)
+    for file, write in files.items():
+        write(where / file)
+    provenance = {
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "profile": profile.name,
+        "profile_digest": profile_digest(profile),
+        "code_digest": code_digest(),
+        "git_commit": git_commit(),
+        "packages": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "hardware": hardware(),
+        "replicates": list(replicates),
+        "seeds": list(range(profile.evaluation.samples)),
+        "intervals": f"{profile.statistics.level:.0%} {METHOD}, {profile.statistics.resamples} resamples",
+        "wall_seconds": round(seconds, 1),
+        "sha256": {file: sha256(where / file) for file in sorted(files)},
+    }
+    write_text(where / f"{name}.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+
+
+def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
+    """The summary, and whether it is stale: measured under another profile than today's.
+
+    Errors: FileNotFoundError if there is none; ValueError if a file differs from what its provenance says.
+    """
+    where = folder(profile)
+    provenance = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
+    for file, expected in provenance["sha256"].items():
+        if not (where / file).exists() or sha256(where / file) != expected:
+            raise ValueError(
+                f"{where / file} is missing or not the file that {name}.json describes: restore it, or measure again with FRESH=1"
+            )
+    summary = pd.read_csv(StringIO((where / f"{name}.csv").read_text(encoding="utf-8")), keep_default_na=False, na_values=[""])
+    for column in ("setting", "value_model"):
+        if column in summary:
+            summary[column] = summary[column].fillna("")
+    return summary, provenance["profile_digest"] != profile_digest(profile)
+
+
+def has_table(profile: Profile, name: str) -> bool:
+    return (folder(profile) / f"{name}.json").exists()
+
+
+def reference_path(profile: Profile, name: str) -> Path:
+    """The summary over all replicates, beside which a smaller run is held."""
+    return folder(profile) / "reference" / f"{name}.csv"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def git_commit() -> str:
+    """The commit, with "+changes" where tracked files differ; "unknown" outside a clone."""
+    run = [
+        subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno", "--", "sia", "benchmarks"])
+    ]
+    if run[0].returncode:
+        return "unknown"
+    return run[0].stdout.strip() + ("+changes" if run[1].stdout.strip() else "")
+
+
+def hardware() -> dict[str, object]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.machine(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory)}
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,69 @@
+"""Gumbel-max sampling with noise that is a pure function of (seed, prompt, step, token).
+
+No generator state: the same prompt under the same seed meets the same noise alone, in any batch and in any order, and
+two methods that differ in one step meet the same noise at every step, which makes their comparison paired.
+
+The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) in
+wrapping 64-bit integers; Gumbel-max as in Maddison, Tarlow and Minka, "A* sampling", 2014.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+_MASK = 2**64 - 1
+
+
+def mix(key: Tensor, value: Tensor | int) -> Tensor:
+    """A new 64-bit key from a key and a value; both int64, broadcast against each other."""
+    spread = _signed(value * _GOLDEN) if isinstance(value, int) else value * _GOLDEN
+    x = (key ^ spread) + _GOLDEN
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLIERS[0]
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLIERS[1]
+    return x ^ _shift_right(x, 31)
+
+
+def prompt_keys(prompts: Sequence[Sequence[int]], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """One key per row from its seed and the token ids of its prompt without padding: int64 `(rows,)`."""
+    length = max(len(prompt) for prompt in prompts)
+    padded = torch.tensor([[*prompt, *[-1] * (length - len(prompt))] for prompt in prompts])
+    keys = mix(torch.zeros(len(prompts), dtype=torch.int64), torch.tensor([_signed(seed) for seed in seeds]))
+    for column in padded.unbind(1):
+        keys = torch.where(column >= 0, mix(keys, column), keys)
+    return keys.to(device)
+
+
+def uniform(keys: Tensor) -> Tensor:
+    """float64 in (0, 1), one per key, from its upper 52 bits."""
+    return (_shift_right(keys, 12).double() + 0.5) / 2**52
+
+
+def gumbel(row_keys: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise, float64 `(rows, K)`, for the candidates `tokens` `(rows, K)` of rows with these keys `(rows,)`."""
+    return -torch.log(-torch.log(uniform(mix(mix(row_keys, step)[:, None], tokens))))
+
+
+def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Column of the sampled candidate per row, `(rows,)`: argmax of logits / temperature + noise; temperature 0 is greedy.
+
+    logits, noise: `(rows, K)`; a candidate with logit −∞ is never chosen.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    return (logits.double() / temperature + noise).argmax(-1)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64 shifts in torch are arithmetic."""
+    return (x >> bits) & (_MASK >> bits)
+
+
+def _signed(number: int) -> int:
+    """The number modulo 2⁶⁴ as a signed 64-bit integer."""
+    number &= _MASK
+    return number - 2**64 if number >= 2**63 else number

@@ -1,0 +1,220 @@
+"""The fast loop against the slow reference, and the promises about batches, noise and steering that is off."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sia import EntropyGate, EveryToken, Never, RandomGate, Steering, sampling, steered_generate
+from sia import generate as sia_generate
+from tests import tiny
+from tests.reference import decode as reference
+
+TOKENIZER = tiny.tokenizer()
+GATES = {
+    "entropy": (EntropyGate(1.85), lambda entropy, step, key: entropy >= 1.85),
+    "random": (
+        RandomGate(0.4, seed=5),
+        lambda entropy, step, key: sampling.uniform(sampling.mix(sampling.mix(sampling.mix(key, step), -1), 5)).item() < 0.4,
+    ),
+    "every": (EveryToken(), lambda entropy, step, key: True),
+    "never": (Never(), lambda entropy, step, key: False),
+}
+
+
+def generate(model, prompts, steering=None, **options):
+    options = {"max_new_tokens": 16, "progress": False} | options
+    return sia_generate(model, TOKENIZER, prompts, steering, **options)
+
+
+def assert_same(generation, expected):
+    tokens, entropy, steered, base_token, kl = expected
+    assert generation.token_ids.tolist() == tokens
+    assert generation.steered.tolist() == steered
+    assert generation.base_token.tolist() == base_token
+    np.testing.assert_allclose(generation.entropy, entropy, atol=1e-5)
+    np.testing.assert_allclose(generation.kl, kl, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("beta", [0.0, 1.0, math.inf])
+@pytest.mark.parametrize("gate", GATES)
+def test_matches_the_reference(family, beta, gate):
+    model, values = tiny.language_model(family), tiny.value_model(family)
+    prompts = tiny.prompts(8)
+    opened, opens = GATES[gate]
+    found = generate(model, prompts, Steering(values, opened, beta, candidates=8), seed=3)
+    for prompt, generation in zip(prompts, found, strict=True):
+        expected = reference(
+            model, values, prompt, opens, beta=beta, candidates=8, max_new_tokens=16, temperature=1.0, seed=3, eos=tiny.EOS
+        )
+        assert_same(generation, expected)
+    if gate == "entropy":
+        assert 0.1 < np.concatenate([g.steered for g in found]).mean() < 0.9
+    if gate == "never":
+        assert len({len(g.token_ids) for g in found}) > 2  # rows left the batch at different steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+def test_temperature_divides_after_the_tilt(temperature):
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(4)
+    found = generate(model, prompts, Steering(values, EveryToken(), 1.0), temperature=temperature)
+    for prompt, generation in zip(prompts, found, strict=True):
+        settings = {"beta": 1.0, "candidates": 10, "max_new_tokens": 16, "temperature": temperature, "seed": 0, "eos": tiny.EOS}
+        assert_same(generation, reference(model, values, prompt, GATES["every"][1], **settings))
+
+
+def test_min_probability_and_value_prompts():
+    model, values, prompts = tiny.language_model("llama"), tiny.value_model("llama"), tiny.prompts(5)
+    value_prompts = tiny.prompts(5, seed=9, longest=20)
+    found = generate(model, prompts, Steering(values, EveryToken(), 2.0, min_probability=0.1), value_prompts=value_prompts)
+    plain = generate(model, prompts, Steering(values, EveryToken(), 2.0), value_prompts=value_prompts)
+    same_prompts = generate(model, prompts, Steering(values, EveryToken(), 2.0, min_probability=0.1))
+    settings = {"beta": 2.0, "candidates": 10, "max_new_tokens": 16, "temperature": 1.0, "seed": 0, "eos": tiny.EOS}
+    for prompt, value_prompt, generation in zip(prompts, value_prompts, found, strict=True):
+        expected = reference(model, values, prompt, GATES["every"][1], value_prompt=value_prompt, min_probability=0.1, **settings)
+        assert_same(generation, expected)
+    assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(found, plain, strict=True))
+    assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(found, same_prompts, strict=True))
+
+
+def mismatches(found, expected):
+    """Prompts whose tokens differ, and how many of these are no near-tie: float32 sums differ with the batch's shape."""
+    return [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a.token_ids.tolist() != b.token_ids.tolist()]
+
+
+def test_a_response_does_not_depend_on_its_batch():
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(200, seed=4)
+    steering = Steering(values, EntropyGate(1.5), 2.0)
+    batch = generate(model, prompts, steering, batch_size=64)
+    alone = [generate(model, [prompt], steering)[0] for prompt in prompts]
+    reversed_order = generate(model, prompts[::-1], steering, batch_size=64)[::-1]
+    assert mismatches(batch, alone) == []
+    assert mismatches(batch, reversed_order) == []
+    for a, b in zip(batch, alone, strict=True):
+        np.testing.assert_allclose(a.entropy, b.entropy, atol=1e-5)
+        assert a.cost == b.cost
+
+
+def test_steering_off_is_plain_top_k_decoding():
+    model, values, prompts = tiny.language_model("llama"), tiny.value_model("llama"), tiny.prompts(20)
+    plain = generate(model, prompts)
+    never = generate(model, prompts, Steering(values, Never(), 3.0))
+    zero = generate(model, prompts, Steering(values, EveryToken(), 0.0))
+    for other in (never, zero):
+        assert mismatches(plain, other) == []
+    assert all(g.cost.value_forwards == 0 and not g.steered.any() for g in never)
+    assert all(g.steered.all() and not g.shifted.any() and g.kl.max() == 0 for g in zero)
+    steered = generate(model, prompts, Steering(values, EveryToken(), 3.0))
+    assert mismatches(plain, steered) != []
+    assert any(g.shifted.any() for g in steered)
+
+
+def test_every_setting_changes_the_output():
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(20)
+    usual = generate(model, prompts, Steering(values, EntropyGate(1.5)))
+    for changed in (
+        generate(model, prompts, Steering(values, EntropyGate(1.9))),
+        generate(model, prompts, Steering(values, EntropyGate(1.5, over="vocabulary"))),
+        generate(model, prompts, Steering(values, EntropyGate(1.5), beta=2.0)),
+        generate(model, prompts, Steering(values, EntropyGate(1.5), candidates=5)),
+        generate(model, prompts, Steering(values, EntropyGate(1.5)), seed=1),
+        generate(model, prompts, Steering(values, EntropyGate(1.5)), temperature=0.7),
+        generate(model, prompts, Steering(values, EntropyGate(1.5)), max_new_tokens=3),
+        generate(model, prompts, Steering(values, RandomGate(0.5))),
+    ):
+        assert mismatches(usual, changed) != []
+    random = generate(model, prompts, Steering(values, RandomGate(0.5)))
+    assert mismatches(random, generate(model, prompts, Steering(values, RandomGate(0.5, seed=1)))) != []
+
+
+def test_one_value_forward_per_junction_step():
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(1)
+    for gate in (EveryToken(), RandomGate(0.3)):
+        calls = []
+        hook = values.backbone.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        (generation,) = generate(model, prompts, Steering(values, gate))
+        hook.remove()
+        junctions = int(generation.steered.sum())
+        assert len(calls) == generation.cost.value_forwards == junctions > 0
+        last = int(generation.steered.nonzero()[0][-1])
+        assert generation.cost.value_tokens == len(prompts[0]) + last + 10 * junctions
+        assert generation.cost.model_tokens == len(prompts[0]) + len(generation.token_ids) - 1
+
+
+def test_finished_tells_the_end_from_the_length():
+    model, prompts = tiny.language_model("qwen3"), tiny.prompts(30)
+    for generation in generate(model, prompts, max_new_tokens=12):
+        assert generation.finished == (generation.token_ids[-1] == tiny.EOS)
+        assert generation.finished or len(generation.token_ids) == 12
+        assert tiny.EOS not in generation.token_ids[:-1]
+        assert "<eos>" not in generation.text
+
+
+def test_random_gate_opens_at_its_ratio():
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(60)
+    steered = np.concatenate([g.steered for g in generate(model, prompts, Steering(values, RandomGate(0.3)))])
+    assert abs(steered.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / steered.size)
+
+
+def inputs(prompts):
+    texts = TOKENIZER.decode(prompts)
+    return TOKENIZER(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+
+
+def test_transformers_generate_steers_the_same():
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(6)
+    steering = Steering(values, EntropyGate(1.5), 2.0)
+    expected = generate(model, prompts, steering, temperature=0.7, seed=11, max_new_tokens=10)
+    batch = inputs(prompts)
+    out = model.generate(
+        **batch, custom_generate=steered_generate, steering=steering, seed=11, do_sample=True, temperature=0.7, max_new_tokens=10,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert mismatches(out.generations, expected) == []
+    assert {g.text for g in out.generations} == {None}
+    length = batch.input_ids.shape[1]
+    assert torch.equal(out.sequences[:, :length], batch.input_ids)
+    for row, generation in zip(out.sequences, expected, strict=True):
+        count = len(generation.token_ids)
+        assert row[length : length + count].tolist() == generation.token_ids.tolist()
+        assert set(row[length + count :].tolist()) <= {0}
+
+
+def test_transformers_generate_greedy_and_samples():
+    model, values, prompts = tiny.language_model("llama"), tiny.value_model("llama"), tiny.prompts(3)
+    steering = Steering(values, EveryToken(), 2.0)
+    greedy = model.generate(**inputs(prompts), custom_generate=steered_generate, steering=steering, do_sample=False, max_new_tokens=8)
+    expected = generate(model, prompts, steering, temperature=0, max_new_tokens=8)
+    length = inputs(prompts).input_ids.shape[1]
+    for row, generation in zip(greedy, expected, strict=True):
+        assert row[length:][: len(generation.token_ids)].tolist() == generation.token_ids.tolist()
+    out = model.generate(
+        **inputs(prompts), custom_generate=steered_generate, steering=steering, seed=4, do_sample=True, num_return_sequences=3,
+        max_new_tokens=8, return_dict_in_generate=True,
+    )  # fmt: skip
+    for sample in range(3):
+        assert mismatches(out.generations[sample::3], generate(model, prompts, steering, seed=4 + sample, max_new_tokens=8)) == []
+
+
+def test_transformers_seed_and_processors():
+    model, prompts = tiny.language_model("qwen3"), tiny.prompts(8)
+    common = {"custom_generate": steered_generate, "do_sample": True, "max_new_tokens": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = model.generate(**inputs(prompts), **common)
+        other = model.generate(**inputs(prompts), **common)
+        torch.manual_seed(1)
+        again = model.generate(**inputs(prompts), **common)
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+    one = model.generate(**inputs(prompts), **common, top_k=1)
+    greedy = model.generate(**inputs(prompts), custom_generate=steered_generate, do_sample=False, max_new_tokens=8)
+    assert torch.equal(one, greedy)
+    length = inputs(prompts).input_ids.shape[1]
+    without_end = model.generate(**inputs(prompts), **common, min_new_tokens=8)
+    assert without_end.shape[1] == length + 8
+    assert not (without_end[:, length:-1] == tiny.EOS).any()
