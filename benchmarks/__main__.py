@@ -5,37 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import figure2, tables
 from benchmarks.digests import ROOT
 from benchmarks.profile import Profile, load_profile
 
+# torch and what needs it are imported only where something is measured: drawing takes seconds
+
 FIGURES = {"figure2": figure2}
+COMMANDS = {
+    "reproduce": "train the models, measure every table, draw every figure",
+    "models": "train the models and report their quality",
+    "figures": "draw every figure",
+    **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compute the tables and draw the figures.")
-    parser.add_argument(
-        "command",
-        choices=["reproduce", "models", "figures", *FIGURES],
-        metavar="COMMAND",
-        help="reproduce, models, figures, or one of: " + ", ".join(FIGURES),
+    """Exit code: 0, 2 for bad input, 130 when interrupted."""
+    listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", formatter_class=argparse.RawDescriptionHelpFormatter, description=f"commands:\n{listing}"
     )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--profile", default="lab", help="a file of benchmarks/profiles (default: lab)")
-    parser.add_argument(
-        "--replicates", type=int, help="how many of the profile's replicates to measure (default: 1 for reproduce, else all)"
-    )
+    parser.add_argument("--replicates", type=int, default=1, help="measure the first N of the profile's replicates (default: 1)")
     parser.add_argument("--fresh", action="store_true", help="measure even where there is a table")
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
-        wanted = options.replicates or (1 if options.command == "reproduce" else profile.replicates)
-        if not 1 <= wanted <= profile.replicates:
-            raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {wanted}")
-        run(options.command, profile, range(wanted), options.fresh)
-    except (ValueError, FileNotFoundError) as error:
+        if not 1 <= options.replicates <= profile.replicates:
+            raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
+        run(options.command, profile, range(options.replicates), options.fresh)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,86 +48,60 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(command: str, profile: Profile, replicates: range, fresh: bool) -> None:
-    if command == "models":
-        compute_models(profile, replicates)
-    elif command == "reproduce":
-        compute_models(profile, replicates)
-        for name in FIGURES:
-            compute(name, profile, replicates)
-            draw(name, profile)
-            compare(name, profile, replicates)
-    else:
-        for name in FIGURES if command == "figures" else [command]:
+    if command in ("reproduce", "models"):
+        measure(profile, replicates, list(FIGURES) if command == "reproduce" else [])
+    names = [command] if command in FIGURES else [] if command == "models" else list(FIGURES)
+    for name in names:
+        if command != "reproduce":
             if fresh or not tables.has_table(profile, name):
-                why = "FRESH=1 was given" if fresh else f"there is no table in {_short(tables.folder(profile))}"
-                print(f"{name}: measuring, because {why}")
-                compute(name, profile, replicates)
+                print(f"{name}: measuring, {'as FRESH=1 asks' if fresh else f'for {short(tables.folder(profile))} has no table of it'}")
+                measure(profile, replicates, [name])
             else:
-                print(f"{name}: drawing the table that is there, measuring nothing (FRESH=1 measures again)")
-            draw(name, profile)
+                print(f"{name}: drawing the table in {short(tables.folder(profile))}, nothing is measured (FRESH=1 measures again)")
+        draw(name, profile)
 
 
-def compute_models(profile: Profile, replicates: range) -> None:
-    """Trains what is missing and writes models.csv."""
+def measure(profile: Profile, replicates: range, names: list[str]) -> None:
+    """Trains what is missing, measures what is missing, writes models.csv and the tables of these figures."""
     from benchmarks.lab.build import Replicate, build
     from benchmarks.lab.quality import model_quality
-
-    start = time.monotonic()
-    build([Replicate(profile, index) for index in replicates])
-    tables.write_table(profile, "models", None, model_quality(profile, replicates), replicates, time.monotonic() - start)
-    print(f"models: {_short(tables.folder(profile) / 'models.csv')}")
-
-
-def compute(name: str, profile: Profile, replicates: range) -> None:
-    """Measures what is missing and writes the table."""
-    from benchmarks.lab.build import Replicate, build
+    from benchmarks.parallel import Workers
     from benchmarks.sweep import Results
 
     start = time.monotonic()
-    build([Replicate(profile, index) for index in replicates])
-    rows = FIGURES[name].compute(profile, replicates, Results(profile))
-    summary = FIGURES[name].summarize(rows, profile)
-    tables.write_table(profile, name, rows, summary, replicates, time.monotonic() - start)
-    if len(replicates) == profile.replicates > 1:
-        tables.write_text(tables.reference_path(profile, name), summary.to_csv(index=False))
-    print(f"{name}: {len(rows)} rows in {_short(tables.folder(profile))}/{name}.parquet, summary in {name}.csv")
+    with Workers() as workers:
+        build([Replicate(profile, index) for index in replicates], workers)
+        quality = model_quality(profile, replicates, workers)
+        tables.write_table(profile, "models", None, quality, replicates, time.monotonic() - start)
+        print(f"models: quality in {short(tables.folder(profile) / 'models.csv')}")
+        for name in names:
+            start = time.monotonic()
+            rows = FIGURES[name].compute(profile, replicates, Results(profile, workers))
+            summary = FIGURES[name].summarize(rows, profile)
+            tables.write_table(profile, name, rows, summary, replicates, time.monotonic() - start)
+            print(f"{name}: {len(rows):,} rows in {short(tables.folder(profile))}/{name}.parquet, summary in {name}.csv")
+            if len(replicates) == profile.replicates > 1:
+                tables.write_reference(profile, name, summary)
+            elif (reference := tables.read_reference(profile, name)) is not None:
+                print(f"{name}: {figure2.agreement(summary, reference)}")
 
 
 def draw(name: str, profile: Profile) -> None:
+    """Draws the figure from its table and prints what it says."""
     summary, stale = tables.read_table(profile, name)
     if stale:
         print(
-            f"warning: {name}.csv was measured under another version of the profile {profile.name}; the figure is marked as stale",
+            f"warning: {name}.csv was measured under other settings than profile {profile.name} has now; it is drawn as stale",
             file=sys.stderr,
         )
-    note: Callable[[str], str] = lambda caption: ("STALE (the profile has changed since): " if stale else "") + caption
     paths = [tables.FIGURES / profile.name / f"{name}.{suffix}" for suffix in ("png", "pdf")]
-    FIGURES[name].plot(summary, profile, note, paths)
+    FIGURES[name].plot(summary, profile, stale, paths)
     for sentence in FIGURES[name].verdict(summary, profile):
         print(f"  {sentence}")
-    print(f"{name}: {', '.join(_short(path) for path in paths)}")
+    print(f"{name}: {', '.join(short(path) for path in paths)}")
 
 
-def compare(name: str, profile: Profile, replicates: range) -> None:
-    """How this run lies against the committed intervals over all replicates."""
-    import pandas as pd
-
-    path = tables.reference_path(profile, name)
-    if len(replicates) == profile.replicates or not path.exists():
-        return
-    summary, _ = tables.read_table(profile, name)
-    keys = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
-    reference = pd.read_csv(path, keep_default_na=False, na_values=[""]).fillna({"setting": ""})
-    both = summary.merge(reference, on=keys, suffixes=("", "_reference"))
-    judged = both[(both["metric"] == "judge") & both["versus"].isna()]
-    inside = judged["estimate"].between(judged["low_reference"], judged["high_reference"])
-    overlap = (judged["low"] <= judged["high_reference"]) & (judged["high"] >= judged["low_reference"])
-    print(
-        f"{name}: against the committed table of {profile.replicates} replicates, of {len(judged)} judge scores {inside.mean():.0%} lie inside the committed interval and {overlap.mean():.0%} of the intervals overlap"
-    )
-
-
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 

@@ -6,7 +6,7 @@ its own best β, chosen by the judge on validation prompts. The drawing shows th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     shape = tuple(rows[name].nunique() for name in ("replicate", "objective", "prompt", "seed"))
     shape = (shape[0], shape[1], shape[2] // shape[1], shape[3])
     names, columns = [], []
-    methods = {key: group for key, group in rows.groupby(["setting", "family", "method", "target_ratio"], sort=True)}
+    methods = dict(list(rows.groupby(["setting", "family", "method", "target_ratio"], sort=True)))
     for key, group in methods.items():
         names.append(_describe(key, group))
         columns.append({metric: group[metric].to_numpy(np.float64) for metric in METRICS})
@@ -158,7 +158,7 @@ def _describe(key: tuple, group: pd.DataFrame) -> dict:
     setting, family, method, target = key
     betas = group["beta"].unique()
     first = group.iloc[0]
-    same = {"model": first["model"], "value_model": first["value_model"], "gate": first["gate"], "best_of": first["best_of"]}
+    same = {"model": first["model"], "value_model": first["value_model"], "gate": first["gate"], "best_of": first["best_of"], "versus": ""}
     beta = betas[0] if len(betas) == 1 and first["gate"] != "never" else None
     steered = group.groupby("objective")[["steered", "tokens"]].sum()
     ratios = (steered["steered"] / steered["tokens"]).to_dict() | {"all": steered["steered"].sum() / steered["tokens"].sum()}
@@ -237,6 +237,19 @@ def verdict(summary: pd.DataFrame, profile: Profile) -> list[str]:
     return sentences
 
 
+def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """How the judge scores of a run lie against the committed intervals over all replicates, in one sentence."""
+    keys = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
+    both = summary.merge(reference, on=keys, suffixes=("", "_committed"))
+    both = both[(both["metric"] == "judge") & (both["versus"] == "")]
+    inside = both["estimate"].between(both["low_committed"], both["high_committed"]).mean()
+    overlap = ((both["low"] <= both["high_committed"]) & (both["high"] >= both["low_committed"])).mean()
+    return (
+        f"of {len(both)} judge scores, {inside:.0%} lie inside the committed intervals over {reference['replicates'].max()} replicates "
+        f"and {overlap:.0%} of the intervals overlap"
+    )
+
+
 def _with_interval(row) -> str:
     return f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
 
@@ -244,12 +257,12 @@ def _with_interval(row) -> str:
 # --- the drawing --------------------------------------------------------------------------------------------------------
 
 
-def plot(summary: pd.DataFrame, profile: Profile, note: Callable[[str], str], paths: list[Path]) -> None:
+def plot(summary: pd.DataFrame, profile: Profile, stale: bool, paths: list[Path]) -> None:
     """Top half: judge score; bottom half: evaluation reward. Rows: settings; columns: objectives of each family."""
     from benchmarks import style
 
     metrics = ("judge", "reward")
-    level = summary[summary["versus"].isna() & (summary["objective"] != "all")]
+    level = summary[(summary["versus"] == "") & (summary["objective"] != "all")]
     columns = [(family, objective) for family in profile.families for objective in OBJECTIVES]
     figure, axes = style.grid(len(metrics) * len(DRAWN), len(columns))
     for j, (family, objective) in enumerate(columns):
@@ -273,15 +286,10 @@ def plot(summary: pd.DataFrame, profile: Profile, note: Callable[[str], str], pa
             axes[m * len(DRAWN) + s, 0].set_ylabel(f"{METRICS[metric]}\n({SETTINGS[setting]})")
     first = level.iloc[0]
     caption = (
-        f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Dashed: no steering. Bands: "
-        f"{profile.statistics.level:.0%} bootstrap intervals over replicates, prompts and seeds; n = {first['n']} prompts × {first['seeds']} samples "
-        f"per point and objective, {first['replicates']} replicate{'s' if first['replicates'] > 1 else ''} of the {profile.name} profile. "
-        f"β chosen by the judge on validation prompts."
+        f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Dashed: no steering. "
+        f"Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates, prompts and seeds; n = {first['n']} prompts × "
+        f"{first['seeds']} samples per point and objective, {first['replicates']} replicate{'s' if first['replicates'] > 1 else ''} of "
+        f"profile {profile.name}. Best β: chosen by the judge on validation prompts, for each method and ratio."
     )
-    style.finish(
-        figure,
-        ["sia", "random", "base", "instruct", "instruct-reward", "best-of-n"],
-        note(caption),
-        paths,
-        best_of=profile.evaluation.best_of,
-    )
+    methods = ["sia", "random", "base", "instruct", "instruct-reward", "best-of-n"]
+    style.finish(figure, methods, caption, paths, stale=stale, best_of=profile.evaluation.best_of)

@@ -46,9 +46,8 @@ def steering_of(cell: Cell, replicate: Replicate) -> Steering | None:
     return Steering(scorer, gates[cell.gate](), cell.beta, replicate.profile.decoding.candidates)
 
 
-def measure(task: tuple[Profile, Shard]) -> pd.DataFrame:
+def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
     """One row per prompt, in the order of the split; `attrs` holds the thresholds that these generations calibrate to."""
-    profile, shard = task
     cell, replicate = shard.cell, replicate_of(profile, shard.cell.replicate)
     prompts = replicate.prompts[cell.split]
     ids = encode_prompts(replicate.tokenizer, prompts)

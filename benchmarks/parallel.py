@@ -1,4 +1,4 @@
-"""Tasks in a few worker processes of one thread each, with one progress bar over all of them.
+"""Worker processes of one thread each, one per core, with one progress bar over all of them.
 
 Two processes with two threads each run many times slower on two cores than one thread per process.
 """
@@ -9,16 +9,20 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Self
 
 from tqdm import tqdm
 
 # Big tensors come and go at every step: keep their memory instead of returning it to the system each time (glibc).
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
-Report = Callable[[int], None]
-_units = None
+_units = None  # in a worker: where its progress goes
 
 
 def report(units: int) -> None:
@@ -27,34 +31,42 @@ def report(units: int) -> None:
         _units.put(units)
 
 
-def run(function: Callable, tasks: Sequence, *, description: str, total: int, unit: str) -> Iterator[tuple[object, object]]:
-    """Yields (task, function(task)) as they finish, one worker per core. The tasks `report` units of work out of `total`.
+class Workers:
+    """The processes of one run. They start with the first task and import torch once."""
 
-    An exception in a task ends the run and is raised here.
-    """
-    if not tasks:
-        return
-    for name, value in MALLOC.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = min(len(tasks), len(os.sched_getaffinity(0)))
-    with (
-        tqdm(total=total, desc=description, unit=unit, unit_scale=True, mininterval=1.0, smoothing=0.05) as bar,
-        ProcessPoolExecutor(workers, context, _prepare, (queue, os.getpid())) as pool,
-    ):
-        drain = threading.Thread(target=_drain, args=(queue, bar), daemon=True)
-        drain.start()
-        futures = {pool.submit(function, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-            queue.put(None)
-            drain.join()
+    def __enter__(self) -> Self:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        context = multiprocessing.get_context("spawn")
+        self._queue = context.Queue()
+        cores = len(os.sched_getaffinity(0))
+        self._pool = ProcessPoolExecutor(cores, context, initializer=_prepare, initargs=(self._queue, os.getpid()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._queue.close()
+
+    def run(self, function: Callable, tasks: Sequence, *, description: str, total: int, unit: str) -> list:
+        """function(task) of each task, in the order of the tasks. The tasks `report` units of work out of `total`.
+
+        An exception in a task is raised here; tasks that have not begun are dropped.
+        """
+        if not tasks:
+            return []
+        with tqdm(total=total, desc=description, unit=unit, unit_scale=True, mininterval=1.0, smoothing=0.05) as bar:
+            drain = threading.Thread(target=_drain, args=(self._queue, bar), daemon=True)
+            drain.start()
+            futures = [self._pool.submit(function, task) for task in tasks]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+                self._queue.put(None)
+                drain.join()
+        return [future.result() for future in futures]
 
 
 def _drain(queue: multiprocessing.Queue, bar: tqdm) -> None:

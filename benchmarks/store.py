@@ -28,10 +28,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(made)
         for file in [made, *made.rglob("*")]:
             if file.is_file():
-                with open(file, "rb") as handle:
+                with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if not path.is_dir():
-            os.replace(made, path)
+            made.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -54,10 +54,12 @@ RC = {
 }
 
 
+plt.rcParams.update(RC)
+
+
 def grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     """Small panels that share the x axis."""
-    with plt.rc_context(RC):
-        return plt.subplots(rows, columns, figsize=(1.9 * columns + 0.6, 1.55 * rows + 1.0), sharex=True, squeeze=False)
+    return plt.subplots(rows, columns, figsize=(1.9 * columns + 0.6, 1.55 * rows + 1.0), sharex=True, squeeze=False)
 
 
 def horizontal(axis: Axes, method: str, estimate: float, low: float, high: float) -> None:
@@ -79,21 +81,25 @@ def share_y(axes: np.ndarray) -> None:
         axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
-def finish(figure: Figure, methods: list[str], caption: str, paths: list[Path], **names: object) -> None:
-    """Legend on top, caption below, and one file per path, each written whole or not at all."""
-    with plt.rc_context(RC):
-        lines = [
-            Line2D([], [], color=COLOURS[m], linestyle=DASHES.get(m, "-"), marker=MARKERS.get(m), markersize=4, linewidth=1.5)
-            for m in methods
-        ]
-        width, height = figure.get_size_inches()
-        text = textwrap.fill(caption, int(width * 17))
-        lines_of_text = text.count("\n") + 1
-        bottom, top = (0.12 + 0.13 * lines_of_text) / height, 1 - 0.3 / height
-        figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.6, w_pad=0.4)
-        figure.legend(lines, [NAMES[m].format(**names) for m in methods], loc="upper center", ncol=len(methods), frameon=False)
-        figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=7.5)
-        for path in paths:
-            metadata = {"CreationDate": None} if path.suffix == ".pdf" else {}
-            write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=200, metadata=metadata))
-        plt.close(figure)
+def finish(figure: Figure, methods: list[str], caption: str, paths: list[Path], *, stale: bool, **names: object) -> None:
+    """Legend on top, caption below, and one file per path, each written whole or not at all.
+
+    stale: the table was measured under other settings than today's; the figure says so in red. names: fill the NAMES.
+    """
+    if stale:
+        figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=90, rotation=30, ha="center", va="center")
+        caption = f"STALE: measured under other settings than the profile has now. {caption}"
+    lines = [
+        Line2D([], [], color=COLOURS[m], linestyle=DASHES.get(m, "-"), marker=MARKERS.get(m), markersize=4, linewidth=1.5) for m in methods
+    ]
+    width, height = figure.get_size_inches()
+    text = textwrap.fill(caption, int(width * 17))
+    lines_of_text = text.count("\n") + 1
+    bottom, top = (0.12 + 0.13 * lines_of_text) / height, 1 - 0.3 / height
+    figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.6, w_pad=0.4)
+    figure.legend(lines, [NAMES[m].format(**names) for m in methods], loc="upper center", ncol=len(methods), frameon=False)
+    figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=7.5)
+    for path in paths:
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {}
+        write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=200, metadata=metadata))
+    plt.close(figure)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,9 +22,10 @@ from benchmarks.store import CACHE, read_frame, write_frame
 
 @dataclass(frozen=True)
 class Results:
-    """The store of one profile's cells."""
+    """The store of one profile's cells, and the workers that fill it."""
 
     profile: Profile
+    workers: parallel.Workers
 
     @cached_property
     def _digests(self) -> dict[int, str]:
@@ -34,7 +36,7 @@ class Results:
         samples = 1 if cell.split == "validation" else self.profile.evaluation.samples
         return [Shard(cell, seed) for seed in range(samples)]
 
-    def path(self, shard: Shard):
+    def path(self, shard: Shard) -> Path:
         key = shard.key(self._digests[shard.cell.replicate])
         return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.parquet"
 
@@ -49,15 +51,15 @@ class Results:
     def complete(self, cells: Sequence[Cell], description: str) -> None:
         """Measures the shards that are missing."""
         shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell)]
-        missing = [(self.profile, shard) for shard in shards if not self.path(shard).exists()]
+        missing = [shard for shard in shards if not self.path(shard).exists()]
         prompts = {"test": self.profile.evaluation.prompts_per_objective}
         prompts["validation"] = self.profile.evaluation.validation_prompts_per_objective
-        total = sum(round(shard.work * 3 * prompts[shard.cell.split]) for _, shard in missing)
+        total = sum(round(shard.work * 3 * prompts[shard.cell.split]) for shard in missing)
         description = f"{description} ({len(shards) - len(missing)} of {len(shards)} parts there)"
-        for _ in parallel.run(_measure_and_keep, missing, description=description, total=total, unit="response"):
-            pass
+        tasks = [(self.profile, shard, self.path(shard)) for shard in missing]
+        self.workers.run(_measure_and_keep, tasks, description=description, total=total, unit="response")
 
 
-def _measure_and_keep(task: tuple[Profile, Shard]) -> None:
-    profile, shard = task
-    write_frame(Results(profile).path(shard), measure(task))
+def _measure_and_keep(task: tuple[Profile, Shard, Path]) -> None:
+    profile, shard, path = task
+    write_frame(path, measure(profile, shard))

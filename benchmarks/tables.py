@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +19,7 @@ from benchmarks.stats import METHOD
 from benchmarks.store import write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
+TEXTS = ("setting", "value_model", "versus")
 PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
 
 
@@ -64,20 +64,28 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
             raise ValueError(
                 f"{where / file} is missing or not the file that {name}.json describes: restore it, or measure again with FRESH=1"
             )
-    summary = pd.read_csv(StringIO((where / f"{name}.csv").read_text(encoding="utf-8")), keep_default_na=False, na_values=[""])
-    for column in ("setting", "value_model"):
-        if column in summary:
-            summary[column] = summary[column].fillna("")
-    return summary, provenance["profile_digest"] != profile_digest(profile)
+    return read_summary(where / f"{name}.csv"), provenance["profile_digest"] != profile_digest(profile)
 
 
 def has_table(profile: Profile, name: str) -> bool:
     return (folder(profile) / f"{name}.json").exists()
 
 
-def reference_path(profile: Profile, name: str) -> Path:
-    """The summary over all replicates, beside which a smaller run is held."""
-    return folder(profile) / "reference" / f"{name}.csv"
+def write_reference(profile: Profile, name: str, summary: pd.DataFrame) -> None:
+    """Keeps the summary over all replicates, beside which a smaller run is held."""
+    write_text(folder(profile) / "reference" / f"{name}.csv", summary.to_csv(index=False))
+
+
+def read_reference(profile: Profile, name: str) -> pd.DataFrame | None:
+    path = folder(profile) / "reference" / f"{name}.csv"
+    return read_summary(path) if path.exists() else None
+
+
+def read_summary(path: Path) -> pd.DataFrame:
+    """A summary as it was written; what names nothing (no setting, no value model) is the empty string."""
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    texts = [column for column in TEXTS if column in frame]
+    return frame.assign(**{column: frame[column].fillna("") for column in texts})
 
 
 def sha256(path: Path) -> str:

@@ -145,7 +145,7 @@ class Task:
         return int(50 * rows.get(self.kind, samples * settings.value_epochs))
 
 
-def build(replicates: Sequence[Replicate]) -> None:
+def build(replicates: Sequence[Replicate], workers: parallel.Workers) -> None:
     """Trains whatever is missing, and shows how far it is."""
     families = replicates[0].profile.families
     stages = [
@@ -161,8 +161,7 @@ def build(replicates: Sequence[Replicate]) -> None:
     for number, stage in enumerate(missing, start=1):
         names = ", ".join(dict.fromkeys(task.kind for task in stage))
         description = f"lab models {number}/{len(stages)}: {names}"
-        for _ in parallel.run(make, stage, description=description, total=sum(t.work for t in stage), unit="token"):
-            pass
+        workers.run(make, stage, description=description, total=sum(task.work for task in stage), unit="token")
 
 
 def make(task: Task) -> None:

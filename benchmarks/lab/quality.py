@@ -21,11 +21,11 @@ from sia.distill import distillation_loss, pad_right
 FRACTIONS = (0.1, 0.5, 1.0)
 
 
-def model_quality(profile: Profile, replicates: Sequence[int]) -> pd.DataFrame:
+def model_quality(profile: Profile, replicates: Sequence[int], workers: parallel.Workers) -> pd.DataFrame:
     """Columns replicate, family, model, metric, estimate, n. Nats for losses; correlations are Pearson's, with the judge."""
     tasks = [Replicate(profile, index) for index in replicates]
-    found = list(parallel.run(measure_replicate, tasks, description="quality of the models", total=len(tasks), unit="replicate"))
-    records = [record for _, records in found for record in records]
+    found = workers.run(measure_replicate, tasks, description="quality of the models", total=len(tasks), unit="replicate")
+    records = [record for records in found for record in records]
     return pd.DataFrame.from_records(records).sort_values(["replicate", "family", "model", "metric"]).round({"estimate": 4})
 
 

@@ -1,0 +1,50 @@
+# Every target makes its own environment first: only Python ≥ 3.11 and make are needed.
+PYTHON ?= python3
+PROFILE ?= lab
+REPLICATES ?= 1
+FRESH ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+RUN := $(BIN)/python -m benchmarks
+OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh)
+
+.DEFAULT_GOAL := help
+.PHONY: help smoke reproduce models figures figure2 test lint format
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again)"
+
+smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
+	$(RUN) reproduce --profile smoke
+
+reproduce: $(READY) ## train the lab, measure every table, draw every figure
+	$(RUN) reproduce $(OPTIONS)
+
+models: $(READY) ## train the lab's models and report their quality
+	$(RUN) models $(OPTIONS)
+
+figures: $(READY) ## draw every figure from its table
+	$(RUN) figures $(OPTIONS)
+
+figure2: $(READY) ## draw figure 2 from its table (measures if there is none)
+	$(RUN) figure2 $(OPTIONS)
+
+test: $(READY) ## the test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## style and static checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sia needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	@echo "setting up .venv (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0 --editable '.[dev]'
+	@touch $(READY)
