@@ -142,24 +142,24 @@ def test_code_digest_sees_code_and_not_comments():
 
 def rows_of(effect, replicates=2, prompts=6):
     """Rows as a sweep yields them; the judge score of a method is `effect(method, target)` plus noise shared by all methods."""
-    rng, frames = np.random.default_rng(0), []
-    noise = {key: rng.normal() for key in np.ndindex(replicates, 3 * prompts, SMOKE.evaluation.samples)}
+    seeds = SMOKE.evaluation.samples
+    shared = pd.DataFrame(list(np.ndindex(replicates, 3 * prompts, seeds)), columns=["replicate", "prompt", "seed"])
+    shared["objective"] = np.array(figure2.OBJECTIVES)[shared["prompt"] // prompts]
+    shared["noise"] = np.random.default_rng(0).normal(size=len(shared))
     cells = [("", "base", "never", "", 0.0), ("", "instruct", "never", "", 0.0)]
     for setting in figure2.SETTINGS:
         value_model = figure2.VALUES[setting.split("-")[0]]
         cells += [(setting, "sia", "entropy", value_model, t) for t in (0.2, 0.5)] + [(setting, "dense", "every", value_model, 1.0)]
         if setting != "mean-best":
             cells += [(setting, "random", "random", value_model, t) for t in (0.2, 0.5)]
+    constant = {"model": "base", "beta": 1.0, "best_of": 1, "reward": 0.0, "fluency_errors": False, "kl": 0.0, "tokens": 10}
+    frames = []
     for family in SMOKE.families:
         for setting, method, gate, value_model, target in cells:
-            for (replicate, prompt, seed), shared in noise.items():
-                frames.append({
-                    "replicate": replicate, "setting": setting, "family": family, "model": "base", "value_model": value_model,
-                    "method": method, "gate": gate, "target_ratio": target, "beta": 1.0, "best_of": 1,
-                    "objective": figure2.OBJECTIVES[prompt // prompts], "prompt": prompt, "seed": seed, "judge": shared + effect(method, target), "reward": 0.0, "fluency_errors": False,
-                    "kl": 0.0, "steered": int(10 * target), "tokens": 10,
-                })  # fmt: skip
-    return pd.DataFrame(frames)
+            names = {"family": family, "setting": setting, "method": method, "gate": gate, "value_model": value_model}
+            names |= {"target_ratio": target, "steered": int(10 * target), "judge": shared["noise"] + effect(method, target)}
+            frames.append(shared.assign(**names, **constant))
+    return pd.concat(frames, ignore_index=True)
 
 
 def pick(summary, **wanted):
