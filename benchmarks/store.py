@@ -36,6 +36,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def link(path: Path, target: Path) -> None:
+    """Makes `path` a link to `target`, its sibling, in place of any older link."""
+    temporary = path.with_name(f".{path.name}-link-{os.getpid()}")
+    temporary.symlink_to(target.name)
+    temporary.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda made: made.write_text(text, encoding="utf-8"))
 

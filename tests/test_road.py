@@ -109,9 +109,21 @@ def test_reproduce_leaves_tables_and_figures(checkout):
 def test_models_are_trained_once(checkout):
     models = checkout / ".cache/tiny/models"
     before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
-    assert len(list(models.glob("*/*"))) == 14
+    assert len(list(models.glob("replicate0-*/*"))) == 14
     run(checkout, "models")
     assert before == {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+
+
+def test_the_readme_steers_a_model(checkout):
+    """The first Python block of the README, on the tiny lab."""
+    code = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert ".cache/smoke/models" in code
+    code = code.replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    response, ratio = done.stdout.strip().splitlines()
+    assert response.startswith("<bos><user> how do i bake a cake ? <assistant>") or response.startswith("<bos>")
+    assert 0 <= float(ratio) <= 1
 
 
 def test_drawing_needs_no_torch(checkout):

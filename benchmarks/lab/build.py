@@ -25,7 +25,7 @@ from benchmarks.lab.judge import judge
 from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts, encode_responses
 from benchmarks.lab.world import OBJECTIVES, Prompt, World, WorldConfig
 from benchmarks.profile import Profile, digest
-from benchmarks.store import CACHE, read_frame, write_atomically, write_frame
+from benchmarks.store import CACHE, link, read_frame, write_atomically, write_frame
 from sia import Generation, ValueModel, generate
 from sia.distill import distill
 
@@ -146,7 +146,7 @@ class Task:
 
 
 def build(replicates: Sequence[Replicate], workers: parallel.Workers) -> None:
-    """Trains whatever is missing, and shows how far it is."""
+    """Trains whatever is missing, and shows how far it is. At the end `replicateN` links to the folder of the replicate."""
     families = replicates[0].profile.families
     stages = [
         [("base", family) for family in families],
@@ -162,6 +162,8 @@ def build(replicates: Sequence[Replicate], workers: parallel.Workers) -> None:
         names = ", ".join(dict.fromkeys(task.kind for task in stage))
         description = f"lab models {number}/{len(stages)}: {names}"
         workers.run(make, stage, description=description, total=sum(task.work for task in stage), unit="token")
+    for replicate in replicates:
+        link(replicate.folder.with_name(f"replicate{replicate.index}"), replicate.folder)
 
 
 def make(task: Task) -> None:
