@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import figure2, tables
 from benchmarks.digests import ROOT
 from benchmarks.profile import Profile, load_profile
+from benchmarks.store import CACHE
 
 # torch and what needs it are imported only where something is measured: drawing takes seconds
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "reproduce": "train the models, measure every table, draw every figure",
     "models": "train the models and report their quality",
     "figures": "draw every figure",
+    "summaries": "write the summaries again from the rows of the tables, and draw",
     **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
 }
 
@@ -31,14 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--profile", default="lab", help="a file of benchmarks/profiles (default: lab)")
     parser.add_argument("--replicates", type=int, default=1, help="measure the first N of the profile's replicates (default: 1)")
-    parser.add_argument("--fresh", action="store_true", help="measure even where there is a table")
+    parser.add_argument("--fresh", action="store_true", help="measure again, whatever has been measured")
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
         if not 1 <= options.replicates <= profile.replicates:
             raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
         run(options.command, profile, range(options.replicates), options.fresh)
-    except (ValueError, OSError) as error:
+    except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -48,42 +50,58 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(command: str, profile: Profile, replicates: range, fresh: bool) -> None:
-    if command in ("reproduce", "models"):
-        measure(profile, replicates, list(FIGURES) if command == "reproduce" else [])
-    names = [command] if command in FIGURES else [] if command == "models" else list(FIGURES)
+    where = short(tables.folder(profile))
+    if command == "models":
+        measure(profile, replicates, [], fresh, quality=True)
+        return
+    names = [command] if command in FIGURES else list(FIGURES)
+    if command == "reproduce":
+        measure(profile, replicates, names, fresh, quality=True)
     for name in names:
-        if command != "reproduce":
-            if fresh or not tables.has_table(profile, name):
-                print(f"{name}: measuring, {'as FRESH=1 asks' if fresh else f'for {short(tables.folder(profile))} has no table of it'}")
-                measure(profile, replicates, [name])
-            else:
-                print(f"{name}: drawing the table in {short(tables.folder(profile))}, nothing is measured (FRESH=1 measures again)")
+        if command == "summaries":
+            tables.rewrite_summary(profile, name, FIGURES[name].summarize)
+        elif command != "reproduce" and (fresh or not tables.has_table(profile, name)):
+            print(f"{name}: measuring, {'as FRESH=1 asks' if fresh else f'for {where} has no table of it'}")
+            measure(profile, replicates, [name], fresh, quality=False)
+        elif command != "reproduce":
+            print(f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
         draw(name, profile)
 
 
-def measure(profile: Profile, replicates: range, names: list[str]) -> None:
-    """Trains what is missing, measures what is missing, writes models.csv and the tables of these figures."""
+def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, quality: bool) -> None:
+    """Trains what is missing, measures what is missing (all, if `fresh`) for these figures, writes the tables.
+
+    quality: also report how good the models are, in models.csv.
+    """
     from benchmarks.lab.build import Replicate, build
     from benchmarks.lab.quality import model_quality
     from benchmarks.parallel import Workers
     from benchmarks.sweep import Results
 
     start = time.monotonic()
+    # begun by FRESH=1 and there until its end: cells older than this do not count, and a killed run goes on
+    begun = CACHE / profile.name / "measuring-again"
+    if fresh and not begun.exists():
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.touch()
+    since = begun.stat().st_mtime if fresh else 0.0
     with Workers() as workers:
         build([Replicate(profile, index) for index in replicates], workers)
-        quality = model_quality(profile, replicates, workers)
-        tables.write_table(profile, "models", None, quality, replicates, time.monotonic() - start)
-        print(f"models: quality in {short(tables.folder(profile) / 'models.csv')}")
+        if quality:
+            tables.write_table(profile, "models", None, model_quality(profile, replicates, workers), replicates, time.monotonic() - start)
+            print(f"models: quality in {short(tables.folder(profile) / 'models.csv')}")
         for name in names:
             start = time.monotonic()
-            rows = FIGURES[name].compute(profile, replicates, Results(profile, workers))
+            rows = FIGURES[name].compute(profile, replicates, Results(profile, workers, since))
             summary = FIGURES[name].summarize(rows, profile)
             tables.write_table(profile, name, rows, summary, replicates, time.monotonic() - start)
             print(f"{name}: {len(rows):,} rows in {short(tables.folder(profile))}/{name}.parquet, summary in {name}.csv")
             if len(replicates) == profile.replicates > 1:
                 tables.write_reference(profile, name, summary)
             elif (reference := tables.read_reference(profile, name)) is not None:
-                print(f"{name}: {figure2.agreement(summary, reference)}")
+                print(f"{name}: {FIGURES[name].agreement(summary, reference)}")
+    if fresh:
+        begun.unlink()
 
 
 def draw(name: str, profile: Profile) -> None:

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 
 from benchmarks.profile import digest
 
+OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
+VALUE_LOSSES = {"value-mean": "mean", "value-token": "token"}  # value model → the loss it is trained by
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -38,10 +41,10 @@ class Shard:
     cell: Cell
     seed: int
 
-    def key(self, replicate_digest: str) -> str:
-        """Digest of everything that changes its numbers."""
+    def key(self, *decisive: object) -> str:
+        """Digest of everything that changes its numbers: the cell, the seed, and what else is `decisive`."""
         description = asdict(self.cell) | {"beta": "inf" if math.isinf(self.cell.beta) else self.cell.beta}
-        return digest(replicate_digest, description, self.seed)
+        return digest(decisive, description, self.seed)
 
     @property
     def work(self) -> float:

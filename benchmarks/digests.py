@@ -9,16 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Everything that decides a trained model or a measured row; drawing and summarising are not among them.
-DECIDING = ("sia/*.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml", "benchmarks/measure.py")
+# What decides a trained model, and what besides decides a measured row; reporting, summarising and drawing are not among them.
+MODELS = ("sia/*.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml")
+ROWS = (*MODELS, "benchmarks/measure.py")
+REPORTING = ("quality.py",)
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 @cache
-def code_digest() -> str:
-    """Of the code that decides the numbers, comments and docstrings aside, and of the packages it runs on."""
+def code_digest(patterns: tuple[str, ...]) -> str:
+    """Of the files of MODELS or ROWS, comments and docstrings aside, and of the packages they run on."""
     parts = [f"{name} {version(name)}" for name in PACKAGES]
-    for path in sorted(path for pattern in DECIDING for path in ROOT.glob(pattern)):
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.name not in REPORTING):
         text = path.read_text(encoding="utf-8")
         parts += [path.name, _without_docstrings(text) if path.suffix == ".py" else text]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.cells import Cell
+from benchmarks.cells import OBJECTIVES, VALUE_LOSSES, Cell
 from benchmarks.profile import Profile
 from benchmarks.stats import bootstrap_weights, interval
 
-OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
-VALUES = {"mean": "value-mean", "token": "value-token"}
+VALUES = {loss: value_model for value_model, loss in VALUE_LOSSES.items()}
 SETTINGS = {
     "mean-1": "paper's loss, β = 1",
     "token-1": "per-token loss, β = 1",
@@ -32,10 +31,12 @@ METRICS = {
     "fluency_errors": "share with fluency errors",
     "kl": "KL per response (nats)",
 }
-CELL = ["setting", "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "best_of"]
+KEYS = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
+UNIT = ["replicate", "objective", "prompt", "seed"]
 COLUMNS = [
     "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio", "beta", "best_of", "metric",
-    "estimate", "low", "high", "n", "seeds", "replicates", "setting", "versus",
+    "estimate", "low", "high", "n", "seeds", "replicates", "setting", "versus", "versus_ratio",
+    "beta_by_replicate", "estimate_by_replicate",
 ]  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def baselines(profile: Profile, replicate: int) -> list[tuple[str, Cell]]:
     return cells
 
 
-def unsteered_validation(profile: Profile, replicate: int, family: str) -> Cell:
+def unsteered_validation(replicate: int, family: str) -> Cell:
     return Cell(replicate, family, "validation")
 
 
@@ -74,7 +75,7 @@ def validation_cells(profile: Profile, replicate: int, results) -> list[Cell]:
     """Every β on validation prompts, thresholds from unsteered generations; for the paper's loss only what is needed."""
     cells = []
     for family in profile.families:
-        base = unsteered_validation(profile, replicate, family)
+        base = unsteered_validation(replicate, family)
         thresholds = results.thresholds(base)
         for value_model in VALUES.values():
             for beta in dict.fromkeys((1.0, *profile.figure2.betas)):
@@ -93,7 +94,7 @@ def test_cells(profile: Profile, replicate: int, results) -> list[tuple[str, Cel
     """(setting, cell), with thresholds calibrated on the steered validation generations and, where asked, the best β."""
     cells = []
     for family in profile.families:
-        base = unsteered_validation(profile, replicate, family)
+        base = unsteered_validation(replicate, family)
         unsteered = results.thresholds(base)
         for loss, value_model in VALUES.items():
             for choice in ("1", "best"):
@@ -117,7 +118,7 @@ def _at(thresholds: dict[str, float], cell: Cell) -> Cell:
 def compute(profile: Profile, replicates: range, results) -> pd.DataFrame:
     """All rows: one per prompt, seed and cell."""
     static = [cell for r in replicates for cell in baselines(profile, r)]
-    unsteered = [unsteered_validation(profile, r, f) for r in replicates for f in profile.families]
+    unsteered = [unsteered_validation(r, f) for r in replicates for f in profile.families]
     results.complete([*unsteered, *(cell for _, cell in static)], "figure2 1/3: baselines")
     results.complete([c for r in replicates for c in validation_cells(profile, r, results)], "figure2 2/3: validation")
     steered = [cell for r in replicates for cell in test_cells(profile, r, results)]
@@ -137,121 +138,133 @@ def compute(profile: Profile, replicates: range, results) -> pd.DataFrame:
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Estimates with intervals of every method and metric, and paired differences of SIA against dense and random.
 
-    A method's β may differ between replicates where each has its own best; it is left empty then. `versus` names what
-    a difference is taken against. method "sia-claimed": the mean of SIA over the claimed ratios.
+    versus: what a difference is taken against, at a realised ratio of `versus_ratio`; empty for the method itself.
+    method "sia-claimed": the mean of SIA over the claimed ratios. beta is empty where replicates have each their own.
+    Errors: ValueError where the methods were not all measured on the same prompts and seeds.
     """
-    rows = rows.sort_values(["replicate", "objective", "prompt", "seed"], kind="stable")
-    shape = tuple(rows[name].nunique() for name in ("replicate", "objective", "prompt", "seed"))
-    shape = (shape[0], shape[1], shape[2] // shape[1], shape[3])
-    names, columns = [], []
-    methods = dict(list(rows.groupby(["setting", "family", "method", "target_ratio"], sort=True)))
-    for key, group in methods.items():
-        names.append(_describe(key, group))
-        columns.append({metric: group[metric].to_numpy(np.float64) for metric in METRICS})
-    for description, column in _differences(methods, profile):
-        names.append(description)
-        columns.append(column)
-    return _intervals(names, columns, shape, profile)
+    rows = rows.sort_values(UNIT, kind="stable")
+    groups = dict(list(rows.groupby(["setting", "family", "method", "target_ratio"], sort=True)))
+    units = next(iter(groups.values()))[UNIT].to_numpy()
+    for key, group in groups.items():
+        if not np.array_equal(group[UNIT].to_numpy(), units):
+            raise ValueError(f"every method must be measured on the same prompts and seeds, {key} was not")
+    counts = rows.groupby(UNIT[:2])["prompt"].nunique()
+    shape = (rows["replicate"].nunique(), len(OBJECTIVES), int(counts.iloc[0]), rows["seed"].nunique())
+    columns = {key: group[list(METRICS)].to_numpy(np.float64) for key, group in groups.items()}
+    names = [_describe(key, group) for key, group in groups.items()]
+    ratios = {key: name["ratios"] for key, name in zip(groups, names, strict=True)}
+    differences = list(_differences(columns, ratios, profile))
+    cube = np.stack([*columns.values(), *(values for _, values in differences)], axis=-1)
+    return _intervals(names + [name for name, _ in differences], cube.reshape(*shape, *cube.shape[1:]), profile)
 
 
 def _describe(key: tuple, group: pd.DataFrame) -> dict:
+    """What is constant in the rows of one method, and its realised ratio by objective."""
     setting, family, method, target = key
-    betas = group["beta"].unique()
     first = group.iloc[0]
-    same = {"model": first["model"], "value_model": first["value_model"], "gate": first["gate"], "best_of": first["best_of"], "versus": ""}
-    beta = betas[0] if len(betas) == 1 and first["gate"] != "never" else None
-    steered = group.groupby("objective")[["steered", "tokens"]].sum()
-    ratios = (steered["steered"] / steered["tokens"]).to_dict() | {"all": steered["steered"].sum() / steered["tokens"].sum()}
-    return {"setting": setting, "family": family, "method": method, "target_ratio": target, "beta": beta, "ratios": ratios, **same}
+    betas = group.groupby("replicate")["beta"].first()
+    steered = first["gate"] != "never"
+    totals = group.groupby("objective")[["steered", "tokens"]].sum()
+    totals.loc["all"] = totals.sum()
+    return {
+        "setting": setting, "family": family, "method": method, "target_ratio": target, "versus": "",
+        "model": first["model"], "value_model": first["value_model"], "gate": first["gate"], "best_of": first["best_of"],
+        "beta": betas.iloc[0] if steered and betas.nunique() == 1 else None,
+        "beta_by_replicate": "|".join(f"{beta:g}" for beta in betas) if steered else "",
+        "ratios": (totals["steered"] / totals["tokens"]).to_dict(),
+    }  # fmt: skip
 
 
-def _differences(methods: dict[tuple, pd.DataFrame], profile: Profile) -> Iterator[tuple[dict, dict]]:
-    """Paired per prompt and seed: SIA − dense, SIA − random, and the mean of SIA over the claimed ratios − dense."""
-
-    def column(key: tuple) -> dict[str, np.ndarray]:
-        return {metric: methods[key][metric].to_numpy(np.float64) for metric in METRICS}
-
-    def minus(a: dict, b: dict) -> dict:
-        return {metric: a[metric] - b[metric] for metric in METRICS}
-
-    def mean(many: list[dict]) -> dict:
-        return {metric: np.mean([one[metric] for one in many], axis=0) for metric in METRICS}
-
+def _differences(columns: dict[tuple, np.ndarray], ratios: dict[tuple, dict], profile: Profile) -> Iterator[tuple[dict, np.ndarray]]:
+    """Paired by prompt and noise: SIA − dense, SIA − random, and the mean of SIA over the claimed ratios − dense; for each
+    family and, as family "all", for their mean. columns: `(observations, metrics)` of each method."""
     for setting in SETTINGS:
-        pooled: dict[tuple, list[dict]] = {}
+        pooled: dict[tuple, list[np.ndarray]] = {}
         for family in profile.families:
-            dense = column((setting, family, "dense", 1.0))
-            sparse = {t: column((setting, family, "sia", t)) for s, f, m, t in methods if (s, f, m) == (setting, family, "sia")}
-            differences = {("sia", t, "dense"): minus(values, dense) for t, values in sparse.items()}
-            for t, values in sparse.items():
-                if (setting, family, "random", t) in methods:
-                    differences["sia", t, "random"] = minus(values, column((setting, family, "random", t)))
-            in_range = [sparse[t] for t in profile.figure2.claimed]
-            differences["sia-claimed", None, "dense"] = minus(mean(in_range), dense)
-            for key, values in differences.items():
-                pooled.setdefault(key, []).append(values)
-                yield _difference(setting, family, *key), values
+            dense = (setting, family, "dense", 1.0)
+            sparse = [key for key in columns if key[:3] == (setting, family, "sia")]
+            pairs = [(key, other) for key in sparse for other in (dense, (*key[:2], "random", key[3])) if other in columns]
+            for key, other in pairs:
+                values = columns[key] - columns[other]
+                pooled.setdefault((*key[2:], other[2]), []).append(values)
+                yield _difference(setting, family, *key[2:], other[2]) | {"ratios": ratios[key], "versus_ratios": ratios[other]}, values
+            claimed = np.mean([columns[key] for key in sparse if key[3] in profile.figure2.claimed], axis=0) - columns[dense]
+            pooled.setdefault(("sia-claimed", None, "dense"), []).append(claimed)
+            yield _difference(setting, family, "sia-claimed", None, "dense"), claimed
         for key, many in pooled.items():
-            yield _difference(setting, "all", *key), mean(many)
+            yield _difference(setting, "all", *key), np.mean(many, axis=0)
 
 
 def _difference(setting: str, family: str, method: str, target: float | None, versus: str) -> dict:
     value_model = VALUES[setting.split("-")[0]]
-    return {"setting": setting, "family": family, "method": method, "target_ratio": target, "versus": versus,
-            "model": "base", "value_model": value_model, "gate": "entropy", "best_of": 1}  # fmt: skip
+    return {
+        "setting": setting, "family": family, "method": method, "target_ratio": target, "versus": versus,
+        "model": "base", "value_model": value_model, "gate": "entropy", "best_of": 1,
+    }  # fmt: skip
 
 
-def _intervals(names: list[dict], columns: list[dict], shape: tuple, profile: Profile) -> pd.DataFrame:
-    """One row per description, objective (and all of them) and metric."""
-    statistics = profile.statistics
-    cube = np.stack([column[metric] for column in columns for metric in METRICS], axis=1).reshape(*shape, -1)
-    records = []
+def _intervals(names: list[dict], cube: np.ndarray, profile: Profile) -> pd.DataFrame:
+    """A row for each name, objective (and all of them) and metric.
+
+    cube: `(replicates, objectives, prompts, seeds, metrics, names)`.
+    """
+    statistics, records = profile.statistics, []
     for number, objective in enumerate((*OBJECTIVES, "all")):
         part = cube if objective == "all" else cube[:, [number]]
-        rng = np.random.default_rng(statistics.seed)
-        weights = bootstrap_weights(part.shape[:4], statistics.resamples, rng)
-        ends = interval(part.reshape(-1, part.shape[4]), weights, statistics.level)
-        for i, (name, metric) in enumerate((name, metric) for name in names for metric in METRICS):
-            ratio = name.get("ratios", {}).get(objective)
-            record = {key: value for key, value in name.items() if key != "ratios"} | {"objective": objective, "metric": metric}
-            estimate, low, high = (float(end[i]) for end in ends)
-            counts = {"n": part.shape[0] * part.shape[1] * part.shape[2], "seeds": shape[3], "replicates": shape[0]}
-            records.append(record | counts | {"ratio": ratio, "estimate": estimate, "low": low, "high": high})
+        replicates, objectives, prompts, seeds = part.shape[:4]
+        weights = bootstrap_weights(part.shape[:4], statistics.resamples, np.random.default_rng(statistics.seed))
+        ends = [end.reshape(part.shape[4:]) for end in interval(part.reshape(len(weights[0]), -1), weights, statistics.level)]
+        single = part.mean(axis=(1, 2, 3))
+        for i, name in enumerate(names):
+            common = {key: value for key, value in name.items() if key not in ("ratios", "versus_ratios")}
+            common |= {"ratio": name.get("ratios", {}).get(objective), "versus_ratio": name.get("versus_ratios", {}).get(objective)}
+            common |= {"objective": objective, "n": replicates * objectives * prompts, "seeds": seeds, "replicates": replicates}
+            for m, metric in enumerate(METRICS):
+                estimate, low, high = (float(end[m, i]) for end in ends)
+                by_replicate = "|".join(f"{value:.4f}" for value in single[:, m, i])
+                records.append(
+                    common | {"metric": metric, "estimate": estimate, "low": low, "high": high, "estimate_by_replicate": by_replicate}
+                )
     frame = pd.DataFrame.from_records(records).reindex(columns=COLUMNS)
-    order = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
-    return frame.sort_values(order, na_position="first").round({"ratio": 4, "estimate": 4, "low": 4, "high": 4}).reset_index(drop=True)
+    rounded = dict.fromkeys(["ratio", "versus_ratio", "estimate", "low", "high"], 4)
+    return frame.sort_values(KEYS, na_position="first").round(rounded).reset_index(drop=True)
 
 
 def verdict(summary: pd.DataFrame, profile: Profile) -> list[str]:
-    """The claim "20% to 80% reaches or beats dense", in one sentence per setting, over objectives and families."""
+    """The claim "20% to 80% reaches or beats dense" in one sentence per setting, over both families, then by objective."""
     claimed = profile.figure2.claimed
-    pooled = summary[(summary["objective"] == "all") & (summary["family"] == "all") & (summary["metric"] == "judge")]
+    pooled = summary[(summary["family"] == "all") & (summary["metric"] == "judge") & (summary["versus"] == "dense")]
     sentences = []
     for setting, name in SETTINGS.items():
-        part = pooled[(pooled["setting"] == setting) & (pooled["versus"] == "dense")]
-        whole = part[part["method"] == "sia-claimed"].iloc[0]
-        single = part[(part["method"] == "sia") & part["target_ratio"].isin([min(claimed), max(claimed)])].sort_values("target_ratio")
-        at = "; ".join(f"at {row.target_ratio:.0%} {_with_interval(row)}" for row in single.itertuples())
+        part = pooled[pooled["setting"] == setting].set_index(["objective", "method", "target_ratio"]).sort_index()
+        whole = part.loc[("all", "sia-claimed")].iloc[0]
+        single = [float(value) for value in whole["estimate_by_replicate"].split("|")]
         says = "beats dense" if whole["low"] > 0 else "falls short of dense" if whole["high"] < 0 else "cannot be told from dense"
-        sentences.append(f"{name}: SIA at {min(claimed):.0%} to {max(claimed):.0%} {says}: {_with_interval(whole)} on average; {at}")
+        worlds = f"replicates {' '.join(f'{value:+.2f}' for value in single)}" if len(single) > 1 else "one replicate"
+        ends = "; ".join(f"at {t:.0%} {_with_interval(part.loc[('all', 'sia', t)])}" for t in (min(claimed), max(claimed)))
+        objectives = "; ".join(f"{o} {_with_interval(part.loc[(o, 'sia-claimed')].iloc[0])}" for o in OBJECTIVES)
+        sentences.append(
+            f"{name}: SIA at {min(claimed):.0%} to {max(claimed):.0%} {says}: {_with_interval(whole)} on average ({worlds}); "
+            f"{ends}; {objectives}"
+        )
     return sentences
 
 
 def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
-    """How the judge scores of a run lie against the committed intervals over all replicates, in one sentence."""
-    keys = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
-    both = summary.merge(reference, on=keys, suffixes=("", "_committed"))
+    """How the judge scores of a smaller run lie against the committed ones over all replicates, in one sentence."""
+    both = summary.merge(reference, on=KEYS, suffixes=("", "_committed"))
     both = both[(both["metric"] == "judge") & (both["versus"] == "")]
+    ours, theirs = (both[f"estimate_by_replicate{suffix}"].str.split("|").str[0].astype(float) for suffix in ("", "_committed"))
     inside = both["estimate"].between(both["low_committed"], both["high_committed"]).mean()
-    overlap = ((both["low"] <= both["high_committed"]) & (both["high"] >= both["low_committed"])).mean()
     return (
-        f"of {len(both)} judge scores, {inside:.0%} lie inside the committed intervals over {reference['replicates'].max()} replicates "
-        f"and {overlap:.0%} of the intervals overlap"
+        f"of {len(both)} judge scores, {(ours == theirs).mean():.0%} are those of the committed first replicate to the last digit (largest "
+        f"difference {(ours - theirs).abs().max():.4f}), and {inside:.0%} lie inside the committed intervals over "
+        f"{reference['replicates'].max()} replicates"
     )
 
 
-def _with_interval(row) -> str:
-    return f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+def _with_interval(row: pd.Series) -> str:
+    return f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 # --- the drawing --------------------------------------------------------------------------------------------------------
@@ -287,7 +300,7 @@ def plot(summary: pd.DataFrame, profile: Profile, stale: bool, paths: list[Path]
     first = level.iloc[0]
     caption = (
         f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Dashed: no steering. "
-        f"Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates, prompts and seeds; n = {first['n']} prompts × "
+        f"Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {first['n']} prompts × "
         f"{first['seeds']} samples per point and objective, {first['replicates']} replicate{'s' if first['replicates'] > 1 else ''} of "
         f"profile {profile.name}. Best β: chosen by the judge on validation prompts, for each method and ratio."
     )

@@ -14,7 +14,7 @@ from benchmarks.lab.judge import judge
 from benchmarks.lab.tokenizer import encode_prompts
 from benchmarks.lab.training import trajectory_rewards
 from benchmarks.profile import Profile
-from sia import EntropyGate, EveryToken, Generation, RandomGate, Steering, calibrate, generate
+from sia import EntropyGate, EveryToken, Generation, RandomGate, Steering, calibrate
 
 replicate_of = lru_cache(maxsize=4)(Replicate)
 
@@ -36,7 +36,7 @@ def value_model(replicate: Replicate, kind: str, family: str):
 
 def steering_of(cell: Cell, replicate: Replicate) -> Steering | None:
     if cell.gate == "never":
-        return None
+        return None  # responds unsteered, with as many candidates
     gates = {
         "entropy": lambda: EntropyGate(threshold=cell.threshold),
         "random": lambda: RandomGate(ratio=cell.target_ratio),
@@ -47,26 +47,17 @@ def steering_of(cell: Cell, replicate: Replicate) -> Steering | None:
 
 
 def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
-    """One row per prompt, in the order of the split; `attrs` holds the thresholds that these generations calibrate to."""
+    """One row per prompt, in the order of the split; `attrs` holds the thresholds that these generations calibrate to.
+
+    A response that ran out of length is judged and scored as it stands.
+    """
     cell, replicate = shard.cell, replicate_of(profile, shard.cell.replicate)
     prompts = replicate.prompts[cell.split]
     ids = encode_prompts(replicate.tokenizer, prompts)
     model, steering = language_model(replicate, cell.model, cell.family), steering_of(cell, replicate)
     # the first of several responses meets the same noise as a single one
-    tries = [
-        generate(
-            model,
-            replicate.tokenizer,
-            ids,
-            steering,
-            max_new_tokens=profile.decoding.max_new_tokens,
-            temperature=profile.decoding.temperature,
-            seed=shard.seed + number * profile.evaluation.samples,
-            batch_size=profile.decoding.batch_size,
-            progress=False,
-        )
-        for number in range(cell.best_of)
-    ]
+    seeds = [shard.seed + number * profile.evaluation.samples for number in range(cell.best_of)]
+    tries = [replicate.respond(model, ids, seed, steering) for seed in seeds]
     kept = choose_best(tries, ids, reward_model(replicate, REWARD)) if cell.best_of > 1 else tries[0]
     verdicts = [judge(replicate.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, kept, strict=True)]
     sequences = [[*p, *r.token_ids] for p, r in zip(ids, kept, strict=True)]

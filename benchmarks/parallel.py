@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class Workers:
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
         self._queue = context.Queue()
-        cores = len(os.sched_getaffinity(0))
+        cores = available_cores()
         self._pool = ProcessPoolExecutor(cores, context, initializer=_prepare, initargs=(self._queue, os.getpid()))
         return self
 
@@ -67,6 +68,11 @@ class Workers:
                 self._queue.put(None)
                 drain.join()
         return [future.result() for future in futures]
+
+
+def available_cores() -> int:
+    """Cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _drain(queue: multiprocessing.Queue, bar: tqdm) -> None:

@@ -40,6 +40,11 @@ class Training:
     instruct_epochs: int
     heldout_prompts: int
 
+    def __post_init__(self) -> None:
+        _require(0 < self.favourites <= 1, "training.favourites must be a share above 0, at most 1", self.favourites)
+        for name, number in asdict(self).items():
+            _require(number > 0, f"training.{name} must be above 0", number)
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -56,14 +61,27 @@ class Evaluation:
     validation_prompts_per_objective: int
     best_of: int
 
+    def __post_init__(self) -> None:
+        for name, count in asdict(self).items():
+            _require(count >= 1, f"evaluation.{name} must be at least 1", count)
+
 
 @dataclass(frozen=True)
-class Ratios:
-    """What figure 2 sweeps. claimed: the ratios that stand for the paper's 20% to 80%. betas: tried on validation prompts."""
+class Figure2:
+    """What figure 2 sweeps. targets: shares of tokens to steer, 1.0 (dense) among them. claimed: those that stand for the
+    paper's 20% to 80%. betas: tried on validation prompts."""
 
     targets: tuple[float, ...]
     claimed: tuple[float, ...]
     betas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require(
+            1.0 in self.targets and all(0 < t <= 1 for t in self.targets), "figure2.targets must be ratios up to and with 1.0", self.targets
+        )
+        known = bool(self.claimed) and set(self.claimed) <= set(self.targets) - {1.0}
+        _require(known, "figure2.claimed must be some of the targets below 1.0", self.claimed)
+        _require(bool(self.betas) and min(self.betas) > 0, "figure2.betas must be numbers above 0", self.betas)
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,10 @@ class Statistics:
     resamples: int
     level: float
     seed: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.level < 1, "statistics.level must lie between 0 and 1", self.level)
+        _require(self.resamples >= 1, "statistics.resamples must be at least 1", self.resamples)
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,7 @@ class Profile:
     training: Training
     decoding: Decoding
     evaluation: Evaluation
-    figure2: Ratios
+    figure2: Figure2
     statistics: Statistics
 
 
@@ -97,7 +119,7 @@ def load_profile(name: str) -> Profile:
         "training": Training,
         "decoding": Decoding,
         "evaluation": Evaluation,
-        "figure2": Ratios,
+        "figure2": Figure2,
         "statistics": Statistics,
     }
     for key, table in tables.items():
@@ -111,6 +133,11 @@ def _read(table: type, values: dict, where: str):
     if wrong:
         raise ValueError(f"profile {where}: {', '.join(wrong)}")
     return table(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _require(holds: bool, what: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{what}, got {got}")
 
 
 def digest(*parts: object) -> str:

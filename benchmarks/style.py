@@ -21,7 +21,6 @@ from benchmarks.store import write_atomically
 COLOURS = {
     "sia": "#0072B2",
     "random": "#E69F00",
-    "dense": "#000000",
     "base": "#7F7F7F",
     "instruct": "#009E73",
     "instruct-reward": "#CC79A7",
@@ -30,7 +29,6 @@ COLOURS = {
 NAMES = {
     "sia": "SIA (entropy gate)",
     "random": "random gate",
-    "dense": "dense",
     "base": "base",
     "instruct": "instruct (judge's favourites)",
     "instruct-reward": "instruct (reward model's favourites)",

@@ -1,6 +1,7 @@
 """Running cells: what is not in the store yet is measured in worker processes and kept, shard by shard.
 
-A killed run loses the shards in hand, one per worker, which is less than one cell; started again it goes on from there.
+A killed run loses the shards in hand, one per worker (a shard is one sample of each prompt, a test cell has several);
+started again it goes on from there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import parallel
-from benchmarks.cells import Cell, Shard
+from benchmarks.cells import OBJECTIVES, Cell, Shard
+from benchmarks.digests import ROWS, code_digest
 from benchmarks.lab.build import Replicate
 from benchmarks.measure import measure
 from benchmarks.profile import Profile
@@ -22,10 +24,11 @@ from benchmarks.store import CACHE, read_frame, write_frame
 
 @dataclass(frozen=True)
 class Results:
-    """The store of one profile's cells, and the workers that fill it."""
+    """The store of one profile's cells, and the workers that fill it. since: cells older than this are measured again."""
 
     profile: Profile
     workers: parallel.Workers
+    since: float = 0.0
 
     @cached_property
     def _digests(self) -> dict[int, str]:
@@ -37,8 +40,14 @@ class Results:
         return [Shard(cell, seed) for seed in range(samples)]
 
     def path(self, shard: Shard) -> Path:
-        key = shard.key(self._digests[shard.cell.replicate])
+        # the thresholds kept with a validation cell are those of the targets
+        notes = self.profile.figure2.targets if shard.cell.split == "validation" else ()
+        key = shard.key(self._digests[shard.cell.replicate], code_digest(ROWS), notes)
         return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.parquet"
+
+    def has(self, shard: Shard) -> bool:
+        path = self.path(shard)
+        return path.exists() and path.stat().st_mtime >= self.since
 
     def rows(self, cell: Cell) -> pd.DataFrame:
         """One row per prompt and seed."""
@@ -51,10 +60,10 @@ class Results:
     def complete(self, cells: Sequence[Cell], description: str) -> None:
         """Measures the shards that are missing."""
         shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell)]
-        missing = [shard for shard in shards if not self.path(shard).exists()]
+        missing = [shard for shard in shards if not self.has(shard)]
         prompts = {"test": self.profile.evaluation.prompts_per_objective}
         prompts["validation"] = self.profile.evaluation.validation_prompts_per_objective
-        total = sum(round(shard.work * 3 * prompts[shard.cell.split]) for shard in missing)
+        total = sum(round(shard.work * len(OBJECTIVES) * prompts[shard.cell.split]) for shard in missing)
         description = f"{description} ({len(shards) - len(missing)} of {len(shards)} parts there)"
         tasks = [(self.profile, shard, self.path(shard)) for shard in missing]
         self.workers.run(_measure_and_keep, tasks, description=description, total=total, unit="response")

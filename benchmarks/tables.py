@@ -8,18 +8,20 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.digests import ROOT, code_digest
+from benchmarks.digests import ROOT, ROWS, code_digest
+from benchmarks.parallel import available_cores
 from benchmarks.profile import Profile, profile_digest
 from benchmarks.stats import METHOD
-from benchmarks.store import write_frame, write_text
+from benchmarks.store import read_frame, write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
-TEXTS = ("setting", "value_model", "versus")
+TEXTS = ("setting", "value_model", "versus", "beta_by_replicate")
 PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
 
 
@@ -33,19 +35,20 @@ def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary:
     files = {f"{name}.csv": lambda path: write_text(path, summary.to_csv(index=False))}
     if rows is not None:
         files[f"{name}.parquet"] = lambda path: write_frame(path, rows)
+    (where / f"{name}.json").unlink(missing_ok=True)  # until it is written again there is no table, rather than a mixed one
     for file, write in files.items():
         write(where / file)
     provenance = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
-        "code_digest": code_digest(),
+        "code_digest": code_digest(ROWS),
         "git_commit": git_commit(),
         "packages": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "hardware": hardware(),
         "replicates": list(replicates),
         "seeds": list(range(profile.evaluation.samples)),
-        "intervals": f"{profile.statistics.level:.0%} {METHOD}, {profile.statistics.resamples} resamples",
+        "intervals": intervals(profile),
         "wall_seconds": round(seconds, 1),
         "sha256": {file: sha256(where / file) for file in sorted(files)},
     }
@@ -67,6 +70,26 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
     return read_summary(where / f"{name}.csv"), provenance["profile_digest"] != profile_digest(profile)
 
 
+def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> None:
+    """Summarises the rows of a table again; its provenance keeps what was said of the measuring."""
+    where = folder(profile)
+    read_table(profile, name)
+    provenance = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
+    summary = summarize(read_frame(where / f"{name}.parquet"), profile)
+    (where / f"{name}.json").unlink()
+    write_text(where / f"{name}.csv", summary.to_csv(index=False))
+    provenance |= {"intervals": intervals(profile), "summarized_at_commit": git_commit()}
+    provenance["sha256"][f"{name}.csv"] = sha256(where / f"{name}.csv")
+    write_text(where / f"{name}.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+    if len(provenance["replicates"]) == profile.replicates > 1:
+        write_reference(profile, name, summary)
+
+
+def intervals(profile: Profile) -> str:
+    """What the intervals are, in words."""
+    return f"{profile.statistics.level:.0%} {METHOD}, {profile.statistics.resamples} resamples"
+
+
 def has_table(profile: Profile, name: str) -> bool:
     return (folder(profile) / f"{name}.json").exists()
 
@@ -83,7 +106,8 @@ def read_reference(profile: Profile, name: str) -> pd.DataFrame | None:
 
 def read_summary(path: Path) -> pd.DataFrame:
     """A summary as it was written; what names nothing (no setting, no value model) is the empty string."""
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    as_text = {"beta_by_replicate": str, "estimate_by_replicate": str}
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=as_text)
     texts = [column for column in TEXTS if column in frame]
     return frame.assign(**{column: frame[column].fillna("") for column in texts})
 
@@ -93,20 +117,22 @@ def sha256(path: Path) -> str:
 
 
 def git_commit() -> str:
-    """The commit, with "+changes" where tracked files differ; "unknown" outside a clone."""
-    run = [
-        subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
-        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno", "--", "sia", "benchmarks"])
-    ]
-    if run[0].returncode:
+    """The commit, with "+changes" where sources differ from it; "unknown" outside a clone or without git."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "-uno", "--", "sia", "benchmarks") else "")
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return run[0].stdout.strip() + ("+changes" if run[1].stdout.strip() else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> dict[str, object]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.machine(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory)}
+    return {"processor": names[0] if names else platform.machine(), "cores": available_cores(), "memory_gib": round(memory)}
 
 
 def _cpuinfo() -> list[str]:

@@ -1,7 +1,7 @@
 """Cache layers for transformers models that write in place instead of concatenating at every step.
 
-`growing_cache` is a drop-in for transformers' DynamicCache; `PrefixStore` lets some rows of a batch, each with a prefix of
-its own length, take part in a forward pass.
+`growing_cache` stands in for transformers' DynamicCache in the decoding loop: rows may leave it, beams may not be reordered.
+`PrefixStore` lets some rows of a batch, each with a prefix of its own length, take part in a forward pass.
 """
 
 from __future__ import annotations

@@ -61,9 +61,11 @@ def generate(
         other seeds for further samples of a prompt.
     value_prompts: the prompts in the value model's own template; by default the same token ids.
 
-    Errors: ValueError for an empty prompt, K beyond the vocabulary, vocabularies of different sizes, numbers out of range;
-    FloatingPointError where a value is NaN or infinite.
+    Errors: ValueError for an empty prompt, a token or K beyond the vocabulary, vocabularies of different sizes, numbers out of
+    range; FloatingPointError where a value is NaN or infinite.
     """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a list of prompts, got a single text")
     if math.isnan(temperature) or temperature < 0 or math.isinf(temperature):
         raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
     for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
@@ -87,6 +89,7 @@ def generate(
                 steering=steering,
                 row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seed] * len(chunk), model.device),
                 value_prompts=[value_ids[i] for i in chunk],
+                numbers=chunk,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 stop_tokens=stops,
@@ -128,6 +131,8 @@ def steered_generate(
     Returns `SteeredOutput` with `return_dict_in_generate=True`, else the sequences `(rows, length)`. The `text` of its generations
     is None: transformers hands no tokenizer on.
     """
+    if generation_config.num_beams > 1:
+        raise ValueError(f"steered_generate samples or decodes greedily, got num_beams={generation_config.num_beams}")
     attention_mask = model_kwargs.get("attention_mask")
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -222,16 +227,21 @@ def decode(
     max_new_tokens: int,
     temperature: float,
     stop_tokens: Sequence[int],
+    numbers: Sequence[int] | None = None,
     cache: Cache | None = None,
     process: Process | None = None,
     stop: Stop | None = None,
 ) -> Responses:
-    """The loop. input_ids, attention_mask: `(rows, length)`, padded on the left; row_keys: `(rows,)`."""
-    check(model, attention_mask, value_prompts, steering)
+    """The loop. input_ids, attention_mask: `(rows, length)`, padded on the left; row_keys: `(rows,)`.
+
+    numbers: what to call the rows in messages, their places in the caller's list.
+    """
+    numbers = range(len(input_ids)) if numbers is None else numbers
+    check(model, input_ids, attention_mask, value_prompts, steering, numbers)
     device, (count, prompt_length) = input_ids.device, input_ids.shape
     candidate_count = steering.candidates if steering else DEFAULT_CANDIDATES
     responses = Responses.empty(attention_mask.sum(1), max_new_tokens)
-    if steering:
+    if steering and steering.scorer is not None:
         responses.session = steering.scorer.begin(value_prompts, max_new_tokens)
     stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
     padded = not bool(attention_mask.all())
@@ -259,12 +269,12 @@ def decode(
         uncertainty = entropy(base)
         steered, kl = base, torch.zeros_like(uncertainty)
         opened = torch.zeros_like(alive)
-        if steering:
+        if responses.session:
             opened = steering.gate.opens(Step(number, uncertainty, logits, row_keys)) & alive
             where = opened.nonzero().squeeze(1)
             if len(where):
                 values = responses.session.score(rows[where], candidates[where]).to(device)
-                check_values(values, rows[where], number)
+                check_values(values, [numbers[row] for row in rows[where].tolist()], number)
                 tilted = tilt(base[where], values, steering.beta)
                 if steering.min_probability:
                     tilted = drop_improbable(tilted, base[where], steering.min_probability)
@@ -273,7 +283,7 @@ def decode(
         noise = sampling.gumbel(row_keys, number, candidates)
         base_token, token = (
             candidates.gather(1, sampling.choose(scores, noise, temperature)[:, None]).squeeze(1)
-            for scores in _processed(process, ids[:, :length], (base, steered), candidates, logits.shape[1])
+            for scores in _processed(process, ids[:, :length], (base, steered), candidates, logits.shape[1], alive)
         )
         ids[:, length] = token
         ended = torch.isin(token, stops)
@@ -286,7 +296,7 @@ def decode(
         responses.kl[live, number] = kl[alive]
         responses.lengths[live] = number + 1
         responses.finished[live] = ended[alive]
-        if steering:
+        if responses.session:
             responses.session.append(live, token[alive])
         alive = alive & ~done
         left = int(alive.sum())
@@ -300,38 +310,56 @@ def decode(
     return responses
 
 
-def _processed(process: Process | None, ids: Tensor, scores: Sequence[Tensor], candidates: Tensor, vocabulary: int) -> list[Tensor]:
+def _processed(
+    process: Process | None, ids: Tensor, scores: Sequence[Tensor], candidates: Tensor, vocabulary: int, alive: Tensor
+) -> list[Tensor]:
     """Candidate scores `(rows, K)` after the caller's logits processors, which see the whole vocabulary."""
     if process is None:
         return list(scores)
-    return [
-        process(ids, score.new_full((len(score), vocabulary), -math.inf).scatter(1, candidates, score)).gather(1, candidates)
-        for score in scores
-    ]
+    processed = []
+    for score in scores:
+        everywhere = score.new_full((len(score), vocabulary), -math.inf).scatter(1, candidates, score)
+        processed.append(process(ids, everywhere).gather(1, candidates))
+        if bool(((processed[-1] == -math.inf).all(1) & alive).any()):
+            raise ValueError(f"the logits processors ruled out all {score.shape[1]} candidates of a row: ask for more candidates")
+    return processed
 
 
-def check(model: PreTrainedModel, attention_mask: Tensor, value_prompts: Sequence, steering: Steering | None) -> None:
+def check(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    value_prompts: Sequence[Sequence[int]],
+    steering: Steering | None,
+    numbers: Sequence[int],
+) -> None:
     """What can be wrong before the first step, each in one sentence."""
-    empty = (attention_mask.sum(1) == 0).nonzero().squeeze(1).tolist() + [i for i, p in enumerate(value_prompts) if not len(p)]
-    if empty:
-        raise ValueError(f"a prompt needs at least one token, the one in row {empty[0]} of the batch has none")
+    if len(value_prompts) != len(input_ids):
+        raise ValueError(f"value_prompts must be one per row: expected {len(input_ids)}, got {len(value_prompts)}")
+    lengths = attention_mask.sum(1).tolist()
+    for number, length, value_prompt in zip(numbers, lengths, value_prompts, strict=True):
+        if length == 0 or len(value_prompt) == 0:
+            raise ValueError(f"a prompt needs at least one token, prompt {number} has none")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError('prompts must be padded on the left (tokenizer.padding_side = "left"), got padding on the right')
     vocabulary = model.config.get_text_config().vocab_size
+    highest = max(int(input_ids.max()), *(max(prompt) for prompt in value_prompts))
+    if highest >= vocabulary:
+        raise ValueError(f"token ids must be below the vocabulary of {vocabulary} tokens, got {highest}")
     candidates = steering.candidates if steering else DEFAULT_CANDIDATES
     if candidates > vocabulary:
         raise ValueError(f"candidates must be at most the vocabulary of {vocabulary} tokens, got {candidates}")
-    if steering and steering.scorer.vocabulary_size != vocabulary:
+    if steering and steering.scorer is not None and steering.scorer.vocabulary_size != vocabulary:
         raise ValueError(
             f"model and scorer must share a vocabulary: the model has {vocabulary} tokens, the scorer {steering.scorer.vocabulary_size}"
         )
 
 
-def check_values(values: Tensor, rows: Tensor, number: int) -> None:
+def check_values(values: Tensor, numbers: Sequence[int], step: int) -> None:
     """NaN or infinite values would silently decide the token."""
     if not bool(values.isfinite().all()):
-        row = int(rows[(~values.isfinite()).any(1).nonzero()[0, 0].to(rows.device)])
-        raise FloatingPointError(f"values must be finite, got NaN or infinity at step {number}, row {row} of the batch")
+        wrong = int((~values.isfinite()).any(1).nonzero()[0, 0])
+        raise FloatingPointError(f"values must be finite, got NaN or infinity at step {step} of prompt {numbers[wrong]}")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | Sequence[Sequence[int]], what: str) -> list[list[int]]:

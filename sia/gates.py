@@ -78,9 +78,8 @@ class RandomGate:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
 
     def opens(self, step: Step) -> Tensor:
-        salt = torch.full_like(step.row_keys, self.seed)
         # -1 is no token id, so this noise meets that of no candidate
-        keys = sampling.mix(sampling.mix(sampling.mix(step.row_keys, step.number), -1), salt)
+        keys = sampling.mix(sampling.mix(sampling.mix(step.row_keys, step.number), -1), self.seed)
         return sampling.uniform(keys) < self.ratio
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sia.gates import Gate
+from sia.gates import Gate, Never
 from sia.scoring import Scorer
 
 
@@ -20,7 +20,7 @@ from sia.scoring import Scorer
 class Steering:
     """What to steer with, and when.
 
-    scorer: gives each candidate its value V(s·y); a `ValueModel` as a rule.
+    scorer: gives each candidate its value V(s·y); a `ValueModel` as a rule. None goes with `Never()` alone.
     gate: where to intervene (τ of the paper is the threshold of an `EntropyGate`).
     beta: strength β of the tilt π(y|s)·exp(β·V(s·y)); 0 is no steering, `math.inf` lets the values replace the logits.
     candidates: K, how many tokens of highest base logit take part, on steered and unsteered steps alike.
@@ -28,14 +28,16 @@ class Steering:
         probable one always stays. 0 is the paper's method.
     """
 
-    scorer: Scorer
+    scorer: Scorer | None
     gate: Gate
     beta: float = 1.0
     candidates: int = 10
     min_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scorer, Scorer):
+        if self.scorer is None and not isinstance(self.gate, Never):
+            raise TypeError(f"a gate that may open needs a scorer, got None with {self.gate!r}")
+        if self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise TypeError(f"scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}")
         if not isinstance(self.gate, Gate) or isinstance(self.gate, type):
             raise TypeError(f"gate must be a gate such as EntropyGate(threshold=1.0), got {self.gate!r}")
@@ -53,7 +55,8 @@ def entropy(logits: Tensor) -> Tensor:
     logits: `(..., K)`; −∞ stands for probability 0. Returns `(...)`.
     """
     log_probabilities = logits.log_softmax(-1)
-    return -(log_probabilities.exp() * finite(log_probabilities)).sum(-1)
+    terms = log_probabilities.exp() * log_probabilities
+    return -torch.where(log_probabilities.isinf(), 0.0, terms).sum(-1)
 
 
 def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:
@@ -77,9 +80,5 @@ def drop_improbable(steered: Tensor, logits: Tensor, min_probability: float) -> 
 def kl_divergence(logits_q: Tensor, logits_p: Tensor) -> Tensor:
     """KL(q‖p) = Σ q·ln(q/p) in nats, between the softmaxes of two sets of logits `(rows, K)`. Returns `(rows,)`."""
     log_q, log_p = logits_q.log_softmax(-1), logits_p.log_softmax(-1)
-    return (log_q.exp() * (finite(log_q) - log_p)).sum(-1).clamp(min=0.0)
-
-
-def finite(log_probabilities: Tensor) -> Tensor:
-    """−∞ → 0, so that 0·ln 0 counts as 0 instead of NaN."""
-    return torch.where(log_probabilities.isinf(), 0.0, log_probabilities)
+    terms = log_q.exp() * (log_q - log_p)
+    return torch.where(log_q.isinf(), 0.0, terms).sum(-1).clamp(min=0.0)  # 0·ln 0 counts as 0

@@ -9,7 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cost:
-    """Forward passes that one row took part in, and the token positions computed for it, through each model."""
+    """Forward passes that one row needed, and the token positions computed for it, through each model.
+
+    Padding, and steps on which an ended row waits for others to leave the batch with it, are not counted.
+    """
 
     model_forwards: int = 0
     model_tokens: int = 0

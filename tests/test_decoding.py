@@ -82,7 +82,7 @@ def test_min_probability_and_value_prompts():
 
 
 def mismatches(found, expected):
-    """Prompts whose tokens differ, and how many of these are no near-tie: float32 sums differ with the batch's shape."""
+    """Numbers of the prompts whose tokens differ."""
     return [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a.token_ids.tolist() != b.token_ids.tolist()]
 
 
@@ -218,3 +218,65 @@ def test_transformers_seed_and_processors():
     without_end = model.generate(**inputs(prompts), **common, min_new_tokens=8)
     assert without_end.shape[1] == length + 8
     assert not (without_end[:, length:-1] == tiny.EOS).any()
+
+
+def test_steering_without_a_scorer_names_the_candidates():
+    model, prompts = tiny.language_model("qwen3"), tiny.prompts(20)
+    assert mismatches(generate(model, prompts), generate(model, prompts, Steering(None, Never()))) == []
+    assert mismatches(generate(model, prompts), generate(model, prompts, Steering(None, Never(), candidates=3))) != []
+
+
+MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
+STEERING = Steering(VALUES, EveryToken())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: generate(MODEL, ["w7", ""]), "a prompt needs at least one token, number 1 is empty"),
+        (lambda: generate(MODEL, [[7], []]), "a prompt needs at least one token, number 1 is empty"),
+        (lambda: generate(MODEL, "w7"), "prompts must be a list of prompts, got a single text"),
+        (lambda: generate(MODEL, [[7, 60]]), "token ids must be below the vocabulary of 60 tokens, got 60"),
+        (lambda: generate(MODEL, [[7]], STEERING, value_prompts=[[99]]), "token ids must be below the vocabulary of 60 tokens, got 99"),
+        (lambda: generate(MODEL, [[7], [8]], value_prompts=[[7]]), "value_prompts must be as many as prompts: expected 2, got 1"),
+        (lambda: generate(MODEL, [[7]], Steering(VALUES, Never(), candidates=61)),
+         "candidates must be at most the vocabulary of 60 tokens, got 61"),
+        (
+            lambda: generate(MODEL, [[7]], Steering(tiny.value_model("qwen3", vocabulary=70), Never())),
+            "model and scorer must share a vocabulary: the model has 60 tokens, the scorer 70",
+        ),
+        (lambda: generate(MODEL, [[7]], temperature=-1.0), "temperature must be 0 (greedy) or a finite number above it, got -1.0"),
+        (lambda: generate(MODEL, [[7]], temperature=math.nan), "temperature must be 0 (greedy) or a finite number above it, got nan"),
+        (lambda: generate(MODEL, [[7]], max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+        (lambda: generate(MODEL, [[7]], batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: Steering(None, EveryToken()), "a gate that may open needs a scorer, got None with EveryToken()"),
+        (
+            lambda: MODEL.generate(torch.tensor([[7]]), custom_generate=steered_generate, num_beams=3, max_new_tokens=2),
+            "steered_generate samples or decodes greedily, got num_beams=3",
+        ),
+        (
+            lambda: MODEL.generate(torch.tensor([[7]]), custom_generate=steered_generate, value_prompts=[[7], [8]], max_new_tokens=2),
+            "value_prompts must be one per row: expected 1, got 2",
+        ),
+        (
+            lambda: MODEL.generate(
+                torch.tensor([[7, 0]]), attention_mask=torch.tensor([[1, 0]]), custom_generate=steered_generate, max_new_tokens=2
+            ),
+            'prompts must be padded on the left (tokenizer.padding_side = "left"), got padding on the right',
+        ),
+        (
+            lambda: MODEL.generate(
+                torch.tensor([[7]]), custom_generate=steered_generate, suppress_tokens=list(range(60)), max_new_tokens=2
+            ),
+            "the logits processors ruled out all 10 candidates of a row: ask for more candidates",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_clear_sentence(call, message):
+    with pytest.raises((ValueError, TypeError)) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_no_prompts_give_no_generations():
+    assert generate(MODEL, []) == []

@@ -61,6 +61,12 @@ def test_kl_is_a_divergence(rows, values):
     assert (kl_divergence(p, p) < 1e-12).all()
 
 
+def test_kl_counts_impossible_candidates_as_nothing():
+    p = torch.tensor([[0.0, 0.0, -math.inf]])
+    assert kl_divergence(p, p).item() == 0
+    assert kl_divergence(torch.tensor([[0.0, -math.inf, -math.inf]]), p).item() == pytest.approx(math.log(2))
+
+
 @given(ROWS, VALUES, st.floats(0, 0.99))
 def test_floor_drops_the_improbable_and_never_all(rows, values, floor):
     base = tensor(rows)

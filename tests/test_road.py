@@ -67,7 +67,7 @@ def run(checkout: Path, *arguments: str) -> str:
 
 
 def table(checkout: Path) -> dict[str, bytes]:
-    return {name: (checkout / "results/tiny" / name).read_bytes() for name in ("figure2.parquet", "figure2.csv", "models.csv")}
+    return {name: (checkout / "results/tiny" / name).read_bytes() for name in ("figure2.parquet", "figure2.csv")}
 
 
 def cells(checkout: Path) -> dict[Path, int]:
@@ -122,8 +122,24 @@ def test_the_readme_steers_a_model(checkout):
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     response, ratio = done.stdout.strip().splitlines()
-    assert response.startswith("<bos><user> how do i bake a cake ? <assistant>") or response.startswith("<bos>")
+    assert response.startswith("<bos>")
     assert 0 <= float(ratio) <= 1
+
+
+def test_fresh_measures_again_and_ends_the_same(checkout):
+    expected, before = table(checkout), cells(checkout)
+    assert "measuring, as FRESH=1 asks" in run(checkout, "figure2", "--fresh")
+    after = cells(checkout)
+    assert set(after) == set(before)
+    assert all(after[path] > before[path] for path in before)
+    assert table(checkout) == expected
+    assert not (checkout / ".cache/tiny/measuring-again").exists()
+
+
+def test_summaries_follow_from_the_rows(checkout):
+    expected = table(checkout)
+    run(checkout, "summaries")
+    assert table(checkout) == expected
 
 
 def test_drawing_needs_no_torch(checkout):
@@ -139,7 +155,7 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
 
 
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
-    expected = table(checkout)
+    expected, expected_cells = table(checkout), cells(checkout)
     shutil.rmtree(checkout / ".cache/tiny/cells")
     shutil.rmtree(checkout / "results/tiny")
     process = subprocess.Popen(
@@ -152,12 +168,14 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = cells(checkout)
-    assert 20 <= len(finished) < 100
+    assert len(finished) >= 20
+    assert len(finished) < len(expected_cells)
     assert not (checkout / "results/tiny/figure2.json").exists()
     printed = run(checkout, "figure2")
     assert "measuring, for results/tiny has no table of it" in printed
     after = cells(checkout)
     assert {path: after[path] for path in finished} == finished  # nothing that was finished was done again
+    assert set(after) == set(expected_cells)
     assert table(checkout) == expected
 
 
@@ -166,7 +184,8 @@ def test_workers_leave_with_their_parent(checkout):
     process = subprocess.Popen(
         command("figure2", "--fresh"), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while len(cells(checkout)) < 2:
+    deadline = time.monotonic() + 120
+    while len(cells(checkout)) < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -195,5 +214,6 @@ def test_a_second_replicate_makes_the_reference(checkout):
     reference = checkout / "results/tiny/reference/figure2.csv"
     assert reference.read_bytes() == (checkout / "results/tiny/figure2.csv").read_bytes()
     printed = run(checkout, "figure2", "--fresh")
+    assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in printed
     assert "lie inside the committed intervals over 2 replicates" in printed
     assert set(pd.read_csv(checkout / "results/tiny/figure2.csv")["replicates"]) == {1}

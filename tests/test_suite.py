@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.cells import Cell, Shard
 from benchmarks.profile import load_profile, profile_digest
 from benchmarks.stats import bootstrap_weights, interval
+from benchmarks.sweep import Results
 
 SMOKE = load_profile("smoke")
 
@@ -23,15 +26,15 @@ SMOKE = load_profile("smoke")
 
 
 def slow_bootstrap(values, rng, resamples):
-    """Means of resamples, drawn one by one: replicates, then prompts per objective, then seeds."""
-    replicates, objectives, prompts, seeds = values.shape
+    """Means of resamples, drawn one by one: replicates, then prompts per objective, with all their samples."""
+    replicates, objectives, prompts, samples = values.shape
     means = []
     for _ in range(resamples):
         drawn = []
         for r in rng.integers(replicates, size=replicates):
             for o in range(objectives):
                 for p in rng.integers(prompts, size=prompts):
-                    drawn += [values[r, o, p, s] for s in rng.integers(seeds, size=seeds)]
+                    drawn += [values[r, o, p, s] for s in range(samples)]
         means.append(np.mean(drawn))
     return np.array(means)
 
@@ -40,6 +43,7 @@ def test_bootstrap_weights_resample_like_the_plain_loop():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(3, 2, 6, 4)) + rng.normal(size=(3, 1, 1, 1)) + rng.normal(size=(3, 2, 6, 1))
     weights = bootstrap_weights(values.shape, 3000, rng)
+    assert weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     means, slow = weights @ values.ravel(), slow_bootstrap(values, rng, 3000)
     np.testing.assert_allclose(np.quantile(means, [0.025, 0.5, 0.975]), np.quantile(slow, [0.025, 0.5, 0.975]), atol=0.12)
@@ -50,19 +54,19 @@ def test_objectives_are_strata():
     values = np.zeros((1, 2, 10, 3))
     values[:, 1] = 100
     estimate, low, high = interval(values.reshape(-1, 1), bootstrap_weights(values.shape, 200, np.random.default_rng(0)), 0.95)
-    assert estimate[0] == pytest.approx(50)
-    assert [low[0], high[0]] == pytest.approx([50, 50])
+    assert [estimate[0], low[0], high[0]] == pytest.approx([50, 50, 50], abs=1e-4)
 
 
-def test_intervals_cover():
-    """Over 200 worlds of one replicate, the 90% interval holds the truth about 90% of the time."""
+@pytest.mark.parametrize(("replicates", "spread", "expected"), [(1, 0.0, (0.90, 0.98)), (3, 0.0, (0.95, 1.0)), (3, 0.5, (0.65, 0.88))])
+def test_coverage_is_what_the_module_says(replicates, spread, expected):
+    """Of 95% intervals, when samples of a prompt vary more than prompts; the spread is between worlds."""
     rng, hits = np.random.default_rng(1), 0
     for _ in range(200):
-        values = rng.normal(size=(1, 1, 40, 1)) + 0.5 * rng.normal(size=(1, 1, 40, 4))
-        weights = bootstrap_weights(values.shape, 300, rng)
-        _, low, high = interval(values.reshape(-1, 1), weights, 0.9)
+        values = spread * rng.normal(size=(replicates, 1, 1, 1)) + 0.5 * rng.normal(size=(replicates, 1, 40, 1))
+        values = values + rng.normal(size=(replicates, 1, 40, 4))
+        _, low, high = interval(values.reshape(-1, 1), bootstrap_weights(values.shape, 300, rng), 0.95)
         hits += low[0] <= 0 <= high[0]
-    assert 165 <= hits <= 199
+    assert expected[0] <= hits / 200 <= expected[1]
 
 
 # --- store, profiles, digests
@@ -107,6 +111,46 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.profile.PROFILES", tmp_path)
     with pytest.raises(ValueError, match=r"bad.toml \[training\]: missing documents, unknown document"):
         load_profile("bad")
+    for old, new, message in (
+        ("claimed = [0.2, 0.5]", "claimed = [0.2, 0.7]", "figure2.claimed must be some of the targets below 1.0, got (0.2, 0.7)"),
+        ("targets = [0.2, 0.5, 1.0]", "targets = [0.2, 0.5]", "figure2.targets must be ratios up to and with 1.0, got (0.2, 0.5)"),
+        ("betas = [1.0, 4.0]", "betas = [0.0]", "figure2.betas must be numbers above 0, got (0.0,)"),
+        ("level = 0.95", "level = 95", "statistics.level must lie between 0 and 1, got 95"),
+        ("resamples = 500", "resamples = 0", "statistics.resamples must be at least 1, got 0"),
+        ("favourites = 0.25", "favourites = 1.25", "training.favourites must be a share above 0, at most 1, got 1.25"),
+        ("samples = 2", "samples = 0", "evaluation.samples must be at least 1, got 0"),
+        ("value_epochs = 1", "value_epochs = 0", "training.value_epochs must be above 0, got 0"),
+    ):
+        assert old in text
+        (tmp_path / "bad.toml").write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_profile("bad")
+
+
+def changed(settings, name):
+    """The settings with another value in one place, past their own checks."""
+    new = copy.copy(settings)
+    object.__setattr__(new, name, "changed")
+    return new
+
+
+def test_a_cells_place_in_the_store_follows_the_settings_it_depends_on():
+    def places(profile):
+        results = Results(profile, None)
+        cells = [Cell(0, "qwen3", split) for split in ("test", "validation")]
+        return [results.path(shard) for cell in cells for shard in results.shards(cell)[:1]]
+
+    usual = places(SMOKE)
+    other_targets = dataclasses.replace(SMOKE, figure2=dataclasses.replace(SMOKE.figure2, targets=(0.2, 0.4, 0.5, 1.0)))
+    assert places(other_targets)[0] == usual[0]
+    assert places(other_targets)[1] != usual[1]  # it keeps the thresholds of the targets
+    more_samples = dataclasses.replace(SMOKE, evaluation=dataclasses.replace(SMOKE.evaluation, samples=3))
+    assert places(more_samples) == usual  # a seed's responses do not depend on how many there are
+    for field in ("training", "model", "decoding"):
+        settings = getattr(SMOKE, field)
+        for name in (f.name for f in dataclasses.fields(settings)):
+            other = places(dataclasses.replace(SMOKE, **{field: changed(settings, name)}))
+            assert not set(other) & set(usual), name
 
 
 def test_every_setting_changes_the_profile_digest():
@@ -115,7 +159,7 @@ def test_every_setting_changes_the_profile_digest():
         value = getattr(SMOKE, field.name)
         inner = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else [None]
         for name in inner:
-            new = dataclasses.replace(value, **{name: "changed"}) if name else "changed"
+            new = changed(value, name) if name else "changed"
             seen.add(profile_digest(dataclasses.replace(SMOKE, **{field.name: new})))
     values = [getattr(SMOKE, field.name) for field in dataclasses.fields(SMOKE)]
     total = 1 + sum(len(dataclasses.fields(value)) if dataclasses.is_dataclass(value) else 1 for value in values)
@@ -171,7 +215,7 @@ def pick(summary, **wanted):
 
 def test_summary_estimates_and_pairs():
     rows = rows_of(lambda method, target: {"sia": 1 + target, "random": target, "dense": 1.5}.get(method, 0.0))
-    summary = figure2.summarize(rows, SMOKE)
+    summary = figure2.summarize(rows.sample(frac=1, random_state=0), SMOKE)
     level = {"setting": "token-1", "family": "qwen3", "metric": "judge", "versus": ""}
     honesty = pick(summary, **level, objective="honesty", method="sia", target_ratio=0.2)
     mask = (rows["setting"] == "token-1") & (rows["family"] == "qwen3") & (rows["method"] == "sia") & (rows["target_ratio"] == 0.2)
@@ -180,7 +224,9 @@ def test_summary_estimates_and_pairs():
     assert honesty["low"] < honesty["estimate"] < honesty["high"]
     assert (honesty["ratio"], honesty["n"], honesty["seeds"], honesty["replicates"]) == (0.2, 12, SMOKE.evaluation.samples, 2)
     assert pick(summary, **level, objective="all", method="sia", target_ratio=0.2)["n"] == 36
-    # paired: the noise is shared, so a constant effect has an interval of no width
+    assert honesty["estimate_by_replicate"].count("|") == 1
+    assert honesty["beta_by_replicate"] == "1|1"
+    # paired: the noise is shared, so a constant effect has an interval of no width, in whatever order the rows come
     common = {"setting": "token-1", "metric": "judge", "objective": "all"}
     for wanted, value in (
         ({"family": "qwen3", "method": "sia", "target_ratio": 0.2, "versus": "dense"}, -0.3),
@@ -208,11 +254,32 @@ def test_verdict_follows_the_interval(gain, says):
         assert f"SIA at 20% to 50% {says}: {gain:+.2f} [{gain:+.2f}, {gain:+.2f}]" in sentence
 
 
-def test_agreement_of_two_runs():
-    summary = figure2.summarize(rows_of(lambda *_: 0.0), SMOKE)
-    assert "100% lie inside" in figure2.agreement(summary, summary)
+def test_methods_must_share_prompts_and_seeds():
+    rows = rows_of(lambda *_: 0.0)
+    dropped = rows[(rows["method"] == "dense") & (rows["prompt"] == 3)].index
+    with pytest.raises(ValueError, match="every method must be measured on the same prompts and seeds"):
+        figure2.summarize(rows.drop(dropped), SMOKE)
+
+
+def test_realised_ratios_stand_on_both_sides_of_a_difference():
+    rows = rows_of(lambda *_: 0.0)
+    rows.loc[(rows["method"] == "random") & (rows["target_ratio"] == 0.2) & (rows["objective"] == "honesty"), "steered"] = 3
+    summary = figure2.summarize(rows, SMOKE)
+    wanted = {"family": "llama", "setting": "mean-1", "metric": "judge", "method": "sia", "target_ratio": 0.2, "versus": "random"}
+    assert pick(summary, **wanted, objective="honesty")[["ratio", "versus_ratio"]].tolist() == [0.2, 0.3]
+    assert pick(summary, **wanted, objective="all")[["ratio", "versus_ratio"]].tolist() == [0.2, 0.2333]
+
+
+def test_agreement_with_the_committed_table():
+    rows = rows_of(lambda *_: 0.0)
+    committed = figure2.summarize(rows, SMOKE)
+    first = figure2.summarize(rows[rows["replicate"] == 0], SMOKE)
+    assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in figure2.agreement(
+        first, committed
+    )
     moved = figure2.summarize(rows_of(lambda *_: 50.0), SMOKE)
-    assert "0% lie inside the committed intervals over 2 replicates and 0% of the intervals overlap" in figure2.agreement(moved, summary)
+    says = figure2.agreement(moved, committed)
+    assert "0% are those of the committed first replicate to the last digit (largest difference 50.0000), and 0% lie inside" in says
 
 
 # --- tables and the command line

@@ -115,8 +115,8 @@ def test_bad_values_stop_with_step_and_row():
     values = tiny.value_model("qwen3")
     with torch.no_grad():
         values.head.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="values must be finite, got NaN or infinity at step 0, row 0 of the batch"):
-        generate(tiny.language_model("qwen3"), tiny.tokenizer(), [[7, 8]], Steering(values, EveryToken()), progress=False)
+    with pytest.raises(FloatingPointError, match="values must be finite, got NaN or infinity at step 0 of prompt 1"):
+        generate(tiny.language_model("qwen3"), tiny.tokenizer(), [[7, 8, 9], [7, 8]], Steering(values, EveryToken()), progress=False)
 
 
 def test_losses_against_plain_loops():

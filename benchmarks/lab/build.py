@@ -19,18 +19,18 @@ import pandas as pd
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks import parallel
-from benchmarks.digests import code_digest
+from benchmarks.cells import OBJECTIVES, VALUE_LOSSES
+from benchmarks.digests import MODELS, code_digest
 from benchmarks.lab import training
 from benchmarks.lab.judge import judge
 from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts, encode_responses
-from benchmarks.lab.world import OBJECTIVES, Prompt, World, WorldConfig
+from benchmarks.lab.world import Prompt, World, WorldConfig
 from benchmarks.profile import Profile, digest
 from benchmarks.store import CACHE, link, read_frame, write_atomically, write_frame
-from sia import Generation, ValueModel, generate
+from sia import Generation, Never, Steering, ValueModel, generate
 from sia.distill import distill
 
 REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
-VALUE_LOSSES = {"value-mean": "mean", "value-token": "token"}
 SCALE_FILE = "scale.json"
 SHARED = "shared"  # in the place of a family: one model serves all
 
@@ -44,9 +44,11 @@ class Replicate:
 
     @cached_property
     def digest(self) -> str:
+        """Of all that decides the models; the sizes of the held-out splits are part of it, for training avoids their prompts."""
         profile = self.profile
-        decisive = (profile.families, asdict(profile.model), asdict(profile.training), asdict(profile.decoding), asdict(profile.evaluation))
-        return digest(self.index, *decisive, code_digest())
+        splits = (profile.evaluation.prompts_per_objective, profile.evaluation.validation_prompts_per_objective)
+        decisive = (profile.families, asdict(profile.model), asdict(profile.training), asdict(profile.decoding), splits)
+        return digest(self.index, *decisive, code_digest(MODELS))
 
     @property
     def folder(self) -> Path:
@@ -95,6 +97,23 @@ class Replicate:
                 count -= 1
                 yield prompt, self.world.response(prompt.item, rng)
 
+    def respond(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], seed: int, steering: Steering | None = None
+    ) -> list[Generation]:
+        """A response to each prompt by the profile's decoding settings; unsteered by default."""
+        decoding = self.profile.decoding
+        return generate(
+            model,
+            self.tokenizer,
+            prompts,
+            steering or Steering(None, Never(), candidates=decoding.candidates),
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            seed=seed,
+            batch_size=decoding.batch_size,
+            progress=False,
+        )
+
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[Generation]) -> np.ndarray:
         verdicts = [judge(self.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, responses, strict=True)]
         return np.array([verdict.score for verdict in verdicts])
@@ -110,8 +129,12 @@ class Replicate:
 
     def rewards(self, kind: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """By this reward model, in standard deviations of the base models' training responses from their mean."""
-        scale = json.loads((self.path(kind, SHARED) / SCALE_FILE).read_text())
+        scale = self.scale(kind)
         return (training.trajectory_rewards(model, sequences) - scale["mean"]) / scale["sd"]
+
+    def scale(self, kind: str) -> dict[str, float]:
+        """Mean and sd of the raw rewards of the base models' training responses, all families together."""
+        return json.loads((self.path(kind, SHARED) / SCALE_FILE).read_text())
 
     def samples(self, families: Sequence[str]) -> pd.DataFrame:
         """The base responses of these families: family, prompt, sample, token_ids (ended), judge."""
@@ -208,24 +231,15 @@ def make_base(replicate: Replicate, kind: str, family: str) -> PreTrainedModel:
 
 def sample_base(replicate: Replicate, family: str) -> pd.DataFrame:
     """Two responses of the base model to each training prompt."""
-    prompts, decoding = replicate.prompts["training"], replicate.profile.decoding
+    prompts, batch_size = replicate.prompts["training"], replicate.profile.decoding.batch_size
     model, ids = replicate.language_model("base", family), encode_prompts(replicate.tokenizer, prompts)
     frames = []
     for sample in range(2):
-        for start in range(0, len(ids), decoding.batch_size):
-            chunk = range(start, min(start + decoding.batch_size, len(ids)))
-            responses = generate(
-                model,
-                replicate.tokenizer,
-                [ids[i] for i in chunk],
-                max_new_tokens=decoding.max_new_tokens,
-                seed=replicate.seed("samples", family) + sample,
-                batch_size=decoding.batch_size,
-                progress=False,
-            )
+        for start in range(0, len(ids), batch_size):
+            chunk = range(start, min(start + batch_size, len(ids)))
+            responses = replicate.respond(model, [ids[i] for i in chunk], replicate.seed("samples", family) + sample)
             scores = replicate.judge([prompts[i] for i in chunk], responses)
-            # a response that ran out of length is ended, so that every trajectory has an end to score
-            tokens = [list(r.token_ids) + ([] if r.finished else [EOS]) for r in responses]
+            tokens = [ended(response) for response in responses]
             frames.append(pd.DataFrame({"family": family, "prompt": chunk, "sample": sample, "token_ids": tokens, "judge": scores}))
             parallel.report(50 * len(chunk))
     return pd.concat(frames, ignore_index=True)
@@ -303,6 +317,11 @@ def make_value(replicate: Replicate, kind: str, family: str) -> ValueModel:
         seed=replicate.seed(kind, family),
         progress=parallel.report,
     )
+
+
+def ended(response: Generation) -> list[int]:
+    """Its tokens; one that ran out of length gets an end, so that every trajectory to learn from has one."""
+    return [*response.token_ids.tolist(), *([] if response.finished else [EOS])]
 
 
 def _sequences(replicate: Replicate, samples: pd.DataFrame) -> list[list[int]]:

@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from benchmarks import parallel
+from benchmarks.cells import VALUE_LOSSES
 from benchmarks.lab import training
-from benchmarks.lab.build import EVALUATION_REWARD, REWARD, SHARED, VALUE_LOSSES, Replicate
-from benchmarks.lab.tokenizer import EOS, encode_prompts, encode_responses
+from benchmarks.lab.build import EVALUATION_REWARD, REWARD, SHARED, Replicate, ended
+from benchmarks.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.profile import Profile
-from sia import ValueModel, generate
+from sia import ValueModel
 from sia.distill import distillation_loss, pad_right
 
 FRACTIONS = (0.1, 0.5, 1.0)
@@ -42,15 +43,14 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
 
     pairs, scores, samples = [], [], {}
     for family in replicate.profile.families:
-        for kind in ("base", "instruct", "instruct-reward"):
+        for kind in ("instruct", "instruct-reward", "base"):
             model = replicate.language_model(kind, family)
+            tries = [replicate.respond(model, ids, seed=100 + sample) for sample in range(2)]
+            judged = [replicate.judge(prompts, responses) for responses in tries]
             note(family, kind, "parameters", sum(p.numel() for p in model.parameters()), 1)
             note(family, kind, "loss on the corpus", training.heldout_loss(model, ids, documents), len(ids))
-        base = replicate.language_model("base", family)
-        tries = [_responses(replicate, base, ids, seed=100 + sample) for sample in range(2)]
-        judged = [replicate.judge(prompts, responses) for responses in tries]
-        note(family, "base", "judge score", np.mean(judged), 2 * len(ids))
-        tokens = [[list(r.token_ids) + ([] if r.finished else [EOS]) for r in responses] for responses in tries]
+            note(family, kind, "judge score", np.mean(judged), 2 * len(ids))
+        tokens = [[ended(response) for response in responses] for responses in tries]  # of the base, the last
         samples[family] = (ids + ids, tokens[0] + tokens[1], np.concatenate(judged))
         pairs += [([*p, *a], [*p, *b]) for p, a, b in zip(ids, *tokens, strict=True)]
         scores.append(np.stack(judged))
@@ -59,17 +59,20 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
         rewards = np.stack([replicate.rewards(kind, model, [pair[side] for pair in pairs]) for side in range(2)])
         differ = judged[0] != judged[1]
         agree = (rewards[0] > rewards[1]) == (judged[0] > judged[1])
-        margin = np.where(judged[0] > judged[1], 1, -1) * (rewards[0] - rewards[1])
+        # expected loss over the noisy preferences that such models learn from
+        preferred = 1 / (1 + np.exp(judged[1] - judged[0]))
+        margin = (rewards[0] - rewards[1]) * replicate.scale(kind)["sd"]
+        loss = preferred * np.logaddexp(0, -margin) + (1 - preferred) * np.logaddexp(0, margin)
         note(SHARED, kind, "pair accuracy", agree[differ].mean(), int(differ.sum()))
         note(SHARED, kind, "correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size)
-        note(SHARED, kind, "mean margin of the better (SD)", margin[differ].mean(), int(differ.sum()))
+        note(SHARED, kind, "loss on noisy preferences", loss.mean(), loss.size)
     for family, (prompt_ids, responses, judged) in samples.items():
         rewards = replicate.rewards(REWARD, replicate.reward_model(REWARD), [[*p, *r] for p, r in zip(prompt_ids, responses, strict=True)])
         rewards = rewards * replicate.profile.training.reward_scale
         for kind, loss in VALUE_LOSSES.items():
             values = token_values(replicate.value_model(kind, family), prompt_ids, responses)
             note(family, kind, f"loss ({loss})", heldout_value_loss(values, rewards, loss), len(values))
-            note(family, kind, "SD of the rewards distilled", rewards.std(), len(values))
+            note(family, kind, "SD of the scaled rewards", rewards.std(), len(values))
             for fraction in FRACTIONS:
                 at = np.array([v[math.ceil(fraction * len(v)) - 1] for v in values])
                 note(family, kind, f"correlation at {fraction:.0%}", np.corrcoef(at, judged)[0, 1], len(at))
@@ -90,10 +93,3 @@ def token_values(value_model: ValueModel, prompts: Sequence[Sequence[int]], resp
 def heldout_value_loss(values: Sequence[np.ndarray], rewards: np.ndarray, loss: str) -> float:
     padded, mask = pad_right([v.tolist() for v in values])
     return distillation_loss(padded, mask, torch.tensor(rewards, dtype=torch.float32), loss).item()
-
-
-def _responses(replicate: Replicate, model, ids: list[list[int]], seed: int) -> list:
-    decoding = replicate.profile.decoding
-    return generate(
-        model, replicate.tokenizer, ids, max_new_tokens=decoding.max_new_tokens, seed=seed, batch_size=decoding.batch_size, progress=False
-    )

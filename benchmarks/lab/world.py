@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from benchmarks.cells import OBJECTIVES
 from benchmarks.lab.grammar import Grammar
 
 LEXICON = Path(__file__).with_name("lexicon.toml")
-OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
 MEANING = frozenset({"verb", "object", "victim", "alternative", "value", "entity", "attribute", "topic"})
 
 
