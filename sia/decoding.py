@@ -197,6 +197,18 @@ class Responses:
             prompt_lengths=prompt_lengths,
         )
 
+    def record(
+        self, rows: Tensor, number: int, token: Tensor, entropy: Tensor, steered: Tensor, base_token: Tensor, kl: Tensor, ended: Tensor
+    ) -> None:
+        """Writes one step of these rows down; every argument `(rows,)`."""
+        written = (self.tokens, self.entropy, self.steered, self.base_token, self.kl)
+        for column, values in zip(written, (token, entropy, steered, base_token, kl), strict=True):
+            column[rows, number] = values
+        self.lengths[rows] = number + 1
+        self.finished[rows] = ended
+        if self.session:
+            self.session.append(rows, token)
+
     def sequences(self, input_ids: Tensor, pad_token_id: int | None) -> Tensor:
         length = int(self.lengths.max())
         beyond = torch.arange(length, device=self.tokens.device) >= self.lengths[:, None]
@@ -267,17 +279,14 @@ def decode(
         )  # (rows, vocabulary)
         base, candidates = logits.topk(candidate_count)  # (rows, K)
         uncertainty = entropy(base)
-        steered, kl = base, torch.zeros_like(uncertainty)
-        opened = torch.zeros_like(alive)
+        steered, kl, opened = base, torch.zeros_like(uncertainty), torch.zeros_like(alive)
         if responses.session:
             opened = steering.gate.opens(Step(number, uncertainty, logits, row_keys)) & alive
             where = opened.nonzero().squeeze(1)
             if len(where):
                 values = responses.session.score(rows[where], candidates[where]).to(device)
-                check_values(values, [numbers[row] for row in rows[where].tolist()], number)
-                tilted = tilt(base[where], values, steering.beta)
-                if steering.min_probability:
-                    tilted = drop_improbable(tilted, base[where], steering.min_probability)
+                check_values(values, rows[where], numbers, number)
+                tilted = drop_improbable(tilt(base[where], values, steering.beta), base[where], steering.min_probability)
                 steered = base.index_copy(0, where, tilted)
                 kl[where] = kl_divergence(tilted, base[where])
         noise = sampling.gumbel(row_keys, number, candidates)
@@ -288,16 +297,8 @@ def decode(
         ids[:, length] = token
         ended = torch.isin(token, stops)
         done = ended | stop(ids[:, : length + 1]) if stop else ended
-        live = rows[alive]
-        responses.tokens[live, number] = token[alive]
-        responses.entropy[live, number] = uncertainty[alive]
-        responses.steered[live, number] = opened[alive]
-        responses.base_token[live, number] = base_token[alive]
-        responses.kl[live, number] = kl[alive]
-        responses.lengths[live] = number + 1
-        responses.finished[live] = ended[alive]
-        if responses.session:
-            responses.session.append(live, token[alive])
+        step = (x[alive] for x in (token, uncertainty, opened, base_token, kl))
+        responses.record(rows[alive], number, *step, ended[alive])
         alive = alive & ~done
         left = int(alive.sum())
         if left == 0:
@@ -355,11 +356,11 @@ def check(
         )
 
 
-def check_values(values: Tensor, numbers: Sequence[int], step: int) -> None:
+def check_values(values: Tensor, rows: Tensor, numbers: Sequence[int], step: int) -> None:
     """NaN or infinite values would silently decide the token."""
     if not bool(values.isfinite().all()):
         wrong = int((~values.isfinite()).any(1).nonzero()[0, 0])
-        raise FloatingPointError(f"values must be finite, got NaN or infinity at step {step} of prompt {numbers[wrong]}")
+        raise FloatingPointError(f"values must be finite, got NaN or infinity at step {step} of prompt {numbers[int(rows[wrong])]}")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | Sequence[Sequence[int]], what: str) -> list[list[int]]:

@@ -365,3 +365,12 @@ def test_the_lab_table_follows_from_its_rows():
     assert again[keys].fillna(-1).equals(summary[keys].fillna(-1))
     for name in ("estimate", "low", "high"):
         np.testing.assert_allclose(again[name], summary[name], atol=2e-4)
+
+
+@pytest.mark.skipif(not (COMMITTED / "figure2.json").exists(), reason="no measured lab table in results/lab")
+def test_the_readme_says_what_the_committed_table_says():
+    lab = load_profile("lab")
+    committed = tables.read_reference(lab, "figure2")
+    readme = " ".join((digests.ROOT / "README.md").read_text(encoding="utf-8").split())
+    for sentence in figure2.verdict(committed, lab):
+        assert sentence in readme
