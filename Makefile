@@ -10,7 +10,7 @@ RUN := $(BIN)/python -m benchmarks
 OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures figure2 test lint format
+.PHONY: help smoke reproduce models figures summaries figure2 test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ models: $(READY) ## train the lab's models and report their quality
 
 figures: $(READY) ## draw every figure from its table
 	$(RUN) figures $(OPTIONS)
+
+summaries: $(READY) ## write the summaries again from the rows of the tables, and draw
+	$(RUN) summaries $(OPTIONS)
 
 figure2: $(READY) ## draw figure 2 from its table (measures if there is none)
 	$(RUN) figure2 $(OPTIONS)

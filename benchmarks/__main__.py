@@ -114,6 +114,7 @@ def draw(name: str, profile: Profile) -> None:
         )
     paths = [tables.FIGURES / profile.name / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     FIGURES[name].plot(summary, profile, stale, paths)
+    print(f"{name}: judge score, SIA − dense, paired, with {profile.statistics.level:.0%} intervals; profile {profile.name}")
     for sentence in FIGURES[name].verdict(summary, profile):
         print(f"  {sentence}")
     print(f"{name}: {', '.join(short(path) for path in paths)}")

@@ -299,10 +299,11 @@ def plot(summary: pd.DataFrame, profile: Profile, stale: bool, paths: list[Path]
             axes[m * len(DRAWN) + s, 0].set_ylabel(f"{METRICS[metric]}\n({SETTINGS[setting]})")
     first = level.iloc[0]
     caption = (
-        f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Dashed: no steering. "
+        f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other lines: unsteered. "
         f"Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {first['n']} prompts × "
-        f"{first['seeds']} samples per point and objective, {first['replicates']} replicate{'s' if first['replicates'] > 1 else ''} of "
-        f"profile {profile.name}. Best β: chosen by the judge on validation prompts, for each method and ratio."
+        f"{first['seeds']} samples per point, from {first['replicates']} replicate{'s' if first['replicates'] > 1 else ''} of profile "
+        f"{profile.name}. Instruct: the base trained on its own responses that the judge or the reward model likes. "
+        f"Best β: chosen by the judge on validation prompts, for each method and ratio."
     )
     methods = ["sia", "random", "base", "instruct", "instruct-reward", "best-of-n"]
     style.finish(figure, methods, caption, paths, stale=stale, best_of=profile.evaluation.best_of)

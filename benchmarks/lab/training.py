@@ -55,7 +55,8 @@ def new_language_model(family: str, size: ModelSize, vocabulary: int, seed: int)
 
 def new_reward_model(base: PreTrainedModel, family: str) -> PreTrainedModel:
     """A sequence classifier with one label on a copy of the base's backbone; its head starts at zero."""
-    config = type(base.config).from_dict(base.config.to_dict() | {"num_labels": 1, "architectures": None})
+    labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
+    config = type(base.config).from_dict(base.config.to_dict() | labels | {"architectures": None})
     model = ARCHITECTURES[family][2](config)
     model.base_model.load_state_dict(base.base_model.state_dict())
     torch.nn.init.zeros_(model.score.weight)
