@@ -50,21 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(command: str, profile: Profile, replicates: range, fresh: bool) -> None:
-    where = short(tables.folder(profile))
-    if command == "models":
-        measure(profile, replicates, [], fresh, quality=True)
-        return
-    names = [command] if command in FIGURES else list(FIGURES)
-    if command == "reproduce":
+    names = [command] if command in FIGURES else [] if command == "models" else list(FIGURES)
+    if command in ("models", "reproduce"):
         measure(profile, replicates, names, fresh, quality=True)
-    for name in names:
-        if command == "summaries":
+    elif command == "summaries":
+        for name in names:
             tables.rewrite_summary(profile, name, FIGURES[name].summarize)
-        elif command != "reproduce" and (fresh or not tables.has_table(profile, name)):
-            print(f"{name}: measuring, {'as FRESH=1 asks' if fresh else f'for {where} has no table of it'}")
-            measure(profile, replicates, [name], fresh, quality=False)
-        elif command != "reproduce":
-            print(f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
+    else:
+        where = short(tables.folder(profile))
+        wanted = [name for name in names if fresh or not tables.has_table(profile, name)]
+        for name in names:
+            if name in wanted:
+                print(f"{name}: measuring, {'as FRESH=1 asks' if fresh else f'for {where} has no table of it'}")
+            else:
+                print(f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
+        if wanted:
+            measure(profile, replicates, wanted, fresh, quality=False)
+    for name in names:
         draw(name, profile)
 
 
@@ -96,9 +98,7 @@ def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, 
             summary = FIGURES[name].summarize(rows, profile)
             tables.write_table(profile, name, rows, summary, replicates, time.monotonic() - start)
             print(f"{name}: {len(rows):,} rows in {short(tables.folder(profile))}/{name}.parquet, summary in {name}.csv")
-            if len(replicates) == profile.replicates > 1:
-                tables.write_reference(profile, name, summary)
-            elif (reference := tables.read_reference(profile, name)) is not None:
+            if len(replicates) < profile.replicates and (reference := tables.read_reference(profile, name)) is not None:
                 print(f"{name}: {FIGURES[name].agreement(summary, reference)}")
     if fresh:
         begun.unlink()

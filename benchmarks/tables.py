@@ -30,14 +30,7 @@ def folder(profile: Profile) -> Path:
 
 
 def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, replicates: range, seconds: float) -> None:
-    """The provenance comes last: a table without one, or with other hashes, is not a table."""
-    where = folder(profile)
-    files = {f"{name}.csv": lambda path: write_text(path, summary.to_csv(index=False))}
-    if rows is not None:
-        files[f"{name}.parquet"] = lambda path: write_frame(path, rows)
-    (where / f"{name}.json").unlink(missing_ok=True)  # until it is written again there is no table, rather than a mixed one
-    for file, write in files.items():
-        write(where / file)
+    """Writes a table; over all of several replicates, its summary is kept as the reference too (figures only: they have rows)."""
     provenance = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "profile": profile.name,
@@ -48,18 +41,36 @@ def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary:
         "hardware": hardware(),
         "replicates": list(replicates),
         "seeds": list(range(profile.evaluation.samples)),
-        "intervals": intervals(profile),
         "wall_seconds": round(seconds, 1),
-        "sha256": {file: sha256(where / file) for file in sorted(files)},
+        "sha256": {},
     }
+    _write(profile, name, rows, summary, provenance)
+
+
+def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> None:
+    """Summarises the rows of a table again; its provenance keeps what was said of the measuring."""
+    provenance = read_provenance(profile, name) | {"summarized_at_commit": git_commit()}
+    summary = summarize(read_frame(folder(profile) / f"{name}.parquet"), profile)
+    _write(profile, name, None, summary, provenance)
+
+
+def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, provenance: dict) -> None:
+    """The provenance comes last: a table without one, or with other hashes, is not a table. rows: None leaves any as they are."""
+    where, text = folder(profile), summary.to_csv(index=False)
+    (where / f"{name}.json").unlink(missing_ok=True)  # until it is written again there is no table, rather than a mixed one
+    write_text(where / f"{name}.csv", text)
+    hashes = provenance["sha256"] | {f"{name}.csv": sha256(where / f"{name}.csv")}
+    if rows is not None:
+        write_frame(where / f"{name}.parquet", rows)
+        hashes[f"{name}.parquet"] = sha256(where / f"{name}.parquet")
+    provenance = provenance | {"intervals": intervals(profile), "sha256": hashes}
     write_text(where / f"{name}.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+    if f"{name}.parquet" in hashes and len(provenance["replicates"]) == profile.replicates > 1:
+        write_text(_reference(profile, name), text)
 
 
-def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
-    """The summary, and whether it is stale: measured under another profile than today's.
-
-    Errors: FileNotFoundError if there is none; ValueError if a file differs from what its provenance says.
-    """
+def read_provenance(profile: Profile, name: str) -> dict:
+    """Errors: FileNotFoundError if there is no table; ValueError if a file differs from what its provenance says."""
     where = folder(profile)
     provenance = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
     for file, expected in provenance["sha256"].items():
@@ -67,22 +78,13 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
             raise ValueError(
                 f"{where / file} is missing or not the file that {name}.json describes: restore it, or measure again with FRESH=1"
             )
-    return read_summary(where / f"{name}.csv"), provenance["profile_digest"] != profile_digest(profile)
+    return provenance
 
 
-def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> None:
-    """Summarises the rows of a table again; its provenance keeps what was said of the measuring."""
-    where = folder(profile)
-    read_table(profile, name)
-    provenance = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
-    summary = summarize(read_frame(where / f"{name}.parquet"), profile)
-    (where / f"{name}.json").unlink()
-    write_text(where / f"{name}.csv", summary.to_csv(index=False))
-    provenance |= {"intervals": intervals(profile), "summarized_at_commit": git_commit()}
-    provenance["sha256"][f"{name}.csv"] = sha256(where / f"{name}.csv")
-    write_text(where / f"{name}.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-    if len(provenance["replicates"]) == profile.replicates > 1:
-        write_reference(profile, name, summary)
+def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
+    """The summary, and whether it is stale: measured under another profile than today's. Errors: as `read_provenance`."""
+    stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
+    return read_summary(folder(profile) / f"{name}.csv"), stale
 
 
 def intervals(profile: Profile) -> str:
@@ -94,14 +96,14 @@ def has_table(profile: Profile, name: str) -> bool:
     return (folder(profile) / f"{name}.json").exists()
 
 
-def write_reference(profile: Profile, name: str, summary: pd.DataFrame) -> None:
-    """Keeps the summary over all replicates, beside which a smaller run is held."""
-    write_text(folder(profile) / "reference" / f"{name}.csv", summary.to_csv(index=False))
-
-
 def read_reference(profile: Profile, name: str) -> pd.DataFrame | None:
-    path = folder(profile) / "reference" / f"{name}.csv"
+    """The summary over all replicates, beside which a smaller run is held."""
+    path = _reference(profile, name)
     return read_summary(path) if path.exists() else None
+
+
+def _reference(profile: Profile, name: str) -> Path:
+    return folder(profile) / "reference" / f"{name}.csv"
 
 
 def read_summary(path: Path) -> pd.DataFrame:

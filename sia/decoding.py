@@ -290,10 +290,9 @@ def decode(
                 steered = base.index_copy(0, where, tilted)
                 kl[where] = kl_divergence(tilted, base[where])
         noise = sampling.gumbel(row_keys, number, candidates)
-        base_token, token = (
-            candidates.gather(1, sampling.choose(scores, noise, temperature)[:, None]).squeeze(1)
-            for scores in _processed(process, ids[:, :length], (base, steered), candidates, logits.shape[1], alive)
-        )
+        seen = (ids[:, :length], candidates, logits.shape[1], alive)
+        base_token = _pick(_processed(process, base, *seen), candidates, noise, temperature)
+        token = base_token if steered is base else _pick(_processed(process, steered, *seen), candidates, noise, temperature)
         ids[:, length] = token
         ended = torch.isin(token, stops)
         done = ended | stop(ids[:, : length + 1]) if stop else ended
@@ -311,18 +310,19 @@ def decode(
     return responses
 
 
-def _processed(
-    process: Process | None, ids: Tensor, scores: Sequence[Tensor], candidates: Tensor, vocabulary: int, alive: Tensor
-) -> list[Tensor]:
+def _pick(scores: Tensor, candidates: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """The sampled token of each row, `(rows,)`."""
+    return candidates.gather(1, sampling.choose(scores, noise, temperature)[:, None]).squeeze(1)
+
+
+def _processed(process: Process | None, scores: Tensor, ids: Tensor, candidates: Tensor, vocabulary: int, alive: Tensor) -> Tensor:
     """Candidate scores `(rows, K)` after the caller's logits processors, which see the whole vocabulary."""
     if process is None:
-        return list(scores)
-    processed = []
-    for score in scores:
-        everywhere = score.new_full((len(score), vocabulary), -math.inf).scatter(1, candidates, score)
-        processed.append(process(ids, everywhere).gather(1, candidates))
-        if bool(((processed[-1] == -math.inf).all(1) & alive).any()):
-            raise ValueError(f"the logits processors ruled out all {score.shape[1]} candidates of a row: ask for more candidates")
+        return scores
+    everywhere = scores.new_full((len(scores), vocabulary), -math.inf).scatter(1, candidates, scores)
+    processed = process(ids, everywhere).gather(1, candidates)
+    if bool(((processed == -math.inf).all(1) & alive).any()):
+        raise ValueError(f"the logits processors ruled out all {scores.shape[1]} candidates of a row: ask for more candidates")
     return processed
 
 

@@ -72,6 +72,8 @@ def drop_improbable(steered: Tensor, logits: Tensor, min_probability: float) -> 
 
     steered, logits: `(rows, K)`.
     """
+    if min_probability == 0:
+        return steered
     probabilities = logits.softmax(-1)
     improbable = (probabilities < min_probability) & (probabilities < probabilities.amax(-1, keepdim=True))
     return steered.masked_fill(improbable, -math.inf)
