@@ -6,21 +6,48 @@ steering = Steering(ValueModel.from_pretrained(path), gate=EntropyGate(threshold
 model.generate(**inputs, custom_generate=steered_generate, steering=steering, do_sample=True)
 """
 
-from sia.decoding import generate, steered_generate
-from sia.gates import EntropyGate, EveryToken, Never, RandomGate, calibrate
+from sia.attention import Attention
+from sia.batch import generate
+from sia.custom_generate import steered_generate
+from sia.gates import (
+    AttentionGate,
+    AttentionRiseGate,
+    Entropy,
+    EntropyGate,
+    EntropyRiseGate,
+    EveryToken,
+    Gate,
+    Never,
+    PositionGate,
+    RandomGate,
+    calibrate,
+)
+from sia.scoring import RewardScorer, RolloutScorer
+from sia.search import best_of_n, chunk_beam_search
 from sia.steering import Steering
 from sia.trace import Generation
 from sia.values import ValueModel
 
 __all__ = [
+    "Attention",
+    "AttentionGate",
+    "AttentionRiseGate",
+    "Entropy",
     "EntropyGate",
+    "EntropyRiseGate",
     "EveryToken",
+    "Gate",
     "Generation",
     "Never",
+    "PositionGate",
     "RandomGate",
+    "RewardScorer",
+    "RolloutScorer",
     "Steering",
     "ValueModel",
+    "best_of_n",
     "calibrate",
+    "chunk_beam_search",
     "generate",
     "steered_generate",
 ]

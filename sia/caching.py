@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -38,6 +39,9 @@ class GrowingLayer(DynamicLayer):
         start = self.get_seq_length()
         self._buffers = [buffer[indices] for buffer in self._buffers]
         self.keys, self.values = (buffer[:, :, :start] for buffer in self._buffers)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.batch_select_indices(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats))
 
 
 def growing_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
@@ -79,6 +83,10 @@ class StoreLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.store.prefix
 
+    def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
+        for states in (self.keys, self.values):
+            states[targets, :, :columns] = states[sources, :, :columns]
+
     def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
         for states in (self.keys, self.values):
             states[rows, :, target] = states[rows, :, source]
@@ -110,6 +118,12 @@ class PrefixStore(DynamicCache):
         if len(row):
             for layer in self.layers:
                 layer.move(self.rows[row], source, target)
+
+    def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
+        """The first columns of rows `targets` become those of rows `sources`, both `(n,)`."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.copy_rows(sources, targets, columns)
 
 
 def _buffer(states: Tensor, capacity: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The decoding loop, and its two entry points: `generate` for lists of prompts, `steered_generate` for transformers.
+"""The decoding loop. What drives it: `generate` for lists of prompts, `steered_generate` for transformers, `search` for the best of many.
 
 One step: forward pass of the language model (cached) → K candidates and their entropy → gate → values of the candidates
 where it opened → tilt → one token per row by Gumbel-max with keyed noise → finished rows leave the batch.
@@ -7,184 +7,48 @@ where it opened → tilt → one token per row by Gumbel-max with keyed noise �
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-from transformers import (
-    Cache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-)
-from transformers.utils import ModelOutput
+from torch.distributions import Categorical
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import sampling
+from sia.attention import Attention, Observer, observe
 from sia.caching import growing_cache
-from sia.gates import Step
-from sia.scoring import Session
+from sia.cost import Architecture, Cost, Meter, costs
+from sia.gates import Entropy, Signal, Step
+from sia.scoring import Scorer, Session
 from sia.steering import Steering, drop_improbable, entropy, kl_divergence, tilt
-from sia.trace import Cost, Generation
+from sia.trace import Generation
 
 DEFAULT_CANDIDATES = 10  # K where there is no steering to name it
 COMPACT_BELOW = 7 / 8  # rows leave the batch together, once this share of it is left: every leaving copies the cache
 
 Process = Callable[[Tensor, Tensor], Tensor]  # (token ids so far, scores over the vocabulary) → scores
 Stop = Callable[[Tensor], Tensor]  # token ids so far → bool (rows,)
-
-
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
-    steering: Steering | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 64,
-    value_prompts: Sequence[str] | Sequence[Sequence[int]] | None = None,
-    progress: bool = True,
-) -> list[Generation]:
-    """One response per prompt, in the order given.
-
-    prompts: texts, or token ids. Texts get the tokenizer's special tokens unless they begin with its BOS token already,
-        as chat templates write it.
-    steering: None samples from the top 10 candidates of the model alone.
-    temperature: 0 is greedy. It divides the logits after the tilt.
-    seed: with the prompt it decides the noise: the same prompt and seed give the same response in any batch. Use
-        other seeds for further samples of a prompt.
-    value_prompts: the prompts in the value model's own template; by default the same token ids.
-
-    Errors: ValueError for an empty prompt, a token or K beyond the vocabulary, vocabularies of different sizes, numbers out of
-    range; FloatingPointError where a value is NaN or infinite.
-    """
-    if isinstance(prompts, str):
-        raise TypeError("prompts must be a list of prompts, got a single text")
-    if math.isnan(temperature) or temperature < 0 or math.isinf(temperature):
-        raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
-    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    if value_prompts is not None and len(value_prompts) != len(prompts):
-        raise ValueError(f"value_prompts must be as many as prompts: expected {len(prompts)}, got {len(value_prompts)}")
-    ids = tokenize(tokenizer, prompts, "prompt")
-    value_ids = ids if value_prompts is None else tokenize(tokenizer, value_prompts, "value prompt")
-    stops = eos_token_ids(model.generation_config, tokenizer)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
-    generations: list[Generation | None] = [None] * len(ids)
-    with tqdm(total=len(ids), desc="generate", unit="prompt", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            input_ids, attention_mask = pad_left([ids[i] for i in chunk], model.device)
-            responses = decode(
-                model,
-                input_ids,
-                attention_mask,
-                steering=steering,
-                row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seed] * len(chunk), model.device),
-                value_prompts=[value_ids[i] for i in chunk],
-                numbers=chunk,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                stop_tokens=stops,
-            )
-            for i, generation in zip(chunk, responses.generations(tokenizer), strict=True):
-                generations[i] = generation
-            bar.update(len(chunk))
-    return generations
-
-
-@dataclass
-class SteeredOutput(ModelOutput):
-    """sequences: prompt and response, `(rows, length)`, padded on the right. generations: a `Generation` per row."""
-
-    sequences: Tensor | None = None
-    generations: list[Generation] | None = None
-
-
-@torch.no_grad()
-def steered_generate(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    steering: Steering | None = None,
-    seed: int | None = None,
-    value_prompts: Sequence[Sequence[int]] | None = None,
-    **model_kwargs,
-) -> SteeredOutput | Tensor:
-    """For `model.generate(**inputs, custom_generate=steered_generate, steering=steering, …)`.
-
-    transformers prepares everything as for its own sampling: its logits processors (temperature, top-p, …) come after the tilt.
-    steering: None samples from the top 10 candidates of the model alone.
-    seed: of the noise; by default drawn from torch's generator, so that `torch.manual_seed` decides, as in transformers.
-        Further rows with the same prompt (`num_return_sequences`) get seed + 1, seed + 2, …
-    value_prompts: token ids of the prompts in the value model's own template, one per row.
-
-    Returns `SteeredOutput` with `return_dict_in_generate=True`, else the sequences `(rows, length)`. The `text` of its generations
-    is None: transformers hands no tokenizer on.
-    """
-    if generation_config.num_beams > 1:
-        raise ValueError(f"steered_generate samples or decodes greedily, got num_beams={generation_config.num_beams}")
-    attention_mask = model_kwargs.get("attention_mask")
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(f"steered_generate starts from an empty cache, got one with {cache.get_seq_length()} tokens")
-    prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
-    if seed is None:
-        seed = int(torch.randint(2**62, (1,)))
-    seen: Counter[tuple[int, ...]] = Counter()
-    seeds = []
-    for prompt in prompts:
-        seeds.append(seed + seen[tuple(prompt)])
-        seen[tuple(prompt)] += 1
-    responses = decode(
-        model,
-        input_ids,
-        attention_mask,
-        steering=steering,
-        row_keys=sampling.prompt_keys(prompts, seeds, input_ids.device),
-        value_prompts=prompts if value_prompts is None else value_prompts,
-        max_new_tokens=generation_config.max_length - input_ids.shape[1],
-        temperature=1.0 if generation_config.do_sample else 0.0,
-        stop_tokens=eos_token_ids(generation_config),
-        cache=cache,
-        process=logits_processor if len(logits_processor) else None,
-        stop=(lambda ids: stopping_criteria(ids, None)) if len(stopping_criteria) else None,
-    )
-    sequences = responses.sequences(input_ids, generation_config.pad_token_id)
-    if not generation_config.return_dict_in_generate:
-        return sequences
-    return SteeredOutput(sequences=sequences, generations=responses.generations(None))
+Stream = Callable[[Tensor], None]  # the newest tokens (rows,)
 
 
 @dataclass
 class Responses:
-    """What `decode` writes down: everything `(rows, max_new_tokens)`, of which the first `lengths` columns count."""
+    """What decoding writes down: `(rows, max_new_tokens)` each, of which the first `lengths` columns count."""
 
     tokens: Tensor
     entropy: Tensor
     steered: Tensor
     base_token: Tensor
     kl: Tensor
+    signals: dict[Signal, Tensor]
     lengths: Tensor  # (rows,)
-    finished: Tensor  # (rows,)
-    prompt_lengths: Tensor  # (rows,)
-    session: Session | None = None
+    finished: Tensor  # (rows,), by a stop token
 
     @classmethod
-    def empty(cls, prompt_lengths: Tensor, max_new_tokens: int) -> Responses:
+    def empty(cls, rows: int, max_new_tokens: int, signals: Iterable[Signal], device: torch.device) -> Responses:
         def blank(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(len(prompt_lengths), *shape, dtype=dtype, device=prompt_lengths.device)
+            return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
         return cls(
             tokens=blank(torch.int64, max_new_tokens),
@@ -192,138 +56,253 @@ class Responses:
             steered=blank(torch.bool, max_new_tokens),
             base_token=blank(torch.int64, max_new_tokens),
             kl=blank(torch.float32, max_new_tokens),
+            signals={signal: blank(torch.float32, max_new_tokens) for signal in signals},
             lengths=blank(torch.int64),
             finished=blank(torch.bool),
-            prompt_lengths=prompt_lengths,
         )
 
-    def record(
-        self, rows: Tensor, number: int, token: Tensor, entropy: Tensor, steered: Tensor, base_token: Tensor, kl: Tensor, ended: Tensor
-    ) -> None:
-        """Writes one step of these rows down; every argument `(rows,)`."""
-        written = (self.tokens, self.entropy, self.steered, self.base_token, self.kl)
-        for column, values in zip(written, (token, entropy, steered, base_token, kl), strict=True):
-            column[rows, number] = values
-        self.lengths[rows] = number + 1
-        self.finished[rows] = ended
-        if self.session:
-            self.session.append(rows, token)
+    def continue_from(self, sources: Tensor) -> None:
+        """Row i becomes a copy of row `sources[i]`."""
+        for name, value in vars(self).items():
+            copied = {signal: column[sources] for signal, column in value.items()} if name == "signals" else value[sources]
+            setattr(self, name, copied)
 
     def sequences(self, input_ids: Tensor, pad_token_id: int | None) -> Tensor:
         length = int(self.lengths.max())
         beyond = torch.arange(length, device=self.tokens.device) >= self.lengths[:, None]
         return torch.cat([input_ids, self.tokens[:, :length].masked_fill(beyond, pad_token_id or 0)], dim=1)
 
-    def generations(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Generation]:
+    def generations(self, tokenizer: PreTrainedTokenizerBase | None, rows: Sequence[int], costs: Sequence[Cost]) -> list[Generation]:
+        """Of these rows. costs: of every row."""
         arrays = [x.cpu().numpy() for x in (self.tokens, self.entropy, self.steered, self.base_token, self.kl)]
-        lengths, finished, prompts = self.lengths.tolist(), self.finished.tolist(), self.prompt_lengths.tolist()
-        forwards = self.session.forwards.tolist() if self.session else [0] * len(lengths)
-        computed = self.session.tokens.tolist() if self.session else [0] * len(lengths)
+        signals = {signal: column.cpu().numpy() for signal, column in self.signals.items()}
+        lengths, finished = self.lengths.tolist(), self.finished.tolist()
         generations = []
-        for row, length in enumerate(lengths):
-            tokens, *rest = [array[row, :length].copy() for array in arrays]
+        for row in rows:
+            tokens, *rest = (array[row, : lengths[row]].copy() for array in arrays)
             text = None if tokenizer is None else tokenizer.decode(tokens, skip_special_tokens=True)
-            cost = Cost(length, prompts[row] + length - 1, forwards[row], computed[row])
-            generations.append(Generation(text, tokens, *rest, finished=finished[row], cost=cost))
+            observed = {signal: column[row, : lengths[row]].copy() for signal, column in signals.items()}
+            generations.append(Generation(text, tokens, *rest, finished=finished[row], cost=costs[row], signals=observed))
         return generations
 
 
-def decode(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    *,
-    steering: Steering | None,
-    row_keys: Tensor,
-    value_prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    stop_tokens: Sequence[int],
-    numbers: Sequence[int] | None = None,
-    cache: Cache | None = None,
-    process: Process | None = None,
-    stop: Stop | None = None,
-) -> Responses:
-    """The loop. input_ids, attention_mask: `(rows, length)`, padded on the left; row_keys: `(rows,)`.
+class Decoding:
+    """A batch of responses on their way: `run` goes on by some tokens, `continue_from` lets rows go on from others.
 
-    numbers: what to call the rows in messages, their places in the caller's list.
+    input_ids, attention_mask: prompts `(prompts, length)`, padded on the left. Each has `samples` rows in succession, which share its
+    prefill. row_keys: `(prompts,)`. value_prompts: token ids for the scorer. temperature: 0 is greedy.
+    numbers: what to call the prompts in messages, their places in the caller's list.
+    observe: signals to record besides those of the gate.
+    process, stop, stream: logits processors, stopping criteria and streamer of the caller, if any.
     """
-    numbers = range(len(input_ids)) if numbers is None else numbers
-    check(model, input_ids, attention_mask, value_prompts, steering, numbers)
-    device, (count, prompt_length) = input_ids.device, input_ids.shape
-    candidate_count = steering.candidates if steering else DEFAULT_CANDIDATES
-    responses = Responses.empty(attention_mask.sum(1), max_new_tokens)
-    if steering and steering.scorer is not None:
-        responses.session = steering.scorer.begin(value_prompts, max_new_tokens)
-    stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
-    padded = not bool(attention_mask.all())
-    mask = torch.cat([attention_mask, attention_mask.new_ones(count, max_new_tokens)], dim=1)
-    ids = torch.cat([input_ids, input_ids.new_zeros(count, max_new_tokens)], dim=1)
-    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    cache = growing_cache(model.config, prompt_length + max_new_tokens) if cache is None else cache
-    rows, alive = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
-    current = input_ids
-    for number in range(max_new_tokens):
-        length = prompt_length + number
-        logits = (
-            model(
-                input_ids=current,
-                attention_mask=mask[:, :length] if padded else None,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )  # (rows, vocabulary)
-        base, candidates = logits.topk(candidate_count)  # (rows, K)
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        steering: Steering | None,
+        row_keys: Tensor,
+        value_prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float,
+        stop_tokens: Sequence[int],
+        samples: int = 1,
+        numbers: Sequence[int] | None = None,
+        observe: Sequence[Signal] = (),
+        process: Process | None = None,
+        stop: Stop | None = None,
+        stream: Stream | None = None,
+    ) -> None:
+        count, prompt_length = input_ids.shape
+        self.numbers = range(count) if numbers is None else numbers
+        check(model, input_ids, attention_mask, value_prompts, steering, max_new_tokens, self.numbers)
+        self.model, self.steering, self.samples = model, steering, samples
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.process, self.stop, self.stream = process, stop, stream
+        device, rows = input_ids.device, count * samples
+        self.candidates = steering.candidates if steering else DEFAULT_CANDIDATES
+        self.session: Session | None = None
+        if steering and steering.scorer is not None:
+            self.session = steering.scorer.begin(value_prompts, max_new_tokens, samples)
+        self.signals = sorted({*observe, *(steering.gate.signals if self.session else ())}, key=repr)
+        self.responses = Responses.empty(rows, max_new_tokens, (s for s in self.signals if s != Entropy()), device)
+        self.stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
+        self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
+        self.padded = not bool(attention_mask.all())
+        self.meter = Meter(Architecture.of(model.base_model, model.get_output_embeddings().weight), rows, device)
+        self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.cache = growing_cache(model.config, prompt_length + max_new_tokens)
+        self.number = 0  # tokens that every row has, or had when it ended
+        # by prompt until the first step has computed the prompts, from then on by row of the batch:
+        self.prompts = input_ids
+        self.input_ids, self.mask = input_ids, torch.cat([attention_mask, attention_mask.new_ones(count, max_new_tokens)], dim=1)
+        self.current, self.positions = input_ids, (attention_mask.cumsum(1) - 1).clamp(min=0)
+        # by row of the batch: which response it is, whether that goes on, its keys for every step, its signals of the last step
+        self.rows = torch.arange(rows, device=device)
+        self.alive = torch.ones(rows, dtype=torch.bool, device=device)
+        self.all_keys = sampling.step_keys(sampling.sample_keys(row_keys, samples), max_new_tokens)
+        self.keys = self.all_keys
+        self.last = {signal: torch.full((rows,), math.nan, device=device) for signal in self.signals}
+
+    @torch.inference_mode()
+    def run(self, tokens: int) -> None:
+        """Goes on by so many tokens at most, as long as there are responses that have not ended."""
+        end = min(self.number + tokens, self.max_new_tokens)
+        begun, took_part = self.number, self.rows[self.alive]
+        with observe(self.model, [signal for signal in self.signals if isinstance(signal, Attention)]) as observer:
+            while self.number < end and len(self.rows):
+                self._step(observer)
+        self.responses.lengths[self.rows[self.alive]] = self.number
+        self._count(took_part, begun)
+
+    @property
+    def going(self) -> Tensor:
+        """Rows that have neither ended nor run out of length, `(n,)`."""
+        return self.rows[self.alive] if self.number < self.max_new_tokens else self.rows[:0]
+
+    def continue_from(self, sources: Tensor, going: Tensor) -> None:
+        """Row i goes on from where row `sources[i]` stands, where `going[i]`; both `(rows,)`. Noise stays with the row."""
+        place = torch.zeros_like(sources)
+        place[self.rows] = torch.arange(len(self.rows), device=sources.device)
+        targets = going.nonzero().squeeze(1)
+        self._keep(place[sources[targets]])
+        self.rows, self.alive = targets, torch.ones_like(targets, dtype=torch.bool)
+        self.keys = self.all_keys[targets]
+        self.responses.continue_from(sources)
+        if self.session:
+            self.session.continue_from(sources)
+
+    def generations(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Generation]:
+        return self.responses.generations(tokenizer, range(len(self.junctions)), self.costs())
+
+    def costs(self, further: Sequence[Meter] = ()) -> list[Cost]:
+        """Of each row, with what the `further` meters of scorers counted."""
+        return costs(self.meter, [*(self.session.meters if self.session else ()), *further], self.junctions)
+
+    def _step(self, observer: Observer | None) -> None:
+        number, steering, responses = self.number, self.steering, self.responses
+        logits = self._forward()
+        base, candidates = logits.topk(self.candidates)  # (rows, K)
         uncertainty = entropy(base)
-        steered, kl, opened = base, torch.zeros_like(uncertainty), torch.zeros_like(alive)
-        if responses.session:
-            opened = steering.gate.opens(Step(number, uncertainty, logits, row_keys)) & alive
+        signals = self._signals(logits, uncertainty, observer)
+        if number == 0:
+            logits, base, candidates, uncertainty, signals = self._fan_out(logits, base, candidates, uncertainty, signals)
+        keys = self.keys[:, number]
+        steered, kl, opened = base, None, None
+        if self.session:
+            step = Step(number, uncertainty, logits, keys, signals, self.last)
+            opened = steering.gate.opens(step) & self.alive
             where = opened.nonzero().squeeze(1)
             if len(where):
-                values = responses.session.score(rows[where], candidates[where]).to(device)
-                check_values(values, rows[where], numbers, number)
-                tilted = drop_improbable(tilt(base[where], values, steering.beta), base[where], steering.min_probability)
+                rows = self.rows[where]
+                values = self.session.score(rows, responses.tokens[rows, :number], candidates[where]).to(base.device)
+                check_values(values, rows, self.numbers, self.samples, number)
+                plain = base[where]
+                tilted = drop_improbable(tilt(plain, values, steering.beta), plain, steering.min_probability)
                 steered = base.index_copy(0, where, tilted)
-                kl[where] = kl_divergence(tilted, base[where])
-        noise = sampling.gumbel(row_keys, number, candidates)
-        seen = (ids[:, :length], candidates, logits.shape[1], alive)
-        base_token = _pick(_processed(process, base, *seen), candidates, noise, temperature)
-        token = base_token if steered is base else _pick(_processed(process, steered, *seen), candidates, noise, temperature)
-        ids[:, length] = token
-        ended = torch.isin(token, stops)
-        done = ended | stop(ids[:, : length + 1]) if stop else ended
-        step = (x[alive] for x in (token, uncertainty, opened, base_token, kl))
-        responses.record(rows[alive], number, *step, ended[alive])
-        alive = alive & ~done
-        left = int(alive.sum())
-        if left == 0:
-            break
-        current, positions = token[:, None], positions[:, -1:] + 1
-        if left <= COMPACT_BELOW * len(alive):
-            keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, alive, row_keys, current, positions, mask, ids = (x[keep] for x in (rows, alive, row_keys, current, positions, mask, ids))
-    return responses
+                kl = torch.zeros_like(uncertainty).index_copy_(0, where, kl_divergence(tilted, plain))
+        noise = sampling.step_gumbel(keys, candidates)
+        base_token = self._pick(base, candidates, noise, logits.shape[1])
+        token = base_token if steered is base else self._pick(steered, candidates, noise, logits.shape[1])
+        self.last = signals
+        # what is written for rows that have ended lies beyond their lengths
+        everyone = len(self.rows) == len(responses.lengths)
+        rows = slice(None) if everyone else self.rows  # a slice writes twice as fast
+        written = {"tokens": token, "entropy": uncertainty, "steered": opened, "base_token": base_token, "kl": kl}
+        for name, values in written.items():
+            if values is not None:
+                vars(responses)[name][rows, number] = values
+        for signal, column in responses.signals.items():
+            column[rows, number] = signals[signal]
+        if self.stream:
+            self.stream(responses.tokens[:, number])
+        self.number += 1
+        self.current, self.positions = token[:, None], self.positions[:, -1:] + 1
+        self._leave(token)
 
+    def _forward(self) -> Tensor:
+        """Logits of the next token, float32 `(prompts or rows, vocabulary)`."""
+        length = self.input_ids.shape[1] + self.number
+        outputs = self.model(
+            input_ids=self.current,
+            attention_mask=self.mask[:, :length] if self.padded else None,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return outputs.logits[:, -1].float()
 
-def _pick(scores: Tensor, candidates: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """The sampled token of each row, `(rows,)`."""
-    return candidates.gather(1, sampling.choose(scores, noise, temperature)[:, None]).squeeze(1)
+    def _signals(self, logits: Tensor, uncertainty: Tensor, observer: Observer | None) -> dict[Signal, Tensor]:
+        signals: dict[Signal, Tensor] = observer.signals(self.positions[:, -1]) if observer else {}
+        for signal in self.signals:
+            if signal == Entropy():
+                signals[signal] = uncertainty
+            elif isinstance(signal, Entropy):
+                signals[signal] = Categorical(logits=logits, validate_args=False).entropy()
+        return signals
 
+    def _fan_out(self, logits: Tensor, base: Tensor, candidates: Tensor, uncertainty: Tensor, signals: dict[Signal, Tensor]) -> tuple:
+        """After the prompts are computed: everything once for each sample of a prompt."""
+        if self.samples == 1:
+            return logits, base, candidates, uncertainty, signals
+        self.cache.batch_repeat_interleave(self.samples)
+        self.input_ids, self.mask, self.positions, *rest = (
+            x.repeat_interleave(self.samples, 0) for x in (self.input_ids, self.mask, self.positions, logits, base, candidates, uncertainty)
+        )
+        return *rest, {signal: values.repeat_interleave(self.samples) for signal, values in signals.items()}
 
-def _processed(process: Process | None, scores: Tensor, ids: Tensor, candidates: Tensor, vocabulary: int, alive: Tensor) -> Tensor:
-    """Candidate scores `(rows, K)` after the caller's logits processors, which see the whole vocabulary."""
-    if process is None:
-        return scores
-    everywhere = scores.new_full((len(scores), vocabulary), -math.inf).scatter(1, candidates, scores)
-    processed = process(ids, everywhere).gather(1, candidates)
-    if bool(((processed == -math.inf).all(1) & alive).any()):
-        raise ValueError(f"the logits processors ruled out all {scores.shape[1]} candidates of a row: ask for more candidates")
-    return processed
+    def _pick(self, scores: Tensor, candidates: Tensor, noise: Tensor, vocabulary: int) -> Tensor:
+        """The sampled token of each row `(rows,)`, after the caller's logits processors, which see the whole vocabulary."""
+        if self.process:
+            everywhere = scores.new_full((len(scores), vocabulary), -math.inf).scatter(1, candidates, scores)
+            scores = self.process(self._ids(self.number), everywhere).gather(1, candidates)
+            if bool(((scores == -math.inf).all(1) & self.alive).any()):
+                raise ValueError(f"the logits processors ruled out all {scores.shape[1]} candidates of a row: ask for more candidates")
+        return candidates.gather(1, sampling.choose(scores, noise, self.temperature)[:, None]).squeeze(1)
+
+    def _ids(self, tokens: int) -> Tensor:
+        """Prompt and the first response tokens of the rows of the batch."""
+        return torch.cat([self.input_ids, self.responses.tokens[self.rows, :tokens]], dim=1)
+
+    def _leave(self, token: Tensor) -> None:
+        """Notes which responses end with this token, and takes ended ones out of the batch once there are enough of them."""
+        ended = (token[:, None] == self.stops).any(1) & self.alive
+        done = ended | (self.stop(self._ids(self.number)) & self.alive) if self.stop else ended
+        if bool(done.any()):
+            self.responses.finished[self.rows[ended]] = True
+            self.responses.lengths[self.rows[done]] = self.number
+            self.alive = self.alive & ~done
+            keep = self.alive.nonzero().squeeze(1)
+            if len(keep) <= COMPACT_BELOW * len(self.alive):
+                self._keep(keep)
+
+    def _keep(self, places: Tensor) -> None:
+        """The batch goes on with the rows at these places of it."""
+        if len(places):
+            self.cache.batch_select_indices(places)
+        names = ("rows", "alive", "keys", "current", "positions", "mask", "input_ids")
+        self.rows, self.alive, self.keys, self.current, self.positions, self.mask, self.input_ids = (
+            vars(self)[name][places] for name in names
+        )
+        self.last = {signal: values[places] for signal, values in self.last.items()}
+
+    def _count(self, rows: Tensor, begun: int) -> None:
+        """Counts what the model computed for these rows since they had `begun` tokens; a shared prompt is its first row's."""
+        if len(rows) == 0:
+            return
+        prompts, new = self.prompt_lengths[rows], self.responses.lengths[rows] - begun
+        written = torch.arange(self.number - begun, device=rows.device) < new[:, None]
+        self.junctions[rows] += (self.responses.steered[rows, begun : self.number] & written).sum(1)
+        if begun == 0:
+            first = rows % self.samples == 0
+            start = torch.where(first, 0, prompts)
+            self.meter.count(rows, new - ~first * 1, start, prompts + new - 1, new - ~first * 1)
+        else:
+            start = prompts + begun - 1
+            self.meter.count(rows, new, start, start + new, new)
 
 
 def check(
@@ -332,9 +311,12 @@ def check(
     attention_mask: Tensor,
     value_prompts: Sequence[Sequence[int]],
     steering: Steering | None,
+    max_new_tokens: int,
     numbers: Sequence[int],
 ) -> None:
     """What can be wrong before the first step, each in one sentence."""
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"steering needs a decoder-only language model, got {type(model).__name__}")
     if len(value_prompts) != len(input_ids):
         raise ValueError(f"value_prompts must be one per row: expected {len(input_ids)}, got {len(value_prompts)}")
     lengths = attention_mask.sum(1).tolist()
@@ -347,48 +329,32 @@ def check(
     highest = max(int(input_ids.max()), *(max(prompt) for prompt in value_prompts))
     if highest >= vocabulary:
         raise ValueError(f"token ids must be below the vocabulary of {vocabulary} tokens, got {highest}")
+    config = model.config.get_text_config().to_dict()
+    longest = max(lengths) + max_new_tokens - 1  # the last token is never fed
+    if "rope_parameters" not in config and longest > config.get("max_position_embeddings", config.get("n_positions", longest)):
+        raise ValueError(
+            f"prompt and response must fit into the {config.get('max_position_embeddings', config.get('n_positions'))} positions of the"
+            f" model, got a prompt of {max(lengths)} tokens and max_new_tokens={max_new_tokens}"
+        )
     candidates = steering.candidates if steering else DEFAULT_CANDIDATES
     if candidates > vocabulary:
         raise ValueError(f"candidates must be at most the vocabulary of {vocabulary} tokens, got {candidates}")
-    if steering and steering.scorer is not None and steering.scorer.vocabulary_size != vocabulary:
+    if steering and steering.scorer is not None:
+        check_vocabulary(model, steering.scorer, "scorer")
+
+
+def check_vocabulary(model: PreTrainedModel, scorer: Scorer, name: str) -> None:
+    vocabulary = model.config.get_text_config().vocab_size
+    if scorer.vocabulary_size != vocabulary:
         raise ValueError(
-            f"model and scorer must share a vocabulary: the model has {vocabulary} tokens, the scorer {steering.scorer.vocabulary_size}"
+            f"model and {name} must share a vocabulary: the model has {vocabulary} tokens, the {name} {scorer.vocabulary_size}"
         )
 
 
-def check_values(values: Tensor, rows: Tensor, numbers: Sequence[int], step: int) -> None:
+def check_values(values: Tensor, rows: Tensor, numbers: Sequence[int], samples: int, step: int) -> None:
     """NaN or infinite values would silently decide the token."""
     if not bool(values.isfinite().all()):
         wrong = int((~values.isfinite()).any(1).nonzero()[0, 0])
-        raise FloatingPointError(f"values must be finite, got NaN or infinity at step {step} of prompt {numbers[int(rows[wrong])]}")
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | Sequence[Sequence[int]], what: str) -> list[list[int]]:
-    """Token ids without padding; ids pass through. Errors: ValueError for an empty prompt."""
-    bos = tokenizer.bos_token
-    ids = []
-    for i, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            special = not (bos and prompt.startswith(bos))
-            prompt = tokenizer(prompt, add_special_tokens=special).input_ids if prompt else []
-        if not len(prompt):
-            raise ValueError(f"a {what} needs at least one token, number {i} is empty")
-        ids.append(list(prompt))
-    return ids
-
-
-def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both `(rows, longest)`."""
-    longest = max(len(row) for row in ids)
-    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-    return input_ids, mask
-
-
-def eos_token_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
-    """Every token that ends a response: of the generation config, and of the tokenizer."""
-    configured = config.eos_token_id
-    ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
-    if tokenizer is not None:
-        ids.add(tokenizer.eos_token_id)
-    return sorted(token for token in ids if token is not None)
+        raise FloatingPointError(
+            f"values must be finite, got NaN or infinity at step {step} of prompt {numbers[int(rows[wrong]) // samples]}"
+        )

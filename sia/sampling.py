@@ -22,10 +22,10 @@ _MASK = 2**64 - 1
 def mix(key: Tensor, value: Tensor | int) -> Tensor:
     """A new 64-bit key from a key and a value; both int64, broadcast against each other."""
     spread = _signed(value * _GOLDEN) if isinstance(value, int) else value * _GOLDEN
-    x = (key ^ spread) + _GOLDEN
-    x = (x ^ _shift_right(x, 30)) * _MULTIPLIERS[0]
-    x = (x ^ _shift_right(x, 27)) * _MULTIPLIERS[1]
-    return x ^ _shift_right(x, 31)
+    x = (key ^ spread).add_(_GOLDEN)  # from here in place: this runs at every step
+    x.bitwise_xor_(_shift_right(x, 30)).mul_(_MULTIPLIERS[0])
+    x.bitwise_xor_(_shift_right(x, 27)).mul_(_MULTIPLIERS[1])
+    return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def prompt_keys(prompts: Sequence[Sequence[int]], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -40,12 +40,28 @@ def prompt_keys(prompts: Sequence[Sequence[int]], seeds: Sequence[int], device: 
 
 def uniform(keys: Tensor) -> Tensor:
     """float64 in (0, 1), one per key, from its upper 52 bits."""
-    return (_shift_right(keys, 12).double() + 0.5) / 2**52
+    return _shift_right(keys, 12).double().add_(0.5).div_(2**52)
+
+
+def sample_keys(row_keys: Tensor, samples: int) -> Tensor:
+    """Keys `(rows · samples,)` of several responses to each prompt, in succession; the first keeps the key of its row."""
+    number = torch.arange(samples, device=row_keys.device)
+    return torch.where(number == 0, row_keys[:, None], mix(mix(row_keys, -2)[:, None], number)).flatten()
+
+
+def step_keys(row_keys: Tensor, steps: int) -> Tensor:
+    """Keys `(rows, steps)` of each step of the rows with these keys `(rows,)`."""
+    return mix(row_keys[:, None], torch.arange(steps, device=row_keys.device))
 
 
 def gumbel(row_keys: Tensor, step: int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise, float64 `(rows, K)`, for the candidates `tokens` `(rows, K)` of rows with these keys `(rows,)`."""
-    return -torch.log(-torch.log(uniform(mix(mix(row_keys, step)[:, None], tokens))))
+    return step_gumbel(mix(row_keys, step), tokens)
+
+
+def step_gumbel(step_keys: Tensor, tokens: Tensor) -> Tensor:
+    """The same from the `step_keys` of one step, `(rows,)`."""
+    return uniform(mix(step_keys[:, None], tokens)).log_().neg_().log_().neg_()
 
 
 def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
@@ -60,7 +76,7 @@ def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift: int64 shifts in torch are arithmetic."""
-    return (x >> bits) & (_MASK >> bits)
+    return (x >> bits).bitwise_and_(_MASK >> bits)
 
 
 def _signed(number: int) -> int:

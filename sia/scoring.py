@@ -1,100 +1,329 @@
-"""What a candidate is worth: the interface that decoding needs, and value scoring with a cached prefix."""
+"""What a candidate is worth: the interface that decoding needs, and the scorers.
+
+A `ValueModel` reads a value at the candidate itself. A `RewardScorer` asks a trajectory reward model about prefix + candidate + EOS
+(steering every token with it is ARGS: Khanov, Burapacheep and Li, "ARGS: Alignment as reward-guided search", 2024). A
+`RolloutScorer` lets a language model go on for some tokens first, as Transfer Q* does (Chakraborty et al., "Transfer Q Star:
+Principled decoding for LLM alignment", 2024).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, Cache, PreTrainedModel
 
-from sia.caching import PrefixStore
+from sia import sampling
+from sia.cost import Architecture, Meter
+from sia.prefixes import CachedPrefixes
 
 if TYPE_CHECKING:
     from sia.values import ValueModel
 
 
 class Session(Protocol):
-    """Scores candidates along one batch of responses. Rows are numbered as the prompts were."""
+    """Values along one batch of responses. Rows are numbered as the prompts were, each prompt having `samples` of them."""
 
-    forwards: Tensor  # int64 (rows of the batch,): forward passes that each row took part in
-    tokens: Tensor  # int64 (rows of the batch,): token positions computed for each row
+    meters: Sequence[Meter]  # what was computed for each row, by model
 
-    def append(self, rows: Tensor, tokens: Tensor) -> None:
-        """These rows went on with these tokens, both `(n,)`."""
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        """Values float32 `(n, K)` of candidate tokens `(n, K)` after the response tokens `(n, t)` of these rows `(n,)`, ascending."""
 
-    def score(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        """Values float32 `(n, K)` of candidate tokens `(n, K)` as the next token of these rows `(n,)`."""
+    def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        """Values float32 `(n,)` of responses `(n, t)` as they stand, of which the first `lengths` `(n,)` ≥ 1 tokens count."""
+
+    def continue_from(self, sources: Tensor) -> None:
+        """Row i goes on from where row `sources[i]` stands; `(rows,)`."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Anything that can open a `Session` over prompts (token ids without padding)."""
+    """Anything that can open a `Session` over prompts (token ids without padding), each of `samples` rows."""
 
     @property
     def vocabulary_size(self) -> int: ...
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Session: ...
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> Session: ...
 
 
-class CachedValues:
-    """Values of candidates from a `ValueModel` that keeps the keys and values of every prefix and may lag behind.
+class ValueSession:
+    """Values of a `ValueModel`, whose cache lags behind: one forward pass per call, whatever K."""
 
-    One forward pass per call of `score`, whatever K and however far behind: for each asked row it computes the tokens
-    not seen yet and, after them, the K candidates, all at the position of the next token; a mask lets each candidate
-    see the prefix and itself. Then only the prefix is kept. Rows have prefixes of different lengths: all start at
-    column 0 of the store, and the columns beyond a row's length are masked.
+    def __init__(self, value_model: ValueModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
+        def forward(*, last: int, **inputs) -> Tensor:
+            return value_model(**inputs)[:, -last:]
+
+        self.prefixes = CachedPrefixes(value_model.backbone, forward, value_model.head.weight, prompts, max_new_tokens, samples)
+        self.meters = [self.prefixes.meter]
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
+
+    @torch.inference_mode()
+    def score_branches(self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor) -> Tensor:
+        """Values float32 `(n, K)` at the last tokens of branches `(n, K, m)`, of which the first `lengths` `(n, K)` ≥ 1 count."""
+        return _at_branch_ends(self.prefixes, rows, responses, branches, lengths - 1)
+
+    @torch.inference_mode()
+    def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        return self.prefixes.last(rows, responses, lengths)
+
+    @torch.inference_mode()
+    def continue_from(self, sources: Tensor) -> None:
+        self.prefixes.continue_from(sources)
+
+
+def _at_branch_ends(prefixes: CachedPrefixes, rows: Tensor, responses: Tensor, branches: Tensor, ends: Tensor) -> Tensor:
+    """The model's output at token number `ends` `(n, K)` of branches `(n, K, m)`: `(n, K)`."""
+    device = prefixes.cached.device
+    count, depth = branches.shape[1:]
+    within = torch.ones(depth, depth, dtype=torch.bool, device=device).tril()
+    sees = torch.block_diag(*[within] * count) if depth > 1 else torch.eye(count, dtype=torch.bool, device=device)
+    outputs = prefixes.branch(
+        rows,
+        responses,
+        torch.full_like(rows, responses.shape[1]),
+        branches.flatten(1).to(device),
+        torch.arange(depth, device=device).repeat(count),
+        sees.bool(),
+    )
+    return outputs.view(branches.shape).gather(2, ends.to(device)[:, :, None]).squeeze(2)
+
+
+class RewardScorer:
+    """A trajectory reward model: what a response would be worth if it ended after the candidate.
+
+    model: any `AutoModelForSequenceClassification` with one label. Decoder models keep the prefix in a cache; others (encoders) are
+        given whole sequences.
+    eos_token_id: ends a response; by default the one of the model's config. The reward is read there: at the last token, once.
     """
 
-    def __init__(self, value_model: ValueModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        device = value_model.device
-        lengths = [len(prompt) for prompt in prompts]
-        self.value_model = value_model
-        self.capacity = max(lengths) + max_new_tokens
-        self.history = torch.zeros(len(prompts), self.capacity, dtype=torch.int64, device=device)
-        for row, prompt in enumerate(prompts):
-            self.history[row, : len(prompt)] = torch.as_tensor(prompt, device=device)
-        self.lengths = torch.tensor(lengths, device=device)  # tokens that belong to each row
-        self.cached = torch.zeros_like(self.lengths)  # tokens of each row in the store
-        self.store = PrefixStore(len(prompts), self.capacity, value_model.layer_count)
-        self.forwards = torch.zeros_like(self.lengths)
-        self.tokens = torch.zeros_like(self.lengths)
+    def __init__(self, model: PreTrainedModel, eos_token_id: int | None = None) -> None:
+        config = model.config.get_text_config()
+        if model.config.num_labels != 1:
+            raise ValueError(f"a reward model must have one label, {type(model).__name__} has {model.config.num_labels}")
+        if eos_token_id is None:
+            eos_token_id = config.eos_token_id
+        if not isinstance(eos_token_id, int):
+            raise ValueError(f"a reward model needs one eos_token_id, its config has {eos_token_id!r}: name it as eos_token_id")
+        self.model, self.eos_token_id = model.eval(), eos_token_id
 
-    def append(self, rows: Tensor, tokens: Tensor) -> None:
-        rows, tokens = rows.to(self.history.device), tokens.to(self.history.device)
-        self.history[rows, self.lengths[rows]] = tokens
-        self.lengths[rows] += 1
+    @classmethod
+    def from_pretrained(cls, path: str | Path, eos_token_id: int | None = None, **options) -> Self:
+        """Reads a local folder or Hub id; options as for transformers' own from_pretrained (dtype, device_map, revision, …).
 
-    @torch.no_grad()
-    def score(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        rows, candidates = rows.to(self.history.device), candidates.to(self.history.device)
-        cached, lengths = self.cached[rows], self.lengths[rows]
-        prefix, unseen = int(cached.max()), int((lengths - cached).max())
-        ahead = torch.arange(unseen, device=rows.device)
-        columns = cached[:, None] + ahead  # (n, unseen)
-        fresh = columns < lengths[:, None]  # the others are padding
-        columns = columns.clamp(max=self.capacity - 1)
-        values = self.value_model(
-            input_ids=torch.cat([self.history[rows[:, None], columns], candidates], dim=1),
-            attention_mask=self._mask(cached, fresh, prefix, candidates.shape[1]),
-            position_ids=torch.cat([columns, lengths[:, None].expand_as(candidates)], dim=1),
-            past_key_values=self.store.select(rows, prefix),
-        )
-        self.store.keep(columns, fresh)
-        self.cached[rows] = lengths
-        self.forwards[rows] += 1
-        self.tokens[rows] += lengths - cached + candidates.shape[1]
-        return values[:, unseen:]
+        Errors: OSError if it cannot be read, ValueError for a checkpoint without its head: weights are never made up.
+        """
+        model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+        if loading["missing_keys"] or loading["mismatched_keys"]:
+            missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+            raise ValueError(f"{path} is no reward model: expected all weights of {type(model).__name__}, {', '.join(missing)} missing")
+        return cls(model, eos_token_id)
 
-    def _mask(self, cached: Tensor, fresh: Tensor, prefix: int, candidates: int) -> Tensor:
-        """What each query may see, as numbers to add to the attention scores: `(n, 1, unseen + K, prefix + unseen + K)`."""
-        n, unseen = fresh.shape
-        device = fresh.device
-        seen = torch.zeros(n, unseen + candidates, prefix + unseen + candidates, dtype=torch.bool, device=device)
-        seen[:, :, :prefix] = (torch.arange(prefix, device=device) < cached[:, None])[:, None]
-        causal = torch.ones(unseen, unseen, dtype=torch.bool, device=device).tril()
-        seen[:, :unseen, prefix : prefix + unseen] = causal
-        seen[:, unseen:, prefix : prefix + unseen] = fresh[:, None]
-        seen[:, unseen:, prefix + unseen :] = torch.eye(candidates, dtype=torch.bool, device=device)
-        dtype = self.value_model.dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+    @property
+    def vocabulary_size(self) -> int:
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def caches(self) -> bool:
+        """Whether the reward is a linear reading of a causal decoder, which transformers calls `score`."""
+        return "score" in dict(self.model.named_children())
+
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> CachedRewards | WholeRewards:
+        return (CachedRewards if self.caches else WholeRewards)(self, prompts, max_new_tokens, samples)
+
+
+class CachedRewards:
+    """Rewards from a decoder model that keeps prefixes: candidates and their EOS are branches of one forward pass."""
+
+    def __init__(self, scorer: RewardScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
+        model, self.eos = scorer.model, scorer.eos_token_id
+        head: nn.Linear = model.score
+
+        def forward(*, last: int, **inputs) -> Tensor:
+            hidden = model.base_model(**inputs, use_cache=True).last_hidden_state[:, -last:]
+            bias = None if head.bias is None else head.bias.float()
+            return nn.functional.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
+
+        self.prefixes = CachedPrefixes(model.base_model, forward, head.weight, prompts, max_new_tokens + 1, samples)
+        self.meters = [self.prefixes.meter]
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
+
+    @torch.inference_mode()
+    def score_branches(self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor) -> Tensor:
+        """Rewards `(n, K)` of branches `(n, K, m)`, of which the first `lengths` `(n, K)` ≥ 1 tokens count, each ended by EOS once."""
+        ended = branches.gather(2, lengths[:, :, None] - 1).squeeze(2) == self.eos
+        closed = torch.cat([branches, branches[:, :, -1:]], dim=2).scatter(2, lengths[:, :, None], self.eos)
+        return _at_branch_ends(self.prefixes, rows, responses, closed, torch.where(ended, lengths - 1, lengths))
+
+    @torch.inference_mode()
+    def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        columns = torch.arange(responses.shape[1], device=lengths.device)
+        ended = ((responses == self.eos) & (columns == lengths[:, None] - 1)).any(1)
+        closed = torch.cat([responses, responses[:, -1:]], dim=1).scatter(1, lengths[:, None], self.eos)
+        rewards = self.prefixes.last(rows, closed, torch.where(ended, lengths, lengths + 1))
+        self.prefixes.shorten(rows, lengths)  # the EOS that was put there does not stay
+        return rewards
+
+    @torch.inference_mode()
+    def continue_from(self, sources: Tensor) -> None:
+        self.prefixes.continue_from(sources)
+
+
+class WholeRewards:
+    """Rewards from a model that reads whole sequences: nothing is kept, every candidate costs its full length."""
+
+    BATCH = 64  # sequences at once
+
+    def __init__(self, scorer: RewardScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
+        self.scorer = scorer
+        self.prompts = [list(prompt) for prompt in prompts for _ in range(samples)]
+        encoder = scorer.model.base_model
+        head = torch.empty(1, scorer.model.config.get_text_config().hidden_size)
+        self.meters = [Meter(Architecture.of(encoder, head), len(self.prompts), scorer.model.device)]
+
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
+
+    def score_branches(self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor) -> Tensor:
+        prefixes = responses.tolist()
+        sequences = [
+            [*prefixes[i], *branch[:length]]
+            for i, (row, counts) in enumerate(zip(branches.tolist(), lengths.tolist(), strict=True))
+            for branch, length in zip(row, counts, strict=True)
+        ]
+        return self._rewards(rows.repeat_interleave(branches.shape[1]), sequences).view(branches.shape[:2])
+
+    def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        return self._rewards(rows, [row[:length] for row, length in zip(responses.tolist(), lengths.tolist(), strict=True)])
+
+    def continue_from(self, sources: Tensor) -> None:
+        pass
+
+    @torch.inference_mode()
+    def _rewards(self, rows: Tensor, responses: list[list[int]]) -> Tensor:
+        model, eos = self.scorer.model, self.scorer.eos_token_id
+        sequences = [[*self.prompts[row], *response] for row, response in zip(rows.tolist(), responses, strict=True)]
+        sequences = [sequence if sequence[-1] == eos else [*sequence, eos] for sequence in sequences]
+        rewards = []
+        for start in range(0, len(sequences), self.BATCH):
+            part = sequences[start : start + self.BATCH]
+            longest = max(len(sequence) for sequence in part)
+            padding = model.config.get_text_config().pad_token_id or 0
+            input_ids = torch.tensor([[*s, *[padding] * (longest - len(s))] for s in part], device=model.device)
+            mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in part], device=model.device)
+            rewards.append(model(input_ids=input_ids, attention_mask=mask).logits.float().squeeze(-1))
+        rows, lengths = rows.to(model.device), torch.tensor([len(sequence) for sequence in sequences], device=model.device)
+        ones = torch.ones_like(lengths)
+        self.meters[0].count(rows, ones, torch.zeros_like(lengths), lengths, ones)
+        return torch.cat(rewards)
+
+
+class RolloutScorer:
+    """Transfer Q*: a candidate is worth the reward of the response after `tokens` further tokens of a language model.
+
+    model: goes on from each candidate; the base model as a rule. reward: a `RewardScorer`, or a `ValueModel` read at the last token.
+    tokens: length n of a rollout, which ends early at EOS (the reward's, or the model's). temperature: 0 rolls out greedily.
+    candidates: K of the rollouts. seed: of their noise, which depends on it, the prompt, the step and the candidate alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reward: RewardScorer | ValueModel,
+        tokens: int,
+        temperature: float = 1.0,
+        candidates: int = 10,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
+        vocabulary = model.config.get_text_config().vocab_size
+        if not 1 <= candidates <= vocabulary:
+            raise ValueError(f"candidates must be 1 to {vocabulary}, the vocabulary of the rollouts' model, got {candidates}")
+        if reward.vocabulary_size != vocabulary:
+            raise ValueError(
+                f"rollouts and reward must share a vocabulary: the model has {vocabulary} tokens, the reward {reward.vocabulary_size}"
+            )
+        self.model, self.reward, self.tokens = model, reward, tokens
+        self.temperature, self.candidates, self.seed = temperature, candidates, seed
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.reward.vocabulary_size
+
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> RolloutSession:
+        return RolloutSession(self, prompts, max_new_tokens, samples)
+
+
+class RolloutSession:
+    """The K candidates of a row are K branches over its one cached prefix, which grow by a token at a time."""
+
+    def __init__(self, scorer: RolloutScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
+        self.scorer, model = scorer, scorer.model
+
+        def forward(*, input_ids: Tensor, attention_mask, position_ids: Tensor, past_key_values: Cache, last: int) -> Tensor:
+            logits = model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
+                use_cache=True, logits_to_keep=last,
+            ).logits  # fmt: skip
+            return logits[:, -last:].float()
+
+        room = max_new_tokens + scorer.tokens
+        self.prefixes = CachedPrefixes(model.base_model, forward, model.get_output_embeddings().weight, prompts, room, samples)
+        self.reward = scorer.reward.begin(prompts, room, samples)
+        self.meters = [self.prefixes.meter, *self.reward.meters]
+        self.stops = torch.tensor(stop_tokens(model, scorer.reward), device=model.device)
+        keys = sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), model.device)
+        self.keys = sampling.sample_keys(keys, samples)
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        scorer, device = self.scorer, self.keys.device
+        rows, responses, tokens = rows.to(device), responses.to(device), candidates.to(device)
+        count, step = tokens.shape[1], responses.shape[1]
+        keys = sampling.mix(sampling.mix(self.keys[rows], step)[:, None], tokens)  # (n, K)
+        lengths = torch.ones_like(tokens)
+        going = ~torch.isin(tokens, self.stops)
+        branches = [tokens]
+        eye = torch.eye(count, dtype=torch.bool, device=device)
+        depths = torch.zeros(count, dtype=torch.int64, device=device)
+        logits = self.prefixes.branch(rows, responses, torch.full_like(rows, step), tokens, depths, eye)
+        for depth in range(1, scorer.tokens + 1):
+            base, options = logits.flatten(0, 1).topk(scorer.candidates)
+            noise = sampling.gumbel(keys.flatten(), depth, options)
+            chosen = sampling.choose(base, noise, scorer.temperature)
+            tokens = options.gather(1, chosen[:, None]).view_as(tokens)
+            branches.append(tokens)
+            lengths = lengths + going
+            going = going & ~torch.isin(tokens, self.stops)
+            if depth == scorer.tokens or not bool(going.any()):
+                break
+            logits = self.prefixes.grow(tokens, depth)
+        return self.reward.score_branches(rows, responses, torch.stack(branches, 2), lengths)
+
+    def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        return self.reward.rate(rows, responses, lengths)
+
+    @torch.inference_mode()
+    def continue_from(self, sources: Tensor) -> None:
+        self.prefixes.continue_from(sources)
+        self.reward.continue_from(sources)
+
+
+def stop_tokens(model: PreTrainedModel, reward: RewardScorer | ValueModel) -> list[int]:
+    """Tokens that end a rollout: the model's own and, of a `RewardScorer`, the one that it reads the reward at."""
+    configured = model.generation_config.eos_token_id
+    stops = set(configured if isinstance(configured, (list, tuple)) else [configured])
+    if isinstance(reward, RewardScorer):
+        stops.add(reward.eos_token_id)
+    return sorted(token for token in stops if token is not None)

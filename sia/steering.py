@@ -35,12 +35,12 @@ class Steering:
     min_probability: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gate, Gate):
+            raise TypeError(f"gate must be a gate such as EntropyGate(threshold=1.0), got {self.gate!r}")
         if self.scorer is None and not isinstance(self.gate, Never):
             raise TypeError(f"a gate that may open needs a scorer, got None with {self.gate!r}")
         if self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise TypeError(f"scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}")
-        if not isinstance(self.gate, Gate) or isinstance(self.gate, type):
-            raise TypeError(f"gate must be a gate such as EntropyGate(threshold=1.0), got {self.gate!r}")
         if math.isnan(self.beta) or self.beta < 0:
             raise ValueError(f"beta must be 0 or greater (math.inf: values alone), got {self.beta}")
         if isinstance(self.candidates, bool) or not isinstance(self.candidates, int) or self.candidates < 1:

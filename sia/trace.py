@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Forward passes that one row needed, and the token positions computed for it, through each model.
-
-    Padding, and steps on which an ended row waits for others to leave the batch with it, are not counted.
-    """
-
-    model_forwards: int = 0
-    model_tokens: int = 0
-    value_forwards: int = 0
-    value_tokens: int = 0
+from sia.cost import Cost
+from sia.gates import Entropy, Signal
 
 
 @dataclass(frozen=True)
@@ -31,6 +22,9 @@ class Generation:
     base_token: the token that the same noise would have picked unsteered, int64.
     kl: KL(steered‖base) over the candidates at temperature 1, in nats, float32; 0 where not steered.
     finished: True if the response ended by itself, False if the length ran out.
+    cost: what it took; of a search, all that was tried for this prompt.
+    signals: what else gates looked at or `observe` asked for, float32 each.
+    reward: by which a search chose this response; None where nothing was chosen.
     """
 
     text: str | None
@@ -41,6 +35,8 @@ class Generation:
     kl: np.ndarray
     finished: bool
     cost: Cost = field(default_factory=Cost)
+    signals: Mapping[Signal, np.ndarray] = field(default_factory=dict)
+    reward: float | None = None
 
     @property
     def intervention_ratio(self) -> float:
@@ -51,3 +47,11 @@ class Generation:
     def shifted(self) -> np.ndarray:
         """Where steering changed the token: the causal effect at that step, as the noise is the same. bool."""
         return self.base_token != self.token_ids
+
+    def signal(self, signal: Signal) -> np.ndarray:
+        """One value per token. Errors: ValueError if it was not observed."""
+        if signal == Entropy():
+            return self.entropy
+        if signal not in self.signals:
+            raise ValueError(f"these generations do not have the signal {signal}: make them with observe=[it], or with a gate that uses it")
+        return self.signals[signal]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 
-from sia.scoring import CachedValues
+from sia.scoring import ValueSession
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -77,10 +77,6 @@ class ValueModel(nn.Module):
         return self.backbone.dtype
 
     @property
-    def layer_count(self) -> int:
-        return self.backbone.config.get_text_config().num_hidden_layers
-
-    @property
     def vocabulary_size(self) -> int:
         return self.backbone.config.get_text_config().vocab_size
 
@@ -105,6 +101,6 @@ class ValueModel(nn.Module):
         ).last_hidden_state
         return self.head(hidden.float()).squeeze(-1)
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> CachedValues:
-        """Opens a scoring session over prompts (token ids without padding)."""
-        return CachedValues(self, prompts, max_new_tokens)
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> ValueSession:
+        """Opens a scoring session over prompts (token ids without padding), each of `samples` rows."""
+        return ValueSession(self, prompts, max_new_tokens, samples)

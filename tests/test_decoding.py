@@ -3,25 +3,62 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from sia import EntropyGate, EveryToken, Never, RandomGate, Steering, sampling, steered_generate
+from sia import (
+    AttentionGate,
+    AttentionRiseGate,
+    EntropyGate,
+    EntropyRiseGate,
+    EveryToken,
+    Never,
+    PositionGate,
+    RandomGate,
+    Steering,
+    sampling,
+    steered_generate,
+)
 from sia import generate as sia_generate
 from tests import tiny
 from tests.reference import decode as reference
+from tests.reference import whole_values
 
 TOKENIZER = tiny.tokenizer()
+
+
+def ratio(levels, least):
+    """Whether the last level stands to the one before as `least` at least; never at the first."""
+    if len(levels) == 1 or levels[-1] == levels[-2] == 0:
+        return False
+    return levels[-2] == 0 or levels[-1] / levels[-2] >= least
+
+
 GATES = {
-    "entropy": (EntropyGate(1.85), lambda entropy, step, key: entropy >= 1.85),
+    "entropy": (EntropyGate(1.85), lambda looks: looks[-1].entropy >= 1.85),
+    "entropy over vocabulary": (EntropyGate(2.6, over="vocabulary"), lambda looks: looks[-1].vocabulary_entropy >= 2.6),
+    "entropy rise": (EntropyRiseGate(0.05), lambda looks: ratio([look.entropy for look in looks], math.exp(0.05))),
+    "entropy rise over vocabulary": (
+        EntropyRiseGate(-0.02, over="vocabulary"),
+        lambda looks: ratio([look.vocabulary_entropy for look in looks], math.exp(-0.02)),
+    ),
+    "attention": (AttentionGate(3.0), lambda looks: looks[-1].attention() >= 3.0),
+    "attention of some": (
+        AttentionGate(2.9, layers=(1,), heads=(0, 3)),
+        lambda looks: looks[-1].attention([1], [0, 3]) >= 2.9,
+    ),
+    "attention rise": (AttentionRiseGate(1.05), lambda looks: ratio([look.attention() for look in looks], 1.05)),
+    "position": (PositionGate(3), lambda looks: looks[-1].step < 3),
     "random": (
         RandomGate(0.4, seed=5),
-        lambda entropy, step, key: sampling.uniform(sampling.mix(sampling.mix(sampling.mix(key, step), -1), 5)).item() < 0.4,
+        lambda looks: sampling.uniform(sampling.mix(sampling.mix(sampling.mix(looks[-1].key, looks[-1].step), -1), 5)).item() < 0.4,
     ),
-    "every": (EveryToken(), lambda entropy, step, key: True),
-    "never": (Never(), lambda entropy, step, key: False),
+    "every": (EveryToken(), lambda looks: True),
+    "never": (Never(), lambda looks: False),
+    "both": (EntropyGate(1.5) & ~PositionGate(2), lambda looks: looks[-1].entropy >= 1.5 and looks[-1].step >= 2),
 }
 
 
@@ -39,23 +76,40 @@ def assert_same(generation, expected):
     np.testing.assert_allclose(generation.kl, kl, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-@pytest.mark.parametrize("beta", [0.0, 1.0, math.inf])
-@pytest.mark.parametrize("gate", GATES)
-def test_matches_the_reference(family, beta, gate):
-    model, values = tiny.language_model(family), tiny.value_model(family)
-    prompts = tiny.prompts(8)
+def assert_matches_the_reference(family, gate, beta, *, scorer=None, values=None, **options):
+    """Padded batches, whose responses end at different steps, against the slow loop on each prompt alone."""
+    model, prompts = tiny.language_model(family), tiny.prompts(8)
+    if scorer is None:
+        scorer = tiny.value_model(family)
+        values = partial(whole_values, scorer)
     opened, opens = GATES[gate]
-    found = generate(model, prompts, Steering(values, opened, beta, candidates=8), seed=3)
+    found = generate(model, prompts, Steering(scorer, opened, beta, candidates=8), seed=3, max_new_tokens=12)
     for prompt, generation in zip(prompts, found, strict=True):
         expected = reference(
-            model, values, prompt, opens, beta=beta, candidates=8, max_new_tokens=16, temperature=1.0, seed=3, eos=tiny.EOS
-        )
+            model, values, prompt, opens, beta=beta, candidates=8, max_new_tokens=12, temperature=1.0, seed=3, eos=tiny.EOS,
+            attentive="attention" in gate, **options,
+        )  # fmt: skip
         assert_same(generation, expected)
-    if gate == "entropy":
-        assert 0.1 < np.concatenate([g.steered for g in found]).mean() < 0.9
+    if gate not in ("every", "never"):
+        assert 0.05 < np.concatenate([g.steered for g in found]).mean() < 0.95
     if gate == "never":
         assert len({len(g.token_ids) for g in found}) > 2  # rows left the batch at different steps
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_matches_the_reference(gate):
+    assert_matches_the_reference("qwen3", gate, 1.0)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("gate", ["entropy", "attention", "every"])
+def test_every_family_matches_the_reference(family, gate):
+    assert_matches_the_reference(family, gate, 1.0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 4.0, math.inf])
+def test_every_strength_matches_the_reference(beta):
+    assert_matches_the_reference("llama", "entropy", beta)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
@@ -64,7 +118,7 @@ def test_temperature_divides_after_the_tilt(temperature):
     found = generate(model, prompts, Steering(values, EveryToken(), 1.0), temperature=temperature)
     for prompt, generation in zip(prompts, found, strict=True):
         settings = {"beta": 1.0, "candidates": 10, "max_new_tokens": 16, "temperature": temperature, "seed": 0, "eos": tiny.EOS}
-        assert_same(generation, reference(model, values, prompt, GATES["every"][1], **settings))
+        assert_same(generation, reference(model, partial(whole_values, values), prompt, GATES["every"][1], **settings))
 
 
 def test_min_probability_and_value_prompts():
@@ -75,7 +129,9 @@ def test_min_probability_and_value_prompts():
     same_prompts = generate(model, prompts, Steering(values, EveryToken(), 2.0, min_probability=0.1))
     settings = {"beta": 2.0, "candidates": 10, "max_new_tokens": 16, "temperature": 1.0, "seed": 0, "eos": tiny.EOS}
     for prompt, value_prompt, generation in zip(prompts, value_prompts, found, strict=True):
-        expected = reference(model, values, prompt, GATES["every"][1], value_prompt=value_prompt, min_probability=0.1, **settings)
+        expected = reference(
+            model, partial(whole_values, values), prompt, GATES["every"][1], value_prompt=value_prompt, min_probability=0.1, **settings
+        )
         assert_same(generation, expected)
     assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(found, plain, strict=True))
     assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(found, same_prompts, strict=True))

@@ -132,8 +132,8 @@ def test_generation_properties():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EntropyGate(-0.1), "threshold must be a finite entropy of at least 0 nats, got -0.1"),
-        (lambda: EntropyGate(math.nan), "threshold must be a finite entropy of at least 0 nats, got nan"),
+        (lambda: EntropyGate(-0.1), "threshold must be a finite number of at least 0, got -0.1"),
+        (lambda: EntropyGate(math.nan), "threshold must be a finite number of at least 0, got nan"),
         (lambda: EntropyGate(1.0, over="words"), 'over must be "candidates" or "vocabulary", got \'words\''),
         (lambda: RandomGate(1.2), "ratio must lie between 0 and 1, got 1.2"),
         (lambda: calibrate(EntropyGate, [], 0.2), "calibration needs at least one generated token, got none"),

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from benchmarks.lab.tokenizer import build_tokenizer
 from sia import ValueModel
 
 VOCABULARY = 60
 EOS = 2
-CONFIGS = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+WINDOW = 6  # shorter than most prompts and responses
+MIXED_WINDOWS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {}),  # learned positions, Conv1D
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),  # the same window in every layer
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, {**MIXED_WINDOWS, "query_pre_attn_scalar": 8}),  # eager attention, soft caps
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {**MIXED_WINDOWS, "query_pre_attn_scalar": 8}),
+}
 
 
-def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY):
+def config(family: str, vocabulary: int = VOCABULARY):
     """Two layers with weights large enough that tokens differ in probability."""
-    config_class, model_class = CONFIGS[family]
-    config = config_class(
+    config_class, _, further = FAMILIES[family]
+    return config_class(
         vocab_size=vocabulary,
         hidden_size=32,
         num_hidden_layers=2,
@@ -30,10 +53,23 @@ def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY):
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=EOS,
+        **further,
     )
+
+
+def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return model_class(config).eval()
+        return FAMILIES[family][1](config(family, vocabulary)).eval()
+
+
+def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY):
+    """A trajectory reward model of the same shape."""
+    settings = config(family, vocabulary)
+    settings.num_labels = 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(settings).eval()
 
 
 def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> ValueModel:

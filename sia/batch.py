@@ -1,0 +1,143 @@
+"""Lists of prompts in, lists of generations out: `generate`, and what it shares with the searches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sia import sampling
+from sia.decoding import Decoding
+from sia.gates import Signal
+from sia.steering import Steering
+from sia.trace import Generation
+
+Prompts = Sequence[str] | Sequence[Sequence[int]]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    steering: Steering | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    value_prompts: Prompts | None = None,
+    progress: bool = True,
+    observe: Sequence[Signal] = (),
+) -> list[Generation]:
+    """One response per prompt, in the order given.
+
+    prompts: texts, or token ids. Texts get the tokenizer's special tokens unless they begin with its BOS token already,
+        as chat templates write it.
+    steering: None samples from the top 10 candidates of the model alone.
+    temperature: 0 is greedy. It divides the logits after the tilt.
+    seed: with the prompt it decides the noise: the same prompt and seed give the same response in any batch. Use
+        other seeds for further samples of a prompt.
+    value_prompts: the prompts in the value model's own template; by default the same token ids.
+    observe: signals (`Entropy("vocabulary")`, `Attention()`) that the generations keep for `calibrate`, besides those of the gate.
+
+    Errors: ValueError for an empty prompt, a token or K beyond the vocabulary, vocabularies of different sizes, numbers out of
+    range; FloatingPointError where a value is NaN or infinite.
+    """
+    check_options(prompts, temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
+    generations: list[Generation | None] = [None] * len(ids)
+    with tqdm(total=len(ids), desc="generate", unit="prompt", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            decoding = begin(model, tokenizer, ids, value_ids, chunk, steering, max_new_tokens, temperature, seed, observe=observe)
+            decoding.run(max_new_tokens)
+            for i, generation in zip(chunk, decoding.generations(tokenizer), strict=True):
+                generations[i] = generation
+            bar.update(len(chunk))
+    return generations
+
+
+def begin(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[Sequence[int]],
+    value_ids: Sequence[Sequence[int]],
+    chunk: Sequence[int],
+    steering: Steering | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    samples: int = 1,
+    observe: Sequence[Signal] = (),
+) -> Decoding:
+    """The decoding of those prompts whose numbers are in `chunk`."""
+    input_ids, attention_mask = pad_left([ids[i] for i in chunk], model.device)
+    return Decoding(
+        model,
+        input_ids,
+        attention_mask,
+        steering=steering,
+        row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seed] * len(chunk), model.device),
+        value_prompts=[value_ids[i] for i in chunk],
+        numbers=chunk,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        stop_tokens=eos_token_ids(model.generation_config, tokenizer),
+        samples=samples,
+        observe=observe,
+    )
+
+
+def check_options(prompts: Prompts, temperature: float, **counts: int) -> None:
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a list of prompts, got a single text")
+    if math.isnan(temperature) or temperature < 0 or math.isinf(temperature):
+        raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
+    for name, number in counts.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Prompts, other: Prompts | None, name: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the prompts, and of the same prompts in another model's template (`other`), by default the same."""
+    if other is not None and len(other) != len(prompts):
+        raise ValueError(f"{name}_prompts must be as many as prompts: expected {len(prompts)}, got {len(other)}")
+    ids = tokenize(tokenizer, prompts, "prompt")
+    return ids, ids if other is None else tokenize(tokenizer, other, f"{name} prompt")
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, what: str) -> list[list[int]]:
+    """Token ids without padding; ids pass through. Errors: ValueError for an empty prompt."""
+    bos = tokenizer.bos_token
+    ids = []
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            special = not (bos and prompt.startswith(bos))
+            prompt = tokenizer(prompt, add_special_tokens=special).input_ids if prompt else []
+        if not len(prompt):
+            raise ValueError(f"a {what} needs at least one token, number {i} is empty")
+        ids.append(list(prompt))
+    return ids
+
+
+def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, both `(rows, longest)`."""
+    longest = max(len(row) for row in ids)
+    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+    return input_ids, mask
+
+
+def eos_token_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+    """Every token that ends a response: of the generation config, and of the tokenizer."""
+    configured = config.eos_token_id
+    ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
+    if tokenizer is not None:
+        ids.add(tokenizer.eos_token_id)
+    return sorted(token for token in ids if token is not None)

@@ -1,0 +1,212 @@
+"""Responses in the cache of one causal model that may lag behind them, and what the model says of their continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from sia.caching import PrefixStore
+from sia.cost import Architecture, Meter, attention_windows
+
+MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
+
+
+class Forward(Protocol):
+    """A forward pass whose output, `(n, last, …)`, is read at the last `last` positions."""
+
+    def __call__(self, *, input_ids: Tensor, attention_mask, position_ids: Tensor, past_key_values: Cache, last: int) -> Tensor: ...
+
+
+class CachedPrefixes:
+    """A batch of prefixes (prompt and response so far), of which the model has computed as much as it was asked for.
+
+    One forward pass per call, however far behind: for each asked row it computes the tokens not seen yet and, after them, its
+    branches, that is further tokens which do not stay; a mask lets each see the prefix and its own ancestors. Rows
+    have prefixes of different lengths: all start at column 0 of the store, and columns beyond a row's length are masked.
+
+    prompts: token ids, each of `samples` rows in succession. head: weight that reads the output, for the count of FLOPs.
+    """
+
+    def __init__(
+        self, backbone: PreTrainedModel, forward: Forward, head: Tensor, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int
+    ) -> None:
+        if backbone.config._attn_implementation not in MASKED_ATTENTION:
+            raise ValueError(
+                f"scoring candidates needs attn_implementation {' or '.join(MASKED_ATTENTION)}, got {backbone.config._attn_implementation}"
+            )
+        self.backbone, self.forward, self.samples = backbone, forward, samples
+        self.windows = attention_windows(backbone)
+        device = backbone.device
+        self.mask_values = torch.tensor([0.0, torch.finfo(backbone.dtype).min], dtype=backbone.dtype, device=device)  # seen, not seen
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.capacity = int(lengths.max()) + max_new_tokens
+        history = torch.zeros(len(prompts), self.capacity, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            history[row, : len(prompt)] = torch.as_tensor(prompt)
+        self.history = history.to(device).repeat_interleave(samples, 0)
+        self.prompt_lengths = lengths.to(device).repeat_interleave(samples)
+        self.cached = torch.zeros_like(self.prompt_lengths)  # tokens of each row in the store
+        self.begun = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # prompts that their rows have in the store
+        self.store = PrefixStore(len(self.cached), self.capacity, len(self.windows))
+        self.meter = Meter(Architecture.of(backbone, head), len(self.cached), device)
+
+    def continue_from(self, sources: Tensor) -> None:
+        """Row i goes on from where row `sources[i]` stands; `(rows,)`."""
+        sources = sources.to(self.cached.device)
+        targets = (sources != torch.arange(len(sources), device=sources.device)).nonzero().squeeze(1)
+        self.store.copy_rows(sources[targets], targets, int(self.cached.max()))
+        self.cached = self.cached[sources]
+
+    def shorten(self, rows: Tensor, lengths: Tensor) -> None:
+        """Of the responses of these rows no more than the first `lengths` `(n,)` tokens count as computed."""
+        rows = rows.to(self.cached.device)
+        self.cached[rows] = torch.minimum(self.cached[rows], self.prompt_lengths[rows] + lengths.to(rows.device))
+
+    def last(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        """The output at the last token of these rows, `(n, …)`. responses: their tokens `(n, t)`, of which `lengths` `(n,)` count."""
+        rows, totals = self._remember(rows, responses, lengths)
+        self._share_prompts(rows)
+        self.cached[rows] = torch.minimum(self.cached[rows], totals - 1)  # to read a token it must be computed
+        cached = self.cached[rows]
+        prefix, columns, fresh = self._unseen(cached, totals)
+        outputs = self.forward(
+            input_ids=self.history[rows[:, None], columns],
+            attention_mask=self._mask(cached, fresh, prefix, columns, None, None),
+            position_ids=columns,
+            past_key_values=self.store.select(rows, prefix),
+            last=columns.shape[1],
+        )
+        self.store.keep(columns, fresh)
+        self._count(rows, cached, totals, outputs=1)
+        self.cached[rows] = totals
+        return outputs[torch.arange(len(rows), device=rows.device), totals - cached - 1]
+
+    def branch(self, rows: Tensor, responses: Tensor, lengths: Tensor, tokens: Tensor, depths: Tensor, sees: Tensor) -> Tensor:
+        """The output at every branch token, `(n, B, …)`.
+
+        rows: `(n,)`, ascending; responses: their tokens `(n, t)`, of which `lengths` `(n,)` count. tokens: `(n, B)`; depths: how far each
+        stands behind the prefix, `(B,)`, 0 for the next token; sees: which branch tokens each sees, itself included, bool `(B, B)`.
+        """
+        rows, totals = self._remember(rows, responses, lengths)
+        self._share_prompts(rows)
+        cached = self.cached[rows]
+        prefix, columns, fresh = self._unseen(cached, totals)
+        positions = totals[:, None] + depths
+        outputs = self.forward(
+            input_ids=torch.cat([self.history[rows[:, None], columns], tokens], dim=1),
+            attention_mask=self._mask(cached, fresh, prefix, columns, positions, sees),
+            position_ids=torch.cat([columns, positions], dim=1),
+            past_key_values=self.store.select(rows, prefix),
+            last=tokens.shape[1],
+        )
+        self.store.keep(columns, fresh)
+        self._count(rows, cached, totals)
+        self.meter.count_branches(rows, totals[:, None] + sees.sum(1))
+        self.cached[rows] = totals
+        self._branches = (rows, totals, prefix + columns.shape[1])
+        return outputs
+
+    def grow(self, tokens: Tensor, depth: int) -> Tensor:
+        """The output one token further along each of the branches of the last `branch` call, which had one token each.
+
+        tokens: `(n, K)`, number `depth` ≥ 1 of each branch. Their columns stand behind those of the branches, until the next
+        call of `branch` or `last` writes over them.
+        """
+        rows, totals, start = self._branches
+        count, end = tokens.shape[1], start + tokens.shape[1] * depth
+        own = torch.eye(count, dtype=torch.bool, device=rows.device).repeat(1, depth + 1)  # (K, K·(depth + 1))
+        column = torch.arange(start, device=rows.device)
+        seen = torch.cat([(column < totals[:, None])[:, None].expand(-1, count, -1), own.expand(len(rows), -1, -1)], dim=2)
+        positions = (totals + depth)[:, None].expand_as(tokens)
+        branch_positions = torch.arange(depth + 1, device=rows.device).repeat_interleave(count) + totals[:, None]
+        keys = torch.cat([column.expand(len(rows), -1), branch_positions], dim=1)
+        outputs = self.forward(
+            input_ids=tokens,
+            attention_mask=self._by_layer(seen, lambda: (positions, keys)),
+            position_ids=positions,
+            past_key_values=self.store.select(rows, end),
+            last=count,
+        )
+        self._count(rows, totals, totals)
+        self.meter.count_branches(rows, positions + 1)
+        return outputs
+
+    def _count(self, rows: Tensor, start: Tensor, end: Tensor, outputs: int = 0) -> None:
+        self.meter.count(rows, torch.ones_like(rows), start, end, torch.full_like(rows, outputs))
+
+    def _remember(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the responses behind their prompts. Returns rows and their whole lengths, on this model's device."""
+        device = self.history.device
+        rows, responses, lengths = rows.to(device), responses.to(device), lengths.to(device)
+        prompts = self.prompt_lengths[rows]
+        if responses.shape[1]:
+            columns = prompts[:, None] + torch.arange(responses.shape[1], device=device)
+            self.history[rows[:, None], columns] = responses
+        return rows, prompts + lengths
+
+    def _unseen(self, cached: Tensor, totals: Tensor) -> tuple[int, Tensor, Tensor]:
+        """The longest cached prefix, the columns to compute for each row `(n, unseen)`, and which of them are more than padding."""
+        prefix, unseen = int(cached.max()), int((totals - cached).max())
+        columns = cached[:, None] + torch.arange(unseen, device=cached.device)
+        fresh = columns < totals[:, None]
+        return prefix, columns.clamp(max=self.capacity - 1), fresh
+
+    def _share_prompts(self, rows: Tensor) -> None:
+        """Computes a prompt that several rows begin with once, but for its last token, and copies it to all of them."""
+        if self.samples == 1 or bool(self.begun[rows // self.samples].all()):
+            return
+        prompts = torch.unique(rows // self.samples)
+        prompts = prompts[~self.begun[prompts]]
+        self.begun[prompts] = True
+        first = prompts * self.samples
+        siblings = first[:, None] + torch.arange(self.samples, device=rows.device)
+        totals = self.prompt_lengths[first] - 1
+        if int(totals.max()) > 0:
+            zeros = torch.zeros_like(totals)
+            _, columns, fresh = self._unseen(zeros, totals)
+            self.forward(
+                input_ids=self.history[first[:, None], columns],
+                attention_mask=self._mask(zeros, fresh, 0, columns, None, None),
+                position_ids=columns,
+                past_key_values=self.store.select(first, 0),
+                last=1,
+            )
+            self._count(first, zeros, totals)
+            self.store.copy_rows(first.repeat_interleave(self.samples - 1), siblings[:, 1:].flatten(), int(totals.max()))
+        self.cached[siblings] = totals[:, None]
+
+    def _mask(self, cached: Tensor, fresh: Tensor, prefix: int, columns: Tensor, positions: Tensor | None, sees: Tensor | None):
+        """What each query may see. Queries: `unseen` columns, then branches at `positions` `(n, B)`; keys: prefix, then the same."""
+        n, unseen = fresh.shape
+        branches = 0 if positions is None else positions.shape[1]
+        device = fresh.device
+        seen = torch.zeros(n, unseen + branches, prefix + unseen + branches, dtype=torch.bool, device=device)
+        seen[:, :, :prefix] = (torch.arange(prefix, device=device) < cached[:, None])[:, None]
+        seen[:, :unseen, prefix : prefix + unseen] = torch.ones(unseen, unseen, dtype=torch.bool, device=device).tril_()
+        if positions is not None:
+            seen[:, unseen:, prefix : prefix + unseen] = fresh[:, None]
+            seen[:, unseen:, prefix + unseen :] = sees
+
+        def places() -> tuple[Tensor, Tensor]:
+            queries = columns if positions is None else torch.cat([columns, positions], dim=1)
+            return queries, torch.cat([torch.arange(prefix, device=device).expand(n, -1), queries], dim=1)
+
+        return self._by_layer(seen, places)
+
+    def _by_layer(self, seen: Tensor, places: Callable[[], tuple[Tensor, Tensor]]) -> Tensor | dict[str, Tensor]:
+        """`seen` `(n, queries, keys)` as numbers to add to the attention scores, `(n, 1, queries, keys)`; narrowed to the window of
+        layers that have one, by their kind where a model has two. places: positions of queries and keys, `(n, queries)`, `(n, keys)`.
+        """
+        masks = {}
+        for window in set(self.windows):
+            allowed = seen
+            if window is not None:
+                queries, keys = places()
+                allowed = seen & (queries[:, :, None] - keys[:, None] < window)
+            mask = torch.where(allowed, *self.mask_values)[:, None]
+            masks["full_attention" if window is None else "sliding_attention"] = mask
+        return masks if len(masks) > 1 else mask
