@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import sampling
+from sia.caching import input_device
 from sia.decoding import Decoding
 from sia.gates import Signal
 from sia.steering import Steering
@@ -75,13 +76,14 @@ def begin(
     observe: Sequence[Signal] = (),
 ) -> Decoding:
     """The decoding of those prompts whose numbers are in `chunk`."""
-    input_ids, attention_mask = pad_left([ids[i] for i in chunk], model.device)
+    device = input_device(model)
+    input_ids, attention_mask = pad_left([ids[i] for i in chunk], device)
     return Decoding(
         model,
         input_ids,
         attention_mask,
         steering=steering,
-        row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seed] * len(chunk), model.device),
+        row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seed] * len(chunk), device),
         value_prompts=[value_ids[i] for i in chunk],
         numbers=chunk,
         max_new_tokens=max_new_tokens,

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs. Weights that accelerate offloads lie on "meta", and its hooks move what comes in."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 class GrowingLayer(DynamicLayer):

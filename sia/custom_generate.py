@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
@@ -24,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from sia import sampling
 from sia.batch import eos_token_ids
+from sia.caching import input_device
 from sia.decoding import DEFAULT_CANDIDATES, Decoding
 from sia.gates import Signal
 from sia.steering import Steering
@@ -91,6 +93,8 @@ class SteeredGenerate:
         """
         check_generation_config(generation_config)
         cache = model_kwargs.get("past_key_values")
+        if cache is not None and type(cache) is not DynamicCache:
+            raise ValueError(f"steered_generate keeps its own dynamic cache, got a {type(cache).__name__}")
         if cache is not None and cache.get_seq_length() > 0:
             raise ValueError(f"steered_generate starts from an empty cache, got one with {cache.get_seq_length()} tokens")
         attention_mask = model_kwargs.get("attention_mask")
@@ -108,12 +112,13 @@ class SteeredGenerate:
         # a top-k that keeps all K candidates does nothing to them
         candidates = steering.candidates if steering else DEFAULT_CANDIDATES
         processors = [p for p in logits_processor if not (type(p) is TopKLogitsWarper and p.top_k >= candidates)]
+        device = input_device(model)
         decoding = Decoding(
             model,
-            input_ids.to(model.device),
-            attention_mask.to(model.device),
+            input_ids.to(device),
+            attention_mask.to(device),
             steering=steering,
-            row_keys=sampling.prompt_keys(prompts, seeds, model.device),
+            row_keys=sampling.prompt_keys(prompts, seeds, device),
             value_prompts=prompts if value_prompts is None else value_prompts,
             max_new_tokens=max_new_tokens,
             temperature=1.0 if generation_config.do_sample else 0.0,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from sia.caching import PrefixStore
+from sia.caching import PrefixStore, input_device
 from sia.cost import Architecture, Meter, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
@@ -40,7 +40,7 @@ class CachedPrefixes:
             )
         self.backbone, self.forward, self.samples = backbone, forward, samples
         self.windows = attention_windows(backbone)
-        device = backbone.device
+        device = input_device(backbone)
         self.mask_values = torch.tensor([0.0, torch.finfo(backbone.dtype).min], dtype=backbone.dtype, device=device)  # seen, not seen
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         self.capacity = int(lengths.max()) + max_new_tokens

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, Cache, PreTrainedModel
 
 from sia import sampling
+from sia.caching import input_device
 from sia.cost import Architecture, Meter
 from sia.prefixes import CachedPrefixes
 
@@ -187,7 +188,7 @@ class WholeRewards:
         self.prompts = [list(prompt) for prompt in prompts for _ in range(samples)]
         encoder = scorer.model.base_model
         head = torch.empty(1, scorer.model.config.get_text_config().hidden_size)
-        self.meters = [Meter(Architecture.of(encoder, head), len(self.prompts), scorer.model.device)]
+        self.meters = [Meter(Architecture.of(encoder, head), len(self.prompts), input_device(scorer.model))]
 
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
         return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
@@ -209,7 +210,7 @@ class WholeRewards:
 
     @torch.inference_mode()
     def _rewards(self, rows: Tensor, responses: list[list[int]]) -> Tensor:
-        model, eos = self.scorer.model, self.scorer.eos_token_id
+        model, eos, device = self.scorer.model, self.scorer.eos_token_id, input_device(self.scorer.model)
         sequences = [[*self.prompts[row], *response] for row, response in zip(rows.tolist(), responses, strict=True)]
         sequences = [sequence if sequence[-1] == eos else [*sequence, eos] for sequence in sequences]
         rewards = []
@@ -217,10 +218,10 @@ class WholeRewards:
             part = sequences[start : start + self.BATCH]
             longest = max(len(sequence) for sequence in part)
             padding = model.config.get_text_config().pad_token_id or 0
-            input_ids = torch.tensor([[*s, *[padding] * (longest - len(s))] for s in part], device=model.device)
-            mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in part], device=model.device)
+            input_ids = torch.tensor([[*s, *[padding] * (longest - len(s))] for s in part], device=device)
+            mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in part], device=device)
             rewards.append(model(input_ids=input_ids, attention_mask=mask).logits.float().squeeze(-1))
-        rows, lengths = rows.to(model.device), torch.tensor([len(sequence) for sequence in sequences], device=model.device)
+        rows, lengths = rows.to(device), torch.tensor([len(sequence) for sequence in sequences], device=device)
         ones = torch.ones_like(lengths)
         self.meters[0].count(rows, ones, torch.zeros_like(lengths), lengths, ones)
         return torch.cat(rewards)
@@ -270,6 +271,7 @@ class RolloutSession:
 
     def __init__(self, scorer: RolloutScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
         self.scorer, model = scorer, scorer.model
+        device = input_device(model)
 
         def forward(*, input_ids: Tensor, attention_mask, position_ids: Tensor, past_key_values: Cache, last: int) -> Tensor:
             logits = model(
@@ -282,8 +284,8 @@ class RolloutSession:
         self.prefixes = CachedPrefixes(model.base_model, forward, model.get_output_embeddings().weight, prompts, room, samples)
         self.reward = scorer.reward.begin(prompts, room, samples)
         self.meters = [self.prefixes.meter, *self.reward.meters]
-        self.stops = torch.tensor(stop_tokens(model, scorer.reward), device=model.device)
-        keys = sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), model.device)
+        self.stops = torch.tensor(stop_tokens(model, scorer.reward), device=device)
+        keys = sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), device)
         self.keys = sampling.sample_keys(keys, samples)
 
     @torch.inference_mode()

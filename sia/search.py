@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia.batch import Prompts, begin, check_options, prompt_ids
+from sia.caching import input_device
 from sia.decoding import check_values, check_vocabulary
 from sia.scoring import Scorer
 from sia.steering import Steering
@@ -93,7 +94,7 @@ def chunk_beam_search(
             decoding = begin(model, tokenizer, ids, value_ids, numbers, steering, max_new_tokens, temperature, seed, samples)
             session = reward.begin([reward_ids[i] for i in numbers], max_new_tokens, samples)
             responses = decoding.responses
-            rewards = torch.full((len(numbers), samples), -torch.inf, device=model.device)
+            rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))
             while len(rows := decoding.going):
                 decoding.run(chunk)
                 rated = session.rate(rows, responses.tokens[rows, : decoding.number], responses.lengths[rows])

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 
+from sia import published
+from sia.caching import input_device
+from sia.published import local_folder
 from sia.scoring import ValueSession
 
 HEAD_FILE = "value_head.safetensors"
@@ -36,40 +39,59 @@ class ValueModel(nn.Module):
         """A fresh head, all zeros, on the backbone of any transformers model; the backbone is shared, not copied."""
         backbone = model.base_model
         size = backbone.config.get_text_config().hidden_size
-        head = nn.Linear(size, 1, device=backbone.device)
+        head = nn.Linear(size, 1, device=input_device(backbone))
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return cls(backbone, head)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> ValueModel:
-        """Reads what `save_pretrained` wrote.
+    def from_pretrained(
+        cls, path: str | Path, backbone: str | Path | None = None, *, subfolder: str = "", revision: str | None = None, **options
+    ) -> ValueModel:
+        """Reads what `save_pretrained` wrote, or a checkpoint in the published layout (`sia.published`).
 
-        Errors: FileNotFoundError if there is no such folder or it has no head; weights are never made up.
+        path: a local folder, or a Hub id; subfolder, revision: within it.
+        backbone: of a checkpoint in the published layout, path or Hub id; by default the one that the checkpoint names.
+        options: for transformers' from_pretrained (dtype, device_map, attn_implementation, …).
+
+        Errors: FileNotFoundError if there is no such folder or a part of it is missing, ValueError for parts that do not fit
+        together or cannot be read; weights are never made up.
         """
-        folder = Path(path)
-        for needed in ("config.json", "model.safetensors", HEAD_FILE):
+        folder = local_folder(path, subfolder, revision)
+        if (folder / published.HEAD_FILE).is_file() or (folder / published.CONFIG_FILE).is_file():
+            return cls(*published.read(folder, backbone, options)).eval()
+        if backbone is not None:
+            raise ValueError(f"{folder} brings its own backbone: backbone must be None, got {backbone}")
+        for needed in ("config.json", HEAD_FILE):
             if not (folder / needed).is_file():
                 raise FileNotFoundError(
-                    f"no value model in {folder}: expected config.json, model.safetensors and {HEAD_FILE}, {needed} is missing"
+                    f"no value model in {folder}: expected config.json, model.safetensors and {HEAD_FILE}"
+                    f" (or the published layout with {published.HEAD_FILE}), {needed} is missing"
                 )
-        state = safetensors.torch.load_file(folder / HEAD_FILE)
-        if set(state) != {"weight", "bias"}:
-            raise ValueError(f"{folder / HEAD_FILE} must hold weight and bias of the head, got {sorted(state)}")
-        head = nn.Linear(state["weight"].shape[1], 1)
-        head.load_state_dict(state)
-        return cls(AutoModel.from_pretrained(folder, local_files_only=True), head).eval()
+        if not list(folder.glob("model*.safetensors")):
+            raise FileNotFoundError(f"no value model in {folder}: the weights of its backbone, model.safetensors is missing")
+        try:
+            state = safetensors.torch.load_file(folder / HEAD_FILE)
+            model, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}") from error
+        if loading["missing_keys"]:
+            raise ValueError(f"the value model in {folder} lacks weights of its backbone: {', '.join(sorted(loading['missing_keys']))}")
+        return cls(model, published.linear_head(state, folder / HEAD_FILE).to(model.device)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes the backbone as transformers does, and the head beside it (safetensors)."""
+        """Writes the backbone as transformers does, and the head beside it (safetensors). A cut-off save has no head and is refused."""
         folder = Path(path)
+        (folder / HEAD_FILE).unlink(missing_ok=True)
         self.backbone.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
-        safetensors.torch.save_file(state, folder / HEAD_FILE)
+        unfinished = folder / f".{HEAD_FILE}"
+        safetensors.torch.save_file(state, unfinished)
+        unfinished.replace(folder / HEAD_FILE)
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.device
+        return input_device(self.backbone)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,7 +121,7 @@ class ValueModel(nn.Module):
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
         ).last_hidden_state
-        return self.head(hidden.float()).squeeze(-1)
+        return self.head(hidden.to(self.head.weight.device, torch.float32)).squeeze(-1)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> ValueSession:
         """Opens a scoring session over prompts (token ids without padding), each of `samples` rows."""

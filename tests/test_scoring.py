@@ -1,0 +1,252 @@
+"""Scorers against whole sequences, one at a time: reward models, rollouts, and prompts shared among samples."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from sia import EntropyGate, EveryToken, RewardScorer, RolloutScorer, Steering, generate, sampling
+from sia.scoring import CachedRewards, WholeRewards
+from tests import tiny
+from tests.reference import whole_values
+
+TOKENIZER = tiny.tokenizer()
+
+
+@torch.no_grad()
+def whole_rewards(model, prefix, candidates):
+    """transformers' own reading of each sequence alone, ended by EOS once."""
+    sequences = [[*prefix, token] if token == tiny.EOS else [*prefix, token, tiny.EOS] for token in candidates]
+    return torch.stack([model(input_ids=torch.tensor([sequence])).logits[0, 0] for sequence in sequences])
+
+
+def encoder():
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        config = BertConfig(
+            vocab_size=tiny.VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            num_labels=1, initializer_range=0.5, eos_token_id=tiny.EOS,
+        )  # fmt: skip
+        return BertForSequenceClassification(config).eval()
+
+
+def ask(session, whole, prompts, responses, branches=None):
+    """The largest error of candidates' values over rows that are asked at different times, EOS among the candidates."""
+    generator = torch.Generator().manual_seed(1)
+    worst = 0.0
+    for step in range(responses.shape[1]):
+        rows = (torch.rand(len(prompts), generator=generator) < 0.5).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        candidates = torch.randint(3, tiny.VOCABULARY, (len(rows), 5), generator=generator)
+        candidates[:, 2] = tiny.EOS
+        values = session.score(rows, responses[rows, :step], candidates)
+        assert values.dtype == torch.float32
+        for row, tokens, found in zip(rows.tolist(), candidates.tolist(), values, strict=True):
+            expected = whole([*prompts[row], *responses[row, :step].tolist()], tokens)
+            worst = max(worst, (expected - found).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_values_and_rewards_equal_those_of_whole_sequences(family, samples):
+    prompts = tiny.prompts(3, seed=2)
+    rows = [prompt for prompt in prompts for _ in range(samples)]
+    responses = torch.randint(3, tiny.VOCABULARY, (len(rows), 9), generator=torch.Generator().manual_seed(0))
+    values = tiny.value_model(family)
+    assert ask(values.begin(prompts, 9, samples), lambda *a: whole_values(values, *a), rows, responses) < 2e-5
+    model = tiny.reward_model(family)
+    session = RewardScorer(model).begin(prompts, 9, samples)
+    assert isinstance(session, CachedRewards)
+    assert ask(session, lambda *a: whole_rewards(model, *a), rows, responses) < 2e-5
+
+
+def test_a_reward_model_that_is_no_decoder_reads_whole_sequences():
+    model, prompts = encoder(), tiny.prompts(4, seed=3)
+    responses = torch.randint(3, tiny.VOCABULARY, (4, 6), generator=torch.Generator().manual_seed(0))
+    session = RewardScorer(model).begin(prompts, 6)
+    assert isinstance(session, WholeRewards)
+    assert ask(session, lambda *a: whole_rewards(model, *a), prompts, responses) < 1e-5
+
+
+def test_cached_and_whole_rewards_agree_and_every_row_is_rated_as_it_stands():
+    model, prompts = tiny.reward_model("llama"), tiny.prompts(5, seed=4)
+    scorer = RewardScorer(model)
+    responses = torch.randint(3, tiny.VOCABULARY, (5, 8), generator=torch.Generator().manual_seed(0))
+    responses[1, 3] = tiny.EOS
+    cached, whole = CachedRewards(scorer, prompts, 8, 1), WholeRewards(scorer, prompts, 8, 1)
+    rows = torch.arange(5)
+    for lengths in ([2, 2, 3, 1, 2], [5, 4, 4, 6, 3], [8, 4, 8, 8, 8]):  # asked again later, when all but row 1 have gone on
+        lengths = torch.tensor(lengths)
+        found = cached.rate(rows, responses[:, : lengths.max()], lengths)
+        expected = [
+            whole_rewards(model, [*prompt, *response[: n - 1]], [response[n - 1]])[0]
+            for prompt, response, n in zip(prompts, responses.tolist(), lengths.tolist(), strict=True)
+        ]
+        torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(whole.rate(rows, responses[:, : lengths.max()], lengths), found, atol=1e-5, rtol=1e-5)
+
+
+def test_value_models_rate_the_last_token():
+    model, prompts = tiny.value_model("qwen3"), tiny.prompts(3)
+    responses = torch.randint(3, tiny.VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(0))
+    session = model.begin(prompts, 6)
+    for lengths in ([1, 2, 3], [1, 4, 6]):  # the first row has nothing new
+        found = session.rate(torch.arange(3), responses[:, : max(lengths)], torch.tensor(lengths))
+        expected = [model(torch.tensor([[*p, *r[:n]]]))[0, -1] for p, r, n in zip(prompts, responses.tolist(), lengths, strict=True)]
+        torch.testing.assert_close(found, torch.stack(expected).detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny.value_model, lambda family: RewardScorer(tiny.reward_model(family))])
+def test_rows_go_on_from_others(make):
+    scorer, prompts = make("gemma3"), tiny.prompts(2, seed=1)
+    rows = [prompt for prompt in prompts for _ in range(2)]
+    responses = torch.randint(3, tiny.VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(0))
+    session, fresh = scorer.begin(prompts, 8, 2), scorer.begin(rows, 8)
+    everyone, four = torch.arange(4), torch.full((4,), 4)
+    session.rate(everyone, responses[:, :4], four)
+    sources = torch.tensor([1, 1, 2, 2])
+    responses[:, :4] = responses[sources, :4]
+    session.continue_from(sources)
+    candidates = torch.randint(3, tiny.VOCABULARY, (4, 3), generator=torch.Generator().manual_seed(1))
+    found = session.score(everyone, responses[:, :6], candidates)
+    torch.testing.assert_close(found, fresh.score(everyone, responses[:, :6], candidates), atol=1e-5, rtol=1e-5)
+
+
+def test_samples_of_a_prompt_compute_it_once():
+    model, prompts = tiny.value_model("qwen3"), [[7, 8, 9, 10, 11], [12]]
+    session = model.begin(prompts, 4, samples=3)
+    rows, nothing = torch.arange(6), torch.zeros(6, 0, dtype=torch.int64)
+    session.score(rows, nothing, torch.full((6, 2), 20))
+    forwards, tokens, flops = session.meters[0].totals()
+    assert forwards.tolist() == [2, 1, 1, 2, 1, 1]  # the prompt but its last token, then the candidates
+    assert tokens.tolist() == [5 + 2, 1 + 2, 1 + 2, 1 + 2, 1 + 2, 1 + 2]
+    assert flops[1] < flops[0]
+
+
+def slow_rollout(model, reward, prefix, candidate, *, tokens, temperature, candidates, key, step):
+    """One candidate: go on token by token without a cache, then ask the reward."""
+    branch = [candidate]
+    key = sampling.mix(sampling.mix(key, step), torch.tensor([candidate]))
+    for depth in range(1, tokens + 1):
+        if branch[-1] == tiny.EOS:
+            break
+        base, options = model(input_ids=torch.tensor([[*prefix, *branch]])).logits[0, -1].topk(candidates)
+        scores = base.double() / temperature + sampling.gumbel(key, depth, options[None])[0] if temperature else base
+        branch.append(options[scores.argmax()].item())
+    return whole_rewards(reward, [*prefix, *branch[:-1]], [branch[-1]])[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "temperature", "tokens"), [("qwen3", 1.0, 4), ("gemma3", 0.7, 7), ("llama", 0.0, 1)])
+def test_rollouts_equal_going_on_token_by_token(family, temperature, tokens):
+    model, reward = tiny.language_model(family), tiny.reward_model(family)
+    prompts = tiny.prompts(3, seed=6)
+    scorer = RolloutScorer(model, RewardScorer(reward), tokens, temperature, candidates=7, seed=4)
+    session = scorer.begin(prompts, 6)
+    keys = sampling.prompt_keys(prompts, [4] * 3)
+    responses = torch.randint(3, tiny.VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(0))
+    ended = 0
+    for step, rows in ((0, [0, 2]), (2, [1, 2]), (6, [0, 1, 2])):
+        candidates = torch.randint(3, tiny.VOCABULARY, (len(rows), 4), generator=torch.Generator().manual_seed(step))
+        candidates[0, 1] = tiny.EOS
+        values = session.score(torch.tensor(rows), responses[rows, :step], candidates)
+        for row, options, found in zip(rows, candidates.tolist(), values, strict=True):
+            prefix = [*prompts[row], *responses[row, :step].tolist()]
+            settings = {"tokens": tokens, "temperature": temperature, "candidates": 7, "key": keys[row : row + 1], "step": step}
+            expected = torch.stack([slow_rollout(model, reward, prefix, token, **settings) for token in options])
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+            ended += tiny.EOS in options
+    assert ended > 0
+
+
+def test_steering_by_rewards_and_rollouts_is_independent_of_the_batch():
+    model, reward, prompts = tiny.language_model("qwen3"), RewardScorer(tiny.reward_model("qwen3")), tiny.prompts(6)
+    options = {"max_new_tokens": 8, "progress": False}
+    values = tiny.value_model("qwen3")
+    scorers = [values, reward, RolloutScorer(model, reward, 3), RolloutScorer(model, reward, 3, seed=1), RolloutScorer(model, values, 3)]
+    outputs = []
+    for scorer in scorers:
+        steering = Steering(scorer, EntropyGate(1.5), beta=4.0)
+        batch = generate(model, TOKENIZER, prompts, steering, **options)
+        alone = [generate(model, TOKENIZER, [prompt], steering, **options)[0] for prompt in prompts]
+        assert [g.token_ids.tolist() for g in batch] == [g.token_ids.tolist() for g in alone]
+        assert [g.cost for g in batch] == [g.cost for g in alone]
+        outputs.append(str([g.token_ids.tolist() for g in batch]))
+    assert len(set(outputs)) == len(scorers)  # every scorer and every setting of it matters
+
+
+def test_a_rollout_model_may_be_the_steered_model_under_an_attention_gate():
+    from sia import AttentionGate
+
+    model, reward, prompts = tiny.language_model("qwen3"), RewardScorer(tiny.reward_model("qwen3")), tiny.prompts(4)
+    outputs = []
+    for rolled in (model, copy.deepcopy(model)):
+        steering = Steering(RolloutScorer(rolled, reward, 3), AttentionGate(2.0), beta=4.0)
+        outputs.append(generate(model, TOKENIZER, prompts, steering, max_new_tokens=8, progress=False))
+    for a, b in zip(*outputs, strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        assert a.steered.tolist() == b.steered.tolist()
+    assert any(g.steered.any() for g in outputs[0])
+
+
+def test_reward_models_load_from_a_folder(tmp_path):
+    model = tiny.reward_model("llama")
+    model.save_pretrained(tmp_path / "reward")
+    loaded = RewardScorer.from_pretrained(tmp_path / "reward")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight), name
+    tiny.language_model("llama").save_pretrained(tmp_path / "language")
+    with pytest.raises(
+        ValueError, match=r"is no reward model: expected all weights of LlamaForSequenceClassification, score.weight missing"
+    ):
+        RewardScorer.from_pretrained(tmp_path / "language", num_labels=1)
+
+
+REWARD = RewardScorer(tiny.reward_model("qwen3"))
+MODEL = tiny.language_model("qwen3")
+
+
+def without_eos(labels=1):
+    model = tiny.reward_model("qwen3")
+    model.config.eos_token_id, model.config.num_labels = None, labels
+    return model
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RewardScorer(without_eos()), "a reward model needs one eos_token_id, its config has None: name it as eos_token_id"),
+        (lambda: RewardScorer(without_eos(3)), "a reward model must have one label, Qwen3ForSequenceClassification has 3"),
+        (lambda: RolloutScorer(MODEL, REWARD, 0), "a rollout must have at least 1 token, got 0"),
+        (lambda: RolloutScorer(MODEL, REWARD, 2, temperature=-1), "temperature must be 0 (greedy) or a finite number above it, got -1"),
+        (lambda: RolloutScorer(MODEL, REWARD, 2, candidates=61),
+         "candidates must be 1 to 60, the vocabulary of the rollouts' model, got 61"),
+        (lambda: RolloutScorer(MODEL, RewardScorer(tiny.reward_model("qwen3", vocabulary=70)), 2),
+         "rollouts and reward must share a vocabulary: the model has 60 tokens, the reward 70"),
+    ],
+)  # fmt: skip
+def test_scorers_refuse_what_they_cannot_mean(call, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call()
+    assert str(error.value) == message
+
+
+def test_attention_that_ignores_masks_is_refused():
+    values = tiny.value_model("qwen3")
+    values.backbone.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="scoring candidates needs attn_implementation sdpa or eager, got flash_attention_2"):
+        generate(MODEL, TOKENIZER, [[7]], Steering(values, EveryToken()), progress=False)
+
+
+def test_eager_and_sdpa_backbones_give_the_same_values():
+    values, prompts = tiny.value_model("qwen3"), tiny.prompts(4)
+    eager = copy.deepcopy(values)
+    eager.backbone.set_attn_implementation("eager")
+    options = {"max_new_tokens": 8, "progress": False}
+    a, b = (generate(MODEL, TOKENIZER, prompts, Steering(v, EveryToken(), 2.0), **options) for v in (values, eager))
+    assert [g.token_ids.tolist() for g in a] == [g.token_ids.tolist() for g in b]
