@@ -116,6 +116,8 @@ class PrefixStore(DynamicCache):
 
     def keep(self, targets: Tensor, keep: Tensor) -> None:
         """Column j of the forward pass becomes column `targets[:, j]` where `keep[:, j]`; both `(selected rows, columns)`."""
+        if len(targets) == 1:
+            return  # its prefix is the longest: everything lies where it is to stay
         row, column = keep.nonzero(as_tuple=True)
         source, target = self.prefix + column, targets[row, column]
         moved = source != target

@@ -71,7 +71,8 @@ def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    return (logits.double() / temperature + noise).argmax(-1)
+    scores = logits.double() if temperature == 1 else logits.double() / temperature
+    return (scores + noise).argmax(-1)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

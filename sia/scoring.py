@@ -9,6 +9,7 @@ Principled decoding for LLM alignment", 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
@@ -81,18 +82,18 @@ class ValueSession:
 def _at_branch_ends(prefixes: CachedPrefixes, rows: Tensor, responses: Tensor, branches: Tensor, ends: Tensor) -> Tensor:
     """The model's output at token number `ends` `(n, K)` of branches `(n, K, m)`: `(n, K)`."""
     device = prefixes.cached.device
-    count, depth = branches.shape[1:]
-    within = torch.ones(depth, depth, dtype=torch.bool, device=device).tril()
-    sees = torch.block_diag(*[within] * count) if depth > 1 else torch.eye(count, dtype=torch.bool, device=device)
-    outputs = prefixes.branch(
-        rows,
-        responses,
-        torch.full_like(rows, responses.shape[1]),
-        branches.flatten(1).to(device),
-        torch.arange(depth, device=device).repeat(count),
-        sees.bool(),
-    )
+    depths, sees = _branch_shape(*branches.shape[1:], device)
+    lengths = torch.full_like(rows, responses.shape[1])
+    outputs = prefixes.branch(rows, responses, lengths, branches.flatten(1).to(device), depths, sees)
     return outputs.view(branches.shape).gather(2, ends.to(device)[:, :, None]).squeeze(2)
+
+
+@lru_cache(maxsize=64)
+def _branch_shape(count: int, depth: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How far each token of `count` branches of `depth` tokens stands behind the prefix, and which of them each sees."""
+    branch = torch.arange(count, device=device).repeat_interleave(depth)
+    depths = torch.arange(depth, device=device).repeat(count)
+    return depths, (branch[:, None] == branch) & (depths[:, None] >= depths)
 
 
 class RewardScorer:

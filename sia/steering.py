@@ -54,9 +54,7 @@ def entropy(logits: Tensor) -> Tensor:
 
     logits: `(..., K)`; −∞ stands for probability 0. Returns `(...)`.
     """
-    log_probabilities = logits.log_softmax(-1)
-    terms = log_probabilities.exp() * log_probabilities
-    return -torch.where(log_probabilities.isinf(), 0.0, terms).sum(-1)
+    return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:

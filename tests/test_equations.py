@@ -97,6 +97,23 @@ def test_noise_depends_on_seed_prompt_step_and_token_alone():
     assert noise([7, 8], -1, 0, 0) != noise([7, 8], 2**63, 0, 0)
 
 
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9), st.integers(-(2**63), 2**63 - 1))
+def test_mixing_is_that_of_plain_integers(keys, value):
+    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def plain(key, value):
+        x = ((key & mask) ^ (value & mask) * golden & mask) + golden & mask
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+        x ^= x >> 31
+        return x - 2**64 if x >= 2**63 else x
+
+    found, expected = torch.tensor(keys), [plain(key, value) for key in keys]
+    assert sampling.mix(found, value).tolist() == expected
+    assert sampling.mix(found, torch.tensor([value])).tolist() == expected
+    assert found.tolist() == keys  # nothing is changed in place
+
+
 def test_gumbel_max_samples_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -math.inf]]).expand(20_000, 4)
     keys = sampling.prompt_keys([[i] for i in range(20_000)], [0] * 20_000)

@@ -1,0 +1,283 @@
+"""How fast `sia` decodes: `python -m benchmarks.speed` (or `make speed`) writes results/speed.csv and its provenance.
+
+Everything is a ratio of two times, taken in turns within one process, so that a drifting machine changes both. Models have
+random weights: their outputs mean nothing, their cost is real. `--device cuda` measures the architectures of Qwen3-0.6B,
+1.7B and 4B in bfloat16 instead, into results/speed-cuda.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer, models
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from benchmarks.digests import MODELS, code_digest
+from benchmarks.parallel import ENVIRONMENT, available_cores
+from benchmarks.published_loop import published_loop
+from benchmarks.store import write_text
+from benchmarks.tables import PACKAGES, RESULTS, git_commit, hardware, sha256
+from sia import AttentionGate, EveryToken, RandomGate, Steering, ValueModel, generate, steered_generate
+
+PROMPT, CANDIDATES, RUNS = 24, 10, 7
+SMALL = {
+    "vocab_size": 1024, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 64,
+    "intermediate_size": 768, "tie_word_embeddings": True, "initializer_range": 0.05,
+}  # fmt: skip
+QWEN3 = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
+ARCHITECTURES = {  # as in their public configurations
+    "Qwen3-0.6B": QWEN3 | {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
+    "Qwen3-1.7B": QWEN3 | {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144},
+    "Qwen3-4B": QWEN3 | {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
+}
+
+
+Run = Callable[[int], object]  # of a seed: every round has its own, and so its own junctions
+
+
+@dataclass(frozen=True)
+class Models:
+    """A language model, a value model of the same size, and a tokenizer without an end: every response has its full length."""
+
+    language: PreTrainedModel
+    value: ValueModel
+    tokenizer: PreTrainedTokenizerFast
+
+    @property
+    def device(self) -> torch.device:
+        return self.language.device
+
+    def prompts(self, batch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(batch)
+        return torch.randint(3, self.language.config.vocab_size, (batch, PROMPT), generator=generator).tolist()
+
+
+def random_models(settings: dict, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Models:
+    def language_model(seed: int) -> PreTrainedModel:
+        config = Qwen3Config(**settings, eos_token_id=None, bos_token_id=None, pad_token_id=0, dtype=dtype)
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            model = Qwen3ForCausalLM(config).eval().to(dtype)
+        model.generation_config.eos_token_id = None
+        return model
+
+    value = ValueModel.from_backbone(language_model(1))
+    torch.nn.init.normal_(value.head.weight, generator=torch.Generator(device).manual_seed(0), std=0.1)
+    words = {f"w{i}": i for i in range(settings["vocab_size"])}
+    return Models(language_model(0), value.eval(), PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0"))))
+
+
+def plain(models: Models, batch: int, tokens: int) -> Run:
+    ids = torch.tensor(models.prompts(batch), device=models.device)
+    mask, language = torch.ones_like(ids), models.language
+    return lambda seed: language.generate(ids, attention_mask=mask, do_sample=True, top_k=CANDIDATES, max_new_tokens=tokens)
+
+
+def ours(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:
+    prompts = models.prompts(batch)
+    options = {"max_new_tokens": tokens, "batch_size": batch, "progress": False}
+    return lambda seed: generate(models.language, models.tokenizer, prompts, steering, seed=seed, **options)
+
+
+def through_transformers(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:
+    ids = torch.tensor(models.prompts(batch), device=models.device)
+    mask, language = torch.ones_like(ids), models.language
+    options = {"custom_generate": steered_generate, "steering": steering, "do_sample": True, "max_new_tokens": tokens}
+    return lambda seed: language.generate(ids, attention_mask=mask, seed=seed, **options)
+
+
+def published(models: Models, tokens: int, gate: RandomGate) -> Run:
+    eager = copy.deepcopy(models.language)
+    eager.set_attn_implementation("eager")
+    prompt = models.prompts(1)[0]
+    return lambda seed: published_loop(eager, models.value, prompt, gate, 1.0, CANDIDATES, tokens, seed)
+
+
+def seconds(call: Run, seed: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call(seed)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(calls: Sequence[Run], device: torch.device, runs: int, bar: tqdm) -> list[list[float]]:
+    """Seconds of each call in each round, after one round that does not count."""
+    times = []
+    for round_ in range(runs + 1):
+        times.append([seconds(call, round_, device) for call in calls])
+        bar.update()
+        bar.set_postfix_str(" ".join(f"{t:.2f}s" for t in times[round_]))
+    return [list(column) for column in zip(*times[1:], strict=True)]
+
+
+def row(name: str, values: Sequence[float], goal: str = "", **settings: object) -> dict[str, object]:
+    """A row of the table: the median over the runs, and their range."""
+    numbers = {"estimate": statistics.median(values), "low": min(values), "high": max(values)}
+    return {
+        "model": "", "batch": "", "new_tokens": "", "ratio": "", **settings, "measure": name,
+        **{key: round(value, 3) for key, value in numbers.items()}, "runs": len(values), "goal": goal,
+    }  # fmt: skip
+
+
+def against(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
+    return [t / b for t, b in zip(times, baseline, strict=True)]
+
+
+def small_models(runs: int) -> list[dict[str, object]]:
+    """The table on CPU."""
+    found, models = [], random_models(SMALL)
+    name = f"qwen3-{sum(p.numel() for p in models.language.parameters()) / 1e6:.0f}M"
+    sparse, dense = Steering(models.value, RandomGate(0.2)), Steering(models.value, EveryToken())
+    watching = Steering(models.value, AttentionGate(threshold=11.0))  # the signal is below 10: it never opens
+    device = models.device
+    goals = {(1, "off"): "≤ 1.0", (64, "off"): "≤ 1.0", (1, 0.2): "≤ 1.3", (64, 0.2): "≤ 3.0"}
+    with tqdm(total=4 * (runs + 1), desc="speed", unit="round") as bar:
+        for batch in (1, 64):
+            calls = {
+                "generate": plain(models, batch, 128),
+                "off": ours(models, batch, 128, None),
+                "off, through transformers": through_transformers(models, batch, 128, None),
+                0.2: ours(models, batch, 128, sparse),
+                "attention watched": ours(models, batch, 128, watching),
+            } | ({1.0: ours(models, batch, 128, dense)} if batch == 1 else {})
+            times = dict(zip(calls, in_turns(list(calls.values()), device, runs, bar), strict=True))
+            base = times.pop("generate")
+            found.append(row("seconds of model.generate", base, model=name, batch=batch, new_tokens=128))
+            for kind, taken in times.items():
+                ratio, label = (0, kind) if isinstance(kind, str) else (kind, "steered")
+                settings = {"model": name, "batch": batch, "new_tokens": 128, "ratio": ratio}
+                found.append(row(f"time: {label} / model.generate", against(base, taken), goals.get((batch, kind), ""), **settings))
+        settings = {"model": name, "batch": 1, "ratio": 0.2}
+        gate = RandomGate(0.2)
+        slow, fast = in_turns([published(models, 256, gate), ours(models, 1, 256, sparse)], device, runs, bar)
+        found.append(row("time: published cost structure / steered", against(fast, slow), "≥ 10", new_tokens=256, **settings))
+        lengths = (128, 512)
+        calls = [*(plain(models, 1, n) for n in lengths), *(ours(models, 1, n, sparse) for n in lengths)]
+        plain_short, plain_long, short, long = in_turns(calls, device, runs, bar)
+        growth = [(d / c) / (b / a) for a, b, c, d in zip(plain_short, plain_long, short, long, strict=True)]
+        found.append(row("time per token at 512 / at 128, over that of model.generate", growth, "≤ 1.2", new_tokens=512, **settings))
+        found.append(
+            row("value forward passes per junction step", [forwards_per_junction(models, sparse)], "1", new_tokens=128, **settings)
+        )
+        for _ in range(runs + 1):
+            bar.update()
+    memory = peak_memory(("import", "plain", "off", "steered"))
+    base = memory["plain"] - memory["import"]
+    for kind, goal in (("off", ""), ("steered", "≤ 2.2")):
+        settings = {"model": name, "batch": 64, "new_tokens": 128, "ratio": 0.2 if kind == "steered" else 0}
+        found.append(row(f"peak memory: {kind} / model.generate", [(memory[kind] - memory["import"]) / base], goal, **settings))
+    return found
+
+
+def forwards_per_junction(models: Models, steering: Steering) -> float:
+    calls = []
+    hook = models.value.backbone.register_forward_hook(lambda *_: calls.append(1))
+    (generation,) = ours(models, 1, 128, steering)(0)
+    hook.remove()
+    return len(calls) / generation.cost.junctions
+
+
+def peak_memory(kinds: Sequence[str]) -> dict[str, float]:
+    """Largest resident memory, in MiB, of a fresh process each; "import" has no model at all."""
+    peaks = {}
+    for kind in kinds:
+        command = [sys.executable, "-m", "benchmarks.speed", "--peak-memory", kind]
+        peaks[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return peaks
+
+
+def use_memory(kind: str) -> float:
+    if kind != "import":
+        models = random_models(SMALL)
+        if kind == "plain":
+            models = Models(models.language, None, models.tokenizer)  # the value model is no part of plain decoding
+            plain(models, 64, 128)(0)
+        else:
+            ours(models, 64, 128, Steering(models.value, RandomGate(0.2)) if kind == "steered" else None)(0)
+    # of this program alone: what getrusage tells includes the parent from before the start
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
+
+
+def architectures(
+    device: str, runs: int, settings: dict[str, dict] = ARCHITECTURES, batches: Sequence[int] = (1, 8, 32), tokens: int = 256
+) -> list[dict[str, object]]:
+    """The table on a GPU: the ratio of times to model.generate by model, batch and share of steered tokens."""
+    found = []
+    goals = {(1, 0.2): "≤ 1.35", (1, 1.0): "≤ 2.3"}
+    with tqdm(total=len(settings) * len(batches) * (runs + 1), desc="speed", unit="round") as bar:
+        for name, shape in settings.items():
+            models = random_models(shape, device, torch.bfloat16)
+            for batch in batches:
+                ratios = (0.0, 0.2, 0.4, 1.0)
+                gates = [None, RandomGate(0.2), RandomGate(0.4), EveryToken()]
+                calls = [ours(models, batch, tokens, gate and Steering(models.value, gate)) for gate in gates]
+                base, *times = in_turns([plain(models, batch, tokens), *calls], models.device, runs, bar)
+                where = {"model": name, "batch": batch, "new_tokens": tokens}
+                found.append(row("seconds of model.generate", base, **where))
+                for ratio, taken in zip(ratios, times, strict=True):
+                    goal = goals.get((batch, ratio), "")
+                    found.append(row("time: steered / model.generate", against(base, taken), goal, ratio=ratio, **where))
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="measure decoding speed into results/speed.csv")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"counted rounds of each comparison (default: {RUNS})")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--peak-memory", choices=("import", "plain", "off", "steered"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.runs < 1:
+        print(f"error: runs must be at least 1, got {options.runs}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(available_cores())
+    if options.peak_memory:
+        print(use_memory(options.peak_memory))
+        return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda needs a CUDA device, there is none", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    rows = small_models(options.runs) if options.device == "cpu" else architectures("cuda", options.runs)
+    table = pd.DataFrame(rows)
+    name = "speed" if options.device == "cpu" else "speed-cuda"
+    path = RESULTS / f"{name}.csv"
+    write_text(path, table.to_csv(index=False))
+    device = {"device": torch.cuda.get_device_name()} if options.device == "cuda" else {}
+    provenance = {
+        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        "code_digest": code_digest(MODELS),
+        "git_commit": git_commit(),
+        "packages": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "hardware": hardware() | device,
+        "threads": torch.get_num_threads(),
+        "wall_seconds": round(time.monotonic() - start, 1),
+        "sha256": {path.name: sha256(path)},
+    }
+    write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+    print(table.drop(columns="model").to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):  # read by the allocator when a process starts
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]], os.environ | ENVIRONMENT)
+    sys.exit(main())
