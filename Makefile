@@ -10,7 +10,7 @@ RUN := $(BIN)/python -m benchmarks
 OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries figure2 test lint format
+.PHONY: help smoke reproduce models figures summaries figure2 speed test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ summaries: $(READY) ## write the summaries again from the rows of the tables, an
 
 figure2: $(READY) ## draw figure 2 from its table (measures if there is none)
 	$(RUN) figure2 $(OPTIONS)
+
+speed: $(READY) ## time decoding against model.generate, into results/speed.csv
+	$(BIN)/python -m benchmarks.speed
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest

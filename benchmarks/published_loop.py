@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sia import ValueModel, sampling
-from sia.gates import Gate, Step
+from sia.gates import Entropy, Gate, Step
 from sia.steering import entropy, tilt
 
 
@@ -26,13 +26,19 @@ def published_loop(
     max_new_tokens: int,
     seed: int,
 ) -> list[int]:  # fmt: skip
-    """Response tokens to one prompt, at temperature 1, without a stop token. model: with eager attention, which keeps its matrices."""
+    """Response tokens to one prompt, at temperature 1, without a stop token.
+
+    model: with eager attention, which keeps its matrices. gate: one that looks at nothing but the candidates' entropy, if anything.
+    """
     ids, key = torch.tensor([prompt]), sampling.prompt_keys([prompt], [seed])
+    last = torch.tensor([torch.nan])
     for number in range(max_new_tokens):
         logits = model(input_ids=ids, output_attentions=True, use_cache=False).logits[:, -1].float()
         scores, tokens = logits.topk(candidates)
-        if gate.opens(Step(number, entropy(scores), logits, sampling.mix(key, number))).item():
+        uncertainty, keys = entropy(scores), sampling.gate_keys(sampling.mix(key, number))
+        if gate.opens(Step(number, uncertainty, logits, keys, {Entropy(): uncertainty}, {Entropy(): last})).item():
             scores = tilt(scores, _values(value_model, ids, tokens), beta)
+        last = uncertainty
         chosen = sampling.choose(scores, sampling.gumbel(key, number, tokens), 1.0)
         ids = torch.cat([ids, tokens[:, chosen]], dim=1)
     return ids[0, len(prompt) :].tolist()

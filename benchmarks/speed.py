@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.digests import MODELS, code_digest
-from benchmarks.parallel import ENVIRONMENT, available_cores
+from benchmarks.parallel import available_cores
 from benchmarks.published_loop import published_loop
 from benchmarks.store import write_text
 from benchmarks.tables import PACKAGES, RESULTS, git_commit, hardware, sha256
@@ -141,56 +140,59 @@ def against(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
     return [t / b for t, b in zip(times, baseline, strict=True)]
 
 
-def small_models(runs: int) -> list[dict[str, object]]:
-    """The table on CPU."""
-    found, models = [], random_models(SMALL)
-    name = f"qwen3-{sum(p.numel() for p in models.language.parameters()) / 1e6:.0f}M"
+def small_models(runs: int, shape: dict = SMALL, batches: Sequence[int] = (1, 64), tokens: int = 128) -> list[dict[str, object]]:
+    """Times on CPU. tokens: of the usual response; the published loop makes twice, the test of length four times as many."""
+    found, models = [], random_models(shape)
+    name = f"qwen3-{sum(p.numel() for p in models.language.parameters()) / 1e6:.1f}M"
     sparse, dense = Steering(models.value, RandomGate(0.2)), Steering(models.value, EveryToken())
     watching = Steering(models.value, AttentionGate(threshold=11.0))  # the signal is below 10: it never opens
     device = models.device
     goals = {(1, "off"): "≤ 1.0", (64, "off"): "≤ 1.0", (1, 0.2): "≤ 1.3", (64, 0.2): "≤ 3.0"}
-    with tqdm(total=4 * (runs + 1), desc="speed", unit="round") as bar:
-        for batch in (1, 64):
+    with tqdm(total=(2 + len(batches)) * (runs + 1), desc="speed", unit="round") as bar:
+        for batch in batches:
             calls = {
-                "generate": plain(models, batch, 128),
-                "off": ours(models, batch, 128, None),
-                "off, through transformers": through_transformers(models, batch, 128, None),
-                0.2: ours(models, batch, 128, sparse),
-                "attention watched": ours(models, batch, 128, watching),
-            } | ({1.0: ours(models, batch, 128, dense)} if batch == 1 else {})
+                "generate": plain(models, batch, tokens),
+                "off": ours(models, batch, tokens, None),
+                "off, through transformers": through_transformers(models, batch, tokens, None),
+                0.2: ours(models, batch, tokens, sparse),
+                "attention watched": ours(models, batch, tokens, watching),
+            } | ({1.0: ours(models, batch, tokens, dense)} if batch == 1 else {})
             times = dict(zip(calls, in_turns(list(calls.values()), device, runs, bar), strict=True))
             base = times.pop("generate")
-            found.append(row("seconds of model.generate", base, model=name, batch=batch, new_tokens=128))
+            found.append(row("seconds of model.generate", base, model=name, batch=batch, new_tokens=tokens))
             for kind, taken in times.items():
                 ratio, label = (0, kind) if isinstance(kind, str) else (kind, "steered")
-                settings = {"model": name, "batch": batch, "new_tokens": 128, "ratio": ratio}
+                settings = {"model": name, "batch": batch, "new_tokens": tokens, "ratio": ratio}
                 found.append(row(f"time: {label} / model.generate", against(base, taken), goals.get((batch, kind), ""), **settings))
         settings = {"model": name, "batch": 1, "ratio": 0.2}
-        gate = RandomGate(0.2)
-        slow, fast = in_turns([published(models, 256, gate), ours(models, 1, 256, sparse)], device, runs, bar)
-        found.append(row("time: published cost structure / steered", against(fast, slow), "≥ 10", new_tokens=256, **settings))
-        lengths = (128, 512)
+        slow, fast = in_turns([published(models, 2 * tokens, sparse.gate), ours(models, 1, 2 * tokens, sparse)], device, runs, bar)
+        found.append(row("time: published cost structure / steered", against(fast, slow), "≥ 10", new_tokens=2 * tokens, **settings))
+        lengths = (tokens, 4 * tokens)
         calls = [*(plain(models, 1, n) for n in lengths), *(ours(models, 1, n, sparse) for n in lengths)]
         plain_short, plain_long, short, long = in_turns(calls, device, runs, bar)
         growth = [(d / c) / (b / a) for a, b, c, d in zip(plain_short, plain_long, short, long, strict=True)]
-        found.append(row("time per token at 512 / at 128, over that of model.generate", growth, "≤ 1.2", new_tokens=512, **settings))
-        found.append(
-            row("value forward passes per junction step", [forwards_per_junction(models, sparse)], "1", new_tokens=128, **settings)
-        )
-        for _ in range(runs + 1):
-            bar.update()
+        label = f"time per token at {lengths[1]} / at {lengths[0]}, over that of model.generate"
+        found.append(row(label, growth, "≤ 1.2", new_tokens=lengths[1], **settings))
+        passes = [forwards_per_junction(models, sparse, tokens)]
+        found.append(row("value forward passes per junction step", passes, "1", new_tokens=tokens, **settings))
+    return found
+
+
+def memory_rows(name: str) -> list[dict[str, object]]:
+    """Peak memory beyond that of a program without a model, in fresh processes: the models' weights are part of it."""
     memory = peak_memory(("import", "plain", "off", "steered"))
     base = memory["plain"] - memory["import"]
+    found = []
     for kind, goal in (("off", ""), ("steered", "≤ 2.2")):
         settings = {"model": name, "batch": 64, "new_tokens": 128, "ratio": 0.2 if kind == "steered" else 0}
         found.append(row(f"peak memory: {kind} / model.generate", [(memory[kind] - memory["import"]) / base], goal, **settings))
     return found
 
 
-def forwards_per_junction(models: Models, steering: Steering) -> float:
+def forwards_per_junction(models: Models, steering: Steering, tokens: int) -> float:
     calls = []
     hook = models.value.backbone.register_forward_hook(lambda *_: calls.append(1))
-    (generation,) = ours(models, 1, 128, steering)(0)
+    (generation,) = ours(models, 1, tokens, steering)(0)
     hook.remove()
     return len(calls) / generation.cost.junctions
 
@@ -256,7 +258,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: --device cuda needs a CUDA device, there is none", file=sys.stderr)
         return 2
     start = time.monotonic()
-    rows = small_models(options.runs) if options.device == "cpu" else architectures("cuda", options.runs)
+    if options.device == "cpu":
+        rows = small_models(options.runs)
+        rows += memory_rows(rows[0]["model"])
+    else:
+        rows = architectures("cuda", options.runs)
     table = pd.DataFrame(rows)
     name = "speed" if options.device == "cpu" else "speed-cuda"
     path = RESULTS / f"{name}.csv"
@@ -278,6 +284,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):  # read by the allocator when a process starts
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]], os.environ | ENVIRONMENT)
     sys.exit(main())

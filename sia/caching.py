@@ -17,33 +17,45 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
+def check_positions(model: PreTrainedModel, prompt: int, max_new_tokens: int) -> None:
+    """Errors: ValueError if prompt and response are longer than a table of learned positions (rotary models have none)."""
+    config = model.config.get_text_config().to_dict()
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if "rope_parameters" not in config and positions is not None and prompt + max_new_tokens - 1 > positions:  # the last is never fed
+        raise ValueError(
+            f"prompt and response must fit into the {positions} positions of {type(model).__name__},"
+            f" got a prompt of {prompt} tokens and max_new_tokens={max_new_tokens}"
+        )
+
+
 class GrowingLayer(DynamicLayer):
     """A DynamicLayer with room ahead: an update writes into a buffer that doubles when it is full."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
+        self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
+        start, count = self.length, key_states.shape[2]
+        self.length += count
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._buffers = [_buffer(states, max(self.capacity, end)) for states in (key_states, value_states)]
-        elif end > self._buffers[0].shape[-2] or len(key_states) != len(self._buffers[0]):
-            old = (self.keys, self.values)
-            self._buffers = [_buffer(states, max(self.capacity, 2 * end)) for states in (key_states, value_states)]
-            for buffer, states in zip(self._buffers, old, strict=True):
-                buffer[:, :, :start] = states
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+            self.key_buffer, self.value_buffer = (_buffer(x, max(self.capacity, count)) for x in (key_states, value_states))
+        elif self.length > self.key_buffer.shape[2]:
+            self.key_buffer, self.value_buffer = (_grown(x, 2 * self.length, start) for x in (self.key_buffer, self.value_buffer))
+        # this runs in every layer at every step: narrow is the cheapest way to a slice
+        self.key_buffer.narrow(2, start, count).copy_(key_states)
+        self.value_buffer.narrow(2, start, count).copy_(value_states)
+        self.keys, self.values = self.key_buffer.narrow(2, 0, self.length), self.value_buffer.narrow(2, 0, self.length)
         return self.keys, self.values
 
+    def get_seq_length(self) -> int:
+        return self.length
+
     def batch_select_indices(self, indices: Tensor) -> None:
-        start = self.get_seq_length()
-        self._buffers = [buffer[indices] for buffer in self._buffers]
-        self.keys, self.values = (buffer[:, :, :start] for buffer in self._buffers)
+        self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
+        self.keys, self.values = self.key_buffer.narrow(2, 0, self.length), self.value_buffer.narrow(2, 0, self.length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.batch_select_indices(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats))
@@ -64,22 +76,20 @@ class StoreLayer(DynamicLayer):
         self.store = store
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        store, start = self.store, self.store.prefix
-        end = start + key_states.shape[-2]
+        store, start, count = self.store, self.store.prefix, key_states.shape[2]
+        end = start + count
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = self._room(key_states, store.capacity), self._room(value_states, store.capacity)
         if end > self.keys.shape[2]:
-            self.keys, self.values = self._grown(self.keys, 2 * end), self._grown(self.values, 2 * end)
-        rows = slice(None) if len(store.rows) == store.count else store.rows  # a slice of all rows copies nothing
-        self.keys[rows, :, start:end] = key_states
-        self.values[rows, :, start:end] = value_states
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
-
-    def _grown(self, states: Tensor, capacity: int) -> Tensor:
-        room = self._room(states, capacity)
-        room[:, :, : states.shape[2]] = states
-        return room
+            self.keys, self.values = (_grown(x, end + end // 8, x.shape[2]) for x in (self.keys, self.values))
+        if len(store.rows) == store.count:  # all rows: nothing is copied
+            self.keys.narrow(2, start, count).copy_(key_states)
+            self.values.narrow(2, start, count).copy_(value_states)
+            return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
+        self.keys[store.rows, :, start:end] = key_states
+        self.values[store.rows, :, start:end] = value_states
+        return self.keys[store.rows, :, :end], self.values[store.rows, :, :end]
 
     def _room(self, states: Tensor, capacity: int) -> Tensor:
         # zeros: what is masked must still be finite
@@ -134,4 +144,11 @@ class PrefixStore(DynamicCache):
 
 
 def _buffer(states: Tensor, capacity: int) -> Tensor:
-    return states.new_empty(*states.shape[:2], capacity, states.shape[-1])
+    return states.new_empty(*states.shape[:2], capacity, states.shape[3])
+
+
+def _grown(buffer: Tensor, capacity: int, filled: int) -> Tensor:
+    """A larger buffer with the first `filled` columns of this one; the others are 0, for what is masked must still be finite."""
+    room = buffer.new_zeros(*buffer.shape[:2], capacity, buffer.shape[3])
+    room[:, :, :filled] = buffer[:, :, :filled]
+    return room

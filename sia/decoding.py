@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import sampling
 from sia.attention import Attention, Observer, observe
-from sia.caching import growing_cache
+from sia.caching import check_positions, growing_cache
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Entropy, Signal, Step
 from sia.scoring import Scorer, Session
@@ -143,7 +143,8 @@ class Decoding:
         self.rows = torch.arange(rows, device=device)
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
         self.all_keys = sampling.step_keys(sampling.sample_keys(row_keys, samples), max_new_tokens)
-        self.keys = self.all_keys
+        self.all_gate_keys = sampling.gate_keys(self.all_keys)
+        self.keys, self.gate_keys = self.all_keys, self.all_gate_keys
         self.last = {signal: torch.full((rows,), math.nan, device=device) for signal in self.signals}
 
     @torch.inference_mode()
@@ -169,7 +170,7 @@ class Decoding:
         targets = going.nonzero().squeeze(1)
         self._keep(place[sources[targets]])
         self.rows, self.alive = targets, torch.ones_like(targets, dtype=torch.bool)
-        self.keys = self.all_keys[targets]
+        self.keys, self.gate_keys = self.all_keys[targets], self.all_gate_keys[targets]
         self.responses.continue_from(sources)
         if self.session:
             self.session.continue_from(sources)
@@ -189,10 +190,9 @@ class Decoding:
         signals = self._signals(logits, uncertainty, observer)
         if number == 0:
             logits, base, candidates, uncertainty, signals = self._fan_out(logits, base, candidates, uncertainty, signals)
-        keys = self.keys[:, number]
         steered, kl, opened = base, None, None
         if self.session:
-            step = Step(number, uncertainty, logits, keys, signals, self.last)
+            step = Step(number, uncertainty, logits, self.gate_keys[:, number], signals, self.last)
             opened = steering.gate.opens(step) & self.alive
             where = opened.nonzero().squeeze(1)
             if len(where):
@@ -203,7 +203,7 @@ class Decoding:
                 tilted = drop_improbable(tilt(plain, values, steering.beta), plain, steering.min_probability)
                 steered = base.index_copy(0, where, tilted)
                 kl = torch.zeros_like(uncertainty).index_copy_(0, where, kl_divergence(tilted, plain))
-        noise = sampling.step_gumbel(keys, candidates)
+        noise = sampling.step_gumbel(self.keys[:, number], candidates)
         base_token = self._pick(base, candidates, noise, logits.shape[1])
         token = base_token if steered is base else self._pick(steered, candidates, noise, logits.shape[1])
         self.last = signals
@@ -283,10 +283,8 @@ class Decoding:
         """The batch goes on with the rows at these places of it."""
         if len(places):
             self.cache.batch_select_indices(places)
-        names = ("rows", "alive", "keys", "current", "positions", "mask", "input_ids")
-        self.rows, self.alive, self.keys, self.current, self.positions, self.mask, self.input_ids = (
-            vars(self)[name][places] for name in names
-        )
+        names = ("rows", "alive", "keys", "gate_keys", "current", "positions", "mask", "input_ids")
+        vars(self).update({name: vars(self)[name][places] for name in names})
         self.last = {signal: values[places] for signal, values in self.last.items()}
 
     def _count(self, rows: Tensor, begun: int) -> None:
@@ -329,13 +327,7 @@ def check(
     highest = max(int(input_ids.max()), *(max(prompt) for prompt in value_prompts))
     if highest >= vocabulary:
         raise ValueError(f"token ids must be below the vocabulary of {vocabulary} tokens, got {highest}")
-    config = model.config.get_text_config().to_dict()
-    longest = max(lengths) + max_new_tokens - 1  # the last token is never fed
-    if "rope_parameters" not in config and longest > config.get("max_position_embeddings", config.get("n_positions", longest)):
-        raise ValueError(
-            f"prompt and response must fit into the {config.get('max_position_embeddings', config.get('n_positions'))} positions of the"
-            f" model, got a prompt of {max(lengths)} tokens and max_new_tokens={max_new_tokens}"
-        )
+    check_positions(model, max(lengths), max_new_tokens)
     candidates = steering.candidates if steering else DEFAULT_CANDIDATES
     if candidates > vocabulary:
         raise ValueError(f"candidates must be at most the vocabulary of {vocabulary} tokens, got {candidates}")

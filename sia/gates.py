@@ -43,7 +43,7 @@ class Step:
     number: how many response tokens come before this one.
     entropy: nats over the K candidates, float32 `(rows,)`.
     logits: of the whole vocabulary, float32 `(rows, vocabulary)`.
-    keys: int64 `(rows,)`, noise keys of (seed, prompt, step).
+    keys: int64 `(rows,)`, keys of (seed, prompt, step) for a gate's own noise, which meets that of no candidate.
     signals: those that the gate asks for, float32 `(rows,)` each; last: the same at the step before, NaN at the first.
     """
 
@@ -208,9 +208,7 @@ class RandomGate(Gate):
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
 
     def opens(self, step: Step) -> Tensor:
-        # -1 is no token id, so this noise meets that of no candidate
-        keys = sampling.mix(sampling.mix(step.keys, -1), self.seed)
-        return sampling.uniform(keys) < self.ratio
+        return sampling.uniform(sampling.mix(step.keys, self.seed)) < self.ratio
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from sia.caching import PrefixStore, input_device
+from sia.caching import PrefixStore, check_positions, input_device
 from sia.cost import Architecture, Meter, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
+
+
+USUAL_BRANCHES = 16  # branch tokens that the store has room for from the start
 
 
 class Forward(Protocol):
@@ -38,6 +41,7 @@ class CachedPrefixes:
             raise ValueError(
                 f"scoring candidates needs attn_implementation {' or '.join(MASKED_ATTENTION)}, got {backbone.config._attn_implementation}"
             )
+        check_positions(backbone, max(len(prompt) for prompt in prompts), max_new_tokens)
         self.backbone, self.forward, self.samples = backbone, forward, samples
         self.windows = attention_windows(backbone)
         device = input_device(backbone)
@@ -51,7 +55,7 @@ class CachedPrefixes:
         self.prompt_lengths = lengths.to(device).repeat_interleave(samples)
         self.cached = torch.zeros_like(self.prompt_lengths)  # tokens of each row in the store
         self.begun = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # prompts that their rows have in the store
-        self.store = PrefixStore(len(self.cached), self.capacity, len(self.windows))
+        self.store = PrefixStore(len(self.cached), self.capacity + USUAL_BRANCHES, len(self.windows))
         self.meter = Meter(Architecture.of(backbone, head), len(self.cached), device)
 
     def continue_from(self, sources: Tensor) -> None:

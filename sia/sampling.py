@@ -54,6 +54,11 @@ def step_keys(row_keys: Tensor, steps: int) -> Tensor:
     return mix(row_keys[:, None], torch.arange(steps, device=row_keys.device))
 
 
+def gate_keys(step_keys: Tensor) -> Tensor:
+    """Keys for the noise of gates from those of steps: -1 is no token id, so this noise meets that of no candidate."""
+    return mix(step_keys, -1)
+
+
 def gumbel(row_keys: Tensor, step: int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise, float64 `(rows, K)`, for the candidates `tokens` `(rows, K)` of rows with these keys `(rows,)`."""
     return step_gumbel(mix(row_keys, step), tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -115,15 +116,18 @@ def test_models_are_trained_once(checkout):
 
 
 def test_the_readme_steers_a_model(checkout):
-    """The first Python block of the README, on the tiny lab."""
-    code = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    assert ".cache/smoke/models" in code
-    code = code.replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
+    """The Python blocks of the README, on the tiny lab."""
+    blocks = [block.split("```")[0] for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]]
+    assert len(blocks) == 2
+    assert ".cache/smoke/models" in blocks[0]
+    code = "\n".join(blocks).replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    response, ratio = done.stdout.strip().splitlines()
+    response, ratio, best = done.stdout.strip().splitlines()
     assert response.startswith("<bos>")
     assert 0 <= float(ratio) <= 1
+    assert math.isfinite(float(best.split()[0]))
+    assert "junctions=" in best
 
 
 def test_fresh_measures_again_and_ends_the_same(checkout):

@@ -196,8 +196,11 @@ def test_an_encoder_decoder_is_refused():
 def test_models_with_learned_positions_refuse_what_does_not_fit():
     model = tiny.language_model("gpt2")  # 128 positions; the last token is never fed
     assert len(generate(model, TOKENIZER, [[7] * 100], max_new_tokens=29, temperature=0, progress=False)) == 1
-    with pytest.raises(ValueError, match="must fit into the 128 positions of the model, got a prompt of 100 tokens and max_new_tokens=30"):
+    with pytest.raises(ValueError, match="the 128 positions of GPT2LMHeadModel, got a prompt of 100 tokens and max_new_tokens=30"):
         generate(model, TOKENIZER, [[7] * 100], max_new_tokens=30, progress=False)
+    steering = Steering(tiny.value_model("gpt2"), EveryToken())
+    with pytest.raises(ValueError, match="the 128 positions of GPT2Model, got a prompt of 120 tokens and max_new_tokens=29"):
+        generate(model, TOKENIZER, [[7]], steering, value_prompts=[[7] * 120], max_new_tokens=29, progress=False)
 
 
 def test_half_precision_language_model_and_full_precision_value_model():
