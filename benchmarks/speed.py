@@ -241,6 +241,20 @@ def architectures(
     return found
 
 
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values={"ratio": [""]})
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as the README shows it."""
+    lines = ["| what, against what | batch | new tokens | median | range | goal |", "|---|---|---|---|---|---|"]
+    for _, r in table.iterrows():
+        label = f"{r.measure} ({r.ratio:.0%} of tokens)" if "steered" in r.measure else r.measure
+        span = f"{r.low:.2f} to {r.high:.2f}" if r.runs > 1 else ""
+        lines.append(f"| {label} | {r.batch} | {r.new_tokens} | {r.estimate:.2f} | {span} | {r.goal} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="measure decoding speed into results/speed.csv")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"counted rounds of each comparison (default: {RUNS})")
@@ -279,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sha256": {path.name: sha256(path)},
     }
     write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-    print(table.drop(columns="model").to_string(index=False))
+    print(markdown(read(path)))
     return 0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
 
 import pytest
 import torch
 
 from benchmarks import speed
+from benchmarks.digests import ROOT
 from benchmarks.published_loop import published_loop
+from benchmarks.tables import RESULTS, sha256
 from sia import EntropyGate, RandomGate, Steering, generate
 from tests import tiny
 
@@ -59,3 +63,12 @@ def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
 def test_without_a_gpu_it_says_so(capsys):
     assert speed.main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err == "error: --device cuda needs a CUDA device, there is none\n"
+
+
+def test_the_readme_shows_the_committed_table():
+    path = RESULTS / "speed.csv"
+    if subprocess.run(["git", "-C", ROOT, "diff", "--quiet", "HEAD", "--", path]).returncode:
+        pytest.skip("results/speed.csv is not the committed one")
+    assert speed.markdown(speed.read(path)) in (ROOT / "README.md").read_text(encoding="utf-8")
+    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert provenance["sha256"] == {"speed.csv": sha256(path)}
