@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +33,24 @@ class Attention:
 
     def __post_init__(self) -> None:
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
+            if chosen is not None:
+                chosen = tuple(chosen)
+                object.__setattr__(self, name, chosen)  # a list is as good, but has no hash
             if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0):
                 raise ValueError(f"{name} must be different numbers from 0, at least one, or None for all, got {chosen}")
 
 
 class Observer:
-    """What `observe` hands out: after each forward pass it reads the signals of the newest position.
+    """What `observe` hands out: after each forward pass it reads the signals of the newest position."""
 
-    inner: the attention function of transformers that does the usual work.
-    """
-
-    def __init__(self, wanted: Sequence[Attention], inner) -> None:
-        self.wanted, self.inner = wanted, inner
+    def __init__(self, wanted: Sequence[Attention]) -> None:
+        self.wanted = wanted
         self.rows: dict[int, Tensor] = {}  # by layer: attention of the newest position, (batch, heads, keys)
 
     def signals(self, newest: Tensor) -> dict[Attention, Tensor]:
         """The signals float32 `(rows,)`. newest: the position of the newest token in each row `(rows,)`."""
+        if not self.rows:
+            raise ValueError("attention gates need a model whose layers use transformers' attention functions, this one's do not")
         signals = {}
         for wanted in self.wanted:
             layers = sorted(self.rows) if wanted.layers is None else wanted.layers
@@ -67,11 +70,24 @@ class Observer:
 _observer: ContextVar[Observer] = ContextVar("observer of the decoding that runs in this context")
 
 
+@lru_cache
+def _usual_attention(module_class: type[nn.Module], implementation: str):
+    """What transformers would have called for this class of attention module."""
+    if implementation != OBSERVED["eager"]:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"]
+    for parent in module_class.__mro__:  # every modelling file of transformers brings its own
+        if function := vars(sys.modules[parent.__module__]).get("eager_attention_forward"):
+            return function
+    raise ValueError(f"attention gates cannot look into {module_class.__name__} with eager attention: load the model with sdpa")
+
+
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options):
     """An attention function of transformers, which also keeps the newest row of the layers that are wanted."""
-    observer = _observer.get()
-    output, weights = observer.inner(module, query, key, value, attention_mask, **options)
-    if any(w.layers is None or module.layer_idx in w.layers for w in observer.wanted):
+    output, weights = _usual_attention(type(module), module.config._attn_implementation)(
+        module, query, key, value, attention_mask, **options
+    )
+    observer = _observer.get(None)  # none in another thread that decodes with the same model
+    if observer and any(w.layers is None or module.layer_idx in w.layers for w in observer.wanted):
         newest = _newest_row(query, key, attention_mask, options.get("scaling")) if weights is None else weights[:, :, -1].float()
         observer.rows[module.layer_idx] = newest
     return output, weights
@@ -103,18 +119,12 @@ def observe(model: PreTrainedModel, wanted: Sequence[Attention]) -> Iterator[Obs
     if implementation not in OBSERVED:
         raise ValueError(f"attention gates need a model with attn_implementation sdpa or eager, got {implementation}")
     model.config._attn_implementation = OBSERVED[implementation]
-    token = _observer.set(Observer(wanted, _attention_function(model, implementation)))
+    token = _observer.set(Observer(wanted))
     try:
         yield _observer.get()
     finally:
         _observer.reset(token)
         model.config._attn_implementation = implementation
-
-
-def _attention_function(model: PreTrainedModel, implementation: str):
-    if implementation == "eager":  # every modelling file of transformers brings its own
-        return vars(sys.modules[type(model).__module__])["eager_attention_forward"]
-    return ALL_ATTENTION_FUNCTIONS[implementation]
 
 
 def _newest_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -122,6 +122,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, what: str) ->
         if isinstance(prompt, str):
             special = not (bos and prompt.startswith(bos))
             prompt = tokenizer(prompt, add_special_tokens=special).input_ids if prompt else []
+        if not isinstance(prompt, Sequence):
+            raise TypeError(f"a {what} must be a text or a list of token ids, number {i} is {type(prompt).__name__}")
         if not len(prompt):
             raise ValueError(f"a {what} needs at least one token, number {i} is empty")
         ids.append(list(prompt))

@@ -13,18 +13,17 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
 from transformers.generation.logits_process import TopKLogitsWarper
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from sia import sampling
-from sia.batch import eos_token_ids
 from sia.caching import input_device
 from sia.decoding import DEFAULT_CANDIDATES, Decoding
 from sia.gates import Signal
@@ -56,11 +55,11 @@ class SteeredGenerate:
         back at the moment of asking.
         """
         asking = sys._getframe(1)
-        while asking is not None and asking.f_code is not GenerationMixin._extract_generation_mode_kwargs.__code__:
+        while asking is not None and asking.f_code.co_name != "_extract_generation_mode_kwargs":
             asking = asking.f_back
         if asking is not None:
-            dropped = asking.f_locals["generation_mode_kwargs"]
-            asking.f_locals["kwargs"].update({new: dropped[old] for old, new in HANDED_ON.items() if old in dropped})
+            dropped, arguments = (asking.f_locals.get(name, {}) for name in ("generation_mode_kwargs", "kwargs"))
+            arguments.update({new: dropped[old] for old, new in HANDED_ON.items() if old in dropped})
         return inspect.signature(type(self).__call__.__get__(self))
 
     @torch.no_grad()
@@ -77,6 +76,7 @@ class SteeredGenerate:
         observe: Sequence[Signal] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         token_streamer: BaseStreamer | None = None,
+        assistant_model: PreTrainedModel | None = None,
         **model_kwargs,
     ) -> SteeredOutput | Tensor:
         """transformers prepares everything as for its own sampling: its logits processors (temperature, top-p, …) come after the tilt.
@@ -87,11 +87,16 @@ class SteeredGenerate:
         value_prompts: token ids of the prompts in the value model's own template, one per row.
         observe: signals to keep in the generations besides those of the gate.
         tokenizer: of the model, for `stop_strings` and the `text` of the generations, which is None without it.
-        token_streamer: what `generate` got as `streamer`.
+        token_streamer: what `generate` got as `streamer`. assistant_model: refused, as is everything else that would be ignored.
 
         Returns `SteeredOutput` with `return_dict_in_generate=True`, else the sequences `(rows, length)`.
         """
         check_generation_config(generation_config)
+        given = {name for name, value in {**model_kwargs, "assistant_model": assistant_model}.items() if value is not None}
+        if ignored := sorted(given - set(READ)):
+            raise ValueError(f"steered_generate does not know what to do with {', '.join(ignored)}")
+        if input_ids.shape[1] == 0:
+            raise ValueError("steered_generate needs input_ids of at least one token (inputs_embeds alone will not do)")
         cache = model_kwargs.get("past_key_values")
         if cache is not None and type(cache) is not DynamicCache:
             raise ValueError(f"steered_generate keeps its own dynamic cache, got a {type(cache).__name__}")
@@ -100,6 +105,10 @@ class SteeredGenerate:
         attention_mask = model_kwargs.get("attention_mask")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        positions = model_kwargs.get("position_ids")
+        usual = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        if positions is not None and not torch.equal(positions * attention_mask, usual * attention_mask):
+            raise ValueError("steered_generate counts positions from the first token of each prompt, got other position_ids")
         prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         if seed is None:
             seed = int(torch.randint(2**62, (1,)))
@@ -108,10 +117,13 @@ class SteeredGenerate:
         for prompt in prompts:
             seeds.append(seed + seen[tuple(prompt)])
             seen[tuple(prompt)] += 1
-        max_new_tokens = generation_config.max_length - input_ids.shape[1]
         # a top-k that keeps all K candidates does nothing to them
-        candidates = steering.candidates if steering else DEFAULT_CANDIDATES
+        candidates = steering.candidates if isinstance(steering, Steering) else DEFAULT_CANDIDATES
         processors = [p for p in logits_processor if not (type(p) is TopKLogitsWarper and p.top_k >= candidates)]
+        # the end and the length are seen to by the loop itself
+        criteria = StoppingCriteriaList(c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria))
+        lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
+        max_new_tokens = min(lengths, default=generation_config.max_length) - input_ids.shape[1]
         device = input_device(model)
         decoding = Decoding(
             model,
@@ -122,10 +134,11 @@ class SteeredGenerate:
             value_prompts=prompts if value_prompts is None else value_prompts,
             max_new_tokens=max_new_tokens,
             temperature=1.0 if generation_config.do_sample else 0.0,
-            stop_tokens=eos_token_ids(generation_config),
+            stop_tokens=[token for c in stopping_criteria if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()],
             observe=observe,
             process=LogitsProcessorList(processors) if processors else None,
-            stop=(lambda ids: stopping_criteria(ids, None)) if len(stopping_criteria) else None,
+            stop=(lambda ids: criteria(ids, None)) if len(criteria) else None,
+            pad_token=generation_config.pad_token_id or 0,
             stream=(lambda tokens: token_streamer.put(tokens.cpu())) if token_streamer else None,
         )
         decoding.run(max_new_tokens)
@@ -137,7 +150,8 @@ class SteeredGenerate:
         return SteeredOutput(sequences=sequences, generations=decoding.generations(tokenizer))
 
 
-HANDED_ON = {"tokenizer": "tokenizer", "streamer": "token_streamer"}
+HANDED_ON = {"tokenizer": "tokenizer", "streamer": "token_streamer", "assistant_model": "assistant_model"}
+READ = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
 steered_generate = SteeredGenerate()
 
 
@@ -147,6 +161,10 @@ def check_generation_config(config: GenerationConfig) -> None:
         raise ValueError(f"steered_generate samples or decodes greedily, got num_beams={config.num_beams}")
     if config.cache_implementation not in (None, "dynamic"):
         raise ValueError(f'steered_generate keeps its own dynamic cache, got cache_implementation="{config.cache_implementation}"')
+    if config.guidance_scale not in (None, 1):
+        raise ValueError(f"steered_generate has no classifier-free guidance, got guidance_scale={config.guidance_scale}")
+    if config.prompt_lookup_num_tokens is not None:
+        raise ValueError(f"steered_generate does not speculate, got prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}")
     for name in NOT_RETURNED if config.return_dict_in_generate else ():
         if vars(config).get(name):
             raise ValueError(f"steered_generate returns sequences and generations, got {name}=True")

@@ -93,7 +93,8 @@ class Decoding:
     prefill. row_keys: `(prompts,)`. value_prompts: token ids for the scorer. temperature: 0 is greedy.
     numbers: what to call the prompts in messages, their places in the caller's list.
     observe: signals to record besides those of the gate.
-    process, stop, stream: logits processors, stopping criteria and streamer of the caller, if any.
+    process, stop, stream: logits processors, stopping criteria and streamer of the caller, if any. They see every row to the end, those
+        that ended with `pad_token`, as in transformers.
     """
 
     def __init__(
@@ -114,18 +115,22 @@ class Decoding:
         process: Process | None = None,
         stop: Stop | None = None,
         stream: Stream | None = None,
+        pad_token: int = 0,
     ) -> None:
         count, prompt_length = input_ids.shape
         self.numbers = range(count) if numbers is None else numbers
         check(model, input_ids, attention_mask, value_prompts, steering, max_new_tokens, self.numbers)
         self.model, self.steering, self.samples = model, steering, samples
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.process, self.stop, self.stream = process, stop, stream
+        self.process, self.stop, self.stream, self.pad_token = process, stop, stream, pad_token
+        self.watched = bool(process or stop or stream)
         device, rows = input_ids.device, count * samples
         self.candidates = steering.candidates if steering else DEFAULT_CANDIDATES
         self.session: Session | None = None
         if steering and steering.scorer is not None:
             self.session = steering.scorer.begin(value_prompts, max_new_tokens, samples)
+        if isinstance(observe, str) or not isinstance(observe, Sequence) or not all(isinstance(s, Signal) for s in observe):
+            raise TypeError(f"observe must be a list of signals, such as [Attention()], got {observe!r}")
         self.signals = sorted({*observe, *(steering.gate.signals if self.session else ())}, key=repr)
         self.responses = Responses.empty(rows, max_new_tokens, (s for s in self.signals if s != Entropy()), device)
         self.stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
@@ -147,9 +152,13 @@ class Decoding:
         self.keys, self.gate_keys = self.all_keys, self.all_gate_keys
         self.last = {signal: torch.full((rows,), math.nan, device=device) for signal in self.signals}
 
-    @torch.inference_mode()
     def run(self, tokens: int) -> None:
         """Goes on by so many tokens at most, as long as there are responses that have not ended."""
+        # inference mode saves a tenth of the time, but what the caller's functions get to see must be ordinary tensors
+        with torch.no_grad() if self.watched else torch.inference_mode():
+            self._run(tokens)
+
+    def _run(self, tokens: int) -> None:
         end = min(self.number + tokens, self.max_new_tokens)
         begun, took_part = self.number, self.rows[self.alive]
         with observe(self.model, [signal for signal in self.signals if isinstance(signal, Attention)]) as observer:
@@ -206,18 +215,22 @@ class Decoding:
         noise = sampling.step_gumbel(self.keys[:, number], candidates)
         base_token = self._pick(base, candidates, noise, logits.shape[1])
         token = base_token if steered is base else self._pick(steered, candidates, noise, logits.shape[1])
+        if self.watched:
+            token = token.where(self.alive, self.pad_token)
         self.last = signals
-        # what is written for rows that have ended lies beyond their lengths
-        everyone = len(self.rows) == len(responses.lengths)
-        rows = slice(None) if everyone else self.rows  # a slice writes twice as fast
-        written = {"tokens": token, "entropy": uncertainty, "steered": opened, "base_token": base_token, "kl": kl}
-        for name, values in written.items():
-            if values is not None:
-                vars(responses)[name][rows, number] = values
+        # what is written for rows that have ended lies beyond their lengths; a slice writes twice as fast
+        rows = slice(None) if len(self.rows) == len(responses.lengths) else self.rows
+        responses.tokens[rows, number] = token
+        responses.entropy[rows, number] = uncertainty
+        responses.base_token[rows, number] = base_token
+        if opened is not None:
+            responses.steered[rows, number] = opened
+        if kl is not None:
+            responses.kl[rows, number] = kl
         for signal, column in responses.signals.items():
             column[rows, number] = signals[signal]
         if self.stream:
-            self.stream(responses.tokens[:, number])
+            self.stream(token)
         self.number += 1
         self.current, self.positions = token[:, None], self.positions[:, -1:] + 1
         self._leave(token)
@@ -276,31 +289,40 @@ class Decoding:
             self.responses.lengths[self.rows[done]] = self.number
             self.alive = self.alive & ~done
             keep = self.alive.nonzero().squeeze(1)
-            if len(keep) <= COMPACT_BELOW * len(self.alive):
+            if len(keep) == 0 or (not self.watched and len(keep) <= COMPACT_BELOW * len(self.alive)):
                 self._keep(keep)
 
     def _keep(self, places: Tensor) -> None:
         """The batch goes on with the rows at these places of it."""
         if len(places):
             self.cache.batch_select_indices(places)
-        names = ("rows", "alive", "keys", "gate_keys", "current", "positions", "mask", "input_ids")
-        vars(self).update({name: vars(self)[name][places] for name in names})
+        self.rows, self.alive = self.rows[places], self.alive[places]
+        self.keys, self.gate_keys = self.keys[places], self.gate_keys[places]
+        self.current, self.positions = self.current[places], self.positions[places]
+        self.mask, self.input_ids = self.mask[places], self.input_ids[places]
         self.last = {signal: values[places] for signal, values in self.last.items()}
 
     def _count(self, rows: Tensor, begun: int) -> None:
-        """Counts what the model computed for these rows since they had `begun` tokens; a shared prompt is its first row's."""
+        """Counts what these rows took since they had `begun` tokens; a shared prompt is its first row's.
+
+        Errors: FloatingPointError if the language model gave no numbers.
+        """
         if len(rows) == 0:
             return
-        prompts, new = self.prompt_lengths[rows], self.responses.lengths[rows] - begun
+        responses, prompts, new = self.responses, self.prompt_lengths[rows], self.responses.lengths[rows] - begun
         written = torch.arange(self.number - begun, device=rows.device) < new[:, None]
-        self.junctions[rows] += (self.responses.steered[rows, begun : self.number] & written).sum(1)
-        if begun == 0:
-            first = rows % self.samples == 0
-            start = torch.where(first, 0, prompts)
-            self.meter.count(rows, new - ~first * 1, start, prompts + new - 1, new - ~first * 1)
+        wrong = (responses.entropy[rows, begun : self.number].isnan() & written).nonzero().tolist()
+        if wrong:
+            place, step = wrong[0]
+            number = self.numbers[int(rows[place]) // self.samples]
+            raise FloatingPointError(f"logits must be numbers, the language model gave NaN at step {begun + step} of prompt {number}")
+        self.junctions[rows] += (responses.steered[rows, begun : self.number] & written).sum(1)
+        if begun > 0:
+            start, forwards = prompts + begun - 1, new
         else:
-            start = prompts + begun - 1
-            self.meter.count(rows, new, start, start + new, new)
+            first = rows % self.samples == 0
+            start, forwards = torch.where(first, 0, prompts), torch.where(first, new, new - 1)
+        self.meter.count(rows, forwards, start, prompts + begun + new - 1, forwards)
 
 
 def check(
@@ -317,6 +339,8 @@ def check(
         raise ValueError(f"steering needs a decoder-only language model, got {type(model).__name__}")
     if len(value_prompts) != len(input_ids):
         raise ValueError(f"value_prompts must be one per row: expected {len(input_ids)}, got {len(value_prompts)}")
+    if steering is not None and not isinstance(steering, Steering):
+        raise TypeError(f"steering must be a Steering(scorer, gate, …), got {type(steering).__name__}")
     lengths = attention_mask.sum(1).tolist()
     for number, length, value_prompt in zip(numbers, lengths, value_prompts, strict=True):
         if length == 0 or len(value_prompt) == 0:
@@ -324,10 +348,11 @@ def check(
     if not bool(attention_mask[:, -1].all()):
         raise ValueError('prompts must be padded on the left (tokenizer.padding_side = "left"), got padding on the right')
     vocabulary = model.config.get_text_config().vocab_size
-    highest = max(int(input_ids.max()), *(max(prompt) for prompt in value_prompts))
-    if highest >= vocabulary:
-        raise ValueError(f"token ids must be below the vocabulary of {vocabulary} tokens, got {highest}")
-    check_positions(model, max(lengths), max_new_tokens)
+    for ids in (input_ids.flatten().tolist(), *value_prompts):
+        for token in (min(ids), max(ids)):
+            if not 0 <= token < vocabulary:
+                raise ValueError(f"token ids must be at least 0 and below the vocabulary of {vocabulary} tokens, got {token}")
+    check_positions(model, max(lengths) + max_new_tokens - 1)  # the last token is never fed
     candidates = steering.candidates if steering else DEFAULT_CANDIDATES
     if candidates > vocabulary:
         raise ValueError(f"candidates must be at most the vocabulary of {vocabulary} tokens, got {candidates}")
@@ -336,6 +361,8 @@ def check(
 
 
 def check_vocabulary(model: PreTrainedModel, scorer: Scorer, name: str) -> None:
+    if not isinstance(scorer, Scorer):
+        raise TypeError(f"{name} must be a RewardScorer, a ValueModel or the like, got {type(scorer).__name__}")
     vocabulary = model.config.get_text_config().vocab_size
     if scorer.vocabulary_size != vocabulary:
         raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -31,7 +32,7 @@ def read(folder: Path, backbone: str | Path | None, options: Mapping[str, Any]) 
 
     Errors: FileNotFoundError for a missing part, ValueError for parts that do not fit together.
     """
-    from peft import PeftModel  # takes seconds to import
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights  # takes seconds to import
 
     adapter = folder / ADAPTER_FOLDER
     weights = [adapter / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
@@ -51,7 +52,10 @@ def read(folder: Path, backbone: str | Path | None, options: Mapping[str, Any]) 
     if not backbone:
         raise ValueError(f"{folder} names no backbone: pass backbone, the path or Hub id of the model that its adapter was trained on")
     labels = {"num_labels": 1} if kind == "sequence_classification" else {}
-    model, loading = KINDS[kind].from_pretrained(backbone, output_loading_info=True, **labels, **options)
+    try:
+        model, loading = KINDS[kind].from_pretrained(backbone, output_loading_info=True, **labels, **options)
+    except SafetensorError as error:
+        raise ValueError(f"the backbone {backbone} cannot be read, a file is damaged or truncated: {error}") from error
     missing = sorted(key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))  # its own head is not used
     if missing:
         raise ValueError(f"the backbone {backbone} lacks weights: {', '.join(missing)}")
@@ -63,7 +67,13 @@ def read(folder: Path, backbone: str | Path | None, options: Mapping[str, Any]) 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            adapted = PeftModel.from_pretrained(model, adapter)
+            foreign = sorted(set(load_peft_weights(str(adapter), device="cpu")) - set(get_peft_model_state_dict(adapted)))
+            if foreign:
+                raise ValueError(f"it has weights for layers that the backbone does not have, {foreign[0]} first")
+            model = adapted.merge_and_unload()
+    except SafetensorError as error:
+        raise ValueError(f"the adapter in {adapter} cannot be read, a file is damaged or truncated: {error}") from error
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(f"the adapter in {adapter} does not fit the backbone {backbone}: {str(error).splitlines()[0]}") from error
     return model.base_model, head.to(model.device)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, Cache, PreTrainedModel
 
 from sia import sampling
-from sia.caching import input_device
+from sia.caching import check_positions, input_device
 from sia.cost import Architecture, Meter
-from sia.prefixes import CachedPrefixes
+from sia.prefixes import CachedPrefixes, branches_like_whole_sequences, check_attention
 
 if TYPE_CHECKING:
     from sia.values import ValueModel
@@ -101,7 +102,8 @@ class RewardScorer:
 
     model: any `AutoModelForSequenceClassification` with one label. Decoder models keep the prefix in a cache; others (encoders) are
         given whole sequences.
-    eos_token_id: ends a response; by default the one of the model's config. The reward is read there: at the last token, once.
+    eos_token_id: ends a response; by default the one of the model's config. The reward is read there: at the last token, once
+        (transformers itself reads one token earlier where the model pads with EOS).
     """
 
     def __init__(self, model: PreTrainedModel, eos_token_id: int | None = None) -> None:
@@ -112,6 +114,8 @@ class RewardScorer:
             eos_token_id = config.eos_token_id
         if not isinstance(eos_token_id, int):
             raise ValueError(f"a reward model needs one eos_token_id, its config has {eos_token_id!r}: name it as eos_token_id")
+        if not 0 <= eos_token_id < config.vocab_size:
+            raise ValueError(f"eos_token_id must be below the vocabulary of {config.vocab_size} tokens, got {eos_token_id}")
         self.model, self.eos_token_id = model.eval(), eos_token_id
 
     @classmethod
@@ -120,7 +124,10 @@ class RewardScorer:
 
         Errors: OSError if it cannot be read, ValueError for a checkpoint without its head: weights are never made up.
         """
-        model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+        try:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+        except SafetensorError as error:
+            raise ValueError(f"the reward model {path} cannot be read, a file is damaged or truncated: {error}") from error
         if loading["missing_keys"] or loading["mismatched_keys"]:
             missing = sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
             raise ValueError(f"{path} is no reward model: expected all weights of {type(model).__name__}, {', '.join(missing)} missing")
@@ -132,8 +139,16 @@ class RewardScorer:
 
     @property
     def caches(self) -> bool:
-        """Whether the reward is a linear reading of a causal decoder, which transformers calls `score`."""
-        return "score" in dict(self.model.named_children())
+        """Whether prefixes can be kept: the reward is a linear reading, `score`, of a decoder whose attention follows masks."""
+        if "score" not in dict(self.model.named_children()):
+            return False
+        check_attention(self.model)
+        return branches_like_whole_sequences(self.model.base_model, self.read)
+
+    def read(self, *, last: int, past_key_values: Cache | None, **inputs) -> Tensor:
+        """Rewards `(n, last)`, float32, as if each of the last tokens ended its sequence."""
+        outputs = self.model.base_model(**inputs, past_key_values=past_key_values, use_cache=past_key_values is not None)
+        return self.model.score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> CachedRewards | WholeRewards:
         return (CachedRewards if self.caches else WholeRewards)(self, prompts, max_new_tokens, samples)
@@ -144,14 +159,7 @@ class CachedRewards:
 
     def __init__(self, scorer: RewardScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
         model, self.eos = scorer.model, scorer.eos_token_id
-        head: nn.Linear = model.score
-
-        def forward(*, last: int, **inputs) -> Tensor:
-            hidden = model.base_model(**inputs, use_cache=True).last_hidden_state[:, -last:]
-            bias = None if head.bias is None else head.bias.float()
-            return nn.functional.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
-
-        self.prefixes = CachedPrefixes(model.base_model, forward, head.weight, prompts, max_new_tokens + 1, samples)
+        self.prefixes = CachedPrefixes(model.base_model, scorer.read, model.score.weight, prompts, max_new_tokens + 1, samples)
         self.meters = [self.prefixes.meter]
 
     @torch.inference_mode()
@@ -185,6 +193,7 @@ class WholeRewards:
     BATCH = 64  # sequences at once
 
     def __init__(self, scorer: RewardScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
+        check_positions(scorer.model, max(len(prompt) for prompt in prompts) + max_new_tokens + 1)
         self.scorer = scorer
         self.prompts = [list(prompt) for prompt in prompts for _ in range(samples)]
         encoder = scorer.model.base_model
@@ -222,9 +231,10 @@ class WholeRewards:
             input_ids = torch.tensor([[*s, *[padding] * (longest - len(s))] for s in part], device=device)
             mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in part], device=device)
             rewards.append(model(input_ids=input_ids, attention_mask=mask).logits.float().squeeze(-1))
-        rows, lengths = rows.to(device), torch.tensor([len(sequence) for sequence in sequences], device=device)
-        ones = torch.ones_like(lengths)
-        self.meters[0].count(rows, ones, torch.zeros_like(lengths), lengths, ones)
+        rows, nothing = rows.to(device), torch.zeros_like(rows, device=device)
+        self.meters[0].count(rows, nothing + 1, nothing, nothing, nothing)
+        for row, sequence in zip(rows.split(1), sequences, strict=True):  # every token may see every other
+            self.meters[0].count_branches(row, torch.full((1, len(sequence)), len(sequence), device=device))
         return torch.cat(rewards)
 
 
@@ -233,7 +243,8 @@ class RolloutScorer:
 
     model: goes on from each candidate; the base model as a rule. reward: a `RewardScorer`, or a `ValueModel` read at the last token.
     tokens: length n of a rollout, which ends early at EOS (the reward's, or the model's). temperature: 0 rolls out greedily.
-    candidates: K of the rollouts. seed: of their noise, which depends on it, the prompt, the step and the candidate alone.
+    candidates: K of the rollouts. seed: of their noise, which depends on it, the prompt (and the sample of a search), the step
+        and the candidate alone.
     """
 
     def __init__(
@@ -249,6 +260,8 @@ class RolloutScorer:
             raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
+        if not isinstance(reward, Scorer):
+            raise TypeError(f"reward must be a RewardScorer or a ValueModel, got {type(reward).__name__}")
         vocabulary = model.config.get_text_config().vocab_size
         if not 1 <= candidates <= vocabulary:
             raise ValueError(f"candidates must be 1 to {vocabulary}, the vocabulary of the rollouts' model, got {candidates}")
@@ -277,7 +290,7 @@ class RolloutSession:
         def forward(*, input_ids: Tensor, attention_mask, position_ids: Tensor, past_key_values: Cache, last: int) -> Tensor:
             logits = model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
-                use_cache=True, logits_to_keep=last,
+                use_cache=past_key_values is not None, logits_to_keep=last,
             ).logits  # fmt: skip
             return logits[:, -last:].float()
 

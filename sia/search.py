@@ -79,7 +79,7 @@ def chunk_beam_search(
     """
     counts = {"width": width, "expansions": expansions, "chunk": chunk, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     check_options(prompts, temperature, **counts)
-    if temperature == 0:
+    if temperature == 0 and width * expansions > 1:
         raise ValueError("temperature must be above 0 in a search: greedy samples of a prompt are all the same")
     check_vocabulary(model, reward, "reward")
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")

@@ -36,8 +36,11 @@ class ValueModel(nn.Module):
 
     @classmethod
     def from_backbone(cls, model: PreTrainedModel) -> ValueModel:
-        """A fresh head, all zeros, on the backbone of any transformers model; the backbone is shared, not copied."""
-        backbone = model.base_model
+        """A fresh head, all zeros, on the backbone of any transformers model; the backbone is shared, not copied.
+
+        model: may be wrapped by PEFT: its adapters stay in the backbone.
+        """
+        backbone = (model if isinstance(model, PreTrainedModel) else model.get_base_model()).base_model
         size = backbone.config.get_text_config().hidden_size
         head = nn.Linear(size, 1, device=input_device(backbone))
         nn.init.zeros_(head.weight)
@@ -58,7 +61,8 @@ class ValueModel(nn.Module):
         together or cannot be read; weights are never made up.
         """
         folder = local_folder(path, subfolder, revision)
-        if (folder / published.HEAD_FILE).is_file() or (folder / published.CONFIG_FILE).is_file():
+        layout = [(folder / name).is_file() for name in (HEAD_FILE, published.HEAD_FILE, published.CONFIG_FILE)]
+        if not layout[0] and any(layout):
             return cls(*published.read(folder, backbone, options)).eval()
         if backbone is not None:
             raise ValueError(f"{folder} brings its own backbone: backbone must be None, got {backbone}")
@@ -75,6 +79,8 @@ class ValueModel(nn.Module):
             model, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
         except safetensors.SafetensorError as error:
             raise ValueError(f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}") from error
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {str(error).strip().splitlines()[0]}") from error
         if loading["missing_keys"]:
             raise ValueError(f"the value model in {folder} lacks weights of its backbone: {', '.join(sorted(loading['missing_keys']))}")
         return cls(model, published.linear_head(state, folder / HEAD_FILE).to(model.device)).eval()
@@ -88,6 +94,14 @@ class ValueModel(nn.Module):
         unfinished = folder / f".{HEAD_FILE}"
         safetensors.torch.save_file(state, unfinished)
         unfinished.replace(folder / HEAD_FILE)
+
+    def _apply(self, fn, recurse: bool = True) -> ValueModel:
+        """What moves or casts a module (`to`, `cuda`, `bfloat16`, …); the head moves along and stays in float32."""
+        exact = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
+        super()._apply(fn, recurse)
+        for name, parameter in self.head.named_parameters():
+            parameter.data = exact[name].to(parameter.device)
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -167,8 +167,9 @@ def test_gates_refuse_what_they_cannot_mean(make, message):
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"beta": -1.0}, "beta must be 0 or greater (math.inf: values alone), got -1.0"),
-        ({"beta": math.nan}, "beta must be 0 or greater (math.inf: values alone), got nan"),
+        ({"beta": -1.0}, "beta must be 0 to 1e+09, or math.inf (values alone), got -1.0"),
+        ({"beta": 1e39}, "beta must be 0 to 1e+09, or math.inf (values alone), got 1e+39"),
+        ({"beta": math.nan}, "beta must be 0 to 1e+09, or math.inf (values alone), got nan"),
         ({"candidates": 0}, "candidates must be a whole number of at least 1, got 0"),
         ({"candidates": 2.5}, "candidates must be a whole number of at least 1, got 2.5"),
         ({"min_probability": 1.0}, "min_probability must be at least 0 and less than 1, got 1.0"),

@@ -132,6 +132,24 @@ def test_combinations_are_those_of_logic(opens):
     assert (~~a & ~b).opens(STEP).tolist() == [x and not y for x, y in zip(opens[:2], opens[2:], strict=True)]
 
 
+def test_layers_may_be_a_list():
+    assert AttentionGate(1.0, layers=[0, 1]).signal == Attention((0, 1))
+    assert respond(Steering(VALUES, AttentionGate(2.0, layers=[1]), 4.0))[0].signals.keys() == {Attention((1,))}
+
+
+def test_a_subclass_of_a_model_with_eager_attention_can_be_watched():
+    class Mine(type(MODEL)):
+        pass
+
+    model = Mine(MODEL.config).eval()
+    model.load_state_dict(MODEL.state_dict())
+    model.set_attn_implementation("eager")
+    found = generate(model, TOKENIZER, PROMPTS[:3], observe=[Attention()], max_new_tokens=4, progress=False)
+    expected = generate(MODEL, TOKENIZER, PROMPTS[:3], observe=[Attention()], max_new_tokens=4, progress=False)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.signals[Attention()], b.signals[Attention()], atol=1e-5)
+
+
 def test_combinations_ask_for_the_signals_of_both():
     gate = EntropyGate(1.0, over="vocabulary") & ~(AttentionGate(2.0) & PositionGate(3))
     assert gate.signals == {Entropy("vocabulary"), Attention()}

@@ -6,6 +6,7 @@ import json
 import warnings
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -134,6 +135,48 @@ def test_incomplete_or_unfitting_checkpoints_are_refused(tmp_path, spoil, error,
         ValueModel.from_pretrained(tmp_path / "values")
 
 
+def test_an_adapter_for_more_layers_is_refused(tmp_path):
+    publish(tmp_path)
+    file = tmp_path / "values" / "lora_weights" / "adapter_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    deeper = {name.replace("layers.1", "layers.2"): tensor.clone() for name, tensor in weights.items()}
+    safetensors.torch.save_file(weights | deeper, file)
+    with pytest.raises(
+        ValueError, match=r"does not fit the backbone .*: it has weights for layers that the backbone does not have, .*layers\.2"
+    ):
+        ValueModel.from_pretrained(tmp_path / "values")
+
+
+@pytest.mark.parametrize("name", ["values/lora_weights/adapter_model.safetensors", "base/model.safetensors"])
+def test_truncated_parts_are_named(tmp_path, name):
+    publish(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
+    with pytest.raises(ValueError, match="cannot be read, a file is damaged or truncated"):
+        ValueModel.from_pretrained(tmp_path / "values")
+
+
+def test_what_is_saved_over_a_published_checkpoint_is_what_is_read(tmp_path):
+    publish(tmp_path)
+    model = ValueModel.from_pretrained(tmp_path / "values")
+    with torch.no_grad():
+        model.head.bias.add_(10)
+    model.save_pretrained(tmp_path / "values")
+    assert torch.equal(ValueModel.from_pretrained(tmp_path / "values").head.bias, model.head.bias)
+
+
+def test_a_peft_model_may_be_the_backbone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(tiny.language_model("qwen3"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model = ValueModel.from_backbone(adapted)
+    torch.nn.init.ones_(model.head.weight)
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+    found = model.begin([[7, 8]], 3).score(torch.tensor([0]), torch.tensor([[9]]), torch.tensor([[10, 11]]))
+    with torch.no_grad():
+        expected = torch.stack([model(torch.tensor([[7, 8, 9, token]]))[0, -1] for token in (10, 11)])
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_backbone_that_is_not_named_or_does_not_fit_is_refused(tmp_path):
     publish(tmp_path)
     adapter = tmp_path / "values" / "lora_weights" / "adapter_config.json"
@@ -163,13 +206,15 @@ def test_a_truncated_own_checkpoint_is_refused(tmp_path):
 
 
 def test_an_own_checkpoint_that_lacks_weights_is_refused(tmp_path):
-    import safetensors.torch
-
     tiny.value_model("qwen3").save_pretrained(tmp_path)
     weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
     del weights["norm.weight"]
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks weights of its backbone: norm\.weight"):
+        ValueModel.from_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 16'))
+    with pytest.raises(ValueError, match=r"the weights in .* do not fit its config\.json"):
         ValueModel.from_pretrained(tmp_path)
 
 

@@ -6,9 +6,17 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    BloomForSequenceClassification,
+    MptConfig,
+    MptForSequenceClassification,
+)
 
-from sia import EntropyGate, EveryToken, RewardScorer, RolloutScorer, Steering, generate, sampling
+from sia import EntropyGate, EveryToken, RewardScorer, RolloutScorer, Steering, ValueModel, generate, sampling
+from sia.prefixes import branches_like_whole_sequences
 from sia.scoring import CachedRewards, WholeRewards
 from tests import tiny
 from tests.reference import whole_values
@@ -71,6 +79,34 @@ def test_a_reward_model_that_is_no_decoder_reads_whole_sequences():
     session = RewardScorer(model).begin(prompts, 6)
     assert isinstance(session, WholeRewards)
     assert ask(session, lambda *a: whole_rewards(model, *a), prompts, responses) < 1e-5
+
+
+@pytest.mark.parametrize("make", [
+    lambda: BloomForSequenceClassification(BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.5)),
+    lambda: MptForSequenceClassification(MptConfig(vocab_size=60, d_model=16, n_layers=2, n_heads=2, initializer_range=0.5)),
+])  # fmt: skip
+def test_decoders_that_do_not_follow_masks_read_whole_sequences(make):
+    """ALiBi counts distances by columns, which branches would get wrong."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make().eval()
+    model.config.num_labels, model.config.eos_token_id, model.config.pad_token_id = 1, tiny.EOS, 0
+    model.score, model.num_labels = torch.nn.Linear(16, 1, bias=False), 1
+    session, prompts = RewardScorer(model).begin([[7, 8, 9]], 4), [[7, 8, 9]]
+    assert isinstance(session, WholeRewards)
+    responses = torch.randint(3, tiny.VOCABULARY, (1, 4), generator=torch.Generator().manual_seed(0))
+    assert ask(session, lambda *a: whole_rewards(model, *a), prompts, responses) < 1e-5
+    values = ValueModel.from_backbone(model)
+    torch.nn.init.ones_(values.head.weight)
+    with pytest.raises(ValueError, match="does not follow prepared masks: its prefixes cannot be cached"):
+        values.begin(prompts, 4)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_trial_of_masks_passes_where_they_are_followed(family, monkeypatch):
+    monkeypatch.setattr("sia.prefixes.TESTED", ())
+    values = tiny.value_model(family)
+    assert branches_like_whole_sequences(values.backbone, lambda *, last, **inputs: values(**inputs)[:, -last:])
 
 
 def test_cached_and_whole_rewards_agree_and_every_row_is_rated_as_it_stands():
@@ -205,6 +241,10 @@ def test_reward_models_load_from_a_folder(tmp_path):
         ValueError, match=r"is no reward model: expected all weights of LlamaForSequenceClassification, score.weight missing"
     ):
         RewardScorer.from_pretrained(tmp_path / "language", num_labels=1)
+    weights = tmp_path / "reward" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"the reward model .* cannot be read, a file is damaged or truncated"):
+        RewardScorer.from_pretrained(tmp_path / "reward")
 
 
 REWARD = RewardScorer(tiny.reward_model("qwen3"))
@@ -222,6 +262,9 @@ def without_eos(labels=1):
     [
         (lambda: RewardScorer(without_eos()), "a reward model needs one eos_token_id, its config has None: name it as eos_token_id"),
         (lambda: RewardScorer(without_eos(3)), "a reward model must have one label, Qwen3ForSequenceClassification has 3"),
+        (lambda: RewardScorer(REWARD.model, eos_token_id=60), "eos_token_id must be below the vocabulary of 60 tokens, got 60"),
+        (lambda: RolloutScorer(MODEL, REWARD.model, 2),
+         "reward must be a RewardScorer or a ValueModel, got Qwen3ForSequenceClassification"),
         (lambda: RolloutScorer(MODEL, REWARD, 0), "a rollout must have at least 1 token, got 0"),
         (lambda: RolloutScorer(MODEL, REWARD, 2, temperature=-1), "temperature must be 0 (greedy) or a finite number above it, got -1"),
         (lambda: RolloutScorer(MODEL, REWARD, 2, candidates=61),
@@ -231,7 +274,7 @@ def without_eos(labels=1):
     ],
 )  # fmt: skip
 def test_scorers_refuse_what_they_cannot_mean(call, message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
 

@@ -74,7 +74,7 @@ def test_the_search_finds_what_the_plain_loop_finds(width, expansions, chunk, st
         assert generation.reward == pytest.approx(reward, abs=1e-4)
         assert generation.cost == single.cost
         assert generation.finished == (response[-1] == tiny.EOS)
-        assert len(generation.text.split()) >= len(response) - 1 - (response[-1] == tiny.EOS) - sum(t < 6 for t in response)
+        assert generation.text == TOKENIZER.decode(response, skip_special_tokens=True)
 
 
 def test_best_of_n_is_the_best_of_n_single_responses():
@@ -83,6 +83,14 @@ def test_best_of_n_is_the_best_of_n_single_responses():
     first = generate(MODEL, TOKENIZER, PROMPTS, STEERING, seed=1, **options)
     one = best_of_n(MODEL, TOKENIZER, PROMPTS, REWARD, 1, STEERING, seed=1, **options)
     assert [g.token_ids.tolist() for g in one] == [g.token_ids.tolist() for g in first]
+    for prompt, generation in zip(PROMPTS, best, strict=True):
+        keys = sampling.sample_keys(sampling.prompt_keys([prompt], [1]), 4)
+        singles = [continuation(prompt, keys[i : i + 1], STEERING, [], 10, 10) for i in range(4)]
+        rewards = [rewarded(prompt, response) for response in singles]
+        assert generation.token_ids.tolist() == singles[rewards.index(max(rewards))]
+        tried = sum(len(response) for response in singles)
+        assert generation.cost.model_tokens == len(prompt) + tried - 4  # the prompt once, the last token of each never
+        assert generation.cost.model_forwards == tried - 3  # the first of each after one forward pass of the prompt
     assert all(b.reward >= a.reward for a, b in zip(one, best, strict=True))
     assert any(b.reward > a.reward for a, b in zip(one, best, strict=True))
     for a, b in zip(one, best, strict=True):
@@ -128,6 +136,8 @@ def test_selection_keeps_the_best_and_fills_rows():
         (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, 2, 2, 0), "chunk must be at least 1, got 0"),
         (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 2, temperature=0.0),
          "temperature must be above 0 in a search: greedy samples of a prompt are all the same"),
+        (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD.model, 2),
+         "reward must be a RewardScorer, a ValueModel or the like, got Qwen3ForSequenceClassification"),
         (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 2, reward_prompts=[]),
          "reward_prompts must be as many as prompts: expected 1, got 0"),
         (lambda: best_of_n(MODEL, TOKENIZER, [[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=70)), 2),
@@ -135,9 +145,15 @@ def test_selection_keeps_the_best_and_fills_rows():
     ],
 )  # fmt: skip
 def test_searches_refuse_what_they_cannot_mean(call, message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
+
+
+def test_the_only_sample_may_be_greedy():
+    (found,) = best_of_n(MODEL, TOKENIZER, [[7, 8]], REWARD, 1, temperature=0, max_new_tokens=4, progress=False)
+    (expected,) = generate(MODEL, TOKENIZER, [[7, 8]], temperature=0, max_new_tokens=4, progress=False)
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
 
 
 def test_bad_rewards_stop_with_step_and_prompt():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from sia import Attention, AttentionGate, Entropy, EntropyGate, EveryToken, Steering, generate, steered_generate
+from sia import Attention, AttentionGate, Entropy, EntropyGate, EveryToken, RewardScorer, Steering, generate, steered_generate
 from tests import tiny
+from tests.reference import decode as reference
+from tests.reference import whole_values
 
 TOKENIZER = tiny.tokenizer()
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -105,6 +108,29 @@ def test_processors_see_prompt_and_response():
     assert {7, 8, 9} & {token for response in responses(max_new_tokens=6) for token in response}
 
 
+def test_processors_with_rules_of_their_own_for_each_row_see_every_row():
+    prompts = tiny.prompts(8)
+    allowed = [sorted({tiny.EOS, *range(10 + 5 * row, 25 + 5 * row)}) for row in range(8)]
+    options = {**OURS, "max_new_tokens": 20, "return_dict_in_generate": True, "steering": Steering(VALUES, EntropyGate(0.0), candidates=60)}
+    out = MODEL.generate(**inputs(prompts), **options, prefix_allowed_tokens_fn=lambda row, ids: allowed[row])
+    assert len({len(g.token_ids) for g in out.generations}) > 2  # rows end at different steps
+    for row, generation in enumerate(out.generations):
+        assert set(generation.token_ids.tolist()) <= set(allowed[row])
+
+
+def test_what_callers_see_may_be_trained_on():
+    kept = []
+
+    class Keep(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            kept.append(input_ids)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    responses(stopping_criteria=StoppingCriteriaList([Keep()]), max_new_tokens=2)
+    MODEL(kept[-1]).logits.sum().backward()
+    MODEL.zero_grad()
+
+
 class Recorder(BaseStreamer):
     def __init__(self):
         self.got, self.ended = [], False
@@ -122,6 +148,14 @@ def test_a_streamer_gets_prompt_and_tokens_as_they_come():
     width = len(PROMPTS[0])
     assert streamer.got == [out[0, :width].tolist(), *[[token] for token in out[0, width:].tolist()]]
     assert streamer.ended
+
+
+def test_a_streamer_gets_padding_for_rows_that_have_ended():
+    streamer, prompts = Recorder(), tiny.prompts(40)
+    out = MODEL.generate(**inputs(prompts), **OURS, max_new_tokens=12, streamer=streamer, pad_token_id=5)
+    width = inputs(prompts).input_ids.shape[1]
+    assert streamer.got[1:] == out[:, width:].T.tolist()
+    assert (out[:, width:] == 5).any()
 
 
 def test_text_streamers_of_transformers_work(capsys):
@@ -168,6 +202,24 @@ def filled_cache():
             lambda: ask(past_key_values=StaticCache(config=MODEL.config, max_cache_len=8)),
             "steered_generate keeps its own dynamic cache, got a StaticCache",
         ),
+        (lambda: ask(guidance_scale=1.5), "steered_generate has no classifier-free guidance, got guidance_scale=1.5"),
+        (lambda: ask(prompt_lookup_num_tokens=2), "steered_generate does not speculate, got prompt_lookup_num_tokens=2"),
+        (lambda: ask(assistant_model=MODEL), "steered_generate does not know what to do with assistant_model"),
+        (
+            lambda: tiny.language_model("gpt2").generate(
+                torch.tensor([[7, 8]]), custom_generate=steered_generate, max_new_tokens=2, token_type_ids=torch.tensor([[3, 4]])
+            ),
+            "steered_generate does not know what to do with token_type_ids",
+        ),
+        (
+            lambda: MODEL.generate(inputs_embeds=torch.zeros(1, 3, 32), custom_generate=steered_generate, max_new_tokens=2),
+            "steered_generate does not know what to do with inputs_embeds",
+        ),
+        (
+            lambda: ask(position_ids=torch.tensor([[4, 5]])),
+            "steered_generate counts positions from the first token of each prompt, got other position_ids",
+        ),
+        (lambda: ask(steering=VALUES), "steering must be a Steering(scorer, gate, …), got ValueModel"),
         (lambda: ask(past_key_values=filled_cache()), "steered_generate starts from an empty cache, got one with 2 tokens"),
         (
             lambda: ask(return_dict_in_generate=True, output_scores=True),
@@ -180,7 +232,7 @@ def filled_cache():
     ],
 )
 def test_what_cannot_be_had_is_refused(call, message):
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
 
@@ -196,23 +248,31 @@ def test_an_encoder_decoder_is_refused():
 def test_models_with_learned_positions_refuse_what_does_not_fit():
     model = tiny.language_model("gpt2")  # 128 positions; the last token is never fed
     assert len(generate(model, TOKENIZER, [[7] * 100], max_new_tokens=29, temperature=0, progress=False)) == 1
-    with pytest.raises(ValueError, match="the 128 positions of GPT2LMHeadModel, got a prompt of 100 tokens and max_new_tokens=30"):
+    with pytest.raises(ValueError, match="must fit into the 128 positions of GPT2LMHeadModel, they may take 129"):
         generate(model, TOKENIZER, [[7] * 100], max_new_tokens=30, progress=False)
     steering = Steering(tiny.value_model("gpt2"), EveryToken())
-    with pytest.raises(ValueError, match="the 128 positions of GPT2Model, got a prompt of 120 tokens and max_new_tokens=29"):
-        generate(model, TOKENIZER, [[7]], steering, value_prompts=[[7] * 120], max_new_tokens=29, progress=False)
+    rewarded = Steering(RewardScorer(tiny.reward_model("gpt2")), EveryToken())
+    assert generate(model, TOKENIZER, [[7] * 100], steering, max_new_tokens=28, temperature=0, progress=False)
+    with pytest.raises(ValueError, match="the 128 positions of GPT2Model, they may take 129"):  # the last candidate is fed
+        generate(model, TOKENIZER, [[7] * 100], steering, max_new_tokens=29, progress=False)
+    with pytest.raises(ValueError, match="the 128 positions of GPT2Model, they may take 130"):  # and the end after it
+        generate(model, TOKENIZER, [[7] * 100], rewarded, max_new_tokens=29, progress=False)
 
 
 def test_half_precision_language_model_and_full_precision_value_model():
     half = tiny.language_model("qwen3").to(torch.bfloat16)
     for values in (VALUES, tiny.value_model("qwen3").to(torch.bfloat16)):
-        values.head.float()
+        assert values.head.weight.dtype == torch.float32
+        assert torch.equal(values.head.weight, VALUES.head.weight)
         for gate in (EveryToken(), EntropyGate(1.5), AttentionGate(2.0)):
             found = generate(half, TOKENIZER, PROMPTS, Steering(values, gate, 2.0), max_new_tokens=6, progress=False)
             assert all(torch.from_numpy(g.kl).isfinite().all() for g in found)
-    batch = generate(half, TOKENIZER, PROMPTS, Steering(VALUES, EveryToken(), 2.0), max_new_tokens=6, progress=False)
-    plain = generate(half, TOKENIZER, PROMPTS, max_new_tokens=6, progress=False)
-    assert [g.token_ids.tolist() for g in batch] != [g.token_ids.tolist() for g in plain]
+            for prompt, generation in zip(PROMPTS, found, strict=True):
+                settings = {"beta": 2.0, "candidates": 10, "max_new_tokens": 1, "temperature": 1.0, "seed": 0, "eos": tiny.EOS}
+                opens = {True: lambda looks: True, False: lambda looks: False}[bool(generation.steered[0])]
+                _, entropy, _, _, kl = reference(half, partial(whole_values, values), prompt, opens, **settings)
+                assert generation.entropy[0] == pytest.approx(entropy[0], rel=0.02)
+                assert generation.kl[0] == pytest.approx(kl[0], rel=0.1, abs=0.01)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -234,3 +294,33 @@ def test_models_that_accelerate_offloads_work():
         cpu_offload(module, execution_device="cpu")
     found = generate(model, TOKENIZER, PROMPTS, Steering(values, STEERING.gate, STEERING.beta), max_new_tokens=6, progress=False)
     assert [g.token_ids.tolist() for g in found] == [g.token_ids.tolist() for g in expected]
+    rewards = [tiny.reward_model("qwen3") for _ in range(2)]
+    cpu_offload(rewards[1], execution_device="cpu")
+    values = [RewardScorer(m).begin([[7, 8]], 4).score(torch.tensor([0]), torch.tensor([[9]]), torch.tensor([[10, 11]])) for m in rewards]
+    torch.testing.assert_close(*values)
+
+
+def test_two_threads_may_share_a_model():
+    outputs = {}
+
+    def respond(name, gate):
+        outputs[name] = [generate(MODEL, TOKENIZER, PROMPTS, Steering(VALUES, gate), max_new_tokens=12, progress=False) for _ in range(4)]
+
+    gates = {"attention": AttentionGate(2.0), "entropy": EntropyGate(1.5)}
+    threads = [threading.Thread(target=respond, args=item) for item in gates.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, gate in gates.items():
+        respond("alone", gate)
+        for together, alone in zip(outputs[name], outputs["alone"], strict=True):
+            assert [g.token_ids.tolist() for g in together] == [g.token_ids.tolist() for g in alone]
+
+
+def test_a_language_model_that_gives_no_numbers_is_named():
+    model = tiny.language_model("qwen3")
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(FloatingPointError, match="logits must be numbers, the language model gave NaN at step 0 of prompt 0"):
+        generate(model, TOKENIZER, [[7]], progress=False)
