@@ -17,6 +17,7 @@ help: ## this list
 	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again)"
 
 smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
+	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
 	$(RUN) reproduce --profile smoke
 
 reproduce: $(READY) ## train the lab, measure every table, draw every figure

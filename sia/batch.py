@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -48,6 +49,8 @@ def generate(
     range; FloatingPointError where a value is NaN or infinite.
     """
     check_options(prompts, temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    if isinstance(tokenizer, PreTrainedModel):
+        raise TypeError("generate(model, tokenizer, …) takes the model first, got a model as the tokenizer")
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
     generations: list[Generation | None] = [None] * len(ids)
@@ -122,8 +125,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, what: str) ->
         if isinstance(prompt, str):
             special = not (bos and prompt.startswith(bos))
             prompt = tokenizer(prompt, add_special_tokens=special).input_ids if prompt else []
-        if not isinstance(prompt, Sequence):
-            raise TypeError(f"a {what} must be a text or a list of token ids, number {i} is {type(prompt).__name__}")
+        if isinstance(prompt, Tensor | np.ndarray):
+            prompt = prompt.tolist()
+        if not isinstance(prompt, Sequence) or not all(isinstance(token, int | np.integer) for token in prompt):
+            given = "a list of other things" if isinstance(prompt, Sequence) else type(prompt).__name__
+            raise TypeError(f"a {what} must be a text or a list of token ids (apply chat templates first), number {i} is {given}")
         if not len(prompt):
             raise ValueError(f"a {what} needs at least one token, number {i} is empty")
         ids.append(list(prompt))

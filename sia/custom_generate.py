@@ -80,6 +80,7 @@ class SteeredGenerate:
         **model_kwargs,
     ) -> SteeredOutput | Tensor:
         """transformers prepares everything as for its own sampling: its logits processors (temperature, top-p, …) come after the tilt.
+        At a steered step they are asked twice, once about the base scores, to know what would have been said unsteered.
 
         steering: None samples from the top 10 candidates of the model alone.
         seed: of the noise; by default drawn from torch's generator, so that `torch.manual_seed` decides, as in transformers.

@@ -109,9 +109,10 @@ class ThresholdGate(Gate):
     lowest: ClassVar[float] = 0.0  # threshold that makes sense
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold >= self.lowest):
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not (number and math.isfinite(self.threshold) and self.threshold >= self.lowest):
             least = "" if math.isinf(self.lowest) else f" of at least {self.lowest:g}"
-            raise ValueError(f"threshold must be a finite number{least}, got {self.threshold}")
+            raise ValueError(f"threshold must be a finite number{least}, got {self.threshold!r}")
         hash(self.signal)  # the signal checks its own settings
 
     @property
@@ -204,8 +205,8 @@ class RandomGate(Gate):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio}")
+        if not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio!r}")
 
     def opens(self, step: Step) -> Tensor:
         return sampling.uniform(sampling.mix(step.keys, self.seed)) < self.ratio
@@ -243,6 +244,8 @@ def calibrate(gate_class: type[GateT], generations: Sequence[Generation], ratio:
         raise TypeError(f"only a gate with a threshold can be calibrated ({kinds}), got {gate_class!r}")
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must be greater than 0 and at most 1, got {ratio}")
+    if not isinstance(generations, Sequence):
+        raise TypeError(f"generations must be a list of them, got {type(generations).__name__}")
     gate = gate_class(threshold=0.0, **settings)
     levels = []
     for generation in generations:

@@ -108,6 +108,8 @@ def local_folder(path: str | Path, subfolder: str, revision: str | None) -> Path
     """
     if Path(path).is_dir():
         return Path(path) / subfolder
+    if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
+        raise FileNotFoundError(f"no value model in {path}: there is no such folder, and a Hub id has the form owner/name")
     try:
         patterns = [f"{subfolder}/*"] if subfolder else None
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns)) / subfolder

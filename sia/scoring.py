@@ -122,8 +122,10 @@ class RewardScorer:
     def from_pretrained(cls, path: str | Path, eos_token_id: int | None = None, **options) -> Self:
         """Reads a local folder or Hub id; options as for transformers' own from_pretrained (dtype, device_map, revision, …).
 
-        Errors: OSError if it cannot be read, ValueError for a checkpoint without its head: weights are never made up.
+        Errors: OSError if it is not there, ValueError for a checkpoint without its head: weights are never made up.
         """
+        if not Path(path).is_dir() and str(path).count("/") != 1:
+            raise FileNotFoundError(f"no reward model in {path}: there is no such folder, and a Hub id has the form owner/name")
         try:
             model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
         except SafetensorError as error:

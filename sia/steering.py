@@ -43,8 +43,8 @@ class Steering:
             raise TypeError(f"a gate that may open needs a scorer, got None with {self.gate!r}")
         if self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise TypeError(f"scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}")
-        if math.isnan(self.beta) or self.beta < 0 or LARGEST_BETA < self.beta < math.inf:
-            raise ValueError(f"beta must be 0 to {LARGEST_BETA:g}, or math.inf (values alone), got {self.beta}")
+        if not isinstance(self.beta, (int, float)) or math.isnan(self.beta) or self.beta < 0 or LARGEST_BETA < self.beta < math.inf:
+            raise ValueError(f"beta must be 0 to {LARGEST_BETA:g}, or math.inf (values alone), got {self.beta!r}")
         if isinstance(self.candidates, bool) or not isinstance(self.candidates, int) or self.candidates < 1:
             raise ValueError(f"candidates must be a whole number of at least 1, got {self.candidates!r}")
         if not 0 <= self.min_probability < 1:

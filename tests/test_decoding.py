@@ -292,7 +292,11 @@ STEERING = Steering(VALUES, EveryToken())
     [
         (lambda: generate(MODEL, ["w7", ""]), "a prompt needs at least one token, number 1 is empty"),
         (lambda: generate(MODEL, [[7], []]), "a prompt needs at least one token, number 1 is empty"),
-        (lambda: generate(MODEL, [7, 8]), "a prompt must be a text or a list of token ids, number 0 is int"),
+        (lambda: generate(MODEL, [7, 8]), "a prompt must be a text or a list of token ids (apply chat templates first), number 0 is int"),
+        (lambda: generate(MODEL, [[{"role": "user"}]]),
+         "a prompt must be a text or a list of token ids (apply chat templates first), number 0 is a list of other things"),
+        (lambda: sia_generate(TOKENIZER, MODEL, ["w7"]),
+         "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"),
         (lambda: generate(MODEL, [[-3]]), "token ids must be at least 0 and below the vocabulary of 60 tokens, got -3"),
         (lambda: generate(MODEL, [[7]], VALUES), "steering must be a Steering(scorer, gate, …), got ValueModel"),
         (lambda: generate(MODEL, [[7]], observe=["entropy"]), "observe must be a list of signals, such as [Attention()], got ['entropy']"),
@@ -340,6 +344,11 @@ def test_bad_input_gets_one_clear_sentence(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
+
+
+def test_prompts_may_be_tensors():
+    (found,) = generate(MODEL, torch.tensor([[7, 8]]), max_new_tokens=4)
+    assert found.token_ids.tolist() == generate(MODEL, [[7, 8]], max_new_tokens=4)[0].token_ids.tolist()
 
 
 def test_no_prompts_give_no_generations():

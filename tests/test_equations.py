@@ -168,6 +168,7 @@ def test_gates_refuse_what_they_cannot_mean(make, message):
     ("settings_", "message"),
     [
         ({"beta": -1.0}, "beta must be 0 to 1e+09, or math.inf (values alone), got -1.0"),
+        ({"beta": "4"}, "beta must be 0 to 1e+09, or math.inf (values alone), got '4'"),
         ({"beta": 1e39}, "beta must be 0 to 1e+09, or math.inf (values alone), got 1e+39"),
         ({"beta": math.nan}, "beta must be 0 to 1e+09, or math.inf (values alone), got nan"),
         ({"candidates": 0}, "candidates must be a whole number of at least 1, got 0"),

@@ -134,6 +134,7 @@ def test_combinations_are_those_of_logic(opens):
 
 def test_layers_may_be_a_list():
     assert AttentionGate(1.0, layers=[0, 1]).signal == Attention((0, 1))
+    assert AttentionGate(1.0, layers=1).signal == Attention((1,))
     assert respond(Steering(VALUES, AttentionGate(2.0, layers=[1]), 4.0))[0].signals.keys() == {Attention((1,))}
 
 
@@ -195,6 +196,9 @@ def test_attention_and_its_rise_open_on_the_asked_share(signal, ratio):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: EntropyGate("1"), "threshold must be a finite number of at least 0, got '1'"),
+        (lambda: RandomGate("a"), "ratio must lie between 0 and 1, got 'a'"),
+        (lambda: calibrate(EntropyGate, BASE[0], 0.2), "generations must be a list of them, got Generation"),
         (lambda: EntropyRiseGate(math.inf), "threshold must be a finite number, got inf"),
         (lambda: AttentionGate(-1.0), "threshold must be a finite number of at least 0, got -1.0"),
         (lambda: AttentionGate(1.0, layers=()), "layers must be different numbers from 0, at least one, or None for all, got ()"),

@@ -118,7 +118,7 @@ def test_models_are_trained_once(checkout):
 def test_the_readme_steers_a_model(checkout):
     """The Python blocks of the README, on the tiny lab."""
     blocks = [block.split("```")[0] for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert ".cache/smoke/models" in blocks[0]
     code = "\n".join(blocks).replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
@@ -128,6 +128,7 @@ def test_the_readme_steers_a_model(checkout):
     assert 0 <= float(ratio) <= 1
     assert math.isfinite(float(best.split()[0]))
     assert "junctions=" in best
+    assert (checkout / "my-value-model" / "value_head.safetensors").exists()
 
 
 def test_fresh_measures_again_and_ends_the_same(checkout):

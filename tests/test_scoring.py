@@ -241,6 +241,8 @@ def test_reward_models_load_from_a_folder(tmp_path):
         ValueError, match=r"is no reward model: expected all weights of LlamaForSequenceClassification, score.weight missing"
     ):
         RewardScorer.from_pretrained(tmp_path / "language", num_labels=1)
+    with pytest.raises(FileNotFoundError, match=r"no reward model in .*nowhere: there is no such folder, and a Hub id has the form"):
+        RewardScorer.from_pretrained(tmp_path / "nowhere")
     weights = tmp_path / "reward" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"the reward model .* cannot be read, a file is damaged or truncated"):
