@@ -114,6 +114,8 @@ def draw(name: str, profile: Profile) -> None:
         )
     paths = [tables.FIGURES / profile.name / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     FIGURES[name].plot(summary, profile, stale, paths)
+    if profile.name == "smoke":
+        print("smoke: its models talk near-nonsense; what follows shows that everything runs, not what the lab shows")
     print(f"{name}: judge score, SIA − dense, paired, with {profile.statistics.level:.0%} intervals; profile {profile.name}")
     for sentence in FIGURES[name].verdict(summary, profile):
         print(f"  {sentence}")
