@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +28,7 @@ from benchmarks.digests import MODELS, code_digest
 from benchmarks.parallel import available_cores
 from benchmarks.published_loop import published_loop
 from benchmarks.store import write_text
-from benchmarks.tables import PACKAGES, RESULTS, git_commit, hardware, sha256
+from benchmarks.tables import RESULTS, circumstances, sha256
 from sia import AttentionGate, EveryToken, RandomGate, Steering, ValueModel, generate, steered_generate
 
 PROMPT, CANDIDATES, RUNS = 24, 10, 7
@@ -282,17 +280,15 @@ def main(arguments: list[str] | None = None) -> int:
     name = "speed" if options.device == "cpu" else "speed-cuda"
     path = RESULTS / f"{name}.csv"
     write_text(path, table.to_csv(index=False))
-    device = {"device": torch.cuda.get_device_name()} if options.device == "cuda" else {}
     provenance = {
-        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        **circumstances("benchmarks.speed"),
         "code_digest": code_digest(MODELS),
-        "git_commit": git_commit(),
-        "packages": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "hardware": hardware() | device,
         "threads": torch.get_num_threads(),
         "wall_seconds": round(time.monotonic() - start, 1),
         "sha256": {path.name: sha256(path)},
     }
+    if options.device == "cuda":
+        provenance["hardware"]["device"] = torch.cuda.get_device_name()
     write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
     print(markdown(read(path)))
     return 0

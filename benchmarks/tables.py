@@ -32,13 +32,10 @@ def folder(profile: Profile) -> Path:
 def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, replicates: range, seconds: float) -> None:
     """Writes a table; over all of several replicates, its summary is kept as the reference too (figures only: they have rows)."""
     provenance = {
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        **circumstances("benchmarks"),
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
         "code_digest": code_digest(ROWS),
-        "git_commit": git_commit(),
-        "packages": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "hardware": hardware(),
         "replicates": list(replicates),
         "seeds": list(range(profile.evaluation.samples)),
         "wall_seconds": round(seconds, 1),
@@ -112,6 +109,16 @@ def read_summary(path: Path) -> pd.DataFrame:
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=as_text)
     texts = [column for column in TEXTS if column in frame]
     return frame.assign(**{column: frame[column].fillna("") for column in texts})
+
+
+def circumstances(module: str) -> dict[str, object]:
+    """Under which this run of `python -m module` measures."""
+    return {
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "packages": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "hardware": hardware(),
+    }
 
 
 def sha256(path: Path) -> str:

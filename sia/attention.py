@@ -33,10 +33,11 @@ class Attention:
 
     def __post_init__(self) -> None:
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
-            if chosen is not None:
-                chosen = (chosen,) if isinstance(chosen, int) else tuple(chosen)
-                object.__setattr__(self, name, chosen)  # a list is as good, but has no hash
-            if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0):
+            if chosen is None:
+                continue
+            chosen = (chosen,) if isinstance(chosen, int) else tuple(chosen)
+            object.__setattr__(self, name, chosen)  # a list is as good, but has no hash
+            if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
                 raise ValueError(f"{name} must be different numbers from 0, at least one, or None for all, got {chosen}")
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import sampling
 from sia.caching import input_device
 from sia.decoding import Decoding
 from sia.gates import Signal
+from sia.inputs import eos_token_ids, pad_left
 from sia.steering import Steering
 from sia.trace import Generation
 
@@ -52,17 +51,23 @@ def generate(
     if isinstance(tokenizer, PreTrainedModel):
         raise TypeError("generate(model, tokenizer, …) takes the model first, got a model as the tokenizer")
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
     generations: list[Generation | None] = [None] * len(ids)
-    with tqdm(total=len(ids), desc="generate", unit="prompt", disable=not progress) as bar:
+    for chunk in batches(ids, batch_size, "generate", progress):
+        decoding = begin(model, tokenizer, ids, value_ids, chunk, steering, max_new_tokens, temperature, seed, observe=observe)
+        decoding.run(max_new_tokens)
+        for i, generation in zip(chunk, decoding.generations(tokenizer), strict=True):
+            generations[i] = generation
+    return generations
+
+
+def batches(ids: Sequence[Sequence[int]], batch_size: int, description: str, progress: bool) -> Iterator[list[int]]:
+    """Numbers of the prompts to decode together, of like length for little padding; the progress bar counts those that are done."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    with tqdm(total=len(ids), desc=description, unit="prompt", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            decoding = begin(model, tokenizer, ids, value_ids, chunk, steering, max_new_tokens, temperature, seed, observe=observe)
-            decoding.run(max_new_tokens)
-            for i, generation in zip(chunk, decoding.generations(tokenizer), strict=True):
-                generations[i] = generation
+            yield chunk
             bar.update(len(chunk))
-    return generations
 
 
 def begin(
@@ -91,7 +96,7 @@ def begin(
         numbers=chunk,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        stop_tokens=eos_token_ids(model.generation_config, tokenizer),
+        stop_tokens=eos_token_ids(model.generation_config, tokenizer.eos_token_id),
         samples=samples,
         observe=observe,
     )
@@ -100,8 +105,7 @@ def begin(
 def check_options(prompts: Prompts, temperature: float, **counts: int) -> None:
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list of prompts, got a single text")
-    if math.isnan(temperature) or temperature < 0 or math.isinf(temperature):
-        raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
+    sampling.check_temperature(temperature)
     for name, number in counts.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
@@ -134,20 +138,3 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, what: str) ->
             raise ValueError(f"a {what} needs at least one token, number {i} is empty")
         ids.append(list(prompt))
     return ids
-
-
-def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both `(rows, longest)`."""
-    longest = max(len(row) for row in ids)
-    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-    return input_ids, mask
-
-
-def eos_token_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
-    """Every token that ends a response: of the generation config, and of the tokenizer."""
-    configured = config.eos_token_id
-    ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
-    if tokenizer is not None:
-        ids.add(tokenizer.eos_token_id)
-    return sorted(token for token in ids if token is not None)

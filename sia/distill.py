@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
+from sia.inputs import pad_right
 from sia.values import ValueModel
 
 Loss = Literal["mean", "token"]
@@ -100,11 +101,3 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, epochs: int, rng: ran
             bucket = sorted(order[start : start + 32 * batch_size], key=lambda i: lengths[i])
             batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
         yield from rng.sample(batches, len(batches))
-
-
-def pad_right(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both int64 `(batch, longest)`."""
-    longest = max(len(sequence) for sequence in sequences)
-    input_ids = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences], device=device)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    return input_ids, (torch.arange(longest, device=device) < lengths[:, None]).long()

@@ -14,8 +14,6 @@ from sia.caching import PrefixStore, check_positions, input_device
 from sia.cost import Architecture, Meter, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
-
-
 TESTED = ("qwen3", "llama", "mistral", "gemma2", "gemma3_text", "gpt2")  # model types of which the test suite shows it
 USUAL_BRANCHES = 16  # branch tokens that the store has room for from the start
 
@@ -77,19 +75,9 @@ class CachedPrefixes:
         rows, totals = self._remember(rows, responses, lengths)
         self._share_prompts(rows)
         self.cached[rows] = torch.minimum(self.cached[rows], totals - 1)  # to read a token it must be computed
-        cached = self.cached[rows]
-        prefix, columns, fresh = self._unseen(cached, totals)
-        outputs = self.forward(
-            input_ids=self.history[rows[:, None], columns],
-            attention_mask=self._mask(cached, fresh, prefix, columns, None, None),
-            position_ids=columns,
-            past_key_values=self.store.select(rows, prefix),
-            last=columns.shape[1],
-        )
-        self.store.keep(columns, fresh)
-        self._count(rows, cached, totals, outputs=1)
-        self.cached[rows] = totals
-        return outputs[torch.arange(len(rows), device=rows.device), totals - cached - 1]
+        unseen = totals - self.cached[rows]
+        outputs = self._catch_up(rows, totals, last=int(unseen.max()), outputs=1)
+        return outputs[torch.arange(len(rows), device=rows.device), unseen - 1]
 
     def branch(self, rows: Tensor, responses: Tensor, lengths: Tensor, tokens: Tensor, depths: Tensor, sees: Tensor) -> Tensor:
         """The output at every branch token, `(n, B, …)`.
@@ -99,21 +87,8 @@ class CachedPrefixes:
         """
         rows, totals = self._remember(rows, responses, lengths)
         self._share_prompts(rows)
-        cached = self.cached[rows]
-        prefix, columns, fresh = self._unseen(cached, totals)
-        positions = totals[:, None] + depths
-        outputs = self.forward(
-            input_ids=torch.cat([self.history[rows[:, None], columns], tokens], dim=1),
-            attention_mask=self._mask(cached, fresh, prefix, columns, positions, sees),
-            position_ids=torch.cat([columns, positions], dim=1),
-            past_key_values=self.store.select(rows, prefix),
-            last=tokens.shape[1],
-        )
-        self.store.keep(columns, fresh)
-        self._count(rows, cached, totals)
+        outputs = self._catch_up(rows, totals, last=tokens.shape[1], branches=(tokens, totals[:, None] + depths, sees))
         self.meter.count_branches(rows, totals[:, None] + sees.sum(1))
-        self.cached[rows] = totals
-        self.last_branches = (rows, totals, prefix + columns.shape[1])
         return outputs
 
     def grow(self, tokens: Tensor, depth: int) -> Tensor:
@@ -141,6 +116,33 @@ class CachedPrefixes:
         self.meter.count_branches(rows, positions + 1)
         return outputs
 
+    def _catch_up(
+        self, rows: Tensor, totals: Tensor, last: int, outputs: int = 0, branches: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """The forward pass: these rows compute what they lack of their first `totals` tokens, and their branches behind it.
+
+        branches: tokens and positions, `(n, B)`, and which of them each sees `(B, B)`. outputs: how many are read of each row's own.
+        """
+        cached = self.cached[rows]
+        prefix, unseen = int(cached.max()), int((totals - cached).max())
+        columns = cached[:, None] + torch.arange(unseen, device=rows.device)
+        fresh = columns < totals[:, None]  # the others are padding
+        columns = columns.clamp(max=self.capacity - 1)
+        tokens, positions, sees = branches or (columns[:, :0], columns[:, :0], fresh.new_zeros(0, 0))
+        queries = torch.cat([columns, positions], dim=1)
+        output = self.forward(
+            input_ids=torch.cat([self.history[rows[:, None], columns], tokens], dim=1),
+            attention_mask=self._mask(cached, fresh, prefix, queries, sees),
+            position_ids=queries,
+            past_key_values=self.store.select(rows, prefix),
+            last=last,
+        )
+        self.store.keep(columns, fresh)
+        self._count(rows, cached, totals, outputs)
+        self.cached[rows] = totals
+        self.last_branches = (rows, totals, prefix + unseen)
+        return output
+
     def _count(self, rows: Tensor, start: Tensor, end: Tensor, outputs: int = 0) -> None:
         self.meter.count(rows, torch.ones_like(rows), start, end, torch.full_like(rows, outputs))
 
@@ -154,13 +156,6 @@ class CachedPrefixes:
             self.history[rows[:, None], columns] = responses
         return rows, prompts + lengths
 
-    def _unseen(self, cached: Tensor, totals: Tensor) -> tuple[int, Tensor, Tensor]:
-        """The longest cached prefix, the columns to compute for each row `(n, unseen)`, and which of them are more than padding."""
-        prefix, unseen = int(cached.max()), int((totals - cached).max())
-        columns = cached[:, None] + torch.arange(unseen, device=cached.device)
-        fresh = columns < totals[:, None]
-        return prefix, columns.clamp(max=self.capacity - 1), fresh
-
     def _share_prompts(self, rows: Tensor) -> None:
         """Computes a prompt that several rows begin with once, but for its last token, and copies it to all of them."""
         if self.samples == 1 or bool(self.begun[rows // self.samples].all()):
@@ -172,36 +167,19 @@ class CachedPrefixes:
         siblings = first[:, None] + torch.arange(self.samples, device=rows.device)
         totals = self.prompt_lengths[first] - 1
         if int(totals.max()) > 0:
-            zeros = torch.zeros_like(totals)
-            _, columns, fresh = self._unseen(zeros, totals)
-            self.forward(
-                input_ids=self.history[first[:, None], columns],
-                attention_mask=self._mask(zeros, fresh, 0, columns, None, None),
-                position_ids=columns,
-                past_key_values=self.store.select(first, 0),
-                last=1,
-            )
-            self._count(first, zeros, totals)
+            self._catch_up(first, totals, last=1)
             self.store.copy_rows(first.repeat_interleave(self.samples - 1), siblings[:, 1:].flatten(), int(totals.max()))
         self.cached[siblings] = totals[:, None]
 
-    def _mask(self, cached: Tensor, fresh: Tensor, prefix: int, columns: Tensor, positions: Tensor | None, sees: Tensor | None):
-        """What each query may see. Queries: `unseen` columns, then branches at `positions` `(n, B)`; keys: prefix, then the same."""
-        n, unseen = fresh.shape
-        branches = 0 if positions is None else positions.shape[1]
-        device = fresh.device
-        seen = torch.zeros(n, unseen + branches, prefix + unseen + branches, dtype=torch.bool, device=device)
+    def _mask(self, cached: Tensor, fresh: Tensor, prefix: int, queries: Tensor, sees: Tensor) -> Tensor | dict[str, Tensor]:
+        """What each query may see. queries: positions `(n, unseen + B)` of unseen tokens, then branches; keys: prefix, then the same."""
+        (n, unseen), device = fresh.shape, fresh.device
+        seen = torch.zeros(n, queries.shape[1], prefix + queries.shape[1], dtype=torch.bool, device=device)
         seen[:, :, :prefix] = (torch.arange(prefix, device=device) < cached[:, None])[:, None]
         seen[:, :unseen, prefix : prefix + unseen] = torch.ones(unseen, unseen, dtype=torch.bool, device=device).tril_()
-        if positions is not None:
-            seen[:, unseen:, prefix : prefix + unseen] = fresh[:, None]
-            seen[:, unseen:, prefix + unseen :] = sees
-
-        def places() -> tuple[Tensor, Tensor]:
-            queries = columns if positions is None else torch.cat([columns, positions], dim=1)
-            return queries, torch.cat([torch.arange(prefix, device=device).expand(n, -1), queries], dim=1)
-
-        return self._by_layer(seen, places)
+        seen[:, unseen:, prefix : prefix + unseen] = fresh[:, None]
+        seen[:, unseen:, prefix + unseen :] = sees
+        return self._by_layer(seen, lambda: (queries, torch.cat([torch.arange(prefix, device=device).expand(n, -1), queries], dim=1)))
 
     def _by_layer(self, seen: Tensor, places: Callable[[], tuple[Tensor, Tensor]]) -> Tensor | dict[str, Tensor]:
         """`seen` `(n, queries, keys)` as numbers to add to the attention scores, `(n, 1, queries, keys)`; narrowed to the window of

@@ -9,6 +9,7 @@ wrapping 64-bit integers; Gumbel-max as in Maddison, Tarlow and Minka, "A* sampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -67,6 +68,12 @@ def gumbel(row_keys: Tensor, step: int, tokens: Tensor) -> Tensor:
 def step_gumbel(step_keys: Tensor, tokens: Tensor) -> Tensor:
     """The same from the `step_keys` of one step, `(rows,)`."""
     return uniform(mix(step_keys[:, None], tokens)).log_().neg_().log_().neg_()
+
+
+def check_temperature(temperature: float) -> None:
+    """Errors: ValueError unless it is 0 or a finite number above it."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
 
 
 def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, Cache, PreTrainedMo
 from sia import sampling
 from sia.caching import check_positions, input_device
 from sia.cost import Architecture, Meter
+from sia.inputs import eos_token_ids, pad_right
 from sia.prefixes import CachedPrefixes, branches_like_whole_sequences, check_attention
 
 if TYPE_CHECKING:
@@ -52,19 +53,29 @@ class Scorer(Protocol):
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> Session: ...
 
 
-class ValueSession:
+class CachedSession:
+    """What sessions over cached prefixes share; they say how branches are read."""
+
+    def __init__(self, prefixes: CachedPrefixes) -> None:
+        self.prefixes, self.meters = prefixes, [prefixes.meter]
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
+
+    @torch.inference_mode()
+    def continue_from(self, sources: Tensor) -> None:
+        self.prefixes.continue_from(sources)
+
+
+class ValueSession(CachedSession):
     """Values of a `ValueModel`, whose cache lags behind: one forward pass per call, whatever K."""
 
     def __init__(self, value_model: ValueModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
         def forward(*, last: int, **inputs) -> Tensor:
             return value_model(**inputs)[:, -last:]
 
-        self.prefixes = CachedPrefixes(value_model.backbone, forward, value_model.head.weight, prompts, max_new_tokens, samples)
-        self.meters = [self.prefixes.meter]
-
-    @torch.inference_mode()
-    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
-        return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
+        super().__init__(CachedPrefixes(value_model.backbone, forward, value_model.head.weight, prompts, max_new_tokens, samples))
 
     @torch.inference_mode()
     def score_branches(self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor) -> Tensor:
@@ -74,10 +85,6 @@ class ValueSession:
     @torch.inference_mode()
     def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         return self.prefixes.last(rows, responses, lengths)
-
-    @torch.inference_mode()
-    def continue_from(self, sources: Tensor) -> None:
-        self.prefixes.continue_from(sources)
 
 
 def _at_branch_ends(prefixes: CachedPrefixes, rows: Tensor, responses: Tensor, branches: Tensor, ends: Tensor) -> Tensor:
@@ -156,17 +163,12 @@ class RewardScorer:
         return (CachedRewards if self.caches else WholeRewards)(self, prompts, max_new_tokens, samples)
 
 
-class CachedRewards:
+class CachedRewards(CachedSession):
     """Rewards from a decoder model that keeps prefixes: candidates and their EOS are branches of one forward pass."""
 
     def __init__(self, scorer: RewardScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
         model, self.eos = scorer.model, scorer.eos_token_id
-        self.prefixes = CachedPrefixes(model.base_model, scorer.read, model.score.weight, prompts, max_new_tokens + 1, samples)
-        self.meters = [self.prefixes.meter]
-
-    @torch.inference_mode()
-    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
-        return self.score_branches(rows, responses, candidates[:, :, None], torch.ones_like(candidates))
+        super().__init__(CachedPrefixes(model.base_model, scorer.read, model.score.weight, prompts, max_new_tokens + 1, samples))
 
     @torch.inference_mode()
     def score_branches(self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor) -> Tensor:
@@ -183,10 +185,6 @@ class CachedRewards:
         rewards = self.prefixes.last(rows, closed, torch.where(ended, lengths, lengths + 1))
         self.prefixes.shorten(rows, lengths)  # the EOS that was put there does not stay
         return rewards
-
-    @torch.inference_mode()
-    def continue_from(self, sources: Tensor) -> None:
-        self.prefixes.continue_from(sources)
 
 
 class WholeRewards:
@@ -228,10 +226,7 @@ class WholeRewards:
         rewards = []
         for start in range(0, len(sequences), self.BATCH):
             part = sequences[start : start + self.BATCH]
-            longest = max(len(sequence) for sequence in part)
-            padding = model.config.get_text_config().pad_token_id or 0
-            input_ids = torch.tensor([[*s, *[padding] * (longest - len(s))] for s in part], device=device)
-            mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in part], device=device)
+            input_ids, mask = pad_right(part, device, model.config.get_text_config().pad_token_id or 0)
             rewards.append(model(input_ids=input_ids, attention_mask=mask).logits.float().squeeze(-1))
         rows, nothing = rows.to(device), torch.zeros_like(rows, device=device)
         self.meters[0].count(rows, nothing + 1, nothing, nothing, nothing)
@@ -260,8 +255,7 @@ class RolloutScorer:
     ) -> None:
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 (greedy) or a finite number above it, got {temperature}")
+        sampling.check_temperature(temperature)
         if not isinstance(reward, Scorer):
             raise TypeError(f"reward must be a RewardScorer or a ValueModel, got {type(reward).__name__}")
         vocabulary = model.config.get_text_config().vocab_size
@@ -300,7 +294,8 @@ class RolloutSession:
         self.prefixes = CachedPrefixes(model.base_model, forward, model.get_output_embeddings().weight, prompts, room, samples)
         self.reward = scorer.reward.begin(prompts, room, samples)
         self.meters = [self.prefixes.meter, *self.reward.meters]
-        self.stops = torch.tensor(stop_tokens(model, scorer.reward), device=device)
+        end = scorer.reward.eos_token_id if isinstance(scorer.reward, RewardScorer) else None
+        self.stops = torch.tensor(eos_token_ids(model.generation_config, end), device=device)
         keys = sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), device)
         self.keys = sampling.sample_keys(keys, samples)
 
@@ -313,9 +308,7 @@ class RolloutSession:
         lengths = torch.ones_like(tokens)
         going = ~torch.isin(tokens, self.stops)
         branches = [tokens]
-        eye = torch.eye(count, dtype=torch.bool, device=device)
-        depths = torch.zeros(count, dtype=torch.int64, device=device)
-        logits = self.prefixes.branch(rows, responses, torch.full_like(rows, step), tokens, depths, eye)
+        logits = self.prefixes.branch(rows, responses, torch.full_like(rows, step), tokens, *_branch_shape(count, 1, device))
         for depth in range(1, scorer.tokens + 1):
             base, options = logits.flatten(0, 1).topk(scorer.candidates)
             noise = sampling.gumbel(keys.flatten(), depth, options)
@@ -336,12 +329,3 @@ class RolloutSession:
     def continue_from(self, sources: Tensor) -> None:
         self.prefixes.continue_from(sources)
         self.reward.continue_from(sources)
-
-
-def stop_tokens(model: PreTrainedModel, reward: RewardScorer | ValueModel) -> list[int]:
-    """Tokens that end a rollout: the model's own and, of a `RewardScorer`, the one that it reads the reward at."""
-    configured = model.generation_config.eos_token_id
-    stops = set(configured if isinstance(configured, (list, tuple)) else [configured])
-    if isinstance(reward, RewardScorer):
-        stops.add(reward.eos_token_id)
-    return sorted(token for token in stops if token is not None)

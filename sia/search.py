@@ -13,10 +13,9 @@ from operator import add
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia.batch import Prompts, begin, check_options, prompt_ids
+from sia.batch import Prompts, batches, begin, check_options, prompt_ids
 from sia.caching import input_device
 from sia.decoding import check_values, check_vocabulary
 from sia.scoring import Scorer
@@ -85,36 +84,31 @@ def chunk_beam_search(
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
     _, reward_ids = prompt_ids(tokenizer, prompts, reward_prompts, "reward")
     samples = width * expansions
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    at_once = max(1, batch_size // samples)
     found: list[Generation | None] = [None] * len(ids)
-    with tqdm(total=len(ids), desc="search", unit="prompt", disable=not progress) as bar:
-        for start in range(0, len(order), at_once):
-            numbers = order[start : start + at_once]
-            decoding = begin(model, tokenizer, ids, value_ids, numbers, steering, max_new_tokens, temperature, seed, samples)
-            session = reward.begin([reward_ids[i] for i in numbers], max_new_tokens, samples)
-            responses = decoding.responses
-            rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))
-            while len(rows := decoding.going):
-                decoding.run(chunk)
-                rated = session.rate(rows, responses.tokens[rows, : decoding.number], responses.lengths[rows])
-                check_values(rated[:, None], rows, numbers, samples, decoding.number - 1)
-                rewards.view(-1)[rows] = rated.to(rewards.device)
-                if len(decoding.going) == 0:
-                    break
-                going = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
-                going[decoding.going] = True
-                sources, going, held = select_beams(rewards, going.view_as(rewards), width, expansions)
-                rewards = rewards.view(-1)[sources].view_as(rewards).masked_fill(~held, -torch.inf)
-                decoding.continue_from(sources, going)
-                session.continue_from(sources)
-            best = rewards.argmax(1)
-            costs = decoding.costs(session.meters)
-            chosen = responses.generations(tokenizer, (torch.arange(len(numbers), device=best.device) * samples + best).tolist(), costs)
-            for place, (number, generation) in enumerate(zip(numbers, chosen, strict=True)):
-                tried = reduce(add, costs[place * samples : (place + 1) * samples])
-                found[number] = replace(generation, cost=tried, reward=float(rewards[place, best[place]]))
-            bar.update(len(numbers))
+    for numbers in batches(ids, max(1, batch_size // samples), "search", progress):
+        decoding = begin(model, tokenizer, ids, value_ids, numbers, steering, max_new_tokens, temperature, seed, samples)
+        session = reward.begin([reward_ids[i] for i in numbers], max_new_tokens, samples)
+        responses = decoding.responses
+        rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))
+        while len(rows := decoding.going):
+            decoding.run(chunk)
+            rated = session.rate(rows, responses.tokens[rows, : decoding.number], responses.lengths[rows])
+            check_values(rated[:, None], rows, numbers, samples, decoding.number - 1)
+            rewards.view(-1)[rows] = rated.to(rewards.device)
+            if len(decoding.going) == 0:
+                break
+            going = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
+            going[decoding.going] = True
+            sources, going, held = select_beams(rewards, going.view_as(rewards), width, expansions)
+            rewards = rewards.view(-1)[sources].view_as(rewards).masked_fill(~held, -torch.inf)
+            decoding.continue_from(sources, going)
+            session.continue_from(sources)
+        best = rewards.argmax(1)
+        costs = decoding.costs(session.meters)
+        chosen = responses.generations(tokenizer, (torch.arange(len(numbers), device=best.device) * samples + best).tolist(), costs)
+        for place, (number, generation) in enumerate(zip(numbers, chosen, strict=True)):
+            tried = reduce(add, costs[place * samples : (place + 1) * samples])
+            found[number] = replace(generation, cost=tried, reward=float(rewards[place, best[place]]))
     return found
 
 

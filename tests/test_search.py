@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sia import EntropyGate, RandomGate, RewardScorer, RolloutScorer, Steering, best_of_n, chunk_beam_search, generate, sampling
-from sia.batch import pad_left
 from sia.decoding import Decoding
+from sia.inputs import pad_left
 from sia.search import select_beams
 from tests import tiny
 from tests.test_scoring import whole_rewards

@@ -17,7 +17,8 @@ from benchmarks.lab.build import EVALUATION_REWARD, REWARD, SHARED, Replicate, e
 from benchmarks.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.profile import Profile
 from sia import ValueModel
-from sia.distill import distillation_loss, pad_right
+from sia.distill import distillation_loss
+from sia.inputs import pad_right
 
 FRACTIONS = (0.1, 0.5, 1.0)
 

@@ -21,7 +21,8 @@ from transformers import (
 
 from benchmarks.lab.tokenizer import BOS, EOS, PAD
 from benchmarks.profile import ModelSize
-from sia.distill import epoch_batches, optimise, pad_right
+from sia.distill import epoch_batches, optimise
+from sia.inputs import pad_right
 
 ARCHITECTURES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification),
