@@ -1,4 +1,4 @@
-"""The command line: python -m benchmarks COMMAND [--profile NAME] [--replicates N] [--fresh]. `make help` lists the same."""
+"""The command line: python -m benchmarks COMMAND [--profile NAME] [--replicates N] [--fresh | --keep]. `make help` lists the same."""
 
 from __future__ import annotations
 
@@ -7,39 +7,75 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import figure2, tables
+import pandas as pd
+
+from benchmarks import (
+    best_of_n,
+    claims,
+    cost,
+    entropy,
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    figure5,
+    mechanism,
+    plan,
+    table1,
+    tables,
+    theory,
+    threshold,
+    value_error,
+)
 from benchmarks.digests import ROOT
 from benchmarks.profile import Profile, load_profile
-from benchmarks.store import CACHE
+from benchmarks.store import CACHE, write_text
 
 # torch and what needs it are imported only where something is measured: drawing takes seconds
 
-FIGURES = {"figure2": figure2}
+FIGURES = {
+    "figure1": figure1,
+    "figure2": figure2,
+    "figure3": figure3,
+    "figure4": figure4,
+    "figure5": figure5,
+    "best-of-n": best_of_n,
+    "cost": cost,
+    "table1": table1,
+    "entropy": entropy,
+    "theory": theory,
+    "mechanism": mechanism,
+    "value-error": value_error,
+    "threshold": threshold,
+}
 COMMANDS = {
     "reproduce": "train the models, measure every table, draw every figure",
     "models": "train the models and report their quality",
-    "figures": "draw every figure",
+    "figures": "draw every figure, and say what became of the claims",
     "summaries": "write the summaries again from the rows of the tables, and draw",
+    "claims": "hold the paper's claims against the tables",
     **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input, 130 when interrupted."""
-    listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    listing = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", formatter_class=argparse.RawDescriptionHelpFormatter, description=f"commands:\n{listing}"
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--profile", default="lab", help="a file of benchmarks/profiles (default: lab)")
     parser.add_argument("--replicates", type=int, default=1, help="measure the first N of the profile's replicates (default: 1)")
-    parser.add_argument("--fresh", action="store_true", help="measure again, whatever has been measured")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--fresh", action="store_true", help="measure again, whatever has been measured")
+    again.add_argument("--keep", action="store_true", help="keep the replicates that the tables have, and add the missing ones")
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
         if not 1 <= options.replicates <= profile.replicates:
             raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
-        run(options.command, profile, range(options.replicates), options.fresh)
+        run(options.command, profile, range(options.replicates), options.fresh, options.keep)
     except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,33 +85,39 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(command: str, profile: Profile, replicates: range, fresh: bool) -> None:
-    names = [command] if command in FIGURES else [] if command == "models" else list(FIGURES)
+def run(command: str, profile: Profile, replicates: range, fresh: bool, keep: bool) -> None:
+    names = [command] if command in FIGURES else [] if command in ("models", "claims") else list(FIGURES)
     if command in ("models", "reproduce"):
-        measure(profile, replicates, names, fresh, quality=True)
+        measure(profile, replicates, names, fresh, keep, quality=True)
     elif command == "summaries":
+        names = [name for name in names if tables.has_table(profile, name)]
         for name in names:
             tables.rewrite_summary(profile, name, FIGURES[name].summarize)
-    else:
+    elif names:
         where = short(tables.folder(profile))
-        wanted = [name for name in names if fresh or not tables.has_table(profile, name)]
+        wanted = [name for name in names if fresh or keep or not tables.has_table(profile, name)]
         for name in names:
-            if name in wanted:
-                print(f"{name}: measuring, {'as FRESH=1 asks' if fresh else f'for {where} has no table of it'}")
-            else:
+            if name not in wanted:
                 print(f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
+            elif tables.has_table(profile, name):
+                print(f"{name}: measuring, as {'FRESH=1' if fresh else 'KEEP=1'} asks")
+            else:
+                print(f"{name}: measuring, for {where} has no table of it")
         if wanted:
-            measure(profile, replicates, wanted, fresh, quality=False)
+            measure(profile, replicates, wanted, fresh, keep, quality=False)
     for name in names:
         draw(name, profile)
+    if command in ("reproduce", "figures", "summaries", "claims"):
+        judge_claims(profile)
 
 
-def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, quality: bool) -> None:
+def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, keep: bool, quality: bool) -> None:
     """Trains what is missing, measures what is missing (all, if `fresh`) for these figures, writes the tables.
 
-    quality: also report how good the models are, in models.csv.
+    keep: rows of replicates that the tables have already, measured by the same code and profile, stay as they are, and only the others
+    are measured. quality: also report how good the models are, in models.csv.
     """
-    from benchmarks.lab.build import Replicate, build
+    from benchmarks.lab.build import Replicate, build, missing
     from benchmarks.lab.quality import model_quality
     from benchmarks.parallel import Workers
     from benchmarks.sweep import Results
@@ -87,39 +129,67 @@ def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, 
         begun.parent.mkdir(parents=True, exist_ok=True)
         begun.touch()
     since = begun.stat().st_mtime if fresh else 0.0
+    kept = {name: tables.kept_rows(profile, name) for name in (["models"] if quality else []) + names} if keep else {}
+    there = {name: sorted(set(frame["replicate"])) for name, frame in kept.items() if frame is not None}
+    new = [r for r in replicates if any(r not in there.get(name, []) for name in (names or ["models"]))]
     with Workers() as workers:
-        build([Replicate(profile, index) for index in replicates], workers)
-        if quality:
-            tables.write_table(profile, "models", None, model_quality(profile, replicates, workers), replicates, time.monotonic() - start)
-            print(f"models: quality in {short(tables.folder(profile) / 'models.csv')}")
-        for name in names:
-            start = time.monotonic()
-            rows = FIGURES[name].compute(profile, replicates, Results(profile, workers, since))
+        results = Results(profile, workers, since)
+        needs = [FIGURES[name].cells(profile, replicate) for name in names for replicate in new]
+        wanted = plan.Wanted(*([cell for need in needs for cell in need[i]] for i in range(len(plan.Wanted._fields))))
+        models = [Replicate(profile, index) for index in new]
+        training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
+        with workers.progress(training + results.work(*wanted)):
+            if models:
+                build(models, workers)
+            if quality:
+                rows = pd.concat([*_kept(kept, "models"), model_quality(profile, new, workers)], ignore_index=True)
+                tables.write_table(profile, "models", None, rows, range(len(set(rows["replicate"]))), time.monotonic() - start)
+            results.measure(*wanted)
+            tables_made = {name: FIGURES[name].collect(profile, new, results) for name in names}
+        for name, rows in tables_made.items():
+            rows = pd.concat([*_kept(kept, name), rows], ignore_index=True)
             summary = FIGURES[name].summarize(rows, profile)
-            tables.write_table(profile, name, rows, summary, replicates, time.monotonic() - start)
+            measured = range(rows["replicate"].nunique())
+            tables.write_table(profile, name, rows, summary, measured, time.monotonic() - start)
             print(f"{name}: {len(rows):,} rows in {short(tables.folder(profile))}/{name}.parquet, summary in {name}.csv")
-            if len(replicates) < profile.replicates and (reference := tables.read_reference(profile, name)) is not None:
-                print(f"{name}: {FIGURES[name].agreement(summary, reference)}")
+            if len(measured) < profile.replicates and (reference := tables.read_reference(profile, name)) is not None:
+                print(f"{name}: {tables.agreement(summary, reference)}")
     if fresh:
         begun.unlink()
 
 
+def _kept(kept: dict[str, pd.DataFrame | None], name: str) -> list[pd.DataFrame]:
+    return [] if kept.get(name) is None else [kept[name]]
+
+
 def draw(name: str, profile: Profile) -> None:
-    """Draws the figure from its table and prints what it says."""
+    """Draws the figure from its table."""
     summary, stale = tables.read_table(profile, name)
     if stale:
         print(
             f"warning: {name}.csv was measured under other settings than profile {profile.name} has now; it is drawn as stale",
             file=sys.stderr,
         )
-    paths = [tables.FIGURES / profile.name / f"{name}.{suffix}" for suffix in ("png", "pdf")]
-    FIGURES[name].plot(summary, profile, stale, paths)
+    made = FIGURES[name].plot(summary, profile, stale, tables.FIGURES / profile.name)
+    print(f"{name}: {', '.join(short(path) for path in made)}")
+
+
+def judge_claims(profile: Profile) -> None:
+    """Prints what became of every claim, and writes claims.csv."""
+    wanted = claims.read_claims()
+    summaries = {name: tables.read_table(profile, name)[0] for name in FIGURES if tables.has_table(profile, name)}
+    found = claims.verdicts(summaries, wanted)
+    path = tables.folder(profile) / "claims.csv"
+    write_text(path, found.to_csv(index=False))
     if profile.name == "smoke":
         print("smoke: its models talk near-nonsense; what follows shows that everything runs, not what the lab shows")
-    print(f"{name}: judge score, SIA − dense, paired, with {profile.statistics.level:.0%} intervals; profile {profile.name}")
-    for sentence in FIGURES[name].verdict(summary, profile):
-        print(f"  {sentence}")
-    print(f"{name}: {', '.join(short(path) for path in paths)}")
+    for source, part in found.groupby("source", sort=False):
+        print(f"{source}:")
+        for _, row in part.iterrows():
+            print(f"  {claims.sentence(row)}")
+    counts = found["verdict"].value_counts()
+    listed = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in claims.VERDICTS)
+    print(f"claims: {listed}; in {short(path)}")
 
 
 def short(path: Path) -> str:

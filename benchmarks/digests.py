@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # What decides a trained model, and what besides decides a measured row; reporting, summarising and drawing are not among them.
 MODELS = ("sia/*.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml")
-ROWS = (*MODELS, "benchmarks/measure.py")
-REPORTING = ("quality.py",)
+ROWS = (*MODELS, "benchmarks/measure.py", "benchmarks/probes.py")
+REPORTING = ("quality.py", "theory.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 

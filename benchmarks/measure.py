@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, reduce
+from operator import add
 
 import numpy as np
 import pandas as pd
+import torch
+from transformers import PreTrainedModel
 
 from benchmarks import parallel
-from benchmarks.cells import Cell, Shard
-from benchmarks.lab.build import EVALUATION_REWARD, REWARD, Replicate
-from benchmarks.lab.judge import judge
+from benchmarks.cells import ARGS, AUTOREGRESSIVE, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
+from benchmarks.lab.build import EVALUATION_REWARD, REWARD, Replicate, ended
+from benchmarks.lab.judge import FLUENCY, judge
 from benchmarks.lab.tokenizer import encode_prompts
-from benchmarks.lab.training import trajectory_rewards
+from benchmarks.lab.training import sequence_log_likelihoods, trajectory_rewards
 from benchmarks.profile import Profile
-from sia import EntropyGate, EveryToken, Generation, RandomGate, Steering, calibrate
+from sia import (
+    AttentionGate,
+    AttentionRiseGate,
+    AutoregressiveScorer,
+    EntropyGate,
+    EntropyRiseGate,
+    EveryToken,
+    Gate,
+    Generation,
+    Never,
+    PositionGate,
+    RandomGate,
+    RewardScorer,
+    RolloutScorer,
+    Steering,
+    calibrate,
+    chunk_beam_search,
+)
+from sia.attention import Attention
+from sia.cost import Architecture, Cost, Meter
+from sia.scoring import Scorer
+
+THRESHOLD_GATES = {"entropy": EntropyGate, "entropy-rise": EntropyRiseGate, "attention": AttentionGate, "attention-rise": AttentionRiseGate}
 
 replicate_of = lru_cache(maxsize=4)(Replicate)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=24)
 def language_model(replicate: Replicate, kind: str, family: str):
     return replicate.language_model(kind, family)
 
@@ -29,62 +55,185 @@ def reward_model(replicate: Replicate, kind: str):
     return replicate.reward_model(kind)
 
 
-@lru_cache(maxsize=16)
-def value_model(replicate: Replicate, kind: str, family: str):
-    return replicate.value_model(kind, family)
+@lru_cache(maxsize=24)
+def scorer_of(replicate: Replicate, kind: str, family: str) -> Scorer:
+    """What values candidates: a value model, or one of the other scorers."""
+    if kind == AUTOREGRESSIVE:
+        return AutoregressiveScorer(language_model(replicate, kind, family))
+    if kind not in (ARGS, ROLLOUT):
+        return replicate.value_model(kind, family)
+    reward = RewardScorer(reward_model(replicate, REWARD))
+    if kind == ARGS:
+        return reward
+    sweep, candidates = replicate.profile.sweep, replicate.profile.decoding.candidates
+    return RolloutScorer(language_model(replicate, "base", family), reward, sweep.rollout_tokens, candidates=candidates)
 
 
-def steering_of(cell: Cell, replicate: Replicate) -> Steering | None:
+def gate_of(cell: Cell, objective: str) -> Gate:
+    if cell.gate in CALIBRATED:
+        threshold = cell.thresholds[OBJECTIVES.index(objective)] if cell.threshold is None else cell.threshold
+        if cell.gate == "position":
+            return PositionGate(int(threshold))
+        return ~EntropyGate(threshold) if cell.gate == "inverted-entropy" else THRESHOLD_GATES[cell.gate](threshold)
+    return {"never": Never, "every": EveryToken, "random": lambda: RandomGate(cell.target_ratio)}[cell.gate]()
+
+
+def steering_of(cell: Cell, objective: str, replicate: Replicate) -> Steering:
+    candidates = replicate.profile.decoding.candidates
     if cell.gate == "never":
-        return None  # responds unsteered, with as many candidates
-    gates = {
-        "entropy": lambda: EntropyGate(threshold=cell.threshold),
-        "random": lambda: RandomGate(ratio=cell.target_ratio),
-        "every": EveryToken,
-    }
-    scorer = value_model(replicate, cell.value_model, cell.family)
-    return Steering(scorer, gates[cell.gate](), cell.beta, replicate.profile.decoding.candidates)
+        return Steering(None, Never(), candidates=candidates)  # responds unsteered, with as many candidates
+    scorer, beta = scorer_of(replicate, cell.value_model, cell.family), cell.beta
+    if cell.value_model in (ARGS, ROLLOUT):  # rewards on the scale that values are distilled from
+        beta *= replicate.profile.training.reward_scale / replicate.scale(REWARD)["sd"]
+    return Steering(scorer, gate_of(cell, objective), beta, candidates, cell.floor)
+
+
+def asked(replicate: Replicate, shard: Shard) -> tuple[list, list[int]]:
+    """The prompts of a shard, each as often as it is sampled, and their numbers within the objective."""
+    cell, evaluation = shard.cell, replicate.profile.evaluation
+    prompts = [p for p in replicate.prompts[cell.split] if p.item.objective == shard.objective]
+    samples = evaluation.validation_samples if cell.split == "validation" else evaluation.samples
+    prompts = prompts[: cell.prompts or None]
+    return prompts * samples, [i for _ in range(samples) for i in range(len(prompts))]
 
 
 def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
-    """One row per prompt, in the order of the split; `attrs` holds the thresholds that these generations calibrate to.
+    """One row per prompt and sample (and per N of best-of-N); `attrs` holds the thresholds that these generations calibrate to.
 
-    A response that ran out of length is judged and scored as it stands.
+    A response that ran out of length is judged as it stands and, for the reward models, ended.
     """
     cell, replicate = shard.cell, replicate_of(profile, shard.cell.replicate)
-    prompts = replicate.prompts[cell.split]
+    prompts, numbers = asked(replicate, shard)
     ids = encode_prompts(replicate.tokenizer, prompts)
-    model, steering = language_model(replicate, cell.model, cell.family), steering_of(cell, replicate)
+    seeds = [i // (max(numbers) + 1) for i in range(len(numbers))]
+    tries, best_of = respond(replicate, shard, ids, seeds), 1
+    frames = []
+    while best_of <= len(tries):
+        kept = choose_best(tries[:best_of], ids, reward_model(replicate, REWARD)) if best_of > 1 else tries[0]
+        frame = pd.DataFrame(
+            {"objective": shard.objective, "prompt": np.int16(numbers), "seed": np.int8(seeds), "best_of": np.int8(best_of)}
+        )
+        frames.append(frame.assign(**metrics(replicate, cell, prompts, ids, numbers, kept, tries[:best_of])))
+        best_of *= 2
+    rows = pd.concat(frames, ignore_index=True)
+    if cell.split == "validation" and (cell.gate == "never" or cell.calibrated):
+        gates = CALIBRATED if cell.gate == "never" else [cell.gate]
+        targets = profile.sweep.ratios if cell.gate == "never" else [cell.target_ratio]
+        rows.attrs["thresholds"] = {gate: {str(target): threshold(gate, tries[0], target) for target in targets} for gate in gates}
+    parallel.report(cell.work * len(prompts) / parallel.RESPONSES_PER_SECOND)
+    return rows
+
+
+def respond(replicate: Replicate, shard: Shard, ids: list[list[int]], seeds: list[int]) -> list[list[Generation]]:
+    """The responses from which the best is chosen: one, or as many as best-of-N tries; beam search has chosen already."""
+    cell, sweep, decoding = shard.cell, replicate.profile.sweep, replicate.profile.decoding
+    model, steering = language_model(replicate, cell.model, cell.family), steering_of(cell, shard.objective, replicate)
+    if cell.search == "beams":
+        generations: list[Generation] = []
+        for seed in dict.fromkeys(seeds):
+            generations += chunk_beam_search(
+                model, replicate.tokenizer, [p for p, s in zip(ids, seeds, strict=True) if s == seed],
+                RewardScorer(reward_model(replicate, REWARD)), sweep.beam_width, cell.responses // sweep.beam_width, sweep.chunk,
+                steering, decoding.max_new_tokens, decoding.temperature, seed, decoding.batch_size, progress=False,
+            )  # fmt: skip
+        return [generations]
     # the first of several responses meets the same noise as a single one
-    seeds = [shard.seed + number * profile.evaluation.samples for number in range(cell.best_of)]
-    tries = [replicate.respond(model, ids, seed, steering) for seed in seeds]
-    kept = choose_best(tries, ids, reward_model(replicate, REWARD)) if cell.best_of > 1 else tries[0]
+    observe = [Attention()] if cell.split == "validation" and cell.gate == "never" else []
+    samples = replicate.profile.evaluation.samples
+    return [replicate.respond(model, ids, [s + k * samples for s in seeds], steering, observe) for k in range(cell.responses)]
+
+
+def metrics(
+    replicate: Replicate, cell: Cell, prompts: list, ids: list, numbers: list[int], kept: list[Generation], tries: list[list[Generation]]
+) -> dict:
+    """The columns of the rows: what was said is worth, how far it is from the base, and what it took.
+
+    content: the judge's points but for fluency. surprise: −ln π of the response under the base model that is steered, nats.
+    distinct: share of bigrams that are not said before in the samples of the same prompt. Cost columns count all that was tried and, in
+    best-of-N, the reward model's reading of it; forwards: passes of the language model.
+    """
     verdicts = [judge(replicate.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, kept, strict=True)]
-    sequences = [[*p, *r.token_ids] for p, r in zip(ids, kept, strict=True)]
-    rewards = replicate.rewards(EVALUATION_REWARD, reward_model(replicate, EVALUATION_REWARD), sequences)
-    frame = pd.DataFrame({
-        "objective": [prompt.item.objective for prompt in prompts],
-        "prompt": np.arange(len(prompts), dtype=np.int16),
-        "seed": np.int8(shard.seed),
-        "judge": np.array([verdict.score for verdict in verdicts], dtype=np.float32),
+    whole = [[*p, *ended(r)] for p, r in zip(ids, kept, strict=True)]
+    base = language_model(replicate, cell.model if cell.model.startswith("base") else "base", cell.family)
+    likelihoods = sequence_log_likelihoods(base, [[*p, *r.token_ids] for p, r in zip(ids, kept, strict=True)], [len(p) for p in ids])
+    costs = [reduce(add, many) for many in zip(*(shared_costs(replicate, cell, ids, tries)), strict=True)]
+    return {
+        "judge": np.float32([verdict.score for verdict in verdicts]),
+        "content": np.float32([sum(p for reason, p in v.points.items() if reason not in FLUENCY) for v in verdicts]).round(2),
         "fluency_errors": [verdict.fluency_errors for verdict in verdicts],
-        "reward": rewards.round(3).astype(np.float32),
-        "tokens": np.array([len(r.token_ids) for r in kept], dtype=np.int16),
-        "steered": np.array([r.steered.sum() for r in kept], dtype=np.int16),
-        "shifted": np.array([r.shifted.sum() for r in kept], dtype=np.int16),
-        "kl": np.array([r.kl.sum() for r in kept], dtype=np.float32).round(3),
+        "reward": np.float32(replicate.rewards(EVALUATION_REWARD, reward_model(replicate, EVALUATION_REWARD), whole)).round(2),
+        "kl": np.float32([r.kl.sum() for r in kept]).round(2),
+        "surprise": np.float32(-likelihoods).round(1),
+        "distinct": np.float32(distinct_bigrams(numbers, [r.token_ids for r in kept])).round(3),
+        "tokens": np.int16([len(r.token_ids) for r in kept]),
+        "steered": np.int16([r.steered.sum() for r in kept]),
+        "shifted": np.int16([r.shifted.sum() for r in kept]),
         "finished": [r.finished for r in kept],
-        "model_tokens": np.array([sum(t[i].cost.model_tokens for t in tries) for i in range(len(ids))], dtype=np.int32),
-        "value_tokens": np.array([sum(t[i].cost.value_tokens for t in tries) for i in range(len(ids))], dtype=np.int32),
-    })  # fmt: skip
-    if cell.split == "validation":
-        targets = [target for target in profile.figure2.targets if target < 1]
-        frame.attrs["thresholds"] = {str(t): calibrate(EntropyGate, tries[0], t).threshold for t in targets}
-    parallel.report(round(shard.work * len(prompts)))
-    return frame
+        "forwards": np.int16([cost.model_forwards for cost in costs]),
+        "junctions": np.int16([cost.junctions for cost in costs]),
+        "model_tokens": np.int32([cost.model_tokens for cost in costs]),
+        "value_tokens": np.int32([cost.value_tokens for cost in costs]),
+        "megaflops": np.float32([(cost.model_flops + cost.value_flops) / 1e6 for cost in costs]).round(0),
+    }
+
+
+def shared_costs(replicate: Replicate, cell: Cell, ids: list[list[int]], tries: list[list[Generation]]) -> Iterator[list[Cost]]:
+    """What each try took, as if all tries of a prompt shared its prefill in every model, as `sia.best_of_n` lets them; of several
+    tries, with the reward model's reading."""
+    if len(tries) == 1:
+        yield [response.cost for response in tries[0]]
+        return
+    model, reward = language_model(replicate, cell.model, cell.family), reward_model(replicate, REWARD)
+    models = {"model": (model.base_model, model.get_output_embeddings().weight), "reward": (reward.base_model, reward.score.weight)}
+    if cell.gate != "never":
+        scorer = scorer_of(replicate, cell.value_model, cell.family)
+        models["value"] = (scorer.backbone, scorer.head.weight)
+    prompts = {name: reading(*parts, ids) for name, parts in models.items()}
+    begun = np.zeros(len(ids), dtype=bool)  # prompts that the value model has read
+    for number, responses in enumerate(tries):
+        read = reading(*models["reward"], [[*p, *ended(r)] for p, r in zip(ids, responses, strict=True)])
+        costs = []
+        for i, response in enumerate(responses):
+            cost = response.cost + Cost(value_forwards=1, value_tokens=read[i][0], value_flops=read[i][1])
+            again = {"model": number > 0, "reward": number > 0, "value": cost.junctions > 0 and begun[i]}
+            for name in (name for name in models if again[name]):
+                tokens, flops = prompts[name][i]
+                saved = {"model_forwards": -1, "model_tokens": -tokens, "model_flops": -flops}
+                cost += Cost(**saved) if name == "model" else Cost(value_tokens=-tokens, value_flops=-flops)
+            begun[i] |= cost.junctions > 0
+            costs.append(cost)
+        yield costs
+
+
+def reading(backbone: PreTrainedModel, head: torch.Tensor, sequences: list[list[int]]) -> list[tuple[int, float]]:
+    """Token positions and FLOPs of reading each of these once, one output each."""
+    meter = Meter(Architecture.of(backbone, head), len(sequences), "cpu")
+    rows, lengths = torch.arange(len(sequences)), torch.tensor([len(sequence) for sequence in sequences])
+    meter.count(rows, torch.ones_like(rows), torch.zeros_like(rows), lengths, torch.ones_like(rows))
+    _, tokens, flops = meter.totals()
+    return list(zip(tokens.tolist(), flops.tolist(), strict=True))
+
+
+def distinct_bigrams(numbers: Sequence[int], responses: Sequence[np.ndarray]) -> list[float]:
+    """Of the bigrams of all samples of the same prompt, the share that are different ones; a value for each response."""
+    said: dict[int, list[tuple[int, int]]] = {}
+    for number, tokens in zip(numbers, responses, strict=True):
+        said.setdefault(number, []).extend(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+    return [len(set(said[number])) / max(1, len(said[number])) for number in numbers]
+
+
+def threshold(gate: str, generations: list[Generation], ratio: float) -> float:
+    """That opens this gate on about this share of the tokens of `generations`; of a position gate its number of tokens."""
+    if gate == "position":
+        lengths = np.array([len(g.token_ids) for g in generations])
+        shares = np.array([np.minimum(tokens, lengths).sum() for tokens in range(lengths.max() + 1)]) / lengths.sum()
+        return float(np.abs(shares - ratio).argmin())
+    if gate == "inverted-entropy":
+        return calibrate(EntropyGate, generations, 1 - ratio).threshold
+    return calibrate(THRESHOLD_GATES[gate], generations, ratio).threshold
 
 
 def choose_best(tries: list[list[Generation]], prompts: list[list[int]], model) -> list[Generation]:
     """For each prompt the response that the reward model likes best; the earliest on ties."""
-    rewards = [trajectory_rewards(model, [[*p, *r.token_ids] for p, r in zip(prompts, responses, strict=True)]) for responses in tries]
+    rewards = [trajectory_rewards(model, [[*p, *ended(r)] for p, r in zip(prompts, responses, strict=True)]) for responses in tries]
     return [tries[best][i] for i, best in enumerate(np.argmax(rewards, axis=0))]

@@ -5,13 +5,15 @@ Two processes with two threads each run many times slower on two cores than one 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Self
 
 from tqdm import tqdm
@@ -23,11 +25,13 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+RESPONSES_PER_SECOND = 500  # about what a core decodes unsteered; for the progress bar alone
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} to go"
 _units = None  # in a worker: where its progress goes
 
 
-def report(units: int) -> None:
-    """Called inside a task: so much more of its work is done."""
+def report(units: float) -> None:
+    """Called inside a task: so much more of its work is done, in about seconds of one core."""
     if _units is not None:
         _units.put(units)
 
@@ -48,25 +52,35 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
         self._queue.close()
 
-    def run(self, function: Callable, tasks: Sequence, *, description: str, total: int, unit: str) -> list:
-        """function(task) of each task, in the order of the tasks. The tasks `report` units of work out of `total`.
+    @contextmanager
+    def progress(self, total: float) -> Iterator[None]:
+        """One bar over all that is run inside, with an estimate. total: about how many seconds of one core it will take, in the
+        units that the tasks `report`."""
+        with tqdm(total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=total == 0) as self._bar:
+            drain = threading.Thread(target=_drain, args=(self._queue, self._bar), daemon=True)
+            drain.start()
+            try:
+                yield
+                self._queue.put(math.inf)  # all is done, whatever was estimated
+            finally:
+                self._queue.put(None)
+                drain.join()
+
+    def run(self, function: Callable, tasks: Sequence, *, description: str) -> list:
+        """function(task) of each task, in the order of the tasks, inside `progress`.
 
         An exception in a task is raised here; tasks that have not begun are dropped.
         """
         if not tasks:
             return []
-        with tqdm(total=total, desc=description, unit=unit, unit_scale=True, mininterval=1.0, smoothing=0.05) as bar:
-            drain = threading.Thread(target=_drain, args=(self._queue, bar), daemon=True)
-            drain.start()
-            futures = [self._pool.submit(function, task) for task in tasks]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
-                self._queue.put(None)
-                drain.join()
+        self._bar.set_description(description)
+        futures = [self._pool.submit(function, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
         return [future.result() for future in futures]
 
 
@@ -77,7 +91,7 @@ def available_cores() -> int:
 
 def _drain(queue: multiprocessing.Queue, bar: tqdm) -> None:
     while (units := queue.get()) is not None:
-        bar.update(units)
+        bar.update(min(units, bar.total - bar.n))
 
 
 def _prepare(queue: multiprocessing.Queue, parent: int) -> None:

@@ -13,8 +13,6 @@ PROFILES = Path(__file__).with_name("profiles")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Of every lab model, whatever its family."""
-
     hidden_size: int
     layers: int
     heads: int
@@ -26,7 +24,9 @@ class ModelSize:
 class Training:
     """documents: of the base corpus, one pass. sampled_prompts: per family, two base responses each; half of the prompts
     serve the reward model, half the evaluation reward model, all of them the value models. reward_scale: standard
-    deviation of the rewards at distillation. favourites: share of the samples that instruct models are trained on."""
+    deviation of the rewards at distillation. favourites: share of the samples that instruct models are trained on.
+    autoregressive_scale: of the log-likelihoods in the preference loss of autoregressive reward models.
+    early: share of the samples that under-trained value models see, once. world_documents: for going on in another world."""
 
     documents: int
     batch_size: int
@@ -38,12 +38,26 @@ class Training:
     reward_scale: float
     favourites: float
     instruct_epochs: int
+    autoregressive_scale: float
+    early: float
+    world_documents: int
     heldout_prompts: int
 
     def __post_init__(self) -> None:
         _require(0 < self.favourites <= 1, "training.favourites must be a share above 0, at most 1", self.favourites)
+        _require(0 < self.early <= 1, "training.early must be a share above 0, at most 1", self.early)
         for name, number in asdict(self).items():
             _require(number > 0, f"training.{name} must be above 0", number)
+
+
+@dataclass(frozen=True)
+class OtherWorld:
+    """How a world differs whose corpus the base model goes on to learn. Fields: see `WorldConfig` of the lab."""
+
+    name: str
+    decoys: float
+    habits: tuple[float, ...]
+    drift: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Evaluation:
     prompts_per_objective: int
     samples: int
     validation_prompts_per_objective: int
-    best_of: int
+    validation_samples: int
 
     def __post_init__(self) -> None:
         for name, count in asdict(self).items():
@@ -67,21 +81,41 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Figure2:
-    """What figure 2 sweeps. targets: shares of tokens to steer, 1.0 (dense) among them. claimed: those that stand for the
-    paper's 20% to 80%. betas: tried on validation prompts."""
+class Sweep:
+    """What the figures sweep. ratios: shares of tokens to steer, dense apart. claimed: those that stand for the paper's 20% to
+    80%; few: those that are combined with searches and other models. betas: of the whole grid; tuning: those among which the best is
+    chosen on validation prompts. thresholds: τ in nats. floors: base probabilities that candidates need on steered steps.
+    responses: the most that best-of-N chooses from, a power of 2; beams: responses that chunk beam search keeps at once (CBS-8: 8),
+    `beam_width` of them after each `chunk` tokens. rollout_tokens, rollout_prompts: of Transfer Q*. probes: states of each
+    objective whose candidates are rolled out `probe_rollouts` times, to know what they are worth."""
 
-    targets: tuple[float, ...]
+    ratios: tuple[float, ...]
     claimed: tuple[float, ...]
+    few: tuple[float, ...]
     betas: tuple[float, ...]
+    tuning: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    floor: float
+    responses: int
+    beams: int
+    beam_width: int
+    chunk: int
+    rollout_tokens: int
+    rollout_prompts: int
+    probes: int
+    probe_rollouts: int
 
     def __post_init__(self) -> None:
-        _require(
-            1.0 in self.targets and all(0 < t <= 1 for t in self.targets), "figure2.targets must be ratios up to and with 1.0", self.targets
-        )
-        known = bool(self.claimed) and set(self.claimed) <= set(self.targets) - {1.0}
-        _require(known, "figure2.claimed must be some of the targets below 1.0", self.claimed)
-        _require(bool(self.betas) and min(self.betas) > 0, "figure2.betas must be numbers above 0", self.betas)
+        _require(bool(self.ratios) and all(0 < r < 1 for r in self.ratios), "sweep.ratios must lie between 0 and 1", self.ratios)
+        for name in ("claimed", "few"):
+            some = getattr(self, name)
+            _require(bool(some) and set(some) <= set(self.ratios), f"sweep.{name} must be some of sweep.ratios", some)
+        _require(min(self.betas, default=0) > 0 and 1.0 in self.betas, "sweep.betas must be numbers above 0, 1.0 among them", self.betas)
+        _require(bool(self.tuning) and set(self.tuning) <= set(self.betas), "sweep.tuning must be some of sweep.betas", self.tuning)
+        _require(1.0 in self.thresholds and min(self.thresholds) >= 0, "sweep.thresholds must be nats, 1.0 among them", self.thresholds)
+        _require(0 < self.floor < 1, "sweep.floor must lie between 0 and 1", self.floor)
+        _require(self.responses >= self.beams and self.responses.bit_count() == 1, "sweep.responses must be a power of 2", self.responses)
+        _require(self.beams % self.beam_width == 0, "sweep.beams must be a multiple of sweep.beam_width", self.beams)
 
 
 @dataclass(frozen=True)
@@ -97,15 +131,32 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Profile:
+    """model: size of the usual models; small, large: further sizes. worlds: that the base model goes on to learn."""
+
     name: str
     replicates: int
     families: tuple[str, ...]
     model: ModelSize
+    small: ModelSize
+    large: ModelSize
     training: Training
+    worlds: tuple[OtherWorld, ...]
     decoding: Decoding
     evaluation: Evaluation
-    figure2: Figure2
+    sweep: Sweep
     statistics: Statistics
+
+
+TABLES = {
+    "model": ModelSize,
+    "small": ModelSize,
+    "large": ModelSize,
+    "training": Training,
+    "decoding": Decoding,
+    "evaluation": Evaluation,
+    "sweep": Sweep,
+    "statistics": Statistics,
+}
 
 
 def load_profile(name: str) -> Profile:
@@ -114,16 +165,9 @@ def load_profile(name: str) -> Profile:
     if name not in known:
         raise ValueError(f"unknown profile {name!r}, expected one of: {', '.join(known)}")
     values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
-    tables = {
-        "model": ModelSize,
-        "training": Training,
-        "decoding": Decoding,
-        "evaluation": Evaluation,
-        "figure2": Figure2,
-        "statistics": Statistics,
-    }
-    for key, table in tables.items():
+    for key, table in TABLES.items():
         values[key] = _read(table, values.get(key, {}), f"{name}.toml [{key}]")
+    values["worlds"] = [_read(OtherWorld, world, f"{name}.toml [[worlds]]") for world in values.get("worlds", [])]
     return _read(Profile, values | {"name": name}, f"{name}.toml")
 
 

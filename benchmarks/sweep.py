@@ -1,13 +1,14 @@
 """Running cells: what is not in the store yet is measured in worker processes and kept, shard by shard.
 
-A killed run loses the shards in hand, one per worker (a shard is one sample of each prompt, a test cell has several);
-started again it goes on from there.
+Figures ask for cells whose thresholds, and strength where it is tuned, are open. Three stages settle them: unsteered validation
+generations give first thresholds; steered validation generations give the thresholds of the test cells and the best β; then the
+test cells are measured. A killed run loses the shards in hand, one per worker; started again it goes on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,8 +19,13 @@ from benchmarks.cells import OBJECTIVES, Cell, Shard
 from benchmarks.digests import ROWS, code_digest
 from benchmarks.lab.build import Replicate
 from benchmarks.measure import measure
+from benchmarks.probes import probe, trace
 from benchmarks.profile import Profile
 from benchmarks.store import CACHE, read_frame, write_frame
+from benchmarks.timing import time_cells
+
+MEASURES: dict[str, Callable[[Profile, Shard], pd.DataFrame]] = {"rows": measure, "trace": trace, "probe": probe}
+LABELS = ("replicate", "family", "model", "value_model", "method", "gate", "target_ratio", "threshold", "beta", "tuned", "floor", "search")
 
 
 @dataclass(frozen=True)
@@ -27,48 +33,141 @@ class Results:
     """The store of one profile's cells, and the workers that fill it. since: cells older than this are measured again."""
 
     profile: Profile
-    workers: parallel.Workers
+    workers: parallel.Workers | None
     since: float = 0.0
 
     @cached_property
     def _digests(self) -> dict[int, str]:
         return {index: Replicate(self.profile, index).digest for index in range(self.profile.replicates)}
 
-    def shards(self, cell: Cell) -> list[Shard]:
-        """The validation split is sampled once per prompt."""
-        samples = 1 if cell.split == "validation" else self.profile.evaluation.samples
-        return [Shard(cell, seed) for seed in range(samples)]
+    @cached_property
+    def _frames(self) -> dict[Path, pd.DataFrame]:
+        return {}  # validation shards that were read: many cells look at them
 
-    def path(self, shard: Shard) -> Path:
-        # the thresholds kept with a validation cell are those of the targets
-        notes = self.profile.figure2.targets if shard.cell.split == "validation" else ()
-        key = shard.key(self._digests[shard.cell.replicate], code_digest(ROWS), notes)
+    def path(self, shard: Shard, what: str = "rows") -> Path:
+        evaluation, sweep = self.profile.evaluation, self.profile.sweep
+        validation = shard.cell.split == "validation"
+        # the number of samples (of searches: which noise is whose), and what is kept with a validation shard or is set in the sweep
+        decisive = [evaluation.validation_samples if validation else evaluation.samples, sweep.ratios if validation else ()]
+        decisive += [(sweep.beam_width, sweep.chunk), sweep.rollout_tokens, (sweep.probes, sweep.probe_rollouts) if what == "probe" else ()]
+        key = shard.key(what, self._digests[shard.cell.replicate], code_digest(ROWS), *decisive)
         return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.parquet"
 
-    def has(self, shard: Shard) -> bool:
-        path = self.path(shard)
+    def has(self, shard: Shard, what: str = "rows") -> bool:
+        path = self.path(shard, what)
         return path.exists() and path.stat().st_mtime >= self.since
 
-    def rows(self, cell: Cell) -> pd.DataFrame:
-        """One row per prompt and seed."""
-        return pd.concat([read_frame(self.path(shard)) for shard in self.shards(cell)], ignore_index=True)
+    def rows(self, cell: Cell, what: str = "rows") -> pd.DataFrame:
+        """What was measured of a settled cell, one row per prompt and sample (of traces and probes: see there)."""
+        return pd.concat([read_frame(self.path(Shard(cell, objective), what)) for objective in OBJECTIVES], ignore_index=True)
 
-    def thresholds(self, cell: Cell) -> dict[str, float]:
-        """Target ratio → entropy threshold, from the generations of a validation cell."""
-        return read_frame(self.path(self.shards(cell)[0])).attrs["thresholds"]
-
-    def complete(self, cells: Sequence[Cell], description: str) -> None:
+    def complete(self, cells: Iterable[Cell], description: str, what: str = "rows") -> None:
         """Measures the shards that are missing."""
-        shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell)]
-        missing = [shard for shard in shards if not self.has(shard)]
-        prompts = {"test": self.profile.evaluation.prompts_per_objective}
-        prompts["validation"] = self.profile.evaluation.validation_prompts_per_objective
-        total = sum(round(shard.work * len(OBJECTIVES) * prompts[shard.cell.split]) for shard in missing)
-        description = f"{description} ({len(shards) - len(missing)} of {len(shards)} parts there)"
-        tasks = [(self.profile, shard, self.path(shard)) for shard in missing]
-        self.workers.run(_measure_and_keep, tasks, description=description, total=total, unit="response")
+        shards = [Shard(cell, objective) for cell in dict.fromkeys(cells) for objective in OBJECTIVES]
+        shards.sort(key=lambda shard: -shard.cell.work)  # the longest first, so that the workers end together
+        missing = [shard for shard in shards if not self.has(shard, what)]
+        tasks = [(what, self.profile, shard, self.path(shard, what)) for shard in missing]
+        self.workers.run(_measure_and_keep, tasks, description=f"{description}, {len(shards) - len(missing)} of {len(shards)} parts there")
+
+    # --- settling what is open
+
+    def unsteered(self, cell: Cell) -> Cell:
+        """The validation cell that gives first thresholds."""
+        return Cell(cell.replicate, cell.family, "validation", cell.model)
+
+    def validations(self, cell: Cell) -> list[Cell]:
+        """The steered validation cells, thresholds open, that decide about this one: one for each β to choose from."""
+        if cell.gate == "never" or not (cell.calibrated or cell.tuned):
+            return []
+        betas = self.profile.sweep.tuning if cell.tuned else [cell.beta]
+        # a search is tuned, and its thresholds found, without searching
+        plain = replace(cell, split="validation", tuned=False, search="", responses=1)
+        return [replace(plain, beta=beta) for beta in betas]
+
+    def first(self, cell: Cell) -> Cell:
+        """A validation cell with thresholds from unsteered generations."""
+        return self._with_thresholds(cell, self.unsteered(cell))
+
+    def settled(self, cell: Cell) -> Cell:
+        """The cell as it is measured, once its validation cells are there."""
+        tried = [self.first(one) for one in self.validations(cell)]
+        if not tried:
+            return cell
+        best = max(tried, key=self._score)
+        return self._with_thresholds(replace(cell, tuned=False, beta=best.beta), best)
+
+    def _score(self, cell: Cell) -> float:
+        return sum(self._read(Shard(cell, objective))["judge"].mean() for objective in OBJECTIVES)
+
+    def _with_thresholds(self, cell: Cell, source: Cell) -> Cell:
+        if not cell.calibrated:
+            return cell
+        found = [self._read(Shard(source, objective)).attrs["thresholds"] for objective in OBJECTIVES]
+        return replace(cell, thresholds=tuple(of[cell.gate][str(cell.target_ratio)] for of in found))
+
+    def _read(self, shard: Shard) -> pd.DataFrame:
+        path = self.path(shard)
+        if path not in self._frames:
+            self._frames[path] = read_frame(path)
+        return self._frames[path]
+
+    # --- all together
+
+    def stages(self, cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+        """Unsteered and (open) steered validation cells of these test cells."""
+        steered = list(dict.fromkeys(validation for cell in cells for validation in self.validations(cell)))
+        return list(dict.fromkeys(self.unsteered(cell) for cell in steered if cell.calibrated)), steered
+
+    def work(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = ()) -> float:
+        """About how many seconds of one core it takes to measure these test cells. What is open is counted as missing."""
+        evaluation = self.profile.evaluation
+        unsteered, steered = self.stages([*cells, *traces])
+        sweep = self.profile.sweep
+        validation = evaluation.validation_prompts_per_objective * evaluation.validation_samples
+        total = sum(cell.work * len(OBJECTIVES) * validation for cell in [*unsteered, *steered])
+        for cell in dict.fromkeys([*cells, *traces]):
+            prompts = cell.prompts or evaluation.prompts_per_objective
+            total += cell.work * len(OBJECTIVES) * prompts * evaluation.samples
+        total += len(probes) * len(OBJECTIVES) * sweep.probes * self.profile.decoding.candidates * sweep.probe_rollouts
+        return total / parallel.RESPONSES_PER_SECOND
+
+    def measure(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = ()) -> None:
+        """Everything that these cells of the test split need, and the cells. traces, probes: of which these are kept too."""
+        unsteered, steered = self.stages([*cells, *traces, *probes])
+        self.complete(unsteered, "sweep 1/4: thresholds")
+        self.complete([self.first(cell) for cell in steered], "sweep 2/4: validation")
+        self.complete([self.settled(cell) for cell in cells], "sweep 3/4: cells")
+        self.complete([self.settled(cell) for cell in probes], "sweep 4/4: worth of candidates", "probe")
+        self.complete([self.settled(cell) for cell in traces], "sweep 4/4: traces", "trace")
+
+    def table(self, cells: Sequence[Cell], columns: Sequence[str], what: str = "rows") -> pd.DataFrame:
+        """The rows of these cells as one table: how each was asked for (LABELS), and these columns.
+
+        threshold and beta are those that were measured, by objective and replicate; tuned says that β was chosen.
+        """
+        frames = []
+        for cell in dict.fromkeys(cells):
+            settled = self.settled(cell)
+            rows = self.rows(settled, what)
+            labels = {name: getattr(cell, name) for name in LABELS} | {"beta": settled.beta}
+            if settled.thresholds:
+                labels["threshold"] = rows["objective"].map(dict(zip(OBJECTIVES, settled.thresholds, strict=True)))
+            names = [name for name in ("objective", "prompt", "seed", "best_of") if name in rows]
+            frames.append(rows[[*names, *columns]].assign(**labels))
+        table = pd.concat(frames, ignore_index=True).astype({"threshold": "float64"})
+        return table.astype({name: "category" for name in table if table[name].dtype in (object, "str")})
+
+    def timings(self, cells: Sequence[Cell], rounds: int) -> pd.DataFrame:
+        """Rows with `seconds` per response of each cell in each round, labelled like `table`. Measured anew each time."""
+        settled = [self.settled(cell) for cell in cells]
+        found = self.workers.run(time_cells, [(self.profile, settled, rounds)], description="timing")[0]
+        labels = pd.DataFrame(
+            [{name: getattr(cell, name) for name in LABELS} | {"beta": one.beta} for cell, one in zip(cells, settled, strict=True)]
+        )
+        labels["best_of"] = [cell.responses if cell.search == "best-of" else 1 for cell in cells]
+        return found.join(labels, on="cell").drop(columns="cell")
 
 
-def _measure_and_keep(task: tuple[Profile, Shard, Path]) -> None:
-    profile, shard, path = task
-    write_frame(path, measure(profile, shard))
+def _measure_and_keep(task: tuple[str, Profile, Shard, Path]) -> None:
+    what, profile, shard, path = task
+    write_frame(path, MEASURES[what](profile, shard))

@@ -21,7 +21,10 @@ from benchmarks.stats import METHOD
 from benchmarks.store import read_frame, write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
-TEXTS = ("setting", "value_model", "versus", "beta_by_replicate")
+TEXTS = ("value_model", "versus", "search", "matched", "beta_by_replicate")
+MEASUREMENTS = {"ratio", "beta", "estimate", "low", "high", "n", "replicates", "versus_ratio", "beta_by_replicate"} | {
+    f"{name}_by_replicate" for name in ("estimate", "low", "high")
+}  # columns of a summary that say what was found and not of what
 PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
 
 
@@ -42,6 +45,20 @@ def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary:
         "sha256": {},
     }
     _write(profile, name, rows, summary, provenance)
+
+
+def kept_rows(profile: Profile, name: str) -> pd.DataFrame | None:
+    """The rows of a table, to add replicates to (of models: its summary); None if there is no table.
+
+    Errors: ValueError if they were measured by other code or under other settings than today's.
+    """
+    if not has_table(profile, name):
+        return None
+    provenance = read_provenance(profile, name)
+    if (provenance["profile_digest"], provenance["code_digest"]) != (profile_digest(profile), code_digest(ROWS)):
+        raise ValueError(f"{name} was measured by other code or settings than today's, so no replicate can be added: use FRESH=1")
+    rows = folder(profile) / f"{name}.parquet"
+    return read_frame(rows) if rows.exists() else pd.read_csv(folder(profile) / f"{name}.csv")
 
 
 def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> None:
@@ -105,7 +122,7 @@ def _reference(profile: Profile, name: str) -> Path:
 
 def read_summary(path: Path) -> pd.DataFrame:
     """A summary as it was written; what names nothing (no setting, no value model) is the empty string."""
-    as_text = {"beta_by_replicate": str, "estimate_by_replicate": str}
+    as_text = {f"{name}_by_replicate": str for name in ("beta", "estimate", "low", "high")}
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=as_text)
     texts = [column for column in TEXTS if column in frame]
     return frame.assign(**{column: frame[column].fillna("") for column in texts})
@@ -147,3 +164,21 @@ def hardware() -> dict[str, object]:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
+
+
+def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """How the numbers of a smaller run lie against the committed ones over all replicates, in one sentence."""
+    names = [name for name in summary.columns if name in reference and name not in MEASUREMENTS]
+    keys = [summary[names].astype(str).agg("|".join, axis=1), reference[names].astype(str).agg("|".join, axis=1)]
+    both = (
+        summary.assign(key=keys[0])
+        .merge(reference.assign(key=keys[1]), on="key", suffixes=("", "_committed"))
+        .dropna(subset=["low_committed"])
+    )
+    ours, theirs = (both[f"estimate_by_replicate{suffix}"].str.split("|").str[0].astype(float) for suffix in ("", "_committed"))
+    inside = both["estimate"].between(both["low_committed"], both["high_committed"]).mean()
+    return (
+        f"of {len(both)} estimates, {(ours == theirs).mean():.0%} are those of the committed first replicate to the last digit (largest "
+        f"difference {(ours - theirs).abs().max():.4f}), and {inside:.0%} lie inside the committed intervals over "
+        f"{reference['replicates'].max():.0f} replicates"
+    )

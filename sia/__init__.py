@@ -22,7 +22,7 @@ from sia.gates import (
     RandomGate,
     calibrate,
 )
-from sia.scoring import RewardScorer, RolloutScorer
+from sia.scoring import AutoregressiveScorer, RewardScorer, RolloutScorer
 from sia.search import best_of_n, chunk_beam_search
 from sia.steering import Steering
 from sia.trace import Generation
@@ -32,6 +32,7 @@ __all__ = [
     "Attention",
     "AttentionGate",
     "AttentionRiseGate",
+    "AutoregressiveScorer",
     "Entropy",
     "EntropyGate",
     "EntropyRiseGate",

@@ -27,7 +27,7 @@ def generate(
     steering: Steering | None = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     value_prompts: Prompts | None = None,
     progress: bool = True,
@@ -39,8 +39,8 @@ def generate(
         as chat templates write it.
     steering: None samples from the top 10 candidates of the model alone.
     temperature: 0 is greedy. It divides the logits after the tilt.
-    seed: with the prompt it decides the noise: the same prompt and seed give the same response in any batch. Use
-        other seeds for further samples of a prompt.
+    seed: with the prompt it decides the noise: the same prompt and seed give the same response in any batch. A list has one
+        for each prompt: repeat a prompt under other seeds for further samples of it.
     value_prompts: the prompts in the value model's own template; by default the same token ids.
     observe: signals (`Entropy("vocabulary")`, `Attention()`) that the generations keep for `calibrate`, besides those of the gate.
 
@@ -51,9 +51,12 @@ def generate(
     if isinstance(tokenizer, PreTrainedModel):
         raise TypeError("generate(model, tokenizer, …) takes the model first, got a model as the tokenizer")
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
+    seeds = [seed] * len(ids) if isinstance(seed, int) else seed
+    if len(seeds) != len(ids):
+        raise ValueError(f"seed must be one number, or one for each of the {len(ids)} prompts, got {len(seeds)}")
     generations: list[Generation | None] = [None] * len(ids)
     for chunk in batches(ids, batch_size, "generate", progress):
-        decoding = begin(model, tokenizer, ids, value_ids, chunk, steering, max_new_tokens, temperature, seed, observe=observe)
+        decoding = begin(model, tokenizer, ids, value_ids, chunk, steering, max_new_tokens, temperature, seeds, observe=observe)
         decoding.run(max_new_tokens)
         for i, generation in zip(chunk, decoding.generations(tokenizer), strict=True):
             generations[i] = generation
@@ -79,11 +82,11 @@ def begin(
     steering: Steering | None,
     max_new_tokens: int,
     temperature: float,
-    seed: int,
+    seeds: Sequence[int],
     samples: int = 1,
     observe: Sequence[Signal] = (),
 ) -> Decoding:
-    """The decoding of those prompts whose numbers are in `chunk`."""
+    """The decoding of those prompts whose numbers are in `chunk`. seeds: one for each prompt."""
     device = input_device(model)
     input_ids, attention_mask = pad_left([ids[i] for i in chunk], device)
     return Decoding(
@@ -91,7 +94,7 @@ def begin(
         input_ids,
         attention_mask,
         steering=steering,
-        row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seed] * len(chunk), device),
+        row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seeds[i] for i in chunk], device),
         value_prompts=[value_ids[i] for i in chunk],
         numbers=chunk,
         max_new_tokens=max_new_tokens,

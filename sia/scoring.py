@@ -22,7 +22,7 @@ from sia import sampling
 from sia.caching import check_positions, input_device
 from sia.cost import Architecture, Meter
 from sia.inputs import eos_token_ids, pad_right
-from sia.prefixes import CachedPrefixes, branches_like_whole_sequences, check_attention
+from sia.prefixes import CachedPrefixes, Forward, branches_like_whole_sequences, check_attention
 
 if TYPE_CHECKING:
     from sia.values import ValueModel
@@ -187,6 +187,70 @@ class CachedRewards(CachedSession):
         return rewards
 
 
+class AutoregressiveScorer:
+    """An autoregressive reward model π_r: a candidate is worth ln π_r(candidate | prompt, response so far).
+
+    model: a language model, trained so that Σ_t ln π_r(y_t | x, y_<t) is the reward of a response. Steering with β at every token
+    samples from π·π_r^β: GenARM, whose 1/β is ours. One forward pass over the prefix gives the values of all candidates.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval()
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.model.config.get_text_config().vocab_size
+
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1) -> AutoregressiveSession:
+        return AutoregressiveSession(self.model, prompts, max_new_tokens, samples)
+
+
+class AutoregressiveSession:
+    """Log-probabilities at the end of cached prefixes; for whole responses, their sums."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
+        head = model.get_output_embeddings().weight
+        self.prefixes = CachedPrefixes(model.base_model, logits_of(model), head, prompts, max_new_tokens, samples)
+        self.meters = [self.prefixes.meter]
+        self.sums = torch.zeros(len(self.prefixes.cached), max_new_tokens + 1, device=input_device(model))  # of the first t tokens
+        self.rated = torch.zeros_like(self.prefixes.cached)
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        logits = self.prefixes.last(rows, responses, torch.full_like(rows, responses.shape[1]))
+        return logits.log_softmax(-1).gather(1, candidates.to(logits.device))
+
+    @torch.inference_mode()
+    def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        """ln π_r of the responses `(n, t)`: the sum over their first `lengths` tokens."""
+        for step in range(int(self.rated[rows].min()), int(lengths.max())):
+            due = (self.rated[rows] == step) & (step < lengths)
+            asked, tokens = rows[due], responses[due, : step + 1]
+            if len(asked):
+                gained = self.score(asked, tokens[:, :step], tokens[:, step:]).squeeze(1)
+                self.sums[asked, step + 1] = self.sums[asked, step] + gained
+                self.rated[asked] = step + 1
+        return self.sums[rows, lengths]
+
+    @torch.inference_mode()
+    def continue_from(self, sources: Tensor) -> None:
+        self.prefixes.continue_from(sources)
+        self.sums, self.rated = self.sums[sources], self.rated[sources]
+
+
+def logits_of(model: PreTrainedModel) -> Forward:
+    """A forward pass of a language model whose output is its logits, float32."""
+
+    def forward(*, input_ids: Tensor, attention_mask, position_ids: Tensor, past_key_values: Cache | None, last: int) -> Tensor:
+        logits = model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
+            use_cache=past_key_values is not None, logits_to_keep=last,
+        ).logits  # fmt: skip
+        return logits[:, -last:].float()
+
+    return forward
+
+
 class WholeRewards:
     """Rewards from a model that reads whole sequences: nothing is kept, every candidate costs its full length."""
 
@@ -282,16 +346,8 @@ class RolloutSession:
     def __init__(self, scorer: RolloutScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
         self.scorer, model = scorer, scorer.model
         device = input_device(model)
-
-        def forward(*, input_ids: Tensor, attention_mask, position_ids: Tensor, past_key_values: Cache, last: int) -> Tensor:
-            logits = model(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
-                use_cache=past_key_values is not None, logits_to_keep=last,
-            ).logits  # fmt: skip
-            return logits[:, -last:].float()
-
         room = max_new_tokens + scorer.tokens
-        self.prefixes = CachedPrefixes(model.base_model, forward, model.get_output_embeddings().weight, prompts, room, samples)
+        self.prefixes = CachedPrefixes(model.base_model, logits_of(model), model.get_output_embeddings().weight, prompts, room, samples)
         self.reward = scorer.reward.begin(prompts, room, samples)
         self.meters = [self.prefixes.meter, *self.reward.meters]
         end = scorer.reward.eos_token_id if isinstance(scorer.reward, RewardScorer) else None

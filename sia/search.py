@@ -83,10 +83,10 @@ def chunk_beam_search(
     check_vocabulary(model, reward, "reward")
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
     _, reward_ids = prompt_ids(tokenizer, prompts, reward_prompts, "reward")
-    samples = width * expansions
+    samples, seeds = width * expansions, [seed] * len(ids)
     found: list[Generation | None] = [None] * len(ids)
     for numbers in batches(ids, max(1, batch_size // samples), "search", progress):
-        decoding = begin(model, tokenizer, ids, value_ids, numbers, steering, max_new_tokens, temperature, seed, samples)
+        decoding = begin(model, tokenizer, ids, value_ids, numbers, steering, max_new_tokens, temperature, seeds, samples)
         session = reward.begin([reward_ids[i] for i in numbers], max_new_tokens, samples)
         responses = decoding.responses
         rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from benchmarks import parallel
-from benchmarks.cells import VALUE_LOSSES
+from benchmarks.cells import AUTOREGRESSIVE
 from benchmarks.lab import training
-from benchmarks.lab.build import EVALUATION_REWARD, REWARD, SHARED, Replicate, ended
+from benchmarks.lab.build import EVALUATION_REWARD, REWARD, SHARED, Kind, Replicate, ended, stages
 from benchmarks.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.profile import Profile
 from sia import ValueModel
@@ -21,12 +21,13 @@ from sia.distill import distillation_loss
 from sia.inputs import pad_right
 
 FRACTIONS = (0.1, 0.5, 1.0)
+WORK = 40  # seconds of one core, about; for the progress bar alone
 
 
 def model_quality(profile: Profile, replicates: Sequence[int], workers: parallel.Workers) -> pd.DataFrame:
     """Columns replicate, family, model, metric, estimate, n. Nats for losses; correlations are Pearson's, with the judge."""
     tasks = [Replicate(profile, index) for index in replicates]
-    found = workers.run(measure_replicate, tasks, description="quality of the models", total=len(tasks), unit="replicate")
+    found = workers.run(measure_replicate, tasks, description="quality of the models")
     records = [record for records in found for record in records]
     return pd.DataFrame.from_records(records).sort_values(["replicate", "family", "model", "metric"]).round({"estimate": 4})
 
@@ -34,31 +35,34 @@ def model_quality(profile: Profile, replicates: Sequence[int], workers: parallel
 def measure_replicate(replicate: Replicate) -> list[dict]:
     prompts = replicate.prompts["heldout"]
     ids = encode_prompts(replicate.tokenizer, prompts)
-    rng = random.Random(f"heldout responses {replicate.index}")
-    documents = encode_responses(replicate.tokenizer, [replicate.world.response(prompt.item, rng) for prompt in prompts])
     records: list[dict] = []
 
     def note(family: str, model: str, metric: str, estimate: float, n: int) -> None:
         common = {"replicate": replicate.index, "family": family, "model": model}
         records.append(common | {"metric": metric, "estimate": float(estimate), "n": n})
 
-    pairs, scores, samples = [], [], {}
-    for family in replicate.profile.families:
-        for kind in ("instruct", "instruct-reward", "base"):
-            model = replicate.language_model(kind, family)
-            tries = [replicate.respond(model, ids, seed=100 + sample) for sample in range(2)]
-            judged = [replicate.judge(prompts, responses) for responses in tries]
-            note(family, kind, "parameters", sum(p.numel() for p in model.parameters()), 1)
-            note(family, kind, "loss on the corpus", training.heldout_loss(model, ids, documents), len(ids))
-            note(family, kind, "judge score", np.mean(judged), 2 * len(ids))
-        tokens = [[ended(response) for response in responses] for responses in tries]  # of the base, the last
-        samples[family] = (ids + ids, tokens[0] + tokens[1], np.concatenate(judged))
-        pairs += [([*p, *a], [*p, *b]) for p, a, b in zip(ids, *tokens, strict=True)]
-        scores.append(np.stack(judged))
+    made = [(kind, family) for stage in stages(replicate.profile) for kind, family in stage]
+    responses: dict[tuple[str, str], tuple[list[list[int]], np.ndarray]] = {}  # (kind, family) → two of each prompt, judge scores
+    for kind, family in made:
+        parts = Kind.of(kind)
+        if parts.name not in ("base", "instruct", "instruct-reward"):
+            continue
+        rng, writer = random.Random(f"heldout responses {replicate.index}"), replicate.other_world(parts.world)
+        documents = encode_responses(replicate.tokenizer, [writer.response(prompt.item, rng) for prompt in prompts])
+        model = replicate.language_model(kind, family)
+        tries = [replicate.respond(model, ids, seed=100 + sample) for sample in range(2)]
+        judged = np.concatenate([replicate.judge(prompts, many) for many in tries])
+        responses[kind, family] = [ended(response) for many in tries for response in many], judged
+        note(family, kind, "parameters", sum(p.numel() for p in model.parameters()), 1)
+        note(family, kind, "loss on the corpus", training.heldout_loss(model, ids, documents), len(ids))
+        note(family, kind, "judge score", judged.mean(), len(judged))
+    bases = [responses["base", family] for family in replicate.profile.families]
+    pairs = [([*p, *a], [*p, *b]) for tokens, _ in bases for p, a, b in zip(ids, tokens[: len(ids)], tokens[len(ids) :], strict=True)]
+    judged = np.concatenate([scores.reshape(2, -1) for _, scores in bases], axis=1)
+    differ = judged[0] != judged[1]
     for kind in (REWARD, EVALUATION_REWARD):
-        model, judged = replicate.reward_model(kind), np.concatenate(scores, axis=1)
+        model = replicate.reward_model(kind)
         rewards = np.stack([replicate.rewards(kind, model, [pair[side] for pair in pairs]) for side in range(2)])
-        differ = judged[0] != judged[1]
         agree = (rewards[0] > rewards[1]) == (judged[0] > judged[1])
         # expected loss over the noisy preferences that such models learn from
         preferred = 1 / (1 + np.exp(judged[1] - judged[0]))
@@ -67,18 +71,26 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
         note(SHARED, kind, "pair accuracy", agree[differ].mean(), int(differ.sum()))
         note(SHARED, kind, "correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size)
         note(SHARED, kind, "loss on noisy preferences", loss.mean(), loss.size)
-    for family, (prompt_ids, responses, judged) in samples.items():
-        rewards = replicate.rewards(REWARD, replicate.reward_model(REWARD), [[*p, *r] for p, r in zip(prompt_ids, responses, strict=True)])
-        rewards = rewards * replicate.profile.training.reward_scale
-        for kind, loss in VALUE_LOSSES.items():
-            values = token_values(replicate.value_model(kind, family), prompt_ids, responses)
-            note(family, kind, f"loss ({loss})", heldout_value_loss(values, rewards, loss), len(values))
-            note(family, kind, "SD of the scaled rewards", rewards.std(), len(values))
-            for fraction in FRACTIONS:
-                at = np.array([v[math.ceil(fraction * len(v)) - 1] for v in values])
-                note(family, kind, f"correlation at {fraction:.0%}", np.corrcoef(at, judged)[0, 1], len(at))
-                note(family, kind, f"SD of the values at {fraction:.0%}", at.std(), len(at))
-    parallel.report(1)
+    for kind, family in made:
+        parts = Kind.of(kind)
+        if kind == AUTOREGRESSIVE:
+            model, starts = replicate.language_model(kind, family), [len(p) for p in ids] * len(bases)
+            likelihoods = [training.sequence_log_likelihoods(model, [pair[side] for pair in pairs], starts) for side in range(2)]
+            agree = (likelihoods[0] > likelihoods[1]) == (judged[0] > judged[1])
+            note(family, kind, "pair accuracy", agree[differ].mean(), int(differ.sum()))
+        if parts.name != "value":
+            continue
+        tokens, scores = responses[f"base@{parts.world}" if parts.world else "base", family]
+        sequences = [[*p, *r] for p, r in zip(ids + ids, tokens, strict=True)]
+        rewards = replicate.profile.training.reward_scale * replicate.rewards(REWARD, replicate.reward_model(REWARD), sequences)
+        values = token_values(replicate.value_model(kind, family), ids + ids, tokens)
+        note(family, kind, f"loss ({parts.loss})", heldout_value_loss(values, rewards, parts.loss), len(values))
+        note(family, kind, "SD of the scaled rewards", rewards.std(), len(values))
+        for fraction in FRACTIONS:
+            at = np.array([v[math.ceil(fraction * len(v)) - 1] for v in values])
+            note(family, kind, f"correlation at {fraction:.0%}", np.corrcoef(at, scores)[0, 1], len(at))
+            note(family, kind, f"SD of the values at {fraction:.0%}", at.std(), len(at))
+    parallel.report(WORK)
     return records
 
 

@@ -131,6 +131,43 @@ def train_reward_model(
     optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(lengths[i] for i in indices)))
 
 
+def train_autoregressive_reward(
+    model: PreTrainedModel,
+    chosen: Sequence[Sequence[int]],
+    rejected: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    scale: float,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """−ln σ(scale·(Σ ln π_r(chosen) − Σ ln π_r(rejected))), sums over the tokens from `starts` on (GenARM: Xu et al., 2025)."""
+
+    def loss(indices: list[int]) -> Tensor:
+        likelihoods = log_likelihoods(
+            model,
+            [chosen[i] for i in indices] + [rejected[i] for i in indices],
+            [starts[i] for i in indices] * 2,
+        )
+        return -functional.logsigmoid(scale * (likelihoods[: len(indices)] - likelihoods[len(indices) :])).mean()
+
+    lengths = [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)]
+    batches = list(epoch_batches(lengths, batch_size, epochs, random.Random(seed)))
+    optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(lengths[i] for i in indices)))
+
+
+def log_likelihoods(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    """Σ ln π(token) over the tokens of each sequence from `starts` on, in nats: `(sequences,)`."""
+    input_ids, tokens = pad_right(sequences)
+    counted = tokens.bool() & (torch.arange(input_ids.shape[1]) >= torch.tensor(starts)[:, None])
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    losses = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none").view(len(sequences), -1)
+    return -(losses * counted[:, 1:]).sum(1)
+
+
 @torch.no_grad()
 def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_size: int = 256) -> np.ndarray:
     """Reward of each prompt with its response, float64 `(sequences,)`."""
@@ -141,3 +178,16 @@ def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]
         input_ids, _ = pad_right([sequences[i] for i in batch])
         rewards[batch] = model(input_ids=input_ids, use_cache=False).logits.squeeze(-1).numpy()
     return rewards
+
+
+@torch.no_grad()
+def sequence_log_likelihoods(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 256
+) -> np.ndarray:
+    """`log_likelihoods` of many sequences, float64 `(sequences,)`."""
+    found = np.zeros(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        found[batch] = log_likelihoods(model, [sequences[i] for i in batch], [starts[i] for i in batch]).numpy()
+    return found

@@ -1,0 +1,116 @@
+"""Verdicts: every claim of claims.toml held against the summary of its figure.
+
+A claim names one row of a summary (an estimate with its interval, a paired difference as a rule) and what it takes: "more" than
+the margin, "less" than it, or "at least" it. Reproduced: the whole interval agrees; not reproduced: the whole interval disagrees;
+undecided: neither. The same is said of each replicate alone.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
+CLAIMS = Path(__file__).with_name("claims.toml")
+COLUMNS = [
+    "claim", "says", "source", "figure", "condition", "test", "margin", "verdict", "estimate", "low", "high", "n", "replicates",
+    "verdict_by_replicate", "estimate_by_replicate",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """says: in our words. source: where the paper says it. where: labels that pick one row of the figure's summary. condition: under which
+    setting, in words. test and margin: see above."""
+
+    name: str
+    says: str
+    source: str
+    figure: str
+    condition: str
+    where: dict
+    test: str
+    margin: float
+
+
+def read_claims(path: Path = CLAIMS) -> list[Claim]:
+    """Each claim once for each of its conditions. Errors: ValueError for an unknown test or condition."""
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    conditions, claims = document["conditions"], []
+    for name, entry in document["claims"].items():
+        if entry["test"] not in ("more", "less", "at least"):
+            raise ValueError(f'{path.name}: the test of {name} must be "more", "less" or "at least", got {entry["test"]!r}')
+        for condition in entry.get("conditions", [""]):
+            if condition and condition not in conditions:
+                raise ValueError(f"{path.name}: {name} names the unknown condition {condition!r}")
+            further = dict(conditions.get(condition, {}))
+            where = entry["where"] | {key: value for key, value in further.items() if key != "says"}
+            claims.append(
+                Claim(name, entry["says"], entry["source"], entry["figure"], further.get("says", ""), where, entry["test"], entry["margin"])
+            )
+    return claims
+
+
+def decide(test: str, margin: float, low: float, high: float) -> str:
+    """ "reproduced", "not reproduced" or "undecided", from the ends of an interval."""
+    if test == "less":
+        low, high, margin = -high, -low, -margin
+    if low > margin or (test == "at least" and low == margin):
+        return "reproduced"
+    if high < margin or (test != "at least" and high == margin):
+        return "not reproduced"
+    return "undecided"
+
+
+def find(claim: Claim, summary: pd.DataFrame) -> pd.Series | None:
+    """The row of the summary that the claim is about; None where this profile has not measured it.
+
+    Errors: LookupError if several rows fit.
+    """
+    fits = pd.Series(True, index=summary.index)
+    for name, value in claim.where.items():
+        column = summary[name]
+        fits &= column.isna() | (column == "") if value == "" else column == value
+    if fits.sum() > 1:
+        raise LookupError(f"{claim.name} ({claim.condition}) fits {fits.sum()} rows of {claim.figure}: {claim.where}")
+    return summary[fits].iloc[0] if fits.any() else None
+
+
+def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.DataFrame:
+    """One row for each claim and condition; "not measured" where a table has no such row."""
+    records = []
+    for claim in claims:
+        row = find(claim, summaries[claim.figure]) if claim.figure in summaries else None
+        record = {
+            "claim": claim.name, "says": claim.says, "source": claim.source, "figure": claim.figure, "condition": claim.condition,
+            "test": claim.test, "margin": claim.margin, "verdict": "not measured",
+        }  # fmt: skip
+        if row is not None:
+            record |= {name: row[name] for name in ("estimate", "low", "high", "n", "replicates", "estimate_by_replicate") if name in row}
+            record["verdict"] = decide(claim.test, claim.margin, row["low"], row["high"])
+            lows, highs = (str(row.get(f"{end}_by_replicate", "")).split("|") for end in ("low", "high"))
+            single = [decide(claim.test, claim.margin, float(a), float(b)) for a, b in zip(lows, highs, strict=True) if a]
+            record["verdict_by_replicate"] = "|".join(single)
+        records.append(record)
+    return pd.DataFrame.from_records(records).reindex(columns=COLUMNS)
+
+
+def sentence(row: pd.Series) -> str:
+    """One verdict for people."""
+    if row["verdict"] == "not measured":
+        return f"not measured    {row['says']} {_condition(row)}"
+    need = {"more": ">", "less": "<", "at least": "≥"}[row["test"]]
+    single = str(row["verdict_by_replicate"]).split("|")
+    agree = sum(one == row["verdict"] for one in single)
+    worlds = f"; {agree} of {len(single)} replicates say the same" if len(single) > 1 else ""
+    return (
+        f"{row['verdict']:15} {row['says']} {_condition(row)}{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
+        f"needs {need} {row['margin']:g}{worlds}"
+    )
+
+
+def _condition(row: pd.Series) -> str:
+    return f"({row['condition']}) " if row["condition"] else ""

@@ -1,0 +1,97 @@
+"""What alignment costs: judge score against token positions, FLOPs and measured time, of every method; cost against length.
+
+Counted costs come from every response; time is measured on one core, all methods in turns, as a ratio to plain decoding in the same
+round (rows with `seconds`; prompt: number of the round). The reported accounting charges one forward pass per candidate of a
+junction: passes of the language model + K · junctions. "Up to 6 times" is read as the largest ratio of a baseline's cost to that of
+SIA at 20%; `versus` names each pair, so that every reading can be looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import plan, summary
+from benchmarks.cells import Cell
+from benchmarks.profile import Profile
+
+METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
+MEASURED = ("judge", "steered", "tokens", "forwards", "junctions", "model_tokens", "value_tokens", "megaflops")
+ROUNDS = 5
+
+
+def cells(profile: Profile, replicate: int) -> plan.Wanted:
+    wanted = []
+    for family in profile.families:
+        wanted += plan.baselines(profile, replicate, family)
+        for loss in plan.VALUES:
+            wanted += plan.curve(profile, replicate, family, loss)
+    return plan.Wanted(wanted)
+
+
+def timed(profile: Profile, replicate: int) -> list[Cell]:
+    """What is timed, of the first family: tuned cells as they were settled."""
+    family, sweep = profile.families[0], profile.sweep
+    steered = [plan.steered(replicate, family, ratio=r) for r in sweep.few] + [plan.dense(replicate, family)]
+    return [*plan.baselines(profile, replicate, family), *steered]
+
+
+def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    rows = plan.table(cells, MEASURED, profile, replicates, results)
+    return pd.concat([rows, *(results.timings(timed(profile, r), ROUNDS) for r in replicates)], ignore_index=True)
+
+
+def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Every method in score and counted costs, and as ratios: cost over that of the base (metric "… / base"), and each baseline's over
+    that of SIA at the smallest claimed ratio (versus "sia"); seconds as ratios to plain decoding, median and range of the rounds."""
+    counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
+    k = profile.decoding.candidates
+    counted = counted.assign(
+        positions=counted["model_tokens"] + counted["value_tokens"], reported=counted["forwards"] + k * counted["junctions"]
+    )
+    found = [
+        e
+        for e in summary.entries(counted, METRICS).values()
+        if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
+    ]
+    table = summary.summarize(found, METRICS, profile)
+    ratios, smallest = [], min(profile.sweep.claimed)
+    for family in profile.families:
+        of_family = summary.select(found, family=family)
+        base = summary.the(of_family, method="base", search="")
+        for entry in of_family:
+            ratios += _ratios(entry, base, "base", profile)
+            for loss in plan.VALUES.values():
+                sparse = summary.the(of_family, method="sia", value_model=loss, target_ratio=smallest)
+                if entry.labels["value_model"] not in plan.VALUES.values() or entry.labels["value_model"] == loss:
+                    ratios += _ratios(entry, sparse, f"sia {smallest:.0%}, {loss}", profile)
+    return pd.concat([table, pd.DataFrame.from_records(ratios), _times(timing)], ignore_index=True)[[*summary.COLUMNS]].round(
+        {"estimate": 4, "low": 4, "high": 4}
+    )
+
+
+def _ratios(entry: summary.Entry, other: summary.Entry, versus: str, profile: Profile) -> list[dict]:
+    """Ratios of mean costs, resampled together."""
+    prompts = min(entry.shape[2], other.shape[2])
+    entry, other = summary.first_prompts(entry, prompts), summary.first_prompts(other, prompts)
+    records = []
+    for metric in ("positions", "megaflops", "reported"):
+        column = METRICS.index(metric)
+        draws = summary.ratio_draws(entry.values[:, [column]], other.values[:, [column]], entry.shape, profile)
+        labels = entry.labels | {"objective": "all", "metric": f"{metric}, ratio", "versus": versus, "seeds": entry.shape[3]}
+        labels |= {"n": int(np.prod(entry.shape[:3])), "replicates": entry.shape[0]}
+        records.append(labels | summary.ends(draws[:, :, 0], profile))
+    return records
+
+
+def _times(timing: pd.DataFrame) -> pd.DataFrame:
+    records = []
+    plain = timing[(timing["method"] == "base") & (timing["search"] == "")].set_index(["replicate", "prompt"])["seconds"]
+    for labels, part in timing.groupby(summary.LABELS[:-1], observed=True, dropna=False):
+        ratio = part.set_index(["replicate", "prompt"])["seconds"] / plain
+        names = dict(zip(summary.LABELS[:-1], labels, strict=True)) | {"objective": "all", "versus": "base", "n": len(ratio)}
+        ends = {"estimate": ratio.median(), "low": ratio.min(), "high": ratio.max()}
+        records.append(names | {"metric": "seconds, ratio"} | ends)
+    return pd.DataFrame.from_records(records)

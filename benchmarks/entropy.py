@@ -1,0 +1,117 @@
+"""Entropy around junctions: how sure the base is before, at and after them; where steering changes the token, and which tokens.
+
+Per-token values, β = 1. Beside the steered responses stand base responses, whose junctions are where the same gate would open: what
+is common to both is no effect of steering. Shifted: the token is another than the same noise would have picked unsteered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import plan, summary, words
+from benchmarks.cells import OBJECTIVES
+from benchmarks.profile import Profile
+
+OFFSETS = range(-5, 6)
+BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
+FREQUENT = 12
+KEPT = ["replicate", "family", "method", "target_ratio", "objective", "prompt", "seed", "step", "token_ids", "base_token", "shifted"]
+
+
+def cells(profile: Profile, replicate: int) -> plan.Wanted:
+    steered = [plan.steered(replicate, family, ratio=r) for family in profile.families for r in profile.sweep.few]
+    return plan.Wanted(traces=[*(plan.base(replicate, family) for family in profile.families), *steered])
+
+
+def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    """One row per junction: the entropies around it (NaN beyond the response), whether the token was shifted, and from what to what."""
+    frames = []
+    for replicate in replicates:
+        for cell in [cell for cell in cells(profile, replicate).traces if cell.gate != "never"]:
+            thresholds = dict(zip(OBJECTIVES, results.settled(cell).thresholds, strict=True))
+            for policy in (plan.base(replicate, cell.family), cell):
+                tokens = results.rows(results.settled(policy), "trace")
+                opens = tokens["entropy"] >= tokens["objective"].map(thresholds).astype(np.float32)
+                junction = opens if policy.gate == "never" else tokens["steered"]
+                response = tokens.groupby(["objective", "prompt", "seed"], observed=True).ngroup().to_numpy()
+                around = {f"entropy{o:+d}": _shifted_by(tokens["entropy"].to_numpy(), response, o) for o in OFFSETS}
+                kept = tokens.assign(**around)[junction.to_numpy()]
+                kept = kept.assign(shifted=kept["token_ids"] != kept["base_token"], replicate=replicate, family=cell.family)
+                kept = kept.assign(method=policy.method, target_ratio=cell.target_ratio)
+                frames.append(kept[[*KEPT, *around]])
+    table = pd.concat(frames, ignore_index=True)
+    small = {"token_ids": "int16", "base_token": "int16"} | dict.fromkeys(("family", "method", "objective"), "category")
+    return table.astype(small).round({f"entropy{o:+d}": 2 for o in OFFSETS})
+
+
+def _shifted_by(entropy: np.ndarray, response: np.ndarray, offset: int) -> np.ndarray:
+    """The entropy `offset` tokens later in the same response."""
+    moved = np.full(len(entropy), np.nan, dtype=np.float32)
+    here = np.arange(max(0, -offset), len(entropy) - max(0, offset))
+    moved[here] = np.where(response[here] == response[here + offset], entropy[here + offset], np.nan)
+    return moved
+
+
+def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Means of entropy at each offset; the fall after a junction and the rebound; shares of junctions, and of shifted ones, by
+    entropy; the most frequent shifts. Intervals: bootstrap over replicates, and prompts within replicate and objective.
+
+    versus "base": steered minus base responses.
+    """
+    records = []
+    for (family, target), both in rows.groupby(["family", "target_ratio"], observed=True):
+        parts = dict(list(both.groupby("method", observed=True)))
+        quantities = {method: _quantities(part) for method, part in parts.items()}
+        draws = {method: _draws(part, quantities[method], profile) for method, part in parts.items()}
+        for method, (names, ends) in draws.items():
+            labels = {"family": family, "method": method, "target_ratio": target, "objective": "all"}
+            labels |= {"n": int(both.groupby("replicate")[["objective", "prompt"]].apply(lambda x: len(x.drop_duplicates())).sum())}
+            labels |= {"seeds": both["seed"].nunique(), "replicates": both["replicate"].nunique()}
+            records += [labels | {"metric": n, "versus": ""} | summary.ends(ends[:, :, i], profile) for i, n in enumerate(names)]
+            if method != "base":
+                change = ends - draws["base"][1]
+                records += [labels | {"metric": n, "versus": "base"} | summary.ends(change[:, :, i], profile) for i, n in enumerate(names)]
+        steered = parts["sia"]
+        shifts = steered[steered["shifted"]]
+        for (source, target_token), count in shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT).items():
+            what = f"shift {words.word(source)} → {words.word(target_token)}"
+            labels = {"family": family, "method": "sia", "target_ratio": target, "objective": "all", "metric": what, "versus": ""}
+            records.append(labels | {"estimate": count / len(shifts)})
+    return pd.DataFrame.from_records(records).round({"estimate": 4, "low": 4, "high": 4})
+
+
+def _quantities(part: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What is averaged over junctions: (value, whether it counts), `(junctions,)` each."""
+    around = {o: part[f"entropy{o:+d}"].to_numpy(np.float64) for o in OFFSETS}
+    everywhere = np.ones(len(part), dtype=bool)
+    found = {f"entropy at {o:+d}": (values, ~np.isnan(values)) for o, values in around.items()}
+    later = np.where(np.isnan(around[3]), around[2], (around[2] + around[3]) / 2) - around[1]
+    after = around[1] - around[0]
+    found["fall: entropy after − at a junction"] = (after, ~np.isnan(after))
+    found["rebound: two and three tokens after − one after"] = (later, ~np.isnan(later))
+    shifted = part["shifted"].to_numpy()
+    found["share of junctions shifted"] = (shifted.astype(float), everywhere)
+    found["entropy of shifted junctions"] = (around[0], shifted)
+    found["entropy of junctions not shifted"] = (around[0], ~shifted)
+    for low, high in pairwise(BINS):
+        inside = (around[0] >= low) & (around[0] < high)
+        found[f"junctions with entropy {low:.1f} to {high:.1f}"] = (inside.astype(float), everywhere)
+        found[f"shifted with entropy {low:.1f} to {high:.1f}"] = (shifted.astype(float), inside)
+    return found
+
+
+def _draws(part: pd.DataFrame, quantities: dict, profile: Profile) -> tuple[list[str], np.ndarray]:
+    """Names, and means `(1 + replicates, 1 + resamples, quantities)`: pooled and of each replicate, estimate first."""
+    replicates, prompts = sorted(part["replicate"].unique()), profile.evaluation.prompts_per_objective
+    objective = part["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
+    place = (part["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy() * len(OBJECTIVES) + objective) * prompts
+    place = place + part["prompt"].to_numpy()
+    size = len(replicates) * len(OBJECTIVES) * prompts
+    sums = [np.bincount(place, np.where(counts, np.nan_to_num(values), 0.0), size) for values, counts in quantities.values()]
+    counts = [np.bincount(place, counts, size) for _, counts in quantities.values()]
+    shape = (len(replicates), len(OBJECTIVES), prompts, 1)
+    return list(quantities), summary.ratio_draws(np.stack(sums, 1), np.stack(counts, 1), shape, profile)

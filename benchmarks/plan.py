@@ -1,0 +1,66 @@
+"""Which cells stand for which method: what the figures have in common. Thresholds, and tuned strengths, are still open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from benchmarks.cells import ARGS, AUTOREGRESSIVE, ROLLOUT, Cell
+from benchmarks.profile import Profile
+
+VALUES = {"token": "value-token", "mean": "value-mean"}  # loss → value model
+
+
+class Wanted(NamedTuple):
+    """What a figure needs of one replicate: cells, and those of which traces or probes are kept (see probes.py)."""
+
+    cells: Sequence[Cell] = ()
+    traces: Sequence[Cell] = ()
+    probes: Sequence[Cell] = ()
+
+
+def base(replicate: int, family: str) -> Cell:
+    return Cell(replicate, family)
+
+
+def steered(
+    replicate: int, family: str, loss: str = "token", *, gate: str = "entropy", ratio: float = 0.0, beta: float = 1.0, **how
+) -> Cell:
+    """The base model under a value model of this loss. how: further fields of the cell."""
+    return Cell(replicate, family, value_model=VALUES[loss], gate=gate, target_ratio=ratio, beta=beta, **how)
+
+
+def dense(replicate: int, family: str, loss: str = "token", beta: float = 1.0, **how) -> Cell:
+    return steered(replicate, family, loss, gate="every", ratio=1.0, beta=beta, **how)
+
+
+def curve(profile: Profile, replicate: int, family: str, loss: str, ratios: Sequence[float] = (), **how) -> list[Cell]:
+    """SIA at these ratios (all of the profile), and dense steering."""
+    ratios = ratios or profile.sweep.ratios
+    return [steered(replicate, family, loss, ratio=r, **how) for r in ratios] + [dense(replicate, family, loss, **how)]
+
+
+def searched(cell: Cell, responses: int) -> Cell:
+    return replace(cell, search="best-of", responses=responses)
+
+
+def baselines(profile: Profile, replicate: int, family: str) -> list[Cell]:
+    """Base, post-trained models, searches, and other ways to steer, each at its own best β. Best-of-N also holds every smaller N."""
+    sweep, plain = profile.sweep, base(replicate, family)
+    guided = replace(plain, gate="every", target_ratio=1.0, tuned=True)
+    return [
+        plain,
+        replace(plain, model="instruct"),
+        replace(plain, model="instruct-reward"),
+        searched(plain, sweep.beams),
+        replace(plain, search="beams", responses=sweep.beams),
+        replace(guided, value_model=ARGS),
+        replace(guided, value_model=AUTOREGRESSIVE),
+        replace(guided, value_model=ROLLOUT, prompts=sweep.rollout_prompts),
+    ]
+
+
+def table(cells: Callable[[Profile, int], Wanted], columns: Sequence[str], profile: Profile, replicates: Sequence[int], results):
+    """The rows of all cells that a figure wants, with these columns."""
+    return results.table([cell for replicate in replicates for cell in cells(profile, replicate).cells], columns)

@@ -1,0 +1,133 @@
+"""Looking into cells: what happens token by token (traces), and what candidates are really worth (probes)."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks import parallel
+from benchmarks.cells import Shard
+from benchmarks.lab.build import LOSSES, REWARD, ended
+from benchmarks.lab.tokenizer import encode_prompts
+from benchmarks.measure import asked, language_model, replicate_of, respond, reward_model, scorer_of
+from benchmarks.profile import Profile
+from sia import Generation
+from sia.inputs import pad_right
+from sia.scoring import Scorer
+from sia.steering import kl_divergence, tilt
+
+
+def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
+    """One row per response token: what it is, how sure the base was, and what happened.
+
+    divergence_LOSS: KL(π‖π*) in nats at this state over the candidates, π* by the value model of this loss and β = 1, whether
+    steered or not; range_LOSS: largest minus smallest of these values. Of the first sample only, NaN elsewhere.
+    """
+    replicate = replicate_of(profile, shard.cell.replicate)
+    prompts, numbers = asked(replicate, shard)
+    seeds = [i // (max(numbers) + 1) for i in range(len(numbers))]
+    ids = encode_prompts(replicate.tokenizer, prompts)
+    generations = respond(replicate, shard, ids, seeds)[0]
+    lengths = [len(g.token_ids) for g in generations]
+    frame = pd.DataFrame({
+        "objective": shard.objective,
+        "prompt": np.repeat(np.int16(numbers), lengths),
+        "seed": np.repeat(np.int8(seeds), lengths),
+        "step": np.concatenate([np.arange(n, dtype=np.int16) for n in lengths]),
+        **{name: np.concatenate([getattr(g, name) for g in generations]) for name in ("token_ids", "base_token", "entropy", "steered")},
+    })  # fmt: skip
+    first = [i for i, seed in enumerate(seeds) if seed == 0]
+    model = language_model(replicate, shard.cell.model, shard.cell.family)
+    logits, candidates = candidate_logits(model, [ids[i] for i in first], [generations[i] for i in first], profile.decoding.candidates)
+    for loss in LOSSES:
+        value_model = scorer_of(replicate, f"value-{loss}", shard.cell.family)
+        values = candidate_values(value_model, [ids[i] for i in first], [generations[i] for i in first], candidates)
+        measured = {
+            "divergence": [kl_divergence(base, tilt(base, value, 1.0)) for base, value in zip(logits, values, strict=True)],
+            "range": [value.amax(1) - value.amin(1) for value in values],
+        }
+        for name, columns in measured.items():
+            column = np.full(len(frame), np.nan, dtype=np.float32)
+            column[frame["seed"] == 0] = torch.cat(columns).numpy()
+            frame[f"{name}_{loss}"] = column
+    parallel.report(2 * shard.cell.work * len(prompts) / parallel.RESPONSES_PER_SECOND)
+    return frame
+
+
+def probe(profile: Profile, shard: Shard) -> pd.DataFrame:
+    """One row per candidate of some states that this cell visits.
+
+    likelihood: ln π over the K candidates. value_LOSS: what value models say. worth: mean reward of the response after so many rollouts of
+    the base model from there, on the scale that values are distilled from; worth_error: its standard error.
+    """
+    replicate, sweep = replicate_of(profile, shard.cell.replicate), profile.sweep
+    family, model = shard.cell.family, language_model(replicate, shard.cell.model, shard.cell.family)
+    prompts, numbers = asked(replicate, shard)
+    rng = random.Random(f"probes {shard.objective}")
+    count = max(numbers) + 1
+    chosen = [rng.randrange(count) for _ in range(sweep.probes)]
+    ids = encode_prompts(replicate.tokenizer, prompts[:count])
+    generations = respond(replicate, shard, ids, [0] * count)[0]
+    logits, candidates = candidate_logits(model, ids, generations, profile.decoding.candidates)
+    values = {loss: candidate_values(scorer_of(replicate, f"value-{loss}", family), ids, generations, candidates) for loss in LOSSES}
+    frames, prefixes = [], []
+    for state, i in enumerate(chosen):
+        step = rng.randrange(len(generations[i].token_ids))
+        base = logits[i][step].log_softmax(-1)
+        frames.append(pd.DataFrame({
+            "objective": shard.objective, "prompt": np.int16(i), "state": np.int16(state), "step": np.int16(step),
+            "entropy": np.float32(-(base.exp() * base).sum()), "rank": np.arange(len(base), dtype=np.int8), "likelihood": base.numpy(),
+            **{f"value_{loss}": values[loss][i][step].numpy() for loss in LOSSES},
+        }))  # fmt: skip
+        response = generations[i].token_ids[:step].tolist()
+        prefixes += [[*ids[i], *response, token] for token in candidates[i][step].tolist()]
+    frame = pd.concat(frames, ignore_index=True)
+    rewards = np.stack([_rollout_rewards(replicate, model, prefixes, seed) for seed in range(sweep.probe_rollouts)])
+    worth, spread = rewards.mean(0), rewards.std(0, ddof=1) / np.sqrt(len(rewards))
+    parallel.report(sweep.probes * profile.decoding.candidates * sweep.probe_rollouts / parallel.RESPONSES_PER_SECOND)
+    return frame.assign(worth=worth.astype(np.float32), worth_error=spread.astype(np.float32))
+
+
+def _rollout_rewards(replicate, model: PreTrainedModel, prefixes: list[list[int]], seed: int) -> np.ndarray:
+    """Reward of one response of the base model from each prefix (that may have ended already), `(prefixes,)`."""
+    end = model.config.eos_token_id
+    going = [i for i, prefix in enumerate(prefixes) if prefix[-1] != end]
+    rollouts = replicate.respond(model, [prefixes[i] for i in going], 1000 + seed)
+    whole = list(prefixes)
+    for i, rollout in zip(going, rollouts, strict=True):
+        whole[i] = [*prefixes[i], *ended(rollout)]
+    return replicate.profile.training.reward_scale * replicate.rewards(REWARD, reward_model(replicate, REWARD), whole)
+
+
+@torch.no_grad()
+def candidate_logits(
+    model: PreTrainedModel, prompts: list[list[int]], responses: list[Generation], candidates: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits and token ids of the candidates at every step of each response, `(tokens, K)` each."""
+    logits, tokens = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        whole = torch.tensor([[*prompt, *response.token_ids]])
+        best = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].float().topk(candidates)
+        logits.append(best.values)
+        tokens.append(best.indices)
+    return logits, tokens
+
+
+@torch.no_grad()
+def candidate_values(scorer: Scorer, prompts: list[list[int]], responses: list[Generation], candidates: list[Tensor]) -> list[Tensor]:
+    """Values of the candidates at every step of each response, `(tokens, K)` each."""
+    tokens, mask = pad_right([response.token_ids.tolist() for response in responses])
+    lengths = mask.sum(1)
+    session = scorer.begin(prompts, tokens.shape[1])
+    values = [torch.zeros_like(each, dtype=torch.float32) for each in candidates]
+    for step in range(tokens.shape[1]):
+        rows = (lengths > step).nonzero().squeeze(1)
+        found = session.score(rows, tokens[rows, :step], torch.stack([candidates[row][step] for row in rows.tolist()]))
+        for row, scores in zip(rows.tolist(), found, strict=True):
+            values[row][step] = scores
+    return values

@@ -1,0 +1,234 @@
+"""The theory, tried out: on random tabular policies, where everything can be computed exactly, and on the lab's own distributions.
+
+Experiments (column `experiment`): "step", single steps with random policies and values; "tree", whole responses on small trees;
+"lab", steps that lab policies visit, with values at β = 1; "objective", what the lab's policies reach of E[R] − (1/β)·KL.
+Equations and sources: sia.theory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
+from benchmarks.profile import Profile
+
+STEPS, TREES, CANDIDATES, NOISES = 3000, 1000, 10, 64
+TAU = 1.0  # nats
+LOSSES = ("token", "mean")
+
+
+def cells(profile: Profile, replicate: int) -> plan.Wanted:
+    wanted = []
+    for family in profile.families:
+        wanted += [plan.base(replicate, family), *(plan.steered(replicate, family, ratio=r) for r in profile.sweep.few)]
+        wanted.append(plan.dense(replicate, family))
+    return plan.Wanted(cells=wanted, traces=wanted)
+
+
+def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    frames = [random_steps(replicate).assign(replicate=replicate) for replicate in replicates]
+    frames += [random_trees(replicate).assign(replicate=replicate) for replicate in replicates]
+    for replicate in replicates:
+        for cell in cells(profile, replicate).traces:
+            labels = {"replicate": replicate, "family": cell.family, "method": cell.method, "target_ratio": cell.target_ratio}
+            tokens = results.rows(results.settled(cell), "trace")
+            tokens = tokens[tokens["seed"] == 0]
+            kept = [
+                "objective",
+                "prompt",
+                "step",
+                "entropy",
+                "steered",
+                *(f"{n}_{loss}" for n in ("divergence", "range") for loss in LOSSES),
+            ]
+            opens = {}
+            for ratio in profile.sweep.few:  # what the gate of SIA would do here
+                sparse = results.settled(plan.steered(replicate, cell.family, ratio=ratio))
+                thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, sparse.thresholds, strict=True))).astype(np.float32)
+                opens[f"opens_{ratio:g}"] = (tokens["entropy"] >= thresholds).astype("int8")
+            frames.append(tokens[kept].assign(**opens, **labels, experiment="lab"))
+            rows = results.rows(results.settled(cell))[["objective", "prompt", "seed", "reward", "kl"]]
+            gained = profile.training.reward_scale * rows["reward"] - rows["kl"]
+            frames.append(rows.assign(**labels, experiment="objective", objective_reached=gained).drop(columns=["reward", "kl"]))
+    table = pd.concat(frames, ignore_index=True)
+    numbers = table.select_dtypes("float").columns.drop("target_ratio")
+    table[numbers] = table[numbers].astype("float32").round(5)
+    return table.astype(dict.fromkeys(("experiment", "family", "method", "objective"), "category"))
+
+
+def random_steps(replicate: int) -> pd.DataFrame:
+    """Single steps: π from normal logits of spread 0 to 4, V normal of spread 0 to 3, β from 0.1 to 4."""
+    import torch
+
+    from sia import theory
+
+    generator = torch.Generator().manual_seed(replicate)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(STEPS, 1, generator=generator, dtype=torch.float64)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(STEPS, CANDIDATES, generator=generator, dtype=torch.float64)
+
+    base, values, beta = (uniform(0, 4) * normal()).softmax(-1), uniform(0, 3) * normal(), uniform(0.1, 4)
+    best = theory.optimal_policy(base, values, beta)
+    regret = theory.objective(best, base, values, beta[:, 0]) - theory.objective(base, base, values, beta[:, 0])
+    spread = values.amax(1) - values.amin(1)
+    bound = [theory.regret_bound(base[[i]], float(spread[i]), float(beta[i, 0])).item() for i in range(STEPS)]
+    sigma = 0.3
+    noisy = torch.stack([theory.divergence(theory.optimal_policy(base, values + sigma * normal(), beta), best) for _ in range(NOISES)])
+    predicted = beta[:, 0] * sigma**2 / 2 * (1 - best.square().sum(-1))
+    columns = {
+        "entropy": torch.special.entr(base).sum(-1),
+        "beta": beta[:, 0],
+        "regret": regret,
+        "kl_base_optimum": theory.divergence(base, best) / beta[:, 0],
+        "kl_optimum_base": theory.divergence(best, base) / beta[:, 0],
+        "bound": torch.tensor(bound),
+        "hoeffding": beta[:, 0] * spread**2 / 8,
+        "noise_regret": noisy.mean(0) / beta[:, 0],
+        "noise_predicted": predicted,
+    }
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()}).assign(experiment="step")
+
+
+def random_trees(replicate: int) -> pd.DataFrame:
+    """Responses of 4 tokens out of 3; about half of the states are steered, those of highest entropy. β = 1."""
+    import torch
+
+    from sia.theory import Tree
+
+    generator, records = torch.Generator().manual_seed(1000 + replicate), []
+    for _ in range(TREES):
+        tree = Tree.random(4, 3, 1.5, 2.0, generator)
+        entropies = [torch.special.entr(base).sum(-1) for base in tree.base]
+        middle = torch.cat(entropies).median()
+        policy, optimum = tree.sparse([entropy >= middle for entropy in entropies], 1.0), tree.optimum(1.0)
+        regret = tree.objective(optimum, 1.0) - tree.objective(policy, 1.0)
+        sums = {
+            name: tree.regret_by_steps(policy, states, 1.0)
+            for name, states in (("own", policy), ("optimum", optimum), ("base", list(tree.base)))
+        }
+        records.append({"regret": regret.item()} | {f"sum_under_{name}": value.item() for name, value in sums.items()})
+    return pd.DataFrame.from_records(records).assign(experiment="tree")
+
+
+def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """One row per law. Of random instances: shares and largest deviations over all of them (low and high are the number itself);
+    of the lab: means with intervals."""
+    records = [*_steps(rows[rows["experiment"] == "step"]), *_trees(rows[rows["experiment"] == "tree"])]
+    lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
+    for family in profile.families:
+        records += _lab(lab[lab["family"] == family], reached[reached["family"] == family], family, profile)
+    return pd.DataFrame.from_records(records).round({"estimate": 5, "low": 5, "high": 5})
+
+
+def _steps(steps: pd.DataFrame) -> list[dict]:
+    common = {"experiment": "step", "n": len(steps)}
+    regret, low = steps["regret"], steps["entropy"] < TAU
+    large = regret > 1e-3
+    relative = ((steps["kl_optimum_base"] - regret).abs() / regret)[large]
+    noise = steps["noise_regret"]
+    found = {
+        "regret − KL(π‖π*)/β, largest": (regret - steps["kl_base_optimum"]).abs().max(),
+        "regret − KL(π*‖π)/β, relative, median": relative.median(),
+        "regret − KL(π*‖π)/β, share off by more than 5%": (relative > 0.05).mean(),
+        "steps whose regret exceeds the entropy bound": (regret > steps["bound"] + 1e-6).mean(),
+        "regret / entropy bound, median, entropy below 1": (regret / steps["bound"])[low & large].median(),
+        "regret / entropy bound, median, entropy 1 and more": (regret / steps["bound"])[~low & large].median(),
+        "entropy bound / Hoeffding's, median, entropy below 1": (steps["bound"] / steps["hoeffding"])[low].median(),
+        "entropy bound / Hoeffding's, median, entropy below 0.1": (steps["bound"] / steps["hoeffding"])[steps["entropy"] < 0.1].median(),
+        "regret by noise, mean, entropy below 1": noise[low].mean(),
+        "regret by noise, mean, entropy 1 and more": noise[~low].mean(),
+        "regret by noise, entropy below 1 / 1 and more": noise[low].mean() / noise[~low].mean(),
+        "regret by noise, rank correlation with entropy": noise.corr(steps["entropy"], method="spearman"),
+        "regret by noise / second-order prediction": noise.sum() / steps["noise_predicted"].sum(),
+        "regret of leaving alone, mean, entropy below 1": regret[low].mean(),
+        "regret of leaving alone, mean, entropy 1 and more": regret[~low].mean(),
+    }
+    return [common | {"metric": name} | dict.fromkeys(("estimate", "low", "high"), float(value)) for name, value in found.items()]
+
+
+def _trees(trees: pd.DataFrame) -> list[dict]:
+    common = {"experiment": "tree", "n": len(trees)}
+    regret = trees["regret"]
+    found = {"regret − sum under its own states, largest": (regret - trees["sum_under_own"]).abs().max()}
+    for states in ("optimum", "base"):
+        found[f"trees whose regret exceeds the sum under the {states}'s states"] = (regret > trees[f"sum_under_{states}"] + 1e-6).mean()
+        found[f"sum under the {states}'s states / regret, median"] = (trees[f"sum_under_{states}"] / regret).median()
+    return [common | {"metric": name} | dict.fromkeys(("estimate", "low", "high"), float(value)) for name, value in found.items()]
+
+
+def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
+    records = []
+    common = {"experiment": "lab", "family": family, "replicates": tokens["replicate"].nunique(), "objective": "all"}
+    common["n"] = common["replicates"] * len(OBJECTIVES) * profile.evaluation.prompts_per_objective
+    for ratio in profile.sweep.few:
+        opens = f"opens_{ratio:g}"
+        for method, target in (("sia", ratio), ("base", 0.0), ("dense", 1.0)):
+            part = tokens[(tokens["method"] == method) & np.isclose(tokens["target_ratio"], target)]
+            for loss in LOSSES:
+                column = f"divergence_{loss}"
+                skipped = part[column].where(part[opens] == 0, 0.0)
+                wanted = {
+                    "Σ KL(π‖π*) over unsteered steps, per response": (skipped, None),
+                    "share of Σ KL(π‖π*) at the steps that the gate opens": (part[column] - skipped, part[column]),
+                    "share of steps that the gate opens": (part[opens].astype(float), pd.Series(1.0, part.index)),
+                }
+                for metric, (top, bottom) in wanted.items():
+                    labels = common | {"method": "sia", "target_ratio": ratio, "value_model": f"value-{loss}", "states": method}
+                    records.append(labels | {"metric": metric} | summary.ends(_per_prompt(part, top, bottom, profile)[:, :, 0], profile))
+    low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < TAU)]
+    for loss in LOSSES:
+        regret = low[f"divergence_{loss}"].to_numpy(np.float64)
+        bound = _bounds(low["entropy"].to_numpy(np.float64), low[f"range_{loss}"].to_numpy(np.float64))
+        labels = common | {"value_model": f"value-{loss}", "states": "base", "n": len(low)}
+        found = {
+            "steps below τ = 1 whose regret exceeds the entropy bound": (regret > bound + 1e-4).mean(),
+            "steps below τ = 1: regret / entropy bound, total": regret.sum() / bound.sum(),
+            "steps below τ = 1: regret, mean": regret.mean(),
+            "steps below τ = 1: entropy bound, mean": bound.mean(),
+        }
+        records += [labels | {"metric": name, "estimate": float(value)} for name, value in found.items()]
+    gains = {}
+    for (method, target), part in reached.groupby(["method", "target_ratio"], observed=True):
+        gains[method, float(target)] = part.sort_values(summary.UNIT)["objective_reached"].to_numpy(np.float64)
+    shape = (common["replicates"], len(OBJECTIVES), profile.evaluation.prompts_per_objective, profile.evaluation.samples)
+    for (method, target), values in gains.items():
+        labels = common | {"method": method, "target_ratio": target, "value_model": "value-token"}
+        for metric, numbers in (("J reached: E[R] − KL", values), ("J of dense − J reached", gains["dense", 1.0] - values)):
+            draws = summary.ratio_draws(numbers[:, None], np.ones((len(numbers), 1)), shape, profile)
+            records.append(labels | {"metric": metric} | summary.ends(draws[:, :, 0], profile))
+    return records
+
+
+def _per_prompt(part: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, profile: Profile) -> np.ndarray:
+    """Resamples of Σ top / Σ bottom (by default the number of responses) over replicates and prompts."""
+    replicates, prompts = sorted(part["replicate"].unique()), profile.evaluation.prompts_per_objective
+    objective = part["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
+    place = (part["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy() * len(OBJECTIVES) + objective) * prompts
+    place = place + part["prompt"].astype(int).to_numpy()
+    shape = (len(replicates), len(OBJECTIVES), prompts, 1)
+    sums = np.bincount(place, top.to_numpy(np.float64), np.prod(shape))
+    counts = np.ones(np.prod(shape)) if bottom is None else np.bincount(place, bottom.to_numpy(np.float64), np.prod(shape))
+    return summary.ratio_draws(sums[:, None], counts[:, None], shape, profile)
+
+
+def _bounds(entropy: np.ndarray, value_range: np.ndarray) -> np.ndarray:
+    """`sia.theory.regret_bound` at β = 1, from entropies and ranges of values alone; numpy, for tables are drawn without torch."""
+    low, high = np.zeros_like(entropy), np.full_like(entropy, 0.5)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = -middle * np.log(np.maximum(middle, 1e-300)) - (1 - middle) * np.log1p(-middle) < entropy
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    x = np.maximum(value_range, 1e-9)
+    turning = (np.expm1(x) - x) / (x * np.expm1(x))
+    return np.maximum(_largest(np.minimum(high, turning), x), _largest(np.maximum(1 - high, turning), x))
+
+
+def _largest(likely: np.ndarray, value_range: np.ndarray) -> np.ndarray:
+    return np.log1p(likely * np.expm1(value_range)) - likely * value_range

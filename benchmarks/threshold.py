@@ -1,0 +1,74 @@
+"""Does one threshold serve? Score and share of steered tokens against τ for every model and objective; β = 1.
+
+The best τ of each model and objective is chosen on the odd prompts and judged on the even ones, beside τ = 1 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import plan, summary
+from benchmarks.profile import Profile
+
+METRICS = ("judge", "reward", "fluency_errors", "kl")
+MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
+USUAL = 1.0  # nats: the τ reported to serve everywhere
+
+
+def cells(profile: Profile, replicate: int) -> plan.Wanted:
+    wanted = []
+    for family in profile.families:
+        wanted.append(plan.base(replicate, family))
+        for loss in plan.VALUES:
+            wanted += [plan.steered(replicate, family, loss, threshold=tau) for tau in profile.sweep.thresholds]
+            wanted.append(plan.dense(replicate, family, loss))
+    return plan.Wanted(wanted)
+
+
+def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    return plan.table(cells, MEASURED, profile, replicates, results)
+
+
+def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, by objective, and against the one that
+    is best over all objectives (versus "best τ of each", "best τ of all")."""
+    found = list(summary.entries(rows, METRICS).values())
+    differences = []
+    for family in profile.families:
+        for value_model in plan.VALUES.values():
+            swept = summary.select(found, family=family, value_model=value_model, method="sia")
+            usual = summary.the(swept, tau=USUAL)
+            for versus, by_objective in (("best τ of each", True), ("best τ of all", False)):
+                best = chosen(swept, by_objective)
+                differences.append(summary.difference(halved(usual, 0), best, versus=versus, chosen=best.labels["chosen"]))
+    return summary.summarize([*found, *differences, *summary.over_families(differences)], METRICS, profile, ["chosen"])
+
+
+def halved(entry: summary.Entry, parity: int) -> summary.Entry:
+    """The entry on its even or odd prompts."""
+    replicates, objectives, prompts, seeds = entry.shape
+    shape = (replicates, objectives, len(range(parity, prompts, 2)), seeds)
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        return x.reshape(*entry.shape, *x.shape[1:])[:, :, parity::2].reshape(np.prod(shape), *x.shape[1:])
+
+    return summary.Entry(entry.labels, cut(entry.values), cut(entry.steered), cut(entry.tokens), shape)
+
+
+def chosen(swept: list[summary.Entry], by_objective: bool) -> summary.Entry:
+    """On even prompts, what the τ gives that scored best on odd ones, in each replicate (and objective)."""
+    odd, even = ([halved(entry, parity) for entry in swept] for parity in (1, 0))
+    scores = np.stack([e.values[:, METRICS.index("judge")].reshape(e.shape).mean((2, 3)) for e in odd])  # (τ, replicates, objectives)
+    best = scores.argmax(0) if by_objective else np.broadcast_to(scores.mean(2).argmax(0)[:, None], scores.shape[1:])
+
+    def pick(name: str) -> np.ndarray:
+        many = np.stack([getattr(e, name).reshape(*e.shape, -1) for e in even])
+        picked = np.stack([np.stack([many[best[r, o], r, o] for o in range(best.shape[1])]) for r in range(best.shape[0])])
+        return picked.reshape(len(getattr(even[0], name)), -1)
+
+    taus = ";".join(",".join(f"{swept[i].labels['tau']:g}" for i in replicate) for replicate in best)
+    labels = even[0].labels | {"tau": None, "method": "sia", "chosen": taus}
+    return summary.Entry(labels, pick("values"), pick("steered")[:, 0], pick("tokens")[:, 0], even[0].shape)

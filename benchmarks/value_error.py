@@ -1,0 +1,81 @@
+"""What steering a step is worth, by how sure the base is: value models against rollouts.
+
+At states that base responses visit, every candidate is rolled out many times by the base model; the mean reward of the rollouts is
+what it is worth, W. Steering this step alone gains J(π_V) − J(π) = Σ (π_V − π)·W − (1/β)·KL(π_V‖π), π_V ∝ π·exp(β·V), which is linear
+in W and so unbiased by the noise of the rollouts. The error of the values is that of their differences between candidates, for a
+constant changes no policy; the variance of the rollouts is taken off. β = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
+from benchmarks.profile import Profile
+
+BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
+COLUMNS = ("entropy", "likelihood", "value_mean", "value_token", "worth", "worth_error")
+
+
+def cells(profile: Profile, replicate: int) -> plan.Wanted:
+    return plan.Wanted(probes=[plan.base(replicate, family) for family in profile.families])
+
+
+def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    """One row per candidate of each state."""
+    wanted = [cell for replicate in replicates for cell in cells(profile, replicate).probes]
+    return results.table(wanted, ["state", "step", "rank", *COLUMNS], "probe").drop(
+        columns=["threshold", "beta", "tuned", "floor", "search"]
+    )
+
+
+def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Means over the states of each stretch of entropy (all: stretch empty): gain of steering there, its two parts, errors of values."""
+    rows = rows.sort_values(["family", "replicate", "objective", "state", "rank"], kind="stable")
+    candidates = rows["rank"].nunique()
+    cube = {name: rows[name].to_numpy(np.float64).reshape(-1, candidates) for name in COLUMNS}
+    states = rows[rows["rank"] == 0].reset_index(drop=True)
+    stretch = np.digitize(states["entropy"], BINS) - 1
+    base = np.exp(cube["likelihood"])
+    columns = {}
+    for loss in ("mean", "token"):
+        values = cube[f"value_{loss}"]
+        tilted = base * np.exp(values - values.max(1, keepdims=True))
+        steered = tilted / tilted.sum(1, keepdims=True)
+        divergence = (steered * (np.log(np.maximum(steered, 1e-300)) - cube["likelihood"])).sum(1)
+        worth = ((steered - base) * cube["worth"]).sum(1)
+        columns |= {(loss, "gain of steering"): worth - divergence, (loss, "worth gained"): worth, (loss, "KL paid"): divergence}
+        error = values - cube["worth"]
+        for weights, how in ((np.full_like(base, 1 / candidates), "each candidate alike"), (base, "by base probability")):
+            # variance of the error under these weights, less what the noise of the rollouts adds to it
+            variance = (weights * error**2).sum(1) - (weights * error).sum(1) ** 2
+            columns[loss, f"squared error of values, {how}"] = variance - ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
+    records = []
+    names, values = list(columns), np.stack(list(columns.values()), axis=1)
+    for family in profile.families:
+        of_family = (states["family"] == family).to_numpy()
+        for number in (None, *range(len(BINS) - 1)):
+            inside = of_family if number is None else of_family & (stretch == number)
+            draws = _draws(states, values, inside, profile)
+            labels = {"family": family, "objective": "all", "replicates": states["replicate"].nunique(), "n": int(inside.sum())}
+            labels |= {"stretch": "" if number is None else f"{BINS[number]:g} to {BINS[number + 1]:g}"}
+            labels |= {"entropy": states["entropy"][inside].mean()}
+            for i, (loss, metric) in enumerate(names):
+                records.append(labels | {"value_model": f"value-{loss}", "metric": metric} | summary.ends(draws[:, :, i], profile))
+    return pd.DataFrame.from_records(records).round({"estimate": 4, "low": 4, "high": 4, "entropy": 4})
+
+
+def _draws(states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile: Profile) -> np.ndarray:
+    """Means over the states inside; resampled are replicates, and states within replicate and objective."""
+    replicates = sorted(states["replicate"].unique())
+    objective = states["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
+    place = states["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy() * len(OBJECTIVES) + objective
+    place = place * profile.sweep.probes + states["state"].to_numpy()
+    shape = (len(replicates), len(OBJECTIVES), profile.sweep.probes, 1)
+    sums, counts = np.zeros((np.prod(shape), values.shape[1])), np.zeros((np.prod(shape), 1))
+    sums[place[inside]], counts[place[inside]] = values[inside], 1
+    return summary.ratio_draws(sums, np.broadcast_to(counts, sums.shape), shape, profile)
