@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "positions")
@@ -42,3 +44,41 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             alone = {k: entry.labels[k] for k in ("method", "family", "target_ratio")}
             differences.append(summary.difference(entry, summary.the(found, best_of=1, **alone), versus="one response"))
     return summary.summarize([*found, *differences], METRICS, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Top: score against N; bottom: against the token positions that it took. Columns: all objectives, and each."""
+    from benchmarks import style
+
+    columns = ("all", *OBJECTIVES)
+    level = table[table["versus"] == ""]
+    lines = [("base", 0.0, {}), ("instruct", 0.0, {})]
+    lines += [("sia", ratio, {"linestyle": line}) for ratio, line in zip(profile.sweep.few, ("-", "--", ":"), strict=False)]
+    lines.append(("dense", 1.0, {}))
+    figure, axes = style.grid(2, len(columns), 2.4, 2.0)
+    for j, objective in enumerate(columns):
+        part = level[level["objective"] == objective]
+        for method, ratio, look in lines:
+            of_line = part[(part["method"] == method) & (part["target_ratio"] == ratio)]
+            points = of_line[of_line["metric"] == "judge"]
+            positions = of_line[of_line["metric"] == "positions"].set_index("best_of")["estimate"]
+            look = {"linestyle": style.DASHES.get(method, "-")} | look
+            style.curve(axes[0, j], method, points, "best_of", **look)
+            style.curve(axes[1, j], method, points.assign(cost=points["best_of"].map(positions)), "cost", **look)
+        counts = sorted(part["best_of"].unique())
+        axes[0, j].set_xscale("log", base=2)
+        axes[0, j].set_xticks(counts, [f"{n:g}" for n in counts])
+        axes[1, j].set_xscale("log")
+        axes[0, j].set_xlabel("N responses")
+        axes[1, j].set_xlabel("token positions, all models")
+        axes[0, j].set_title("all objectives" if objective == "all" else objective)
+        style.share_y(axes[:, j])
+    for axis in axes[:, 0]:
+        axis.set_ylabel("judge score")
+    handles = [style.handle(m, f"SIA {r:.0%}" if m == "sia" else "", marker=style.MARKERS[m], **look) for m, r, look in lines]
+    caption = (
+        f"Best-of-N by the reward model, over responses of the base, of the instruct model, and of the base steered at some share of its "
+        f"tokens ({style.FAMILIES[profile.families[0]]}, per-token loss, β = 1). Positions: tokens through language, value and reward "
+        f"model; prompts are shared by the N responses. {style.measured(level, profile)}"
+    )
+    return style.finish(figure, handles, caption, folder, "best-of-n", stale=stale)

@@ -60,7 +60,7 @@ class Cell:
     @property
     def work(self) -> float:
         """How long a response takes, in about the time of a plain one."""
-        rollouts = 60 if self.value_model == ROLLOUT else 1
+        rollouts = 30 if self.value_model == ROLLOUT else 1
         size = 2.5 if "large" in self.model + self.value_model else 1.0
         return self.responses * size * (1 + (self.gate != "never") * rollouts * (0.7 + 3 * self.target_ratio))
 
@@ -72,5 +72,7 @@ class Shard:
 
     def key(self, *decisive: object) -> str:
         """Digest of everything that changes its numbers: the cell, the objective, and what else is `decisive`."""
-        description = asdict(self.cell) | {"beta": "inf" if math.isinf(self.cell.beta) else self.cell.beta}
+        cell = self.cell
+        description = asdict(cell) | {"beta": "inf" if math.isinf(cell.beta) else cell.beta}
+        description["thresholds"] = cell.thresholds[OBJECTIVES.index(self.objective)] if cell.thresholds else None
         return digest(decisive, description, self.objective)

@@ -9,6 +9,7 @@ SIA at 20%; `versus` names each pair, so that every reading can be looked up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,3 +96,57 @@ def _times(timing: pd.DataFrame) -> pd.DataFrame:
         ends = {"estimate": ratio.median(), "low": ratio.min(), "high": ratio.max()}
         records.append(names | {"metric": "seconds, ratio"} | ends)
     return pd.DataFrame.from_records(records)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Score against three costs, each relative to plain decoding, with the Pareto front; and cost against length."""
+    from benchmarks import style
+
+    scores = table[(table["objective"] == "all") & (table["metric"] == "judge") & (table["versus"] == "")]
+    ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
+    axes_of = {"positions, ratio": "token positions / base", "megaflops, ratio": "FLOPs / base", "seconds, ratio": "time / base"}
+    families = profile.families
+    figure, axes = style.grid(len(families), len(axes_of), 3.0, 2.5)
+    used: dict[str, None] = {}
+    names = [name for name in summary.LABELS if name not in ("beta", "tau")]
+    for i, family in enumerate(families):
+        part = scores[scores["family"] == family]
+        for j, (metric, label) in enumerate(axes_of.items()):
+            axis = axes[i, j]
+            costs = ratios[(ratios["metric"] == metric) & (ratios["family"] == family)]
+            if costs.empty:
+                axis.text(0.5, 0.5, "timed on the first family", ha="center", va="center", color="#777777", transform=axis.transAxes)
+                axis.set_axis_off()
+                continue
+            both = part.merge(costs, on=names, suffixes=("", "_cost"))
+            for row in both.itertuples():
+                method = "best-of-n" if row.search == "best-of" else row.method
+                used[method] = None
+                hollow = row.value_model == "value-mean"
+                look = {"color": style.COLOURS[method], "marker": style.MARKERS[method], "markerfacecolor": "white" if hollow else None}
+                axis.errorbar(
+                    row.estimate_cost, row.estimate, yerr=[[row.estimate - row.low], [row.high - row.estimate]],
+                    xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]], markersize=4.5, elinewidth=0.7, **look,
+                )  # fmt: skip
+            front = pareto(both["estimate_cost"].to_numpy(), both["estimate"].to_numpy())
+            axis.plot(both["estimate_cost"].to_numpy()[front], both["estimate"].to_numpy()[front], color="#BBBBBB", linewidth=1, zorder=0)
+            axis.set_xscale("log")
+            axis.set_xlabel(label)
+            axis.set_title(style.FAMILIES[family], loc="left")
+        axes[i, 0].set_ylabel("judge score")
+    ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
+    caption = (
+        f"What alignment costs, all objectives. Grey line: Pareto front. SIA at {ratios} of the tokens and dense, β = 1; filled: per-token "
+        f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at their best β. Time: one core, median and range of the rounds. "
+        f"{style.measured(scores, profile)}"
+    )
+    return style.finish(figure, [style.point(method) for method in used], caption, folder, "cost", stale=stale, legend_columns=6)
+
+
+def pareto(costs: np.ndarray, scores: np.ndarray) -> list[int]:
+    """Which points no other beats in both, by ascending cost."""
+    front: list[int] = []
+    for i in np.lexsort((-scores, costs)):
+        if not front or scores[i] > scores[front[-1]]:
+            front.append(int(i))
+    return front

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -115,3 +116,48 @@ def _draws(part: pd.DataFrame, quantities: dict, profile: Profile) -> tuple[list
     counts = [np.bincount(place, counts, size) for _, counts in quantities.values()]
     shape = (len(replicates), len(OBJECTIVES), prompts, 1)
     return list(quantities), summary.ratio_draws(np.stack(sums, 1), np.stack(counts, 1), shape, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """A row for each family: entropy around junctions; junctions by entropy, and how many of them are shifted; the most frequent shifts."""
+    from benchmarks import style
+
+    target = min(profile.sweep.few)
+    table = table[np.isclose(table["target_ratio"], target)]
+    figure, axes = style.grid(len(profile.families), 4, 2.6, 2.3)
+    offsets, centres = np.array(OFFSETS), (BINS[:-1] + BINS[1:]) / 2
+    for i, family in enumerate(profile.families):
+        part = table[table["family"] == family]
+        level = part[part["versus"] == ""].set_index(["method", "metric"])
+        for method in ("base", "sia"):
+            around = level.loc[method].loc[[f"entropy at {o:+d}" for o in OFFSETS]].assign(offset=offsets)
+            style.curve(axes[i, 0], method, around, "offset")
+        steered = level.loc["sia"]
+        shares = steered.loc[[f"junctions with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]]
+        shifted = steered.loc[[f"shifted with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]].assign(centre=centres)
+        moved = shares["estimate"].to_numpy() * np.nan_to_num(shifted["estimate"].to_numpy())
+        axes[i, 1].bar(centres, shares["estimate"] - moved, 0.18, bottom=moved, color="#9ECAE1", label="token stays")
+        axes[i, 1].bar(centres, moved, 0.18, color="#08306B", label="token shifted")
+        style.curve(axes[i, 2], "sia", shifted.dropna(subset=["estimate"]), "centre")
+        shifts = part[part["metric"].str.startswith("shift ")].nlargest(FREQUENT, "estimate")[::-1]
+        axes[i, 3].barh(shifts["metric"].str.removeprefix("shift "), 100 * shifts["estimate"], color=style.COLOURS["sia"])
+        axes[i, 3].tick_params(axis="y", labelsize=6)
+        titles = (
+            f"{style.FAMILIES[family]}: around junctions",
+            "steered junctions by entropy",
+            "shifted, by entropy",
+            "most frequent shifts",
+        )
+        labels = (("tokens after the junction", "entropy (nats)"), ("entropy (nats)", "share of junctions"))
+        labels += (("entropy (nats)", "share of them shifted"), ("% of all shifts", ""))
+        for axis, title, (x, y) in zip(axes[i], titles, labels, strict=True):
+            axis.set_title(title, loc="left")
+            axis.set_xlabel(x)
+            axis.set_ylabel(y)
+        axes[i, 1].legend(frameon=False, fontsize=6.5)
+    names = [style.handle("base", "base responses, where the gate would open", marker="o"), style.handle("sia", "steered responses")]
+    caption = (
+        f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens (per-token loss, β = 1), and which "
+        f"of the steered tokens are others than the same noise would have picked unsteered. {style.measured(table, profile)}"
+    )
+    return style.finish(figure, names, caption, folder, "entropy", stale=stale)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
 GATES = ("entropy", "entropy-rise", "attention", "attention-rise", "position", "random")
@@ -37,3 +39,41 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         others = summary.select(found, method=tuple(g for g in GATES if g != "entropy"), **same)
         differences += [summary.difference(entropy, other) for other in others]
     return summary.summarize([*found, *differences, *summary.over_families(differences)], METRICS, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Rows: families and losses, then differences of each loss; columns: objectives, and all."""
+    from benchmarks import style
+
+    judged = table[table["metric"] == "judge"]
+    columns = (*OBJECTIVES, "all")
+    settings = [(family, value_model) for family in profile.families for value_model in plan.VALUES.values()]
+    figure, axes = style.grid(len(settings) + len(plan.VALUES), len(columns), 2.2, 1.6, sharex=True)
+    names = ["sia" if gate == "entropy" else gate for gate in GATES]
+    for j, objective in enumerate(columns):
+        part = judged[(judged["objective"] == objective)]
+        for i, (family, value_model) in enumerate(settings):
+            level = part[(part["versus"] == "") & (part["family"] == family)]
+            of_loss = level[level["value_model"] == value_model]
+            dense = of_loss[of_loss["method"] == "dense"]
+            style.horizontal(axes[i, j], "base", level[level["method"] == "base"].iloc[0])
+            for method in names:
+                style.curve(axes[i, j], method, pd.concat([of_loss[of_loss["method"] == method], dense]))
+            axes[i, 0].set_ylabel(f"judge score\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}")
+        for i, value_model in enumerate(plan.VALUES.values(), start=len(settings)):
+            random = part[(part["versus"] == "random") & (part["value_model"] == value_model)]
+            axes[i, j].axhline(0, color="#999999", linewidth=0.8)
+            for family, line in zip((*profile.families, "all"), ("--", ":", "-"), strict=False):
+                points = random[random["family"] == family]
+                style.curve(axes[i, j], "sia", points, "target_ratio", linestyle=line, label=style.FAMILIES[family])
+            axes[i, 0].set_ylabel(f"entropy − random\n{style.LOSSES[value_model]}")
+        axes[0, j].set_title(objective if objective != "all" else "all objectives")
+        axes[-1, j].set_xlabel("share of tokens steered")
+    axes[len(settings), 0].legend(frameon=False, fontsize=6.5, loc="best")
+    for i in range(len(axes)):
+        style.share_y(axes[i])
+    caption = (
+        f"Six gates at matched ratios, β = 1; x: realised share (differences: target). All curves end in dense steering at 1. The last "
+        f"rows: paired difference of the entropy gate and the random one. {style.measured(table, profile)}"
+    )
+    return style.finish(figure, [style.handle(m) for m in (*names, "base")], caption, folder, "figure1", stale=stale, legend_columns=7)

@@ -7,10 +7,12 @@ its own best β, chosen by the judge on validation prompts. The drawing shows th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -63,3 +65,47 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 def method_name(entry: summary.Entry) -> str:
     """What a baseline is called when something is taken against it."""
     return "best-of-n" if entry.labels["search"] == "best-of" else entry.labels["method"]
+
+
+DRAWN = list(SETTINGS)[:3]
+STATIC = ("base", "instruct", "instruct-reward", "best-of-n", "beams", "args", "transfer-q", "genarm")
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Top half: judge score; bottom half: evaluation reward. Rows: settings; columns: objectives of each family."""
+    from benchmarks import style
+
+    level = table[(table["versus"] == "") & (table["objective"] != "all")]
+    columns = [(family, objective) for family in profile.families for objective in OBJECTIVES]
+    metrics = ("judge", "reward")
+    figure, axes = style.grid(len(metrics) * len(DRAWN), len(columns), sharex=True)
+    for j, (family, objective) in enumerate(columns):
+        column = level[(level["family"] == family) & (level["objective"] == objective)]
+        for m, metric in enumerate(metrics):
+            part = column[column["metric"] == metric]
+            static = part[~part["value_model"].isin(plan.VALUES.values())]
+            for s, (value_model, tuned) in enumerate(DRAWN):
+                axis = axes[m * len(DRAWN) + s, j]
+                for row in static.itertuples():
+                    style.horizontal(axis, "best-of-n" if row.search == "best-of" else row.method, row)
+                steered = part[(part["value_model"] == value_model) & (part["tuned"] == tuned)]
+                dense = steered[steered["method"] == "dense"]
+                for method in ("random", "sia"):
+                    style.curve(axis, method, pd.concat([steered[steered["method"] == method], dense]))
+                style.curve(axis, "dense", dense)
+                axis.set_xlim(0, 1.03)
+            style.share_y(axes[m * len(DRAWN) : (m + 1) * len(DRAWN), j])
+        axes[0, j].set_title(f"{style.FAMILIES[family]}\n{objective}")
+        axes[-1, j].set_xlabel("share of tokens steered")
+    for m, metric in enumerate(metrics):
+        for s, setting in enumerate(DRAWN):
+            axes[m * len(DRAWN) + s, 0].set_ylabel(f"{summary.METRICS[metric]}\n({SETTINGS[setting]})")
+    caption = (
+        f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other lines: static baselines; N = "
+        f"{profile.sweep.beams} responses for best of N and chunk beam search; ARGS, GenARM and Transfer Q* at their own best β "
+        f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective). {style.measured(level, profile)} Instruct: "
+        f"the base trained on its own responses that the judge or the reward model likes. Best β: chosen by the judge on validation "
+        f"prompts, for each method and ratio."
+    )
+    handles = [style.handle(m) for m in ("sia", "random", "dense", *STATIC)]
+    return style.finish(figure, handles, caption, folder, "figure2", stale=stale, legend_columns=6)

@@ -6,7 +6,9 @@ Values by the per-token loss, β = 1, first family. The usual size is called med
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary
@@ -59,3 +61,48 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     pooled = [summary.mean_of(many, **names, method=f"weak-to-strong {method}", versus="base") for method, many in gains.items()]
     pooled.append(summary.mean_of(shortfalls, **names, method="weak-to-strong sia-claimed", versus="dense"))
     return summary.summarize([*found, *differences, *pooled], METRICS, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Top: score against ratio for each size of language model, a line for each size of value model. Bottom: gain over the base."""
+    from benchmarks import style
+
+    part = table[(table["metric"] == "judge") & (table["objective"] == "all")]
+    level, gains = part[part["versus"] == ""], part[part["versus"] == "base"]
+    shades = {"small": "#9ECAE1", "medium": "#4292C6", "large": "#08306B"}
+    figure, axes = style.grid(2, 3, 2.7, 2.3)
+    ratios = (*profile.sweep.claimed, 1.0)
+    for j, (name, suffix) in enumerate(SIZES.items()):
+        of_model = level[level["model"] == f"base{suffix}"]
+        style.horizontal(axes[0, j], "base", of_model[of_model["gate"] == "never"].iloc[0])
+        for value, ending in SIZES.items():
+            points = of_model[of_model["value_model"] == f"value-token{ending}"]
+            weaker = (value, name) in WEAKER
+            style.curve(axes[0, j], "sia", points, color=shades[value], linewidth=1.8 if weaker else 1.0, linestyle="-" if weaker else "--")
+        axes[0, j].set_title(f"{name} language model")
+        axes[0, j].set_xlabel("share of tokens steered")
+        rows = [
+            [
+                gains[(gains["model"] == f"base{suffix}") & (gains["value_model"] == f"value-token{e}") & (gains["target_ratio"] == r)]
+                for r in ratios
+            ]
+            for e in SIZES.values()
+        ]
+        grid = np.array([[cell["estimate"].iloc[0] for cell in row] for row in rows])
+        style.heatmap(axes[1, j], grid, [f"{r:.0%}" for r in ratios], list(SIZES), span=_span(gains))
+        axes[1, j].set_xlabel("share of tokens steered (target)")
+    axes[0, 0].set_ylabel("judge score")
+    axes[1, 0].set_ylabel("value model")
+    style.share_y(axes[0])
+    handles = [style.handle("sia", f"{value} value model", color=shade) for value, shade in shades.items()] + [style.handle("base")]
+    caption = (
+        f"Weak to strong: SIA with a value model of one size and a language model of another (per-token loss, β = 1, "
+        f"{style.FAMILIES[profile.families[0]]}, all objectives; at 1: dense). Thick, solid: the value model is the smaller one. "
+        f"Bottom: paired gain in judge score over the same base model. {style.measured(level, profile)}"
+    )
+    return style.finish(figure, handles, caption, folder, "figure3", stale=stale)
+
+
+def _span(gains: pd.DataFrame) -> tuple[float, float]:
+    shown = gains[gains["method"].isin(["sia", "dense"])]["estimate"]
+    return min(0.0, shown.min()), shown.max()

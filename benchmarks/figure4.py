@@ -9,6 +9,7 @@ the base, at KL 0) in every resample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -135,3 +136,69 @@ def _record(labels: dict, draws: list[np.ndarray], profile: Profile) -> dict:
         f"{name}_by_replicate": "|".join(f"{end[i]:.4f}" for end in single) for i, name in enumerate(("estimate", "low", "high"))
     }
     return labels | dict(zip(("estimate", "low", "high"), map(float, pooled), strict=True)) | by_replicate
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """A row for each loss: score against β for each ratio; the grid of scores; drift; errors of fluency; score against drift."""
+    from benchmarks import style
+
+    family, betas = profile.families[0], profile.sweep.betas
+    ratios = (*profile.sweep.ratios, 1.0)
+    shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
+    part = table[(table["family"] == family) & (table["objective"] == "all") & (table["versus"] == "") & (table["floor"] == 0)]
+    figure, axes = style.grid(len(plan.VALUES), 5, 2.5, 2.4)
+    place = {beta: i for i, beta in enumerate(betas)}
+    names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
+    for i, value_model in enumerate(plan.VALUES.values()):
+        of_loss = part[part["value_model"] == value_model]
+        grid = of_loss[~of_loss["tuned"].astype(bool)].assign(place=lambda x: x["beta"].map(place))
+        judge, kl, fluency, drift = (grid[grid["metric"] == m] for m in ("judge", "kl", "fluency_errors", "kl_per_token"))
+        base = part[(part["gate"] == "never") & (part["metric"] == "judge")].iloc[0]
+        style.horizontal(axes[i, 0], "base", base)
+        for ratio in ratios:
+            look = {"color": shades[ratio], "marker": style.MARKERS["dense"] if ratio == 1 else style.MARKERS["sia"]}
+            for axis, points in ((axes[i, 0], judge), (axes[i, 2], drift), (axes[i, 3], fluency)):
+                style.curve(axis, "sia", points[points["target_ratio"] == ratio], "place", **look)
+            scores = judge[judge["target_ratio"] == ratio].set_index("beta")["estimate"]
+            drifts = kl[kl["target_ratio"] == ratio].set_index("beta")["estimate"]
+            path = [(0.0, base["estimate"]), *((drifts[beta], scores[beta]) for beta in betas)]
+            axes[i, 4].plot(*zip(*path, strict=True), markersize=3, linewidth=1.2, **look)
+        cells = np.array([[judge[(judge["target_ratio"] == r) & (judge["beta"] == b)]["estimate"].iloc[0] for b in betas] for r in ratios])
+        style.heatmap(axes[i, 1], cells, names, [f"{r:.0%}" for r in ratios], span=(max(cells.min(), cells.max() - 4), cells.max()))
+        for row, ratio in enumerate(ratios):
+            chosen = of_loss[of_loss["tuned"].astype(bool) & (of_loss["target_ratio"] == ratio) & (of_loss["metric"] == "judge")]
+            for beta in chosen["beta_by_replicate"].iloc[0].split("|"):
+                axes[i, 1].add_patch(
+                    style.plt.Rectangle((place[float(beta)] + 0.06, row + 0.08), 0.88, 0.84, fill=False, color="#D55E00", linewidth=1.1)
+                )
+        for axis in axes[i, (0, 2, 3)]:
+            axis.set_xticks(range(len(betas)), names)
+        for axis, label in zip(
+            axes[i],
+            ("judge score", "share of tokens steered", "KL per token (nats)", "share with fluency errors", "judge score"),
+            strict=True,
+        ):
+            axis.set_ylabel(label)
+        for axis, label in zip(axes[i], ("β", "β", "β", "β", "KL per response (nats)"), strict=True):
+            axis.set_xlabel(label)
+        axes[i, 2].set_yscale("symlog", linthresh=0.01)
+        axes[i, 4].set_xscale("symlog", linthresh=1.0)
+        axes[i, 0].set_title(f"{style.LOSSES[value_model]}: score", loc="left")
+        for axis, title in zip(axes[i, 1:], ("judge score", "drift", "fluency", "score against drift"), strict=True):
+            axis.set_title(title, loc="left")
+    handles = [style.handle("sia", f"{r:.0%}" if r < 1 else "dense", color=shades[r], marker="D" if r == 1 else "o") for r in ratios]
+    caption = (
+        f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). Framed cells: β that validation prompts "
+        f"choose for the ratio, of each replicate. β = ∞: values in place of the logits. In the last panel each line starts at the "
+        f"base and goes through the β in order. Scores 4 points below the best and lower have one colour. "
+        f"{style.measured(part, profile)}"
+    )
+    return style.finish(figure, [*handles, style.handle("base")], caption, folder, "figure4", stale=stale, legend_columns=8)
+
+
+def _shades(count: int) -> list[str]:
+    """From pale to dark blue, and black for dense."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["YlGnBu"](0.35 + 0.6 * i / (count - 1))) for i in range(count - 1)] + ["#000000"]

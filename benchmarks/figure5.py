@@ -6,6 +6,7 @@ Per-token values, β = 1. A row of the table is a response; its junctions are th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -75,3 +76,38 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 def _bit(part: pd.DataFrame, position: int) -> np.ndarray:
     column = part["junctions_low" if position < 64 else "junctions_high"].to_numpy().astype(np.uint64)
     return (column >> np.uint64(position % 64)) & np.uint64(1)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Rows: families, objectives; columns: policies at each target ratio."""
+    from benchmarks import style
+
+    columns = [(target, method) for target in profile.sweep.few for method in POLICIES]
+    figure, axes = style.grid(1, len(columns), 3.0, 2.6, sharey=True)
+    labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
+    shares = table[table["metric"] == "junction"]
+    highest = 100 * shares["estimate"].max()
+    for axis, (target, method) in zip(axes[0], columns, strict=True):
+        part = table[(table["target_ratio"] == target) & (table["method"] == method)]
+        rows, lengths = [], []
+        for family, objective in labels:
+            of_row = part[(part["family"] == family) & (part["objective"] == objective)]
+            rows.append(100 * of_row[of_row["metric"] == "junction"].sort_values("position")["estimate"].to_numpy())
+            lengths.append(of_row[of_row["metric"] == "length"]["estimate"].iloc[0])
+        drawn = axis.pcolormesh(np.array(rows), cmap=style.BLUES, vmin=0, vmax=highest)
+        for i, length in enumerate(lengths):
+            axis.plot([length, length], [i + 0.04, i + 0.96], color="#D00000", linestyle=(0, (3, 1.5)), linewidth=1.3)
+        axis.set_yticks(np.arange(len(labels)) + 0.5, [f"{style.FAMILIES[f]}, {o}" for f, o in labels])
+        axis.set_title(f"{POLICIES[method]}, {target:.0%} of tokens")
+        axis.set_xlabel("position in the response (token)")
+        axis.invert_yaxis()
+    bar = figure.colorbar(drawn, ax=axes[0, -1], pad=0.02)
+    bar.set_label("responses with a junction here (%)")
+    first = table.iloc[0]
+    caption = (
+        f"How often each position of a response is a junction, per-token values, β = 1. Base responses: where the same gate would open. "
+        f"Positions beyond the end of a response count as none. Red, dashed: mean length of the responses (at most "
+        f"{profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from {first['replicates']} "
+        f"replicate(s) of profile {profile.name}; no intervals."
+    )
+    return style.finish(figure, [], caption, folder, "figure5", stale=stale)

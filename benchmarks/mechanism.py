@@ -7,6 +7,7 @@ seen few samples once. worlds: base models of other corpora (first family), valu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -73,3 +74,67 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             without = summary.the(found, **(setting | {"floor": 0.0}), method=labels["method"], target_ratio=labels["target_ratio"])
             differences.append(summary.difference(entry, without, versus="no floor"))
     return summary.summarize([*found, *differences, *summary.over_families(differences)], METRICS, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Differences that isolate one cause each, all objectives: a panel for each question."""
+    from benchmarks import style
+
+    family, few, sweep = profile.families[0], profile.sweep.few, profile.sweep
+    part = table[(table["objective"] == "all") & (table["versus"] != "")]
+    judge, content = part[part["metric"] == "judge"], part[part["metric"] == "content"]
+    figure, axes = style.grid(2, 3, 3.6, 2.3)
+    looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
+    usual = (judge["model"] == "base") & (judge["family"] == "all")
+
+    def against(axis, rows: pd.DataFrame, method: str, **look) -> None:
+        for value_model, style_of in looks.items():
+            style.curve(axis, method, rows[rows["value_model"] == value_model], "target_ratio", **style_of | look)
+        axis.axhline(0, color="#999999", linewidth=0.8)
+        axis.set_xlabel("share of tokens steered (target)")
+
+    for method in ("inverted-entropy", "random"):
+        against(axes[0, 0], judge[usual & (judge["method"] == "sia") & (judge["versus"] == method) & (judge["floor"] == 0)], method)
+    axes[0, 0].set_title("entropy gate − another, judge score", loc="left")
+    sparse = (judge["method"] == "sia") & (judge["versus"] == "dense") & usual
+    against(axes[0, 1], judge[sparse & (judge["floor"] == 0)], "sia")
+    against(axes[0, 1], judge[sparse & (judge["floor"] > 0)], "dense", color="#56B4E9")
+    axes[0, 1].set_title("SIA − dense: without, with floor (pale)", loc="left")
+    without = (content["method"] == "sia") & (content["versus"] == "dense") & (content["model"] == "base") & (content["family"] == "all")
+    against(axes[0, 2], judge[sparse & (judge["floor"] == 0)], "sia")
+    against(axes[0, 2], content[without & (content["floor"] == 0)], "sia", color="#D55E00")
+    axes[0, 2].set_title("SIA − dense: judge, without fluency (red)", loc="left")
+
+    first = judge[judge["family"] == family]
+    early = first[first["value_model"].str.endswith("-early", na=False) & (first["method"] == "sia") & (first["versus"] == "dense")]
+    early = early.assign(value_model=early["value_model"].str.removesuffix("-early"))
+    mine = first[
+        (first["model"] == "base") & first["beta"].eq(1) & (first["method"] == "sia") & (first["versus"] == "dense") & (first["floor"] == 0)
+    ]
+    against(axes[1, 0], mine[mine["value_model"].isin(plan.VALUES.values())], "sia")
+    against(axes[1, 0], early, "sia", color="#D55E00")
+    axes[1, 0].set_title("SIA − dense: converged, early values (red)", loc="left")
+    worlds = {"": "usual", **{f"@{world.name}": world.name.replace("-", "\n") for world in profile.worlds}}
+    for axis, method, versus in ((axes[1, 1], "sia", "random"), (axes[1, 2], "sia", "dense")):
+        for k, value_model in enumerate(plan.VALUES.values()):
+            for place, ending in enumerate(worlds):
+                found = first[
+                    (first["model"] == f"base{ending}") & (first["value_model"] == f"{value_model}{ending}") & (first["versus"] == versus)
+                ]
+                found = found[(found["method"] == method) & (found["target_ratio"] == few[0]) & found["beta"].eq(1) & (found["floor"] == 0)]
+                hollow = {"edgecolor": style.COLOURS["sia"], "fill": k == 0}
+                style.bars(axis, place + 0.4 * k - 0.2, found.iloc[0], style.COLOURS["sia"], 0.36, **hollow)
+        axis.set_xticks(range(len(worlds)), worlds.values(), fontsize=6.5)
+        axis.axhline(0, color="#999999", linewidth=0.8)
+        axis.set_title(f"worlds: SIA {few[0]:.0%} − {versus}", loc="left")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("difference in score")
+    names = [style.handle("sia", "per-token loss"), style.handle("sia", "paper's loss", **looks["value-mean"])]
+    names += [style.handle("inverted-entropy", "− lowest entropies"), style.handle("random", "− random gate", marker="s")]
+    caption = (
+        f"What changes when one thing changes; β = 1, all objectives, paired differences. Top: both families; floor: candidates need a "
+        f"base probability of {sweep.floor} on steered steps. Bottom ({style.FAMILIES[family]}): early values have seen "
+        f"{profile.training.early:.0%} of the samples once; in other worlds base and values learn from other corpora. "
+        f"{style.measured(table, profile)}"
+    )
+    return style.finish(figure, names, caption, folder, "mechanism", stale=stale)

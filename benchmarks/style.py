@@ -1,8 +1,9 @@
-"""How figures look: one colour per method everywhere (Okabe and Ito's palette, safe for colour-blind readers)."""
+"""How figures look: one colour and marker or dash per method everywhere (after Okabe and Ito, and Tol: safe for the colour-blind)."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,27 +17,62 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.profile import Profile
 from benchmarks.store import write_atomically
 
 COLOURS = {
     "sia": "#0072B2",
+    "dense": "#000000",
     "random": "#E69F00",
     "base": "#7F7F7F",
     "instruct": "#009E73",
     "instruct-reward": "#CC79A7",
     "best-of-n": "#D55E00",
+    "beams": "#56B4E9",
+    "args": "#882255",
+    "transfer-q": "#999933",
+    "genarm": "#332288",
+    "entropy-rise": "#44AA99",
+    "attention": "#AA4499",
+    "attention-rise": "#B8A13A",
+    "position": "#117733",
+    "inverted-entropy": "#661100",
 }
 NAMES = {
     "sia": "SIA (entropy gate)",
+    "dense": "dense (every token)",
     "random": "random gate",
     "base": "base",
     "instruct": "instruct (judge's favourites)",
     "instruct-reward": "instruct (reward model's favourites)",
-    "best-of-n": "best of {best_of}",
+    "best-of-n": "best of N",
+    "beams": "chunk beam search",
+    "args": "ARGS",
+    "transfer-q": "Transfer Q*",
+    "genarm": "GenARM",
+    "entropy-rise": "entropy rise",
+    "attention": "attention",
+    "attention-rise": "attention rise",
+    "position": "first tokens",
+    "inverted-entropy": "lowest entropies",
 }
-DASHES = {"base": (0, (5, 2)), "instruct": (0, (1, 1)), "instruct-reward": (0, (3, 1, 1, 1)), "best-of-n": (0, (6, 1, 1, 1, 1, 1))}
-MARKERS = {"sia": "o", "random": "s"}
-FAMILIES = {"qwen3": "Qwen3", "llama": "Llama"}
+DASHES = {
+    "base": (0, (5, 2)),
+    "instruct": (0, (1, 1)),
+    "instruct-reward": (0, (3, 1, 1, 1)),
+    "best-of-n": (0, (6, 1, 1, 1, 1, 1)),
+    "beams": (0, (8, 2)),
+    "args": (0, (2, 2)),
+    "transfer-q": (0, (4, 1, 1, 1)),
+    "genarm": (0, (6, 2, 1, 2)),
+}
+MARKERS = {
+    "sia": "o", "dense": "D", "random": "s", "base": "o", "instruct": "P", "instruct-reward": "X", "best-of-n": "v", "beams": "^",
+    "args": "<", "transfer-q": ">", "genarm": "h", "entropy-rise": "^", "attention": "v", "attention-rise": "<", "position": ">",
+    "inverted-entropy": "X",
+}  # fmt: skip
+FAMILIES = {"qwen3": "Qwen3", "llama": "Llama", "all": "both families"}
+LOSSES = {"value-mean": "paper's loss", "value-token": "per-token loss"}
 RC = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -50,26 +86,35 @@ RC = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "sia",
 }
+BLUES, SIGNED = "Blues", "RdBu"
 
 
 plt.rcParams.update(RC)
 
 
-def grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """Small panels that share the x axis."""
-    return plt.subplots(rows, columns, figsize=(1.9 * columns + 0.6, 1.55 * rows + 1.0), sharex=True, squeeze=False)
+def grid(rows: int, columns: int, width: float = 1.9, height: float = 1.55, **options) -> tuple[Figure, np.ndarray]:
+    """Panels of this size in inches. options: of `plt.subplots`."""
+    return plt.subplots(rows, columns, figsize=(width * columns + 0.6, height * rows + 1.0), squeeze=False, **options)
 
 
-def horizontal(axis: Axes, method: str, estimate: float, low: float, high: float) -> None:
-    """A static method: a dashed line with its interval as a band."""
-    axis.axhspan(low, high, color=COLOURS[method], alpha=0.12, linewidth=0)
-    axis.axhline(estimate, color=COLOURS[method], linestyle=DASHES[method], linewidth=1.1)
+def horizontal(axis: Axes, method: str, row) -> None:
+    """A static method: a dashed line with its interval as a band. row: estimate, low, high."""
+    axis.axhspan(row.low, row.high, color=COLOURS[method], alpha=0.10, linewidth=0)
+    axis.axhline(row.estimate, color=COLOURS[method], linestyle=DASHES[method], linewidth=1.1)
 
 
-def curve(axis: Axes, method: str, points: pd.DataFrame) -> None:
-    """Estimate against realised ratio, with its interval as a band. points: ratio, estimate, low, high."""
-    axis.fill_between(points["ratio"], points["low"], points["high"], color=COLOURS[method], alpha=0.18, linewidth=0)
-    axis.plot(points["ratio"], points["estimate"], color=COLOURS[method], marker=MARKERS[method], markersize=3, linewidth=1.3)
+def curve(axis: Axes, method: str, points: pd.DataFrame, x: str = "ratio", **look) -> None:
+    """Estimate against `x`, with its interval as a band. points: x, estimate, low, high. look: what differs from the method's usual."""
+    points = points.sort_values(x)
+    look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 3, "linewidth": 1.3} | look
+    axis.fill_between(points[x].astype(float), points["low"], points["high"], color=look["color"], alpha=0.15, linewidth=0)
+    axis.plot(points[x].astype(float), points["estimate"], **look)
+
+
+def bars(axis: Axes, place: float, row, colour: str, width: float = 0.8, **look) -> None:
+    """One bar with its interval. row: estimate, low, high."""
+    axis.bar(place, row.estimate, width, color=colour, **look)
+    axis.plot([place, place], [row.low, row.high], color="#222222", linewidth=0.9, solid_capstyle="butt")
 
 
 def share_y(axes: np.ndarray) -> None:
@@ -79,25 +124,69 @@ def share_y(axes: np.ndarray) -> None:
         axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
-def finish(figure: Figure, methods: list[str], caption: str, paths: list[Path], *, stale: bool, **names: object) -> None:
-    """Legend on top, caption below, and one file per path, each written whole or not at all.
+def heatmap(
+    axis: Axes, values: np.ndarray, columns: Sequence[str], rows: Sequence[str], *, signed: bool = False, digits: int = 2, span=None
+) -> None:
+    """Numbers in coloured cells, `(rows, columns)`, first row at the bottom. signed: colours diverge from 0. span: lowest, highest."""
+    low, high = span or (np.nanmin(values), np.nanmax(values))
+    if signed:
+        high = max(abs(low), abs(high), 1e-9)
+        low = -high
+    axis.pcolormesh(values, cmap=SIGNED if signed else BLUES, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
+    for (i, j), value in np.ndenumerate(values):
+        strong = abs(value) > 0.6 * high if signed else value > low + 0.6 * (high - low)
+        text = "" if np.isnan(value) else f"{value:.{digits}f}"
+        axis.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=6.5, color="white" if strong else "black")
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axis.tick_params(length=0)
+    for side in axis.spines.values():
+        side.set_visible(False)
 
-    stale: the table was measured under other settings than today's; the figure says so in red. names: fill the NAMES.
+
+def handle(method: str, name: str = "", **look) -> Line2D:
+    """What the legend shows of a method."""
+    usual = {"color": COLOURS[method], "linestyle": DASHES.get(method, "-"), "marker": None if method in DASHES else MARKERS[method]}
+    return Line2D([], [], label=name or NAMES[method], **({"markersize": 4, "linewidth": 1.5} | usual | look))
+
+
+def point(method: str, name: str = "") -> Line2D:
+    """The same where methods are points."""
+    return handle(method, name, linestyle="none", marker=MARKERS[method], markersize=5)
+
+
+def measured(summary: pd.DataFrame, profile: Profile) -> str:
+    """How many were measured, and what the intervals are, for captions."""
+    first = summary[summary["n"].notna()].iloc[0]
+    n, replicates = int(summary["n"].max()), int(first["replicates"])
+    return (
+        f"Bands and bars: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {n} prompts × "
+        f"{int(first['seeds'])} samples per point, from {replicates} replicate{'s' if replicates > 1 else ''} of profile {profile.name}."
+    )
+
+
+def finish(
+    figure: Figure, handles: Sequence[Line2D], caption: str, folder: Path, name: str, *, stale: bool, legend_columns: int = 6
+) -> list[Path]:
+    """Legend on top, caption below, NAME.png and NAME.pdf, each written whole or not at all. Returns their paths.
+
+    stale: the table was measured under other settings than today's; the figure says so in red.
     """
     if stale:
         figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=90, rotation=30, ha="center", va="center")
         caption = f"STALE: measured under other settings than the profile has now. {caption}"
-    lines = [
-        Line2D([], [], color=COLOURS[m], linestyle=DASHES.get(m, "-"), marker=MARKERS.get(m), markersize=4, linewidth=1.5) for m in methods
-    ]
     width, height = figure.get_size_inches()
-    text = textwrap.fill(caption, int(width * 17))
-    lines_of_text = text.count("\n") + 1
-    bottom, top = (0.12 + 0.13 * lines_of_text) / height, 1 - 0.3 / height
-    figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.6, w_pad=0.4)
-    figure.legend(lines, [NAMES[m].format(**names) for m in methods], loc="upper center", ncol=len(methods), frameon=False)
+    text = textwrap.fill(caption, int(width * 16.5))
+    columns = min(legend_columns, max(1, len(handles)))
+    legend_rows = -(-len(handles) // columns)
+    bottom, top = (0.14 + 0.135 * (text.count("\n") + 1)) / height, 1 - (0.1 + 0.19 * legend_rows) / height
+    figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.7, w_pad=0.6)
+    if handles:
+        figure.legend(handles=list(handles), loc="upper center", ncol=columns, frameon=False, columnspacing=1.2, handlelength=2.4)
     figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=7.5)
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in paths:
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {}
-        write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=200, metadata=metadata))
+        write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=170, metadata=metadata))
     plt.close(figure)
+    return paths

@@ -1,8 +1,9 @@
 """Running cells: what is not in the store yet is measured in worker processes and kept, shard by shard.
 
-Figures ask for cells whose thresholds, and strength where it is tuned, are open. Three stages settle them: unsteered validation
-generations give first thresholds; steered validation generations give the thresholds of the test cells and the best β; then the
-test cells are measured. A killed run loses the shards in hand, one per worker; started again it goes on from there.
+Figures ask for cells whose thresholds, and strength where it is tuned, are open. Unsteered validation generations give first
+thresholds. Steered validation generations correct them, twice where the realised ratio of an objective is far from its target (for
+steering changes what follows), and choose the best β. Then the test cells are measured. A killed run loses the shards in hand, one
+per worker; started again it goes on from there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import parallel
-from benchmarks.cells import OBJECTIVES, Cell, Shard
+from benchmarks.cells import OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.digests import ROWS, code_digest
 from benchmarks.lab.build import Replicate
 from benchmarks.measure import measure
@@ -25,6 +26,7 @@ from benchmarks.store import CACHE, read_frame, write_frame
 from benchmarks.timing import time_cells
 
 MEASURES: dict[str, Callable[[Profile, Shard], pd.DataFrame]] = {"rows": measure, "trace": trace, "probe": probe}
+FAR = 0.03  # a realised ratio that is further from its target has its threshold corrected twice
 LABELS = ("replicate", "family", "model", "value_model", "method", "gate", "target_ratio", "threshold", "beta", "tuned", "floor", "search")
 
 
@@ -49,7 +51,9 @@ class Results:
         validation = shard.cell.split == "validation"
         # the number of samples (of searches: which noise is whose), and what is kept with a validation shard or is set in the sweep
         decisive = [evaluation.validation_samples if validation else evaluation.samples, sweep.ratios if validation else ()]
-        decisive += [(sweep.beam_width, sweep.chunk), sweep.rollout_tokens, (sweep.probes, sweep.probe_rollouts) if what == "probe" else ()]
+        decisive += [(sweep.beam_width, sweep.chunk)] if shard.cell.search == "beams" else []
+        decisive += [sweep.rollout_tokens] if shard.cell.value_model == ROLLOUT else []
+        decisive += [sweep.probes, sweep.probe_rollouts] if what == "probe" else []
         key = shard.key(what, self._digests[shard.cell.replicate], code_digest(ROWS), *decisive)
         return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.parquet"
 
@@ -88,13 +92,24 @@ class Results:
         """A validation cell with thresholds from unsteered generations."""
         return self._with_thresholds(cell, self.unsteered(cell))
 
+    def corrected(self, cell: Cell) -> Cell:
+        """A measured validation cell with new thresholds for the objectives whose realised ratio was far from the target."""
+        if not cell.calibrated:
+            return cell
+        old = zip(OBJECTIVES, cell.thresholds, self._with_thresholds(cell, cell).thresholds, strict=True)
+        return replace(cell, thresholds=tuple(new if self._far(Shard(cell, objective)) else same for objective, same, new in old))
+
     def settled(self, cell: Cell) -> Cell:
         """The cell as it is measured, once its validation cells are there."""
-        tried = [self.first(one) for one in self.validations(cell)]
+        tried = [self.corrected(self.first(one)) for one in self.validations(cell)]
         if not tried:
             return cell
         best = max(tried, key=self._score)
         return self._with_thresholds(replace(cell, tuned=False, beta=best.beta), best)
+
+    def _far(self, shard: Shard) -> bool:
+        rows = self._read(shard)
+        return abs(rows["steered"].sum() / rows["tokens"].sum() - shard.cell.target_ratio) > FAR
 
     def _score(self, cell: Cell) -> float:
         return sum(self._read(Shard(cell, objective))["judge"].mean() for objective in OBJECTIVES)
@@ -124,7 +139,12 @@ class Results:
         unsteered, steered = self.stages([*cells, *traces])
         sweep = self.profile.sweep
         validation = evaluation.validation_prompts_per_objective * evaluation.validation_samples
-        total = sum(cell.work * len(OBJECTIVES) * validation for cell in [*unsteered, *steered])
+        twice = 1.5  # about half of the thresholds are corrected twice
+        total = sum(cell.work * len(OBJECTIVES) * validation for cell in unsteered)
+        total += sum(
+            cell.work * len(OBJECTIVES) * (cell.prompts * evaluation.validation_samples or validation) * (twice if cell.calibrated else 1)
+            for cell in steered
+        )
         for cell in dict.fromkeys([*cells, *traces]):
             prompts = cell.prompts or evaluation.prompts_per_objective
             total += cell.work * len(OBJECTIVES) * prompts * evaluation.samples
@@ -134,11 +154,12 @@ class Results:
     def measure(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = ()) -> None:
         """Everything that these cells of the test split need, and the cells. traces, probes: of which these are kept too."""
         unsteered, steered = self.stages([*cells, *traces, *probes])
-        self.complete(unsteered, "sweep 1/4: thresholds")
-        self.complete([self.first(cell) for cell in steered], "sweep 2/4: validation")
-        self.complete([self.settled(cell) for cell in cells], "sweep 3/4: cells")
-        self.complete([self.settled(cell) for cell in probes], "sweep 4/4: worth of candidates", "probe")
-        self.complete([self.settled(cell) for cell in traces], "sweep 4/4: traces", "trace")
+        self.complete(unsteered, "sweep 1/5: thresholds")
+        self.complete([self.first(cell) for cell in steered], "sweep 2/5: validation")
+        self.complete([self.corrected(self.first(cell)) for cell in steered], "sweep 3/5: validation, thresholds corrected")
+        self.complete([self.settled(cell) for cell in cells], "sweep 4/5: cells")
+        self.complete([self.settled(cell) for cell in probes], "sweep 5/5: worth of candidates", "probe")
+        self.complete([self.settled(cell) for cell in traces], "sweep 5/5: traces", "trace")
 
     def table(self, cells: Sequence[Cell], columns: Sequence[str], what: str = "rows") -> pd.DataFrame:
         """The rows of these cells as one table: how each was asked for (LABELS), and these columns.

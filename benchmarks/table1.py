@@ -6,11 +6,14 @@ win: share of responses that the judge scores above the base's to the same promp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
+from benchmarks.store import write_text
 
 METRICS = ("reward", "judge", "win", "distinct", "kl", "surprise", "tokens", "positions")
 MEASURED = ("reward", "judge", "distinct", "kl", "surprise", "steered", "tokens", "model_tokens", "value_tokens")
@@ -61,3 +64,109 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         for entry in found
     ]
     return summary.summarize([*found, *differences], METRICS, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """The table as Markdown and LaTeX (table1.csv in results is the whole summary)."""
+    level = table[(table["versus"] == "")]
+    sections = [(family, objective) for family in profile.families for objective in (*OBJECTIVES, "all")]
+    paths = []
+    note = "Stale: measured under other settings than the profile has now. " if stale else ""
+    first = level[level["method"] == "base"].iloc[0]
+    note += (
+        f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
+        f"for each objective, {int(first['replicates'])} replicate(s) of profile {profile.name} (Transfer Q*: "
+        f"{profile.sweep.rollout_prompts} prompts). Bold: best of its column by the estimate. β = 1 unless it says best β (chosen on "
+        f"validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties half. KL: "
+        f"steered steps only; −ln π: surprise of the base. Cost: token positions through all models."
+    )
+    for suffix, render in (("md", _markdown), ("tex", _latex)):
+        path = folder / f"table1.{suffix}"
+        write_text(path, render([(section, _rows(level, *section)) for section in sections], note))
+        paths.append(path)
+    return paths
+
+
+def name_of(row: pd.Series) -> str:
+    """A method in words."""
+    plain = {
+        "base": "base",
+        "instruct": "instruct (judge)",
+        "instruct-reward": "instruct (reward model)",
+        "args": "ARGS",
+        "genarm": "GenARM",
+    }
+    plain |= {"transfer-q": "Transfer Q*", "beams": "chunk beam search"}
+    name = plain.get(row["method"]) or ("dense" if row["method"] == "dense" else f"SIA {row['target_ratio']:.0%}")
+    if row["search"] == "best-of":
+        name += f" + best of {int(row['best_of'])}"
+    if row["value_model"] in plan.VALUES.values():
+        loss = "paper's loss" if row["value_model"] == "value-mean" else "per-token loss"
+        name += f", {loss}{', best β' if row['tuned'] else ''}"
+    return name
+
+
+def _rows(level: pd.DataFrame, family: str, objective: str) -> list[tuple[str, dict[str, pd.Series]]]:
+    part = level[(level["family"] == family) & (level["objective"] == objective)]
+    keys = ["method", "search", "value_model", "tuned", "target_ratio"]
+    return [(name_of(group.iloc[0]), {row["metric"]: row for _, row in group.iterrows()}) for _, group in part.groupby(keys, dropna=False)]
+
+
+def _best(rows: list[tuple[str, dict]]) -> dict[str, float]:
+    """The best estimate of each column that has one; drift of unsteered models counts for nothing."""
+    found = {}
+    for metric, sign in BETTER.items():
+        values = [row[metric]["estimate"] for _, row in rows if not (metric == "kl" and row["kl"]["gate"] == "never")]
+        found[metric] = sign * max(sign * value for value in values)
+    return found
+
+
+def _cell(row: pd.Series) -> str:
+    if row["metric"] == "kl" and row["gate"] == "never":
+        return "–"
+    digits = {"positions": 0, "tokens": 1, "surprise": 1}.get(row["metric"], 2)
+    return f"{row['estimate']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def _markdown(sections: list, note: str) -> str:
+    lines = ["# Table 1", "", note, ""]
+    for (family, objective), rows in sections:
+        best = _best(rows)
+        lines += [
+            f"## {family}, {'all objectives' if objective == 'all' else objective}",
+            "",
+            "| method | " + " | ".join(HEADS.values()) + " |",
+        ]
+        lines.append("|---|" + "---|" * len(HEADS))
+        for name, row in rows:
+            cells = [f"**{_cell(row[m])}**" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _cell(row[m]) for m in HEADS]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _latex(sections: list, note: str) -> str:
+    """Tables of booktabs, one for each family and objective."""
+    lines = [f"% {note}"]
+    for (family, objective), rows in sections:
+        best = _best(rows)
+        lines += [
+            r"\begin{tabular}{l" + "r" * len(HEADS) + "}",
+            r"\toprule",
+            f"{family}, {objective} & " + " & ".join(map(_tex, HEADS.values())) + r" \\",
+            r"\midrule",
+        ]
+        for name, row in rows:
+            cells = [
+                rf"\textbf{{{_tex(_cell(row[m]))}}}" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _tex(_cell(row[m]))
+                for m in HEADS
+            ]
+            lines.append(f"{_tex(name)} & " + " & ".join(cells) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("%", r"\%"), ("−ln π", r"$-\ln\pi$"), ("β", r"$\beta$"), ("–", "--"), ("−", "-"), ("Q*", "Q$^*$")):
+        text = text.replace(plain, escaped)
+    return text

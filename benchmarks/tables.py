@@ -122,7 +122,7 @@ def _reference(profile: Profile, name: str) -> Path:
 
 def read_summary(path: Path) -> pd.DataFrame:
     """A summary as it was written; what names nothing (no setting, no value model) is the empty string."""
-    as_text = {f"{name}_by_replicate": str for name in ("beta", "estimate", "low", "high")}
+    as_text = dict.fromkeys((*TEXTS, *(f"{name}_by_replicate" for name in ("estimate", "low", "high"))), str)
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=as_text)
     texts = [column for column in TEXTS if column in frame]
     return frame.assign(**{column: frame[column].fillna("") for column in texts})

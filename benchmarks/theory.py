@@ -8,6 +8,7 @@ Equations and sources: sia.theory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -232,3 +233,71 @@ def _bounds(entropy: np.ndarray, value_range: np.ndarray) -> np.ndarray:
 
 def _largest(likely: np.ndarray, value_range: np.ndarray) -> np.ndarray:
     return np.log1p(likely * np.expm1(value_range)) - likely * value_range
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """What the laws come to: random steps and trees on the left, the lab on the right."""
+    from benchmarks import style
+
+    figure, axes = style.grid(1, 4, 3.1, 2.9)
+    exact = table[table["experiment"].isin(["step", "tree"])].set_index("metric")["estimate"]
+    laws = {
+        "KL(π*‖π)/β is not the regret: median relative error": "regret − KL(π*‖π)/β, relative, median",
+        "trees beyond the sum, optimum's states": "trees whose regret exceeds the sum under the optimum's states",
+        "trees beyond the sum, base's states": "trees whose regret exceeds the sum under the base's states",
+        "regret / entropy bound, entropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
+        "entropy bound / Hoeffding, entropy < 1": "entropy bound / Hoeffding's, median, entropy below 1",
+        "noise: regret below / above entropy 1": "regret by noise, entropy below 1 / 1 and more",
+    }
+    axes[0, 0].barh(list(laws), [exact[metric] for metric in laws.values()], color="#56B4E9")
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].tick_params(axis="y", labelsize=6)
+    axes[0, 0].set_title("random steps and trees", loc="left")
+    lab = table[table["experiment"] == "lab"]
+    colours = {"sia": style.COLOURS["sia"], "base": style.COLOURS["base"], "dense": style.COLOURS["dense"]}
+    few = profile.sweep.few
+    for axis, metric, title in (
+        (axes[0, 1], "Σ KL(π‖π*) over unsteered steps, per response", "Theorem 2.2's sum (nats)"),
+        (axes[0, 2], "share of Σ KL(π‖π*) at the steps that the gate opens", "share of it at junctions"),
+    ):
+        part = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
+        place, ticks = 0, []
+        for family in profile.families:
+            for ratio in few:
+                for offset, states in enumerate(colours):
+                    row = part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio) & (part["states"] == states)].iloc[0]
+                    style.bars(axis, place + 0.28 * offset - 0.28, row, colours[states], 0.26)
+                ticks.append(f"{style.FAMILIES[family]}\n{ratio:.0%}")
+                place += 1
+        axis.set_xticks(range(place), ticks, fontsize=6.5)
+        axis.set_title(title, loc="left")
+    gaps = lab[lab["metric"] == "J of dense − J reached"]
+    sums = lab[
+        (lab["metric"] == "Σ KL(π‖π*) over unsteered steps, per response")
+        & (lab["value_model"] == "value-token")
+        & (lab["states"] == "sia")
+    ]
+    for family, marker in zip(profile.families, ("o", "s"), strict=True):
+        for ratio, hollow in zip(few, (False, True), strict=False):
+            x, y = (part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio)].iloc[0] for part in (sums, gaps))
+            axes[0, 3].errorbar(
+                x["estimate"], y["estimate"], xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
+                yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]], marker=marker, color=style.COLOURS["sia"], markersize=5,
+                markerfacecolor="white" if hollow else None, linestyle="none", elinewidth=0.8,
+                label=f"{style.FAMILIES[family]}, {ratio:.0%}",
+            )  # fmt: skip
+    ends = [0, max(sums["high"].max(), gaps["high"].max())]
+    axes[0, 3].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
+    axes[0, 3].set_xlabel("Theorem 2.2's sum, own states (nats)")
+    axes[0, 3].set_ylabel("J(dense) − J(SIA), measured")
+    axes[0, 3].set_title("does the sum predict the loss?", loc="left")
+    axes[0, 3].legend(frameon=False, fontsize=6.5)
+    handles = [style.handle(m, f"states of {m if m != 'sia' else 'SIA'}", linestyle="-", marker=None, linewidth=5) for m in colours]
+    steps, trees = (int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree"))
+    caption = (
+        f"Left: {steps} random steps, {trees} random trees; not drawn are the two identities, which hold to rounding: a step's regret is "
+        f"KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Right: the lab, per-token values, β = 1, "
+        f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
+        f"were exact. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
+    )
+    return style.finish(figure, handles, caption, folder, "theory", stale=stale)

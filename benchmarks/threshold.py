@@ -6,11 +6,13 @@ The best τ of each model and objective is chosen on the odd prompts and judged 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary
+from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -72,3 +74,37 @@ def chosen(swept: list[summary.Entry], by_objective: bool) -> summary.Entry:
     taus = ";".join(",".join(f"{swept[i].labels['tau']:g}" for i in replicate) for replicate in best)
     labels = even[0].labels | {"tau": None, "method": "sia", "chosen": taus}
     return summary.Entry(labels, pick("values"), pick("steered")[:, 0], pick("tokens")[:, 0], even[0].shape)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Columns: objectives; top: score against τ; bottom: share of steered tokens. A line for each family and loss."""
+    from benchmarks import style
+
+    figure, axes = style.grid(2, len(OBJECTIVES), 2.7, 1.9, sharex=True)
+    looks = {
+        (f, v): {"linestyle": line, "markerfacecolor": "white" if v == "value-mean" else None}
+        for f, line in zip(profile.families, ("-", "--"), strict=True)
+        for v in plan.VALUES.values()
+    }
+    level = table[(table["versus"] == "") & (table["metric"] == "judge")]
+    for j, objective in enumerate(OBJECTIVES):
+        part = level[level["objective"] == objective]
+        for (family, value_model), look in looks.items():
+            points = part[(part["method"] == "sia") & (part["family"] == family) & (part["value_model"] == value_model)]
+            style.curve(axes[0, j], "sia", points, "tau", **look)
+            axes[1, j].plot(points["tau"], points["ratio"], color=style.COLOURS["sia"], marker="o", markersize=3, linewidth=1.3, **look)
+            best = points.loc[points["estimate"].idxmax()]
+            axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=9, color="#D55E00", markeredgecolor="white", zorder=5)
+        for axis in axes[:, j]:
+            axis.axvline(USUAL, color="#999999", linewidth=0.8, linestyle=":")
+        axes[0, j].set_title(objective)
+        axes[1, j].set_xlabel("threshold τ (nats)")
+        axes[1, j].set_ylim(0, 1)
+    axes[0, 0].set_ylabel("judge score")
+    axes[1, 0].set_ylabel("share of tokens steered")
+    handles = [style.handle("sia", f"{style.FAMILIES[f]}, {style.LOSSES[v]}", **look) for (f, v), look in looks.items()]
+    caption = (
+        f"One threshold for all? SIA at β = 1 under the same τ for every objective. Stars: the best τ of each curve. Dotted: τ = 1, which "
+        f"is reported to serve everywhere. {style.measured(level, profile)}"
+    )
+    return style.finish(figure, handles, caption, folder, "threshold", stale=stale)

@@ -9,6 +9,8 @@ constant changes no policy; the variance of the rollouts is taken off. β = 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -79,3 +81,40 @@ def _draws(states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile
     sums, counts = np.zeros((np.prod(shape), values.shape[1])), np.zeros((np.prod(shape), 1))
     sums[place[inside]], counts[place[inside]] = values[inside], 1
     return summary.ratio_draws(sums, np.broadcast_to(counts, sums.shape), shape, profile)
+
+
+def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """A row for each family: gain of steering a step, its two parts, and the error of the values, by the entropy of the step."""
+    from benchmarks import style
+
+    panels = {
+        "gain of steering": "gain in J (reward)",
+        "worth gained": "expected reward gained",
+        "KL paid": "KL(π_V‖π) (nats)",
+        "squared error of values, by base probability": "squared error of values,\nby base probability",
+        "squared error of values, each candidate alike": "squared error of values,\neach candidate alike",
+    }
+    looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
+    figure, axes = style.grid(len(profile.families), len(panels), 2.3, 2.0)
+    stretches = [f"{a:g} to {b:g}" for a, b in pairwise(BINS)]
+    for i, family in enumerate(profile.families):
+        for j, (metric, label) in enumerate(panels.items()):
+            part = table[(table["family"] == family) & (table["metric"] == metric)].set_index("stretch")
+            for value_model, look in looks.items():
+                points = part[part["value_model"] == value_model].reindex(stretches).assign(place=range(len(stretches)))
+                style.curve(axes[i, j], "sia", points.dropna(subset=["estimate"]), "place", **look)
+            axes[i, j].axhline(0, color="#999999", linewidth=0.8)
+            axes[i, j].set_xticks(range(len(stretches)), [s.replace(" to ", "–").replace("2.31", "2.3") for s in stretches])
+            axes[i, j].set_ylabel(label)
+            axes[i, j].set_xlabel("entropy of the step (nats)")
+        axes[i, 0].set_title(style.FAMILIES[family], loc="left")
+    names = [style.handle("sia", style.LOSSES[value_model], **{"marker": "o"} | look) for value_model, look in looks.items()]
+    whole = table[table["stretch"].isna()].iloc[0]
+    caption = (
+        f"What steering one step is worth (β = 1), against rollouts of the base model: J = expected reward (SD 2) − KL. States that base "
+        f"responses visit, {profile.sweep.probe_rollouts} rollouts for each of their {profile.decoding.candidates} candidates; n = "
+        f"{int(whole['n'])} states of each family, from {int(whole['replicates'])} replicate(s) of profile {profile.name}. Bands: "
+        f"{profile.statistics.level:.0%} bootstrap intervals over replicates and states. The error is that of differences between "
+        f"candidates, the noise of the rollouts taken off."
+    )
+    return style.finish(figure, names, caption, folder, "value-error", stale=stale)
