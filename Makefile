@@ -3,18 +3,23 @@ PYTHON ?= python3
 PROFILE ?= lab
 REPLICATES ?= 1
 FRESH ?=
+KEEP ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 RUN := $(BIN)/python -m benchmarks
-OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh)
+OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep)
+FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries figure2 speed test lint format
+.PHONY: help smoke reproduce models figures summaries claims $(FIGURES) speed test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again)"
+	@echo "  One figure or table, drawn from its table (measured if there is none):"
+	@echo "    make $(FIGURES)" | fold -s -w 100
+	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again),"
+	@echo "    KEEP=1 (keep the replicates that the tables have, and add the missing ones)"
 
 smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
@@ -32,8 +37,11 @@ figures: $(READY) ## draw every figure from its table
 summaries: $(READY) ## write the summaries again from the rows of the tables, and draw
 	$(RUN) summaries $(OPTIONS)
 
-figure2: $(READY) ## draw figure 2 from its table (measures if there is none)
-	$(RUN) figure2 $(OPTIONS)
+claims: $(READY) ## hold the paper's claims against the tables: reproduced, not reproduced, undecided
+	$(RUN) claims $(OPTIONS)
+
+$(FIGURES): $(READY)
+	$(RUN) $@ $(OPTIONS)
 
 speed: $(READY) ## time decoding against model.generate, into results/speed.csv
 	$(BIN)/python -m benchmarks.speed

@@ -147,7 +147,7 @@ def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, 
             results.measure(*wanted)
             tables_made = {name: FIGURES[name].collect(profile, new, results) for name in names}
         for name, rows in tables_made.items():
-            rows = pd.concat([*_kept(kept, name), rows], ignore_index=True)
+            rows = tables.stack([*_kept(kept, name), rows])
             summary = FIGURES[name].summarize(rows, profile)
             measured = range(rows["replicate"].nunique())
             tables.write_table(profile, name, rows, summary, measured, time.monotonic() - start)

@@ -114,3 +114,20 @@ def sentence(row: pd.Series) -> str:
 
 def _condition(row: pd.Series) -> str:
     return f"({row['condition']}) " if row["condition"] else ""
+
+
+def markdown(found: pd.DataFrame) -> list[str]:
+    """The lines of a table for the README: a line for each claim, its verdicts in the order of the conditions."""
+    lines = ["| claim | where | verdict |", "|---|---|---|"]
+    for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
+        verdicts = [_cell(row) for _, row in part.iterrows()]
+        lines.append(f"| {says} | {source} | {'; '.join(verdicts)} |")
+    return lines
+
+
+def _cell(row: pd.Series) -> str:
+    if row["verdict"] == "not measured":
+        return f"{row['condition']}: not measured".removeprefix(": ")
+    exact = row["low"] == row["high"]
+    number = f"{row['estimate']:.3g}" if exact else f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return f"{row['condition']}: **{row['verdict']}** {number}".removeprefix(": ")

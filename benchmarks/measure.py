@@ -148,14 +148,16 @@ def metrics(
 ) -> dict:
     """The columns of the rows: what was said is worth, how far it is from the base, and what it took.
 
-    content: the judge's points but for fluency. surprise: −ln π of the response under the base model that is steered, nats.
+    content: the judge's points but for fluency. surprise: −ln π of the prompt's first response under the base model that is steered, nats.
     distinct: share of bigrams that are not said before in the samples of the same prompt. Cost columns count all that was tried and, in
     best-of-N, the reward model's reading of it; forwards: passes of the language model.
     """
     verdicts = [judge(replicate.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, kept, strict=True)]
     whole = [[*p, *ended(r)] for p, r in zip(ids, kept, strict=True)]
     base = language_model(replicate, cell.model if cell.model.startswith("base") else "base", cell.family)
-    likelihoods = sequence_log_likelihoods(base, [[*p, *r.token_ids] for p, r in zip(ids, kept, strict=True)], [len(p) for p in ids])
+    first = range(max(numbers) + 1)  # the first sample of each prompt
+    said = [[*ids[i], *kept[i].token_ids] for i in first]
+    likelihoods = sequence_log_likelihoods(base, said, [len(ids[i]) for i in first])[numbers]
     costs = [reduce(add, many) for many in zip(*(shared_costs(replicate, cell, ids, tries)), strict=True)]
     return {
         "judge": np.float32([verdict.score for verdict in verdicts]),

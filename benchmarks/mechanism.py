@@ -1,7 +1,8 @@
 """Why sparsity helps where it does: what changes when one thing is changed at a time.
 
 floor: candidates need some base probability on steered steps. inverted: steering where the base is sure. early: value models that have
-seen few samples once. worlds: base models of other corpora (first family), values learned from their samples. β = 1 unless said.
+seen few samples once. worlds: base models that went on to learn other corpora (first family; "usual": more of the same), values
+learned from their samples. β = 1 unless said.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     against(axes[1, 0], mine[mine["value_model"].isin(plan.VALUES.values())], "sia")
     against(axes[1, 0], early, "sia", color="#D55E00")
     axes[1, 0].set_title("SIA − dense: converged, early values (red)", loc="left")
-    worlds = {"": "usual", **{f"@{world.name}": world.name.replace("-", "\n") for world in profile.worlds}}
+    worlds = {f"@{world.name}": world.name.replace("-", "\n") for world in profile.worlds}
     for axis, method, versus in ((axes[1, 1], "sia", "random"), (axes[1, 2], "sia", "dense")):
         for k, value_model in enumerate(plan.VALUES.values()):
             for place, ending in enumerate(worlds):

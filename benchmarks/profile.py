@@ -26,7 +26,8 @@ class Training:
     serve the reward model, half the evaluation reward model, all of them the value models. reward_scale: standard
     deviation of the rewards at distillation. favourites: share of the samples that instruct models are trained on.
     autoregressive_scale: of the log-likelihoods in the preference loss of autoregressive reward models.
-    early: share of the samples that under-trained value models see, once. world_documents: for going on in another world."""
+    early: share of the samples that under-trained value models see, once. world_documents: of another world's corpus, that the base
+    goes on to learn; world_prompts: to which its responses are sampled for its value models."""
 
     documents: int
     batch_size: int
@@ -41,6 +42,7 @@ class Training:
     autoregressive_scale: float
     early: float
     world_documents: int
+    world_prompts: int
     heldout_prompts: int
 
     def __post_init__(self) -> None:

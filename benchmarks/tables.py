@@ -61,6 +61,13 @@ def kept_rows(profile: Profile, name: str) -> pd.DataFrame | None:
     return read_frame(rows) if rows.exists() else pd.read_csv(folder(profile) / f"{name}.csv")
 
 
+def stack(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other; texts as categories, whatever they are in the single ones."""
+    table = pd.concat(frames, ignore_index=True)
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool]
+    return table.assign(**{name: table[name].astype("str").astype("category").where(table[name].notna()) for name in texts})
+
+
 def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> None:
     """Summarises the rows of a table again; its provenance keeps what was said of the measuring."""
     provenance = read_provenance(profile, name) | {"summarized_at_commit": git_commit()}
@@ -169,12 +176,7 @@ def _cpuinfo() -> list[str]:
 def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
     """How the numbers of a smaller run lie against the committed ones over all replicates, in one sentence."""
     names = [name for name in summary.columns if name in reference and name not in MEASUREMENTS]
-    keys = [summary[names].astype(str).agg("|".join, axis=1), reference[names].astype(str).agg("|".join, axis=1)]
-    both = (
-        summary.assign(key=keys[0])
-        .merge(reference.assign(key=keys[1]), on="key", suffixes=("", "_committed"))
-        .dropna(subset=["low_committed"])
-    )
+    both = _keyed(summary, names).merge(_keyed(reference, names), on="key", suffixes=("", "_committed")).dropna(subset=["low_committed"])
     ours, theirs = (both[f"estimate_by_replicate{suffix}"].str.split("|").str[0].astype(float) for suffix in ("", "_committed"))
     inside = both["estimate"].between(both["low_committed"], both["high_committed"]).mean()
     return (
@@ -182,3 +184,10 @@ def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
         f"difference {(ours - theirs).abs().max():.4f}), and {inside:.0%} lie inside the committed intervals over "
         f"{reference['replicates'].max():.0f} replicates"
     )
+
+
+def _keyed(summary: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """With one text that says what each row is of, whether it was read from a file or not."""
+    missing = {"nan", "None", "<NA>"}
+    rows = summary[names].itertuples(index=False)
+    return summary.assign(key=["|".join("" if str(value) in missing else str(value) for value in row) for row in rows])

@@ -184,7 +184,7 @@ def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Prof
                     labels = common | {"method": "sia", "target_ratio": ratio, "value_model": f"value-{loss}", "states": method}
                     records.append(labels | {"metric": metric} | summary.ends(_per_prompt(part, top, bottom, profile)[:, :, 0], profile))
     low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < TAU)]
-    for loss in LOSSES:
+    for loss in LOSSES if len(low) else ():  # an untrained model is never that sure
         regret = low[f"divergence_{loss}"].to_numpy(np.float64)
         bound = _bounds(low["entropy"].to_numpy(np.float64), low[f"range_{loss}"].to_numpy(np.float64))
         labels = common | {"value_model": f"value-{loss}", "states": "base", "n": len(low)}
@@ -277,7 +277,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         & (lab["value_model"] == "value-token")
         & (lab["states"] == "sia")
     ]
-    for family, marker in zip(profile.families, ("o", "s"), strict=True):
+    for family, marker in zip(profile.families, ("o", "s"), strict=False):
         for ratio, hollow in zip(few, (False, True), strict=False):
             x, y = (part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio)].iloc[0] for part in (sums, gaps))
             axes[0, 3].errorbar(

@@ -83,7 +83,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     figure, axes = style.grid(2, len(OBJECTIVES), 2.7, 1.9, sharex=True)
     looks = {
         (f, v): {"linestyle": line, "markerfacecolor": "white" if v == "value-mean" else None}
-        for f, line in zip(profile.families, ("-", "--"), strict=True)
+        for f, line in zip(profile.families, ("-", "--"), strict=False)
         for v in plan.VALUES.values()
     }
     level = table[(table["versus"] == "") & (table["metric"] == "judge")]

@@ -15,6 +15,7 @@ from sia.cost import Architecture, Meter, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
 TESTED = ("qwen3", "llama", "mistral", "gemma2", "gemma3_text", "gpt2")  # model types of which the test suite shows it
+PASS_OVERHEAD = 300  # about what a forward pass costs on a processor beside its tokens, in tokens
 USUAL_BRANCHES = 16  # branch tokens that the store has room for from the start
 
 
@@ -69,6 +70,18 @@ class CachedPrefixes:
         """Of the responses of these rows no more than the first `lengths` `(n,)` tokens count as computed."""
         rows = rows.to(self.cached.device)
         self.cached[rows] = torch.minimum(self.cached[rows], self.prompt_lengths[rows] + lengths.to(rows.device))
+
+    def alike(self, rows: Tensor, lengths: Tensor, branches: int) -> list[Tensor]:
+        """Places among `rows` `(n,)`, ascending, of those to compute together: one group, or several that lack about as many tokens.
+
+        Rows of a forward pass are padded to the longest. On a processor a further pass can cost less than that; a GPU computes
+        padding beside. lengths: of the responses `(n,)`. branches: how many branch tokens each row has.
+        """
+        if self.cached.device.type != "cpu":
+            return [torch.arange(len(rows), device=self.cached.device)]
+        lags = self.prompt_lengths[rows] + lengths - self.cached[rows]
+        order = lags.argsort(stable=True)
+        return [order[start:end].sort().values for start, end in _cheapest(lags[order] + branches)]
 
     def last(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         """The output at the last token of these rows, `(n, …)`. responses: their tokens `(n, t)`, of which `lengths` `(n,)` count."""
@@ -194,6 +207,16 @@ class CachedPrefixes:
             mask = torch.where(allowed, *self.mask_values)[:, None]
             masks["full_attention" if window is None else "sliding_attention"] = mask
         return masks if len(masks) > 1 else mask
+
+
+def _cheapest(tokens: Tensor) -> list[tuple[int, int]]:
+    """Stretches of rows to compute in a forward pass each, split in two as long as that pays. tokens: of the rows, `(n,)`, ascending."""
+    count = torch.arange(1, len(tokens))
+    saved = count * (tokens[-1] - tokens[:-1]) - PASS_OVERHEAD  # of padding, by a split after so many rows
+    if len(saved) == 0 or int(saved.max()) <= 0:
+        return [(0, len(tokens))]
+    middle = int(saved.argmax()) + 1
+    return _cheapest(tokens[:middle]) + [(middle + start, middle + end) for start, end in _cheapest(tokens[middle:])]
 
 
 def check_attention(backbone: PreTrainedModel) -> None:

@@ -91,9 +91,13 @@ def _at_branch_ends(prefixes: CachedPrefixes, rows: Tensor, responses: Tensor, b
     """The model's output at token number `ends` `(n, K)` of branches `(n, K, m)`: `(n, K)`."""
     device = prefixes.cached.device
     depths, sees = _branch_shape(*branches.shape[1:], device)
+    rows, responses, branches = rows.to(device), responses.to(device), branches.to(device)
     lengths = torch.full_like(rows, responses.shape[1])
-    outputs = prefixes.branch(rows, responses, lengths, branches.flatten(1).to(device), depths, sees)
-    return outputs.view(branches.shape).gather(2, ends.to(device)[:, :, None]).squeeze(2)
+    outputs = torch.empty(branches.shape, device=device)
+    for group in prefixes.alike(rows, lengths, depths.numel()):
+        found = prefixes.branch(rows[group], responses[group], lengths[group], branches[group].flatten(1), depths, sees)
+        outputs[group] = found.view(-1, *branches.shape[1:])
+    return outputs.gather(2, ends.to(device)[:, :, None]).squeeze(2)
 
 
 @lru_cache(maxsize=64)

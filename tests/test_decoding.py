@@ -353,3 +353,14 @@ def test_prompts_may_be_tensors():
 
 def test_no_prompts_give_no_generations():
     assert generate(MODEL, []) == []
+
+
+def test_a_prompt_is_sampled_again_under_another_seed():
+    """One seed for each prompt: the same as that many calls, in whatever batch."""
+    model, prompts = tiny.language_model("qwen3"), tiny.prompts(3)
+    together = sia_generate(model, TOKENIZER, prompts * 2, max_new_tokens=8, seed=[5, 5, 5, 6, 6, 6], batch_size=4, progress=False)
+    apart = [g for seed in (5, 6) for g in sia_generate(model, TOKENIZER, prompts, max_new_tokens=8, seed=seed, progress=False)]
+    assert [g.token_ids.tolist() for g in together] == [g.token_ids.tolist() for g in apart]
+    assert [g.token_ids.tolist() for g in together[:3]] != [g.token_ids.tolist() for g in together[3:]]
+    with pytest.raises(ValueError, match="seed must be one number, or one for each of the 3 prompts, got 2"):
+        sia_generate(model, TOKENIZER, prompts, seed=[1, 2], progress=False)

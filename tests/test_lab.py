@@ -188,7 +188,7 @@ def test_evaluation_prompts_never_occur_in_training():
     for family in ("qwen3", "llama"):
         assert not held_out & {prompt.text for prompt, _ in replicate.corpus(5000, family)}
     counts = {o: sum(p.item.objective == o for p in replicate.prompts["test"]) for o in OBJECTIVES}
-    assert set(counts.values()) == {20}
+    assert set(counts.values()) == {15}
 
 
 def test_asking_for_more_prompts_than_there_are():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 import shutil
@@ -14,16 +16,32 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.__main__ import FIGURES
+from benchmarks.lab.build import stages
+from benchmarks.profile import load_profile
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
 replicates = 2
-families = ["qwen3", "llama"]
+families = ["qwen3"]
 [model]
 hidden_size = 16
 layers = 1
 heads = 2
 key_value_heads = 1
 feed_forward = 24
+[small]
+hidden_size = 8
+layers = 1
+heads = 2
+key_value_heads = 1
+feed_forward = 16
+[large]
+hidden_size = 24
+layers = 1
+heads = 2
+key_value_heads = 1
+feed_forward = 32
 [training]
 documents = 300
 batch_size = 32
@@ -35,21 +53,42 @@ value_epochs = 1
 reward_scale = 2.0
 favourites = 0.5
 instruct_epochs = 1
+autoregressive_scale = 0.1
+early = 0.5
+world_documents = 60
+world_prompts = 30
 heldout_prompts = 12
+[[worlds]]
+name = "many-decoys"
+decoys = 2.5
+habits = [0.15, 0.5, 0.9]
+drift = 0.16
 [decoding]
 max_new_tokens = 12
 temperature = 1.0
 candidates = 10
 batch_size = 16
 [evaluation]
-prompts_per_objective = 6
+prompts_per_objective = 4
 samples = 2
-validation_prompts_per_objective = 4
-best_of = 2
-[figure2]
-targets = [0.2, 0.5, 1.0]
-claimed = [0.2, 0.5]
-betas = [1.0, 4.0]
+validation_prompts_per_objective = 3
+validation_samples = 1
+[sweep]
+ratios = [0.5]
+claimed = [0.5]
+few = [0.5]
+betas = [1.0, inf]
+tuning = [1.0]
+thresholds = [1.0]
+floor = 0.02
+responses = 2
+beams = 2
+beam_width = 1
+chunk = 4
+rollout_tokens = 2
+rollout_prompts = 1
+probes = 2
+probe_rollouts = 2
 [statistics]
 resamples = 50
 level = 0.95
@@ -87,30 +126,60 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def test_reproduce_leaves_tables_and_figures(checkout):
-    for name in ("results/tiny/figure2.json", "results/tiny/models.json", "figures/tiny/figure2.png", "figures/tiny/figure2.pdf"):
-        assert (checkout / name).stat().st_size > 0
+    for name in FIGURES:
+        assert (checkout / f"results/tiny/{name}.json").stat().st_size > 0
+        for suffix in ("md", "tex") if name == "table1" else ("png", "pdf"):
+            assert (checkout / f"figures/tiny/{name}.{suffix}").stat().st_size > 0
+    claims = pd.read_csv(checkout / "results/tiny/claims.csv")
+    assert {"reproduced", "not reproduced", "undecided", "not measured"} >= set(claims["verdict"])
     rows = pd.read_parquet(checkout / "results/tiny/figure2.parquet")
-    # per family: 4 baselines; 5 steered cells in three settings, 3 in the one with the claim alone
-    assert len(rows) == 2 * (4 + 3 * 5 + 3) * 18 * 2
-    assert set(rows["setting"]) == {"", "mean-1", "token-1", "token-best", "mean-best"}
+    labels = ["value_model", "method", "search", "target_ratio", "tuned", "model"]
+    # 8 baselines; SIA and dense for each loss at β = 1 and tuned, random for each loss and once tuned
+    assert len(rows[labels].drop_duplicates()) == 8 + 4 * 2 + 3
+    per_cell = 3 * 4 * 2
+    rollouts = 3 * 1 * 2
+    assert len(rows) == (8 - 1 + 4 * 2 + 3) * per_cell + rollouts + per_cell  # best-of-2 holds the first response too
     dense = rows[rows["method"] == "dense"]
     assert (dense["steered"] == dense["tokens"]).all()
-    static = rows[rows["setting"] == ""]
+    static = rows[rows["gate"] == "never"]
     assert (static["steered"] == 0).all()
-    assert (static["value_tokens"] == 0).all()
-    assert set(rows[rows["setting"].str.endswith("-1")]["beta"]) == {1.0}
+    assert set(rows[~rows["tuned"] & (rows["gate"] != "never")]["beta"]) == {1.0}
+    sparse = rows[rows["method"] == "sia"]
+    assert (sparse.groupby("objective", observed=True)["threshold"].nunique() >= 1).all()
+    assert sparse["threshold"].notna().all()
     models = pd.read_csv(checkout / "results/tiny/models.csv")
     assert {"loss on the corpus", "pair accuracy", "correlation at 10%", "correlation at 50%", "correlation at 100%"} <= set(
         models["metric"]
+    )
+    assert {"base-large", "base@many-decoys", "value-mean-early", "value-token@many-decoys", "autoregressive-reward"} <= set(
+        models["model"]
     )
     scale = models[models["metric"] == "SD of the rewards distilled"]["estimate"]
     assert scale.between(1.0, 3.0).all()
 
 
+def test_searches_count_what_they_try(checkout):
+    """Best-of-2 holds the plain response; its cost is that of both, sharing their prompt, and of reading both."""
+    rows = pd.read_parquet(checkout / "results/tiny/best-of-n.parquet")
+    unit = ["objective", "prompt", "seed"]
+    base = rows[(rows["method"] == "base")]
+    one, two = (base[base["best_of"] == n].set_index(unit) for n in (1, 2))
+    assert (two["reward"] == two["reward"]).all()
+    assert (two["model_tokens"] > one["model_tokens"]).all()
+    assert (one["value_tokens"] == 0).all()
+    assert (two["value_tokens"] > 0).all()
+    steered = rows[rows["method"] == "sia"]
+    assert (
+        steered[steered["best_of"] == 2].set_index(unit)["value_tokens"] > steered[steered["best_of"] == 1].set_index(unit)["value_tokens"]
+    ).all()
+
+
 def test_models_are_trained_once(checkout):
     models = checkout / ".cache/tiny/models"
     before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
-    assert len(list(models.glob("replicate0-*/*"))) == 14
+    smoke = load_profile("smoke")
+    tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
+    assert len(list(models.glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
     run(checkout, "models")
     assert before == {path: path.stat().st_mtime_ns for path in models.rglob("*")}
 
@@ -132,37 +201,40 @@ def test_the_readme_steers_a_model(checkout):
 
 
 def test_fresh_measures_again_and_ends_the_same(checkout):
+    """Cells that several figures share, too: figure 2 alone, from an empty store, makes the table that all together made."""
     expected, before = table(checkout), cells(checkout)
-    assert "measuring, as FRESH=1 asks" in run(checkout, "figure2", "--fresh")
-    after = cells(checkout)
-    assert set(after) == set(before)
-    assert all(after[path] > before[path] for path in before)
-    assert table(checkout) == expected
-    assert not (checkout / ".cache/tiny/measuring-again").exists()
+    shutil.rmtree(checkout / ".cache/tiny/cells")
+    for _ in range(2):
+        assert "measuring, as FRESH=1 asks" in run(checkout, "figure2", "--fresh")
+        after = cells(checkout)
+        assert set(after) < set(before)
+        assert all(mtime > before.get(path, 0) for path, mtime in after.items())
+        assert table(checkout) == expected
+        assert not (checkout / ".cache/tiny/measuring-again").exists()
+        before = dict.fromkeys(before, 0) | after
 
 
-def test_summaries_follow_from_the_rows(checkout):
+def test_summaries_and_figures_follow_from_the_rows_without_torch(checkout):
     expected = table(checkout)
-    run(checkout, "summaries")
-    assert table(checkout) == expected
-
-
-def test_drawing_needs_no_torch(checkout):
+    figure = (checkout / "figures/tiny/figure4.png").read_bytes()
     code = """
 import sys
 from benchmarks.__main__ import main
-main(["figure2", "--profile", "tiny"])
+main(["summaries", "--profile", "tiny"])
 print(sorted({"torch", "transformers"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
-    assert "nothing is measured" in done.stdout
+    assert "claims: " in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+    assert table(checkout) == expected
+    assert (checkout / "figures/tiny/figure4.png").read_bytes() == figure
 
 
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     expected, expected_cells = table(checkout), cells(checkout)
     shutil.rmtree(checkout / ".cache/tiny/cells")
-    shutil.rmtree(checkout / "results/tiny")
+    for name in ("figure2.json", "figure2.csv", "figure2.parquet"):
+        (checkout / "results/tiny" / name).unlink()
     process = subprocess.Popen(
         command("figure2"), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -214,11 +286,24 @@ def _group_members(group: int) -> list[int]:
     return members
 
 
-def test_a_second_replicate_makes_the_reference(checkout):
+def test_a_second_replicate_makes_the_reference_and_can_be_added_later(checkout):
+    """At once, or one after the other: the same rows and the same summary."""
     run(checkout, "figure2", "--fresh", "--replicates", "2")
     reference = checkout / "results/tiny/reference/figure2.csv"
-    assert reference.read_bytes() == (checkout / "results/tiny/figure2.csv").read_bytes()
+    together = table(checkout)
+    assert reference.read_bytes() == together["figure2.csv"]
     printed = run(checkout, "figure2", "--fresh")
     assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in printed
     assert "lie inside the committed intervals over 2 replicates" in printed
     assert set(pd.read_csv(checkout / "results/tiny/figure2.csv")["replicates"]) == {1}
+    assert "figure2: measuring, as KEEP=1 asks" in run(checkout, "figure2", "--keep", "--replicates", "2")
+    assert table(checkout) == together
+    provenance = json.loads((checkout / "results/tiny/figure2.json").read_text())
+    assert provenance["replicates"] == [0, 1]
+    provenance["code_digest"] = "0123456789abcdef"
+    (checkout / "results/tiny/figure2.json").write_text(json.dumps(provenance))
+    refused = subprocess.run(command("figure2", "--keep", "--replicates", "2"), cwd=checkout, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: figure2 was measured by other code or settings than today's, so no replicate can be added: use FRESH=1\n"
+    )

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -15,8 +17,8 @@ from transformers import (
     MptForSequenceClassification,
 )
 
-from sia import EntropyGate, EveryToken, RewardScorer, RolloutScorer, Steering, ValueModel, generate, sampling
-from sia.prefixes import branches_like_whole_sequences
+from sia import AutoregressiveScorer, EntropyGate, EveryToken, RewardScorer, RolloutScorer, Steering, ValueModel, generate, sampling
+from sia.prefixes import PASS_OVERHEAD, _cheapest, branches_like_whole_sequences
 from sia.scoring import CachedRewards, WholeRewards
 from tests import tiny
 from tests.reference import whole_values
@@ -57,6 +59,87 @@ def ask(session, whole, prompts, responses, branches=None):
             expected = whole([*prompts[row], *responses[row, :step].tolist()], tokens)
             worst = max(worst, (expected - found).abs().max().item())
     return worst
+
+
+@torch.no_grad()
+def whole_log_probabilities(model, prefix, candidates):
+    return model(input_ids=torch.tensor([prefix])).logits[0, -1].log_softmax(-1)[candidates]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_autoregressive_rewards_are_log_probabilities(family, samples):
+    prompts, model = tiny.prompts(3, seed=2), tiny.language_model(family, seed=3)
+    rows = [prompt for prompt in prompts for _ in range(samples)]
+    responses = torch.randint(3, tiny.VOCABULARY, (len(rows), 9), generator=torch.Generator().manual_seed(0))
+    session = AutoregressiveScorer(model).begin(prompts, 9, samples)
+    assert ask(session, lambda *a: whole_log_probabilities(model, *a), rows, responses) < 2e-5
+    # a whole response is worth the sum over its tokens; asked again when some have gone on, and after rows have changed places
+    session, order = AutoregressiveScorer(model).begin(prompts, 9, samples), torch.arange(len(rows))
+    for lengths in (torch.full((len(rows),), 2), torch.arange(len(rows)) % 5 + 3):
+        found = session.rate(order, responses[:, : lengths.max()], lengths)
+        for row, (prompt, response, n) in enumerate(zip(rows, responses.tolist(), lengths.tolist(), strict=True)):
+            steps = [whole_log_probabilities(model, [*prompt, *response[:t]], [response[t]]) for t in range(n)]
+            torch.testing.assert_close(found[row], torch.cat(steps).sum(), atol=1e-4, rtol=1e-5)
+    if samples > 1:
+        sources = torch.arange(len(rows)) // samples * samples
+        session.continue_from(sources)
+        moved = session.rate(order, responses[sources][:, :9], torch.full((len(rows),), 9))
+        torch.testing.assert_close(moved, moved[sources], atol=1e-4, rtol=1e-5)
+
+
+def test_steering_by_an_autoregressive_reward_multiplies_the_policies():
+    """GenARM: π·π_r^β over the candidates, at every token."""
+    model, reward, prompts = tiny.language_model("qwen3"), tiny.language_model("qwen3", seed=9), tiny.prompts(4, seed=5)
+    steering = Steering(AutoregressiveScorer(reward), EveryToken(), beta=0.7, candidates=6)
+    for prompt, found in zip(prompts, generate(model, TOKENIZER, prompts, steering, max_new_tokens=5, progress=False), strict=True):
+        for step in range(len(found.token_ids)):
+            prefix = [*prompt, *found.token_ids[:step].tolist()]
+            base, candidates = model(input_ids=torch.tensor([prefix])).logits[0, -1].detach().topk(6)
+            product = base.softmax(-1) * whole_log_probabilities(reward, prefix, candidates).exp() ** 0.7
+            product = product / product.sum()
+            expected = (product * (product.log() - base.log_softmax(-1))).sum()
+            assert found.kl[step] == pytest.approx(expected.item(), abs=1e-4)
+        assert found.cost.value_forwards == len(found.token_ids)
+        assert found.cost.value_tokens == found.cost.model_tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=60))
+def test_rows_are_computed_together_where_padding_costs_less_than_another_pass(tokens):
+    tokens = sorted(tokens)
+    stretches = _cheapest(torch.tensor(tokens))
+    assert [place for start, end in stretches for place in range(start, end)] == list(range(len(tokens)))
+
+    def cost(*parts):
+        return sum((end - start) * tokens[end - 1] + PASS_OVERHEAD for start, end in parts)
+
+    assert cost(*stretches) <= cost((0, len(tokens)))
+    for start, end in stretches:  # no further split pays
+        assert all(cost((start, end)) <= cost((start, middle), (middle, end)) for middle in range(start + 1, end))
+
+
+@pytest.mark.parametrize("make", [tiny.value_model, lambda family: RewardScorer(tiny.reward_model(family))])
+def test_groups_of_rows_get_the_same_values(make, monkeypatch):
+    """Rows that lag differently, computed one by one, by threes and all together."""
+    prompts, scorer = tiny.prompts(9, seed=6), make("qwen3")
+    responses = torch.randint(3, tiny.VOCABULARY, (9, 12), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for overhead in (-1, 20, 10**9):
+        monkeypatch.setattr("sia.prefixes.PASS_OVERHEAD", overhead)
+        session, values = scorer.begin(prompts, 12), []
+        for step, rows in ((2, [0, 3, 4]), (6, [1, 4, 8]), (11, list(range(9)))):
+            rows = torch.tensor(rows)
+            candidates = torch.randint(3, tiny.VOCABULARY, (len(rows), 4), generator=torch.Generator().manual_seed(step))
+            groups = session.prefixes.alike(rows, torch.full_like(rows, step), 4)
+            assert torch.cat(groups).sort().values.tolist() == list(range(len(rows)))
+            assert all(group.tolist() == sorted(group.tolist()) for group in groups)
+            values.append(session.score(rows, responses[rows, :step], candidates))
+        found[overhead] = (torch.cat([v.flatten() for v in values]), len(groups), [m.totals()[1].tolist() for m in session.meters])
+    assert found[-1][1] > found[20][1] > found[10**9][1] == 1
+    for overhead in (-1, 20):
+        torch.testing.assert_close(found[overhead][0], found[10**9][0], atol=2e-5, rtol=1e-5)
+        assert found[overhead][2] == found[10**9][2]  # what is counted does not depend on it
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

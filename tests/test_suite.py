@@ -1,4 +1,4 @@
-"""What the benchmarks share: statistics, store, tables, profiles, digests, the summary and the drawing of figure 2."""
+"""What the benchmarks share: statistics, store, tables, profiles, digests, the sweep and the command line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import digests, figure2, store, tables
-from benchmarks.__main__ import main
-from benchmarks.cells import Cell, Shard
+from benchmarks import claims, digests, figure2, store, tables
+from benchmarks.__main__ import FIGURES, main
+from benchmarks.cells import CALIBRATED, Cell, Shard
 from benchmarks.profile import load_profile, profile_digest
 from benchmarks.stats import bootstrap_weights, interval
 from benchmarks.sweep import Results
+from tests.fake import FakeResults
 
 SMOKE = load_profile("smoke")
 
@@ -107,19 +108,27 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown profile 'nope', expected one of: lab, smoke"):
         load_profile("nope")
     text = (digests.ROOT / "benchmarks/profiles/smoke.toml").read_text()
-    (tmp_path / "bad.toml").write_text(text.replace("documents =", "document ="))
+    (tmp_path / "bad.toml").write_text(text.replace("\ndocuments =", "\ndocument ="))
     monkeypatch.setattr("benchmarks.profile.PROFILES", tmp_path)
     with pytest.raises(ValueError, match=r"bad.toml \[training\]: missing documents, unknown document"):
         load_profile("bad")
     for old, new, message in (
-        ("claimed = [0.2, 0.5]", "claimed = [0.2, 0.7]", "figure2.claimed must be some of the targets below 1.0, got (0.2, 0.7)"),
-        ("targets = [0.2, 0.5, 1.0]", "targets = [0.2, 0.5]", "figure2.targets must be ratios up to and with 1.0, got (0.2, 0.5)"),
-        ("betas = [1.0, 4.0]", "betas = [0.0]", "figure2.betas must be numbers above 0, got (0.0,)"),
+        ("ratios = [0.2, 0.5]", "ratios = [0.2, 1.0]", "sweep.ratios must lie between 0 and 1, got (0.2, 1.0)"),
+        ("claimed = [0.2, 0.5]", "claimed = [0.2, 0.7]", "sweep.claimed must be some of sweep.ratios, got (0.2, 0.7)"),
+        ("few = [0.2]", "few = []", "sweep.few must be some of sweep.ratios, got ()"),
+        ("betas = [1.0, 4.0, inf]", "betas = [4.0]", "sweep.betas must be numbers above 0, 1.0 among them, got (4.0,)"),
+        ("tuning = [1.0, 4.0]", "tuning = [2.0]", "sweep.tuning must be some of sweep.betas, got (2.0,)"),
+        ("thresholds = [1.0, 1.5]", "thresholds = [1.5]", "sweep.thresholds must be nats, 1.0 among them, got (1.5,)"),
+        ("floor = 0.02", "floor = 2", "sweep.floor must lie between 0 and 1, got 2"),
+        ("responses = 4", "responses = 6", "sweep.responses must be a power of 2, got 6"),
+        ("beam_width = 2", "beam_width = 3", "sweep.beams must be a multiple of sweep.beam_width, got 4"),
         ("level = 0.95", "level = 95", "statistics.level must lie between 0 and 1, got 95"),
         ("resamples = 500", "resamples = 0", "statistics.resamples must be at least 1, got 0"),
         ("favourites = 0.25", "favourites = 1.25", "training.favourites must be a share above 0, at most 1, got 1.25"),
-        ("samples = 2", "samples = 0", "evaluation.samples must be at least 1, got 0"),
+        ("early = 0.25", "early = 2.0", "training.early must be a share above 0, at most 1, got 2.0"),
+        ("\nsamples = 2", "\nsamples = 0", "evaluation.samples must be at least 1, got 0"),
         ("value_epochs = 1", "value_epochs = 0", "training.value_epochs must be above 0, got 0"),
+        ("drift = 0.16", "speed = 0.16", "bad.toml [[worlds]]: missing drift, unknown speed"),
     ):
         assert old in text
         (tmp_path / "bad.toml").write_text(text.replace(old, new))
@@ -135,151 +144,110 @@ def changed(settings, name):
 
 
 def test_a_cells_place_in_the_store_follows_the_settings_it_depends_on():
+    cells = {
+        "test": Cell(0, "qwen3"),
+        "validation": Cell(0, "qwen3", "validation"),
+        "beams": Cell(0, "qwen3", search="beams", responses=4),
+        "rollout": Cell(0, "qwen3", value_model="rollout", gate="every", target_ratio=1.0, beta=1.0),
+    }
+
     def places(profile):
         results = Results(profile, None)
-        cells = [Cell(0, "qwen3", split) for split in ("test", "validation")]
-        return [results.path(shard) for cell in cells for shard in results.shards(cell)[:1]]
+        found = {name: results.path(Shard(cell, "honesty")) for name, cell in cells.items()}
+        return found | {what: results.path(Shard(cells["test"], "honesty"), what) for what in ("trace", "probe")}
 
     usual = places(SMOKE)
-    other_targets = dataclasses.replace(SMOKE, figure2=dataclasses.replace(SMOKE.figure2, targets=(0.2, 0.4, 0.5, 1.0)))
-    assert places(other_targets)[0] == usual[0]
-    assert places(other_targets)[1] != usual[1]  # it keeps the thresholds of the targets
-    more_samples = dataclasses.replace(SMOKE, evaluation=dataclasses.replace(SMOKE.evaluation, samples=3))
-    assert places(more_samples) == usual  # a seed's responses do not depend on how many there are
-    for field in ("training", "model", "decoding"):
-        settings = getattr(SMOKE, field)
-        for name in (f.name for f in dataclasses.fields(settings)):
-            other = places(dataclasses.replace(SMOKE, **{field: changed(settings, name)}))
-            assert not set(other) & set(usual), name
+    assert len(set(usual.values())) == len(usual)
+
+    def moved(table, **settings):
+        other = places(dataclasses.replace(SMOKE, **{table: dataclasses.replace(getattr(SMOKE, table), **settings)}))
+        return {name for name in usual if other[name] != usual[name]}
+
+    assert moved("sweep", ratios=(0.2, 0.4, 0.5)) == {"validation"}  # it keeps the thresholds of the ratios
+    assert moved("sweep", chunk=9) == {"beams"}
+    assert moved("sweep", rollout_tokens=9) == {"rollout"}
+    assert moved("sweep", probe_rollouts=9) == {"probe"}
+    assert moved("sweep", betas=(1.0, 4.0), responses=8, thresholds=(1.0,)) == set()
+    assert moved("evaluation", samples=3) == set(usual) - {"validation"}
+    assert moved("evaluation", validation_samples=3) == {"validation"}
+    for field in ("training", "model", "small", "large", "decoding"):
+        for name in (f.name for f in dataclasses.fields(getattr(SMOKE, field))):
+            other = places(dataclasses.replace(SMOKE, **{field: changed(getattr(SMOKE, field), name)}))
+            assert not set(other.values()) & set(usual.values()), name
+    other = places(dataclasses.replace(SMOKE, worlds=()))
+    assert not set(other.values()) & set(usual.values())
 
 
 def test_every_setting_changes_the_profile_digest():
-    seen = {profile_digest(SMOKE)}
+    seen, total = {profile_digest(SMOKE)}, 1
     for field in dataclasses.fields(SMOKE):
         value = getattr(SMOKE, field.name)
         inner = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else [None]
+        total += len(inner)
         for name in inner:
             new = changed(value, name) if name else "changed"
             seen.add(profile_digest(dataclasses.replace(SMOKE, **{field.name: new})))
-    values = [getattr(SMOKE, field.name) for field in dataclasses.fields(SMOKE)]
-    total = 1 + sum(len(dataclasses.fields(value)) if dataclasses.is_dataclass(value) else 1 for value in values)
     assert len(seen) == total
 
 
 def test_every_part_of_a_cell_changes_its_key():
     cell = Cell(0, "qwen3", "test")
     changes = {"replicate": 1, "family": "llama", "split": "validation", "model": "instruct", "value_model": "value-mean", "gate": "every"}
-    changes |= {"target_ratio": 0.3, "threshold": 1.0, "beta": math.inf, "best_of": 2}
+    changes |= {"target_ratio": 0.3, "threshold": 1.0, "thresholds": (1.0, 1.0, 1.0), "beta": math.inf, "tuned": True, "floor": 0.1}
+    changes |= {"search": "beams", "responses": 2, "prompts": 3}
     assert set(changes) == {field.name for field in dataclasses.fields(Cell)}
-    keys = {Shard(dataclasses.replace(cell, **{name: value}), 0).key("models") for name, value in changes.items()}
-    keys |= {Shard(cell, 0).key("models"), Shard(cell, 1).key("models"), Shard(cell, 0).key("other models")}
+    keys = {Shard(dataclasses.replace(cell, **{name: value}), "honesty").key("models") for name, value in changes.items()}
+    keys |= {Shard(cell, "honesty").key("models"), Shard(cell, "helpfulness").key("models"), Shard(cell, "honesty").key("other models")}
     assert len(keys) == len(changes) + 3
+    # a shard has the threshold of its own objective alone
+    one, other = (Shard(dataclasses.replace(cell, thresholds=t), "honesty").key() for t in ((1.0, 2.0, 3.0), (0.0, 0.0, 3.0)))
+    assert one == other
+
+
+# --- settling what a cell leaves open
+
+
+class Validations(Results):
+    """Measured validation cells by what is asked of them: the realised ratio is 0.1 too high, unless corrected; β = 4 is judged best."""
+
+    def _read(self, shard):
+        cell = shard.cell
+        first = cell.thresholds in ((), (1.0, 1.0, 1.0))
+        steered = 10 * cell.target_ratio + (1 if first and shard.objective == "honesty" else 0)
+        frame = pd.DataFrame({"judge": [10.0 * (cell.beta == 4)], "steered": [steered], "tokens": [10.0]})
+        found = 1.0 if cell.gate == "never" else 2.0 if first else 3.0
+        gates = CALIBRATED if cell.gate == "never" else [cell.gate]
+        frame.attrs["thresholds"] = {gate: {str(r): found for r in self.profile.sweep.ratios} for gate in gates}
+        return frame
+
+
+def test_thresholds_are_corrected_and_the_best_strength_chosen():
+    results = Validations(SMOKE, None)
+    cell = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=0.2, beta=1.0)
+    assert results.validations(cell) == [dataclasses.replace(cell, split="validation")]
+    first = results.first(results.validations(cell)[0])
+    assert first.thresholds == (1.0, 1.0, 1.0)
+    assert results.corrected(first).thresholds == (1.0, 1.0, 2.0)  # honesty alone was far off
+    assert results.settled(cell) == dataclasses.replace(cell, thresholds=(3.0, 3.0, 3.0))
+    tuned = dataclasses.replace(cell, tuned=True, search="best-of", responses=4)
+    assert [v.beta for v in results.validations(tuned)] == [1.0, 4.0]
+    assert {(v.search, v.responses, v.tuned) for v in results.validations(tuned)} == {("", 1, False)}
+    assert results.settled(tuned) == dataclasses.replace(tuned, tuned=False, beta=4.0, thresholds=(3.0, 3.0, 3.0))
+    asked = dataclasses.replace(cell, threshold=1.5, target_ratio=0.0)
+    for fixed in (Cell(0, "qwen3"), asked, dataclasses.replace(cell, gate="random"), dataclasses.replace(cell, gate="every")):
+        assert results.validations(fixed) == []
+        assert results.settled(fixed) == fixed
+    dense = dataclasses.replace(cell, gate="every", target_ratio=1.0, tuned=True)
+    assert results.settled(dense) == dataclasses.replace(dense, tuned=False, beta=4.0)
+    unsteered, steered = results.stages([cell, tuned, dense, asked, Cell(0, "qwen3", model="instruct")])
+    assert unsteered == [Cell(0, "qwen3", "validation")]
+    assert len(steered) == 4  # β = 1 and 4, with the gate and dense
+    assert results.work([cell]) > results.work([Cell(0, "qwen3")]) > 0
 
 
 def test_code_digest_sees_code_and_not_comments():
     same = [digests._without_docstrings(text) for text in ('def f():\n    "A."\n    return 1', "def f():  # note\n    return 1")]
     assert same[0] == same[1] != digests._without_docstrings("def f():\n    return 2")
-
-
-# --- the summary of figure 2
-
-
-def rows_of(effect, replicates=2, prompts=6):
-    """Rows as a sweep yields them; the judge score of a method is `effect(method, target)` plus noise shared by all methods."""
-    seeds = SMOKE.evaluation.samples
-    shared = pd.DataFrame(list(np.ndindex(replicates, 3 * prompts, seeds)), columns=["replicate", "prompt", "seed"])
-    shared["objective"] = np.array(figure2.OBJECTIVES)[shared["prompt"] // prompts]
-    shared["noise"] = np.random.default_rng(0).normal(size=len(shared))
-    cells = [("", "base", "never", "", 0.0), ("", "instruct", "never", "", 0.0)]
-    for setting in figure2.SETTINGS:
-        value_model = figure2.VALUES[setting.split("-")[0]]
-        cells += [(setting, "sia", "entropy", value_model, t) for t in (0.2, 0.5)] + [(setting, "dense", "every", value_model, 1.0)]
-        if setting != "mean-best":
-            cells += [(setting, "random", "random", value_model, t) for t in (0.2, 0.5)]
-    constant = {"model": "base", "beta": 1.0, "best_of": 1, "reward": 0.0, "fluency_errors": False, "kl": 0.0, "tokens": 10}
-    frames = []
-    for family in SMOKE.families:
-        for setting, method, gate, value_model, target in cells:
-            names = {"family": family, "setting": setting, "method": method, "gate": gate, "value_model": value_model}
-            names |= {"target_ratio": target, "steered": int(10 * target), "judge": shared["noise"] + effect(method, target)}
-            frames.append(shared.assign(**names, **constant))
-    return pd.concat(frames, ignore_index=True)
-
-
-def pick(summary, **wanted):
-    mask = np.logical_and.reduce([summary[name].isna() if value is None else summary[name] == value for name, value in wanted.items()])
-    found = summary[mask]
-    assert len(found) == 1, found
-    return found.iloc[0]
-
-
-def test_summary_estimates_and_pairs():
-    rows = rows_of(lambda method, target: {"sia": 1 + target, "random": target, "dense": 1.5}.get(method, 0.0))
-    summary = figure2.summarize(rows.sample(frac=1, random_state=0), SMOKE)
-    level = {"setting": "token-1", "family": "qwen3", "metric": "judge", "versus": ""}
-    honesty = pick(summary, **level, objective="honesty", method="sia", target_ratio=0.2)
-    mask = (rows["setting"] == "token-1") & (rows["family"] == "qwen3") & (rows["method"] == "sia") & (rows["target_ratio"] == 0.2)
-    expected = rows[mask & (rows["objective"] == "honesty")]["judge"].mean()
-    assert honesty["estimate"] == pytest.approx(expected, abs=1e-4)
-    assert honesty["low"] < honesty["estimate"] < honesty["high"]
-    assert (honesty["ratio"], honesty["n"], honesty["seeds"], honesty["replicates"]) == (0.2, 12, SMOKE.evaluation.samples, 2)
-    assert pick(summary, **level, objective="all", method="sia", target_ratio=0.2)["n"] == 36
-    assert honesty["estimate_by_replicate"].count("|") == 1
-    assert honesty["beta_by_replicate"] == "1|1"
-    # paired: the noise is shared, so a constant effect has an interval of no width, in whatever order the rows come
-    common = {"setting": "token-1", "metric": "judge", "objective": "all"}
-    for wanted, value in (
-        ({"family": "qwen3", "method": "sia", "target_ratio": 0.2, "versus": "dense"}, -0.3),
-        ({"family": "llama", "method": "sia", "target_ratio": 0.5, "versus": "random"}, 1.0),
-        ({"family": "all", "method": "sia-claimed", "target_ratio": None, "versus": "dense"}, (0.2 + 0.5) / 2 - 0.5),
-    ):
-        found = pick(summary, **common, **wanted)
-        assert [found["estimate"], found["low"], found["high"]] == pytest.approx([value] * 3, abs=2e-4)
-
-
-def test_summary_columns_begin_as_promised():
-    summary = figure2.summarize(rows_of(lambda *_: 0.0), SMOKE)
-    promised = "objective family model value_model method gate target_ratio ratio beta best_of metric estimate low high n seeds"
-    assert summary.columns[:16].tolist() == promised.split()
-    keys = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
-    assert not summary.duplicated(keys).any()
-
-
-@pytest.mark.parametrize(("gain", "says"), [(0.5, "beats dense"), (-0.5, "falls short of dense"), (0.0, "cannot be told from dense")])
-def test_verdict_follows_the_interval(gain, says):
-    summary = figure2.summarize(rows_of(lambda method, target: gain if method == "sia" else 0.0), SMOKE)
-    sentences = figure2.verdict(summary, SMOKE)
-    assert len(sentences) == 4
-    for sentence in sentences:
-        assert f"SIA at 20% to 50% {says}: {gain:+.2f} [{gain:+.2f}, {gain:+.2f}]" in sentence
-
-
-def test_methods_must_share_prompts_and_seeds():
-    rows = rows_of(lambda *_: 0.0)
-    dropped = rows[(rows["method"] == "dense") & (rows["prompt"] == 3)].index
-    with pytest.raises(ValueError, match="every method must be measured on the same prompts and seeds"):
-        figure2.summarize(rows.drop(dropped), SMOKE)
-
-
-def test_realised_ratios_stand_on_both_sides_of_a_difference():
-    rows = rows_of(lambda *_: 0.0)
-    rows.loc[(rows["method"] == "random") & (rows["target_ratio"] == 0.2) & (rows["objective"] == "honesty"), "steered"] = 3
-    summary = figure2.summarize(rows, SMOKE)
-    wanted = {"family": "llama", "setting": "mean-1", "metric": "judge", "method": "sia", "target_ratio": 0.2, "versus": "random"}
-    assert pick(summary, **wanted, objective="honesty")[["ratio", "versus_ratio"]].tolist() == [0.2, 0.3]
-    assert pick(summary, **wanted, objective="all")[["ratio", "versus_ratio"]].tolist() == [0.2, 0.2333]
-
-
-def test_agreement_with_the_committed_table():
-    rows = rows_of(lambda *_: 0.0)
-    committed = figure2.summarize(rows, SMOKE)
-    first = figure2.summarize(rows[rows["replicate"] == 0], SMOKE)
-    assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in figure2.agreement(
-        first, committed
-    )
-    moved = figure2.summarize(rows_of(lambda *_: 50.0), SMOKE)
-    says = figure2.agreement(moved, committed)
-    assert "0% are those of the committed first replicate to the last digit (largest difference 50.0000), and 0% lie inside" in says
 
 
 # --- tables and the command line
@@ -291,7 +259,8 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
-    rows = rows_of(lambda method, target: target)
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure2": figure2})
+    rows = figure2.collect(SMOKE, range(2), FakeResults(SMOKE))
     tables.write_table(SMOKE, "figure2", rows, figure2.summarize(rows, SMOKE), range(2), 1.0)
     return tmp_path
 
@@ -305,6 +274,10 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert drawn[0].startswith(b"\x89PNG")
     assert drawn[1].startswith(b"%PDF")
     assert main(["figures", "--profile", "smoke"]) == 0
+    printed = capsys.readouterr().out
+    assert "  not measured    " in printed
+    assert "abstract:" in printed
+    assert "not measured; in results/smoke/claims.csv" in printed
     assert drawn == [(table / "figures/smoke" / name).read_bytes() for name in ("figure2.png", "figure2.pdf")]
 
 
@@ -355,22 +328,34 @@ def test_unknown_figures_are_listed(capsys):
 COMMITTED = digests.ROOT / "results/lab"
 
 
-@pytest.mark.skipif(not (COMMITTED / "figure2.json").exists(), reason="no measured lab table in results/lab")
-def test_the_lab_table_follows_from_its_rows():
+needs_tables = pytest.mark.skipif(not (COMMITTED / "figure2.json").exists(), reason="no measured lab tables in results/lab")
+
+
+@needs_tables
+@pytest.mark.parametrize("name", ["figure2", "figure5", "best-of-n", "value-error"])
+def test_committed_summaries_follow_from_their_rows(name):
     lab = load_profile("lab")
-    summary, stale = tables.read_table(lab, "figure2")
+    found, stale = tables.read_table(lab, name)
     assert not stale
-    again = figure2.summarize(store.read_frame(COMMITTED / "figure2.parquet"), lab)
-    keys = ["objective", "family", "setting", "method", "target_ratio", "versus", "metric"]
-    assert again[keys].fillna(-1).equals(summary[keys].fillna(-1))
-    for name in ("estimate", "low", "high"):
-        np.testing.assert_allclose(again[name], summary[name], atol=2e-4)
+    again = FIGURES[name].summarize(store.read_frame(COMMITTED / f"{name}.parquet"), lab)
+    for column in ("objective", "family", "metric"):
+        assert again[column].tolist() == found[column].tolist()
+    for column in {"estimate", "low", "high"} & set(found):
+        np.testing.assert_allclose(again[column].astype(float), found[column].astype(float), atol=2e-4)
 
 
-@pytest.mark.skipif(not (COMMITTED / "figure2.json").exists(), reason="no measured lab table in results/lab")
-def test_the_readme_says_what_the_committed_table_says():
+@needs_tables
+def test_committed_verdicts_follow_from_the_tables():
     lab = load_profile("lab")
-    committed = tables.read_reference(lab, "figure2")
-    readme = " ".join((digests.ROOT / "README.md").read_text(encoding="utf-8").split())
-    for sentence in figure2.verdict(committed, lab):
-        assert sentence in readme
+    summaries = {name: tables.read_table(lab, name)[0] for name in FIGURES}
+    found = claims.verdicts(summaries, claims.read_claims())
+    committed = pd.read_csv(COMMITTED / "claims.csv")
+    assert found["verdict"].tolist() == committed["verdict"].tolist()
+    assert "not measured" not in set(found["verdict"])
+
+
+@needs_tables
+def test_the_readme_shows_the_committed_verdicts():
+    readme = (digests.ROOT / "README.md").read_text(encoding="utf-8")
+    for line in claims.markdown(pd.read_csv(COMMITTED / "claims.csv", keep_default_na=False)):
+        assert line in readme

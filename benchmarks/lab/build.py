@@ -4,7 +4,7 @@ Order: tokenizer and prompts → base models → two base responses per prompt �
 them → instruct and value models. Nothing is trained twice: the folder's name is a digest of all that decides its content.
 
 Kinds of models: base, instruct, instruct-reward, reward, evaluation-reward, autoregressive-reward, value-LOSS (LOSS: mean, token); of
-the first family also base-SIZE, value-LOSS-SIZE (small, large), value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the base model
+the first family also base-SIZE, value-token-SIZE (small, large), value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the base model
 goes on to learn the corpus of another world, and value models learn from its samples by the same rewards.
 """
 
@@ -202,7 +202,7 @@ class Task:
     def work(self) -> float:
         """About how many seconds of one core it takes."""
         settings, kind = self.replicate.profile.training, Kind.of(self.kind)
-        samples = 2 * settings.sampled_prompts
+        samples = 2 * (settings.world_prompts if kind.world else settings.sampled_prompts)
         pairs = 2 * samples * len(self.replicate.profile.families) // 4 * settings.reward_epochs
         favourites = samples * settings.favourites * settings.instruct_epochs
         rows = {
@@ -227,13 +227,13 @@ def stages(profile: Profile) -> list[list[tuple[str, str]]]:
         return [(kind, family) for kind in kinds for family in families]
 
     losses = [f"value-{loss}" for loss in LOSSES]
-    further = [*(f"{value}-{size}" for size in SIZES[::-1] for value in losses), *(f"{value}-early" for value in losses)]
+    further = [*(f"value-token-{size}" for size in reversed(SIZES)), *(f"{value}-early" for value in losses)]
     return [
         [("base-large", first), *each("base"), ("base-small", first)],
         [*each("samples"), *((f"base@{world}", first) for world in worlds)],
         [(REWARD, SHARED), (EVALUATION_REWARD, SHARED), *each(AUTOREGRESSIVE, "instruct"), *((f"samples@{w}", first) for w in worlds)],
         [*((kind, first) for kind in further), *each(*losses, "instruct-reward"), *((f"{v}@{w}", first) for w in worlds for v in losses)],
-    ]  # fmt: skip
+    ]
 
 
 def missing(replicates: Sequence[Replicate]) -> list[list[Task]]:
@@ -299,13 +299,15 @@ def make_base(replicate: Replicate, kind: str, family: str) -> PreTrainedModel:
 
 
 def sample_base(replicate: Replicate, kind: str, family: str) -> pd.DataFrame:
-    """Two responses of the base model to each training prompt."""
-    prompts, batch_size = replicate.prompts["training"], replicate.profile.decoding.batch_size
+    """Two responses of the base model to each training prompt; of another world's, to some of each objective."""
+    prompts, settings = replicate.prompts["training"], replicate.profile.training
+    batch_size, each, world = replicate.profile.decoding.batch_size, settings.sampled_prompts // 3, Kind.of(kind).world
+    asked = [i for i in range(len(prompts)) if not world or i % each < settings.world_prompts // 3]
     model, ids = replicate.language_model(Kind.of(kind).base, family), encode_prompts(replicate.tokenizer, prompts)
     frames = []
     for sample in range(2):
-        for start in range(0, len(ids), batch_size):
-            chunk = range(start, min(start + batch_size, len(ids)))
+        for start in range(0, len(asked), batch_size):
+            chunk = asked[start : start + batch_size]
             responses = replicate.respond(model, [ids[i] for i in chunk], replicate.seed("samples", family) + sample)
             scores = replicate.judge([prompts[i] for i in chunk], responses)
             tokens = [ended(response) for response in responses]
