@@ -86,6 +86,7 @@ RC = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "sia",
 }
+DPI = 170
 BLUES, SIGNED = "Blues", "RdBu"
 
 
@@ -187,6 +188,6 @@ def finish(
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in paths:
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {}
-        write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=170, metadata=metadata))
+        write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=DPI, metadata=metadata))
     plt.close(figure)
     return paths

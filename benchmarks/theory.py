@@ -78,18 +78,17 @@ def random_steps(replicate: int) -> pd.DataFrame:
     base, values, beta = (uniform(0, 4) * normal()).softmax(-1), uniform(0, 3) * normal(), uniform(0.1, 4)
     best = theory.optimal_policy(base, values, beta)
     regret = theory.objective(best, base, values, beta[:, 0]) - theory.objective(base, base, values, beta[:, 0])
-    spread = values.amax(1) - values.amin(1)
-    bound = [theory.regret_bound(base[[i]], float(spread[i]), float(beta[i, 0])).item() for i in range(STEPS)]
+    spread, entropy = values.amax(1) - values.amin(1), torch.special.entr(base).sum(-1)
     sigma = 0.3
     noisy = torch.stack([theory.divergence(theory.optimal_policy(base, values + sigma * normal(), beta), best) for _ in range(NOISES)])
     predicted = beta[:, 0] * sigma**2 / 2 * (1 - best.square().sum(-1))
     columns = {
-        "entropy": torch.special.entr(base).sum(-1),
+        "entropy": entropy,
         "beta": beta[:, 0],
         "regret": regret,
         "kl_base_optimum": theory.divergence(base, best) / beta[:, 0],
         "kl_optimum_base": theory.divergence(best, base) / beta[:, 0],
-        "bound": torch.tensor(bound),
+        "bound": torch.from_numpy(_bounds(entropy.numpy(), spread.numpy(), beta[:, 0].numpy())),
         "hoeffding": beta[:, 0] * spread**2 / 8,
         "noise_regret": noisy.mean(0) / beta[:, 0],
         "noise_predicted": predicted,
@@ -219,16 +218,16 @@ def _per_prompt(part: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, pr
     return summary.ratio_draws(sums[:, None], counts[:, None], shape, profile)
 
 
-def _bounds(entropy: np.ndarray, value_range: np.ndarray) -> np.ndarray:
-    """`sia.theory.regret_bound` at β = 1, from entropies and ranges of values alone; numpy, for tables are drawn without torch."""
+def _bounds(entropy: np.ndarray, value_range: np.ndarray, beta: np.ndarray | float = 1.0) -> np.ndarray:
+    """`sia.theory.regret_bound` of many steps, from entropies and ranges of values; numpy, for tables are drawn without torch."""
     low, high = np.zeros_like(entropy), np.full_like(entropy, 0.5)
     for _ in range(60):
         middle = (low + high) / 2
         below = -middle * np.log(np.maximum(middle, 1e-300)) - (1 - middle) * np.log1p(-middle) < entropy
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    x = np.maximum(value_range, 1e-9)
+    x = np.maximum(beta * value_range, 1e-9)
     turning = (np.expm1(x) - x) / (x * np.expm1(x))
-    return np.maximum(_largest(np.minimum(high, turning), x), _largest(np.maximum(1 - high, turning), x))
+    return np.maximum(_largest(np.minimum(high, turning), x), _largest(np.maximum(1 - high, turning), x)) / beta
 
 
 def _largest(likely: np.ndarray, value_range: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import claims, digests, figure2, store, tables
+from benchmarks import claims, digests, figure3, store, tables
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.cells import CALIBRATED, Cell, Shard
 from benchmarks.profile import load_profile, profile_digest
@@ -255,22 +255,22 @@ def test_code_digest_sees_code_and_not_comments():
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """A table of figure 2 for the smoke profile in a temporary folder."""
+    """A table of figure 3 for the smoke profile in a temporary folder."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
-    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure2": figure2})
-    rows = figure2.collect(SMOKE, range(2), FakeResults(SMOKE))
-    tables.write_table(SMOKE, "figure2", rows, figure2.summarize(rows, SMOKE), range(2), 1.0)
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": figure3})
+    rows = figure3.collect(SMOKE, range(2), FakeResults(SMOKE))
+    tables.write_table(SMOKE, "figure3", rows, figure3.summarize(rows, SMOKE), range(2), 1.0)
     return tmp_path
 
 
 def test_figure_is_drawn_from_the_table(table, capsys):
-    assert main(["figure2", "--profile", "smoke"]) == 0
+    assert main(["figure3", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
-    assert "figure2: drawing the table in results/smoke, nothing is measured (FRESH=1 measures again)" in printed
-    assert "figure2: figures/smoke/figure2.png, figures/smoke/figure2.pdf" in printed
-    drawn = [(table / "figures/smoke" / name).read_bytes() for name in ("figure2.png", "figure2.pdf")]
+    assert "figure3: drawing the table in results/smoke, nothing is measured (FRESH=1 measures again)" in printed
+    assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
+    drawn = [(table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")]
     assert drawn[0].startswith(b"\x89PNG")
     assert drawn[1].startswith(b"%PDF")
     assert main(["figures", "--profile", "smoke"]) == 0
@@ -278,31 +278,31 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert "  not measured    " in printed
     assert "abstract:" in printed
     assert "not measured; in results/smoke/claims.csv" in printed
-    assert drawn == [(table / "figures/smoke" / name).read_bytes() for name in ("figure2.png", "figure2.pdf")]
+    assert drawn == [(table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")]
 
 
 def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
-    main(["figure2", "--profile", "smoke"])
-    fresh = (table / "figures/smoke/figure2.png").read_bytes()
-    path = table / "results/smoke/figure2.json"
+    main(["figure3", "--profile", "smoke"])
+    fresh = (table / "figures/smoke/figure3.png").read_bytes()
+    path = table / "results/smoke/figure3.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"profile_digest": "0123456789abcdef"}))
-    assert main(["figure2", "--profile", "smoke"]) == 0
-    assert "warning: figure2.csv was measured under other settings" in capsys.readouterr().err
-    assert (table / "figures/smoke/figure2.png").read_bytes() != fresh
+    assert main(["figure3", "--profile", "smoke"]) == 0
+    assert "warning: figure3.csv was measured under other settings" in capsys.readouterr().err
+    assert (table / "figures/smoke/figure3.png").read_bytes() != fresh
 
 
-@pytest.mark.parametrize("file", ["figure2.csv", "figure2.parquet"])
+@pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
 def test_a_changed_table_is_refused(table, capsys, file):
     path = table / "results/smoke" / file
     path.write_bytes(path.read_bytes()[:-7])
-    assert main(["figure2", "--profile", "smoke"]) == 2
-    assert f"{file} is missing or not the file that figure2.json describes" in capsys.readouterr().err
+    assert main(["figure3", "--profile", "smoke"]) == 2
+    assert f"{file} is missing or not the file that figure3.json describes" in capsys.readouterr().err
 
 
 def test_provenance_says_where_the_numbers_come_from(table):
-    provenance = json.loads((table / "results/smoke/figure2.json").read_text())
+    provenance = json.loads((table / "results/smoke/figure3.json").read_text())
     assert provenance["profile_digest"] == profile_digest(SMOKE)
-    assert provenance["sha256"]["figure2.csv"] == tables.sha256(table / "results/smoke/figure2.csv")
+    assert provenance["sha256"]["figure3.csv"] == tables.sha256(table / "results/smoke/figure3.csv")
     assert {"command", "git_commit", "packages", "hardware", "seeds", "replicates", "wall_seconds", "intervals"} <= set(provenance)
 
 
