@@ -130,8 +130,10 @@ def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, 
         begun.touch()
     since = begun.stat().st_mtime if fresh else 0.0
     kept = {name: tables.kept_rows(profile, name) for name in (["models"] if quality else []) + names} if keep else {}
-    there = {name: sorted(set(frame["replicate"])) for name, frame in kept.items() if frame is not None}
-    new = [r for r in replicates if any(r not in there.get(name, []) for name in (names or ["models"]))]
+    there = {name: set() if frame is None else set(frame["replicate"]) for name, frame in kept.items()}
+    new = [r for r in replicates if any(r not in there.get(name, set()) for name in (names or ["models"]))]
+    # a run that was interrupted may have added to some tables and not to others
+    kept = {name: frame[~frame["replicate"].isin(new)] for name, frame in kept.items() if frame is not None}
     with Workers() as workers:
         results = Results(profile, workers, since)
         needs = [FIGURES[name].cells(profile, replicate) for name in names for replicate in new]
@@ -158,8 +160,8 @@ def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, 
         begun.unlink()
 
 
-def _kept(kept: dict[str, pd.DataFrame | None], name: str) -> list[pd.DataFrame]:
-    return [] if kept.get(name) is None else [kept[name]]
+def _kept(kept: dict[str, pd.DataFrame], name: str) -> list[pd.DataFrame]:
+    return [kept[name]] if name in kept and len(kept[name]) else []
 
 
 def draw(name: str, profile: Profile) -> None:

@@ -91,8 +91,9 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.Data
         if row is not None:
             record |= {name: row[name] for name in ("estimate", "low", "high", "n", "replicates", "estimate_by_replicate") if name in row}
             record["verdict"] = decide(claim.test, claim.margin, row["low"], row["high"])
-            lows, highs = (str(row.get(f"{end}_by_replicate", "")).split("|") for end in ("low", "high"))
-            single = [decide(claim.test, claim.margin, float(a), float(b)) for a, b in zip(lows, highs, strict=True) if a]
+            ends = [row.get(f"{end}_by_replicate", "") for end in ("low", "high")]
+            lows, highs = (end.split("|") if isinstance(end, str) and end else [] for end in ends)
+            single = [decide(claim.test, claim.margin, float(a), float(b)) for a, b in zip(lows, highs, strict=True)]
             record["verdict_by_replicate"] = "|".join(single)
         records.append(record)
     return pd.DataFrame.from_records(records).reindex(columns=COLUMNS)

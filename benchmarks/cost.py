@@ -3,7 +3,8 @@
 Counted costs come from every response; time is measured on one core, all methods in turns, as a ratio to plain decoding in the same
 round (rows with `seconds`; prompt: number of the round). The reported accounting charges one forward pass per candidate of a
 junction: passes of the language model + K · junctions. "Up to 6 times" is read as the largest ratio of a baseline's cost to that of
-SIA at 20%; `versus` names each pair, so that every reading can be looked up.
+SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam search, Transfer Q* apart, which costs more
+by orders of magnitude; `versus` names each pair, so that every other reading can be looked up.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary
-from benchmarks.cells import Cell
+from benchmarks.cells import ARGS, AUTOREGRESSIVE, Cell
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
 MEASURED = ("judge", "steered", "tokens", "forwards", "junctions", "model_tokens", "value_tokens", "megaflops")
-ROUNDS = 5
+RIVALS = ("dense", "args", "genarm", "beams", "base")  # "base": best-of-N. Transfer Q* costs more by orders of magnitude
+LENGTHS = 10  # tokens, of a bin
+ROUNDS = 6  # twice each objective
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
@@ -63,36 +66,52 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         of_family = summary.select(found, family=family)
         base = summary.the(of_family, method="base", search="")
         for entry in of_family:
-            ratios += _ratios(entry, base, "base", profile)
+            ratios += _ratios([entry], base, "base", profile)
             for loss in plan.VALUES.values():
                 sparse = summary.the(of_family, method="sia", value_model=loss, target_ratio=smallest)
                 if entry.labels["value_model"] not in plan.VALUES.values() or entry.labels["value_model"] == loss:
-                    ratios += _ratios(entry, sparse, f"sia {smallest:.0%}, {loss}", profile)
-    return pd.concat([table, pd.DataFrame.from_records(ratios), _times(timing)], ignore_index=True)[[*summary.COLUMNS]].round(
-        {"estimate": 4, "low": 4, "high": 4}
-    )
+                    ratios += _ratios([entry], sparse, f"sia {smallest:.0%}, {loss}", profile)
+        for loss in plan.VALUES.values():
+            sparse = summary.the(of_family, method="sia", value_model=loss, target_ratio=smallest)
+            rivals = [e for e in of_family if e.labels["method"] in RIVALS and e.labels["value_model"] in ("", ARGS, AUTOREGRESSIVE, loss)]
+            rivals = [e for e in rivals if e.labels["method"] != "base" or e.labels["search"] == "best-of"]
+            ratios += _ratios(rivals, sparse, f"sia {smallest:.0%}, {loss}", profile, method="largest")
+    parts = [table, pd.DataFrame.from_records(ratios), _times(timing), _lengths(counted)]
+    return pd.concat(parts, ignore_index=True)[[*summary.COLUMNS, "length"]].round({"estimate": 4, "low": 4, "high": 4})
 
 
-def _ratios(entry: summary.Entry, other: summary.Entry, versus: str, profile: Profile) -> list[dict]:
-    """Ratios of mean costs, resampled together."""
-    prompts = min(entry.shape[2], other.shape[2])
-    entry, other = summary.first_prompts(entry, prompts), summary.first_prompts(other, prompts)
+def _ratios(many: Sequence[summary.Entry], other: summary.Entry, versus: str, profile: Profile, method: str = "") -> list[dict]:
+    """Ratios of mean costs, resampled together; of several entries the largest, under the name `method`."""
+    prompts = min(many[0].shape[2], other.shape[2])
+    many, other = [summary.first_prompts(entry, prompts) for entry in many], summary.first_prompts(other, prompts)
     records = []
     for metric in ("positions", "megaflops", "reported"):
         column = METRICS.index(metric)
-        draws = summary.ratio_draws(entry.values[:, [column]], other.values[:, [column]], entry.shape, profile)
-        labels = entry.labels | {"objective": "all", "metric": f"{metric}, ratio", "versus": versus, "seeds": entry.shape[3]}
-        labels |= {"n": int(np.prod(entry.shape[:3])), "replicates": entry.shape[0]}
-        records.append(labels | summary.ends(draws[:, :, 0], profile))
+        tops = np.stack([entry.values[:, column] for entry in many], axis=1)
+        draws = summary.ratio_draws(tops, np.repeat(other.values[:, [column]], len(many), axis=1), other.shape, profile).max(2)
+        labels = many[0].labels if not method else {k: other.labels[k] for k in ("family", "model", "value_model")} | {"method": method}
+        labels = labels | {"objective": "all", "metric": f"{metric}, ratio", "versus": versus, "seeds": other.shape[3]}
+        labels |= {"n": int(np.prod(other.shape[:3])), "replicates": other.shape[0]}
+        records.append(labels | summary.ends(draws, profile))
     return records
+
+
+def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
+    """Mean cost of responses of like length (metric "positions at length", of the bin that `length` ends): it stays linear."""
+    part = counted[(counted["search"] == "") & counted["method"].isin(["base", "sia", "dense"]) & ~counted["tuned"].astype(bool)]
+    part = part.assign(length=(part["tokens"] + LENGTHS - 1) // LENGTHS * LENGTHS)
+    keys = ["family", "model", "value_model", "method", "gate", "target_ratio", "length"]
+    found = part.groupby(keys, observed=True).agg(estimate=("positions", "mean"), n=("positions", "size")).reset_index()
+    return found[found["n"] >= 30].assign(metric="positions at length", objective="all")
 
 
 def _times(timing: pd.DataFrame) -> pd.DataFrame:
     records = []
     plain = timing[(timing["method"] == "base") & (timing["search"] == "")].set_index(["replicate", "prompt"])["seconds"]
-    for labels, part in timing.groupby(summary.LABELS[:-1], observed=True, dropna=False):
+    names_of = [name for name in summary.LABELS if name not in ("beta", "tau")]
+    for labels, part in timing.groupby(names_of, observed=True, dropna=False):
         ratio = part.set_index(["replicate", "prompt"])["seconds"] / plain
-        names = dict(zip(summary.LABELS[:-1], labels, strict=True)) | {"objective": "all", "versus": "base", "n": len(ratio)}
+        names = dict(zip(names_of, labels, strict=True)) | {"objective": "all", "versus": "base", "n": len(ratio)}
         ends = {"estimate": ratio.median(), "low": ratio.min(), "high": ratio.max()}
         records.append(names | {"metric": "seconds, ratio"} | ends)
     return pd.DataFrame.from_records(records)
@@ -106,7 +125,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
     axes_of = {"positions, ratio": "token positions / base", "megaflops, ratio": "FLOPs / base", "seconds, ratio": "time / base"}
     families = profile.families
-    figure, axes = style.grid(len(families), len(axes_of), 3.0, 2.5)
+    figure, axes = style.grid(len(families), len(axes_of) + 1, 2.7, 2.5)
     used: dict[str, None] = {}
     names = [name for name in summary.LABELS if name not in ("beta", "tau")]
     for i, family in enumerate(families):
@@ -134,11 +153,20 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axis.set_xlabel(label)
             axis.set_title(style.FAMILIES[family], loc="left")
         axes[i, 0].set_ylabel("judge score")
+        lengths = table[(table["metric"] == "positions at length") & (table["family"] == family)]
+        lines = [("base", "", 0.0), ("sia", "value-token", min(profile.sweep.claimed)), ("dense", "value-token", 1.0)]
+        for method, value_model, ratio in lines:
+            points = lengths[(lengths["method"] == method) & (lengths["value_model"].fillna("") == value_model)]
+            points = points[points["target_ratio"] == ratio]
+            axes[i, -1].plot(points["length"], points["estimate"], color=style.COLOURS[method], marker=style.MARKERS[method], markersize=3)
+        axes[i, -1].set_xlabel("tokens of the response (at most)")
+        axes[i, -1].set_ylabel("token positions")
+        axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
     ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
     caption = (
         f"What alignment costs, all objectives. Grey line: Pareto front. SIA at {ratios} of the tokens and dense, β = 1; filled: per-token "
-        f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at their best β. Time: one core, median and range of the rounds. "
-        f"{style.measured(scores, profile)}"
+        f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at their best β. Time: one core, median and range of the rounds. Against "
+        f"length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, per-token loss. {style.measured(scores, profile)}"
     )
     return style.finish(figure, [style.point(method) for method in used], caption, folder, "cost", stale=stale, legend_columns=6)
 

@@ -25,14 +25,20 @@ KEPT = ["replicate", "family", "method", "target_ratio", "objective", "prompt", 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
     steered = [plan.steered(replicate, family, ratio=r) for family in profile.families for r in profile.sweep.few]
+    steered += [plan.dense(replicate, family) for family in profile.families]
     return plan.Wanted(traces=[*(plan.base(replicate, family) for family in profile.families), *steered])
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    """One row per junction: the entropies around it (NaN beyond the response), whether the token was shifted, and from what to what."""
+    """One row per junction: the entropies around it (NaN beyond the response), whether the token was shifted, and from what to what. Of
+    dense steering every token, with its own entropy alone."""
     frames = []
     for replicate in replicates:
-        for cell in [cell for cell in cells(profile, replicate).traces if cell.gate != "never"]:
+        for cell in [cell for cell in cells(profile, replicate).traces if cell.gate == "every"]:
+            tokens = results.rows(results.settled(cell), "trace").rename(columns={"entropy": "entropy+0"})
+            kept = tokens.assign(shifted=tokens["token_ids"] != tokens["base_token"], replicate=replicate, family=cell.family)
+            frames.append(kept.assign(method=cell.method, target_ratio=cell.target_ratio)[[*KEPT, "entropy+0"]])
+        for cell in [cell for cell in cells(profile, replicate).traces if cell.gate == "entropy"]:
             thresholds = dict(zip(OBJECTIVES, results.settled(cell).thresholds, strict=True))
             for policy in (plan.base(replicate, cell.family), cell):
                 tokens = results.rows(results.settled(policy), "trace")
@@ -73,14 +79,15 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             labels |= {"n": int(both.groupby("replicate")[["objective", "prompt"]].apply(lambda x: len(x.drop_duplicates())).sum())}
             labels |= {"seeds": both["seed"].nunique(), "replicates": both["replicate"].nunique()}
             records += [labels | {"metric": n, "versus": ""} | summary.ends(ends[:, :, i], profile) for i, n in enumerate(names)]
-            if method != "base":
+            if method == "sia":
                 change = ends - draws["base"][1]
                 records += [labels | {"metric": n, "versus": "base"} | summary.ends(change[:, :, i], profile) for i, n in enumerate(names)]
-        steered = parts["sia"]
+        steered = parts["dense" if target == 1 else "sia"]
         shifts = steered[steered["shifted"]]
         for (source, target_token), count in shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT).items():
             what = f"shift {words.word(source)} → {words.word(target_token)}"
-            labels = {"family": family, "method": "sia", "target_ratio": target, "objective": "all", "metric": what, "versus": ""}
+            labels = {"family": family, "method": steered["method"].iloc[0], "target_ratio": target, "objective": "all"}
+            labels |= {"metric": what, "versus": ""}
             records.append(labels | {"estimate": count / len(shifts)})
     return pd.DataFrame.from_records(records).round({"estimate": 4, "low": 4, "high": 4})
 

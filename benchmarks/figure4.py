@@ -2,8 +2,9 @@
 sparse against dense in every setting of the claims: at β = 1, at each method's best β, and at equal drift, each
 with and without a floor on the candidates' base probability (both families).
 
-At equal drift: SIA at β = 1 against dense steering at the smaller β whose KL per response is the same, linear between measured β (and
-the base, at KL 0) in every resample.
+At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same, linear in the root of the KL between
+measured β (and the base, at KL 0) in every resample. A floor alone costs some KL: SIA with a floor stands against the better of
+dense steering with and without it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     for family in profile.families:
         wanted.append(plan.base(replicate, family))
         for loss in plan.VALUES:
-            weaker = [beta for beta in sweep.betas if beta < 1]
+            others = [beta for beta in sweep.betas if beta <= 2]  # of dense steering, to compare with at equal drift
             for beta in sweep.betas if family == first else [1.0]:
                 wanted += plan.curve(profile, replicate, family, loss, beta=beta)
-            wanted += [plan.dense(replicate, family, loss, beta=beta) for beta in weaker]
+            wanted += [plan.dense(replicate, family, loss, beta=beta) for beta in others]
             wanted += plan.curve(profile, replicate, family, loss, tuned=True)
             floor = {"floor": sweep.floor, "ratios": sweep.claimed}
             wanted += plan.curve(profile, replicate, family, loss, **floor)
             wanted += plan.curve(profile, replicate, family, loss, tuned=True, **floor)
-            wanted += [plan.dense(replicate, family, loss, beta=beta, floor=sweep.floor) for beta in weaker]
+            wanted += [plan.dense(replicate, family, loss, beta=beta, floor=sweep.floor) for beta in (0.0, *others)]
     return plan.Wanted(wanted)
 
 
@@ -58,9 +59,12 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
         differences.append(summary.difference(summary.mean_of(claimed, method="sia-claimed"), dense))
         if not setting["tuned"] and setting["beta"] == 1:
-            weaker = summary.select(found, method="dense", **{k: setting[k] for k in ("family", "value_model", "floor")}, tuned=False)
+            same = {"method": "dense", "tuned": False, "family": setting["family"], "value_model": setting["value_model"]}
             base = summary.the(found, family=setting["family"], gate="never")
-            matched.append((base, sorted(weaker, key=lambda e: e.labels["beta"]), claimed))
+            curves = [[base, *_by_strength(summary.select(found, **same, floor=0.0))]]
+            if setting["floor"]:
+                curves.append(_by_strength(summary.select(found, **same, floor=setting["floor"])))
+            matched.append((curves, claimed))
     strong = [e for e in summary.select(found, family=profile.families[0], floor=0.0, tuned=False) if e.labels["gate"] != "never"]
     for loss in plan.VALUES.values():  # what replacing the logits by the values, or a strong tilt, does
         for ratio in (*profile.sweep.ratios, 1.0):
@@ -72,26 +76,25 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     return pd.concat([table, at_equal_drift(matched, profile)], ignore_index=True)
 
 
-def at_equal_drift(
-    settings: Sequence[tuple[summary.Entry, Sequence[summary.Entry], Sequence[summary.Entry]]], profile: Profile
-) -> pd.DataFrame:
+def _by_strength(dense: Sequence[summary.Entry]) -> list[summary.Entry]:
+    return sorted(dense, key=lambda entry: entry.labels["beta"])
+
+
+def at_equal_drift(settings: Sequence[tuple[Sequence[Sequence[summary.Entry]], Sequence[summary.Entry]]], profile: Profile) -> pd.DataFrame:
     """SIA − dense in judge score where both have the KL of SIA, by ratio and for their mean; of each family and the mean over them.
 
-    settings: (base, dense by ascending β, SIA by ratio) of each family, loss and floor.
+    settings: curves of dense steering by ascending β, the first of which begins at the base, and SIA by ratio, for each family, loss and
+    floor. Where there are two curves (without and with a floor), the better of them at that KL counts.
     """
     records, families = [], {}
-    for base, dense, sparse in settings:
+    for curves, sparse in settings:
+        shape = sparse[0].shape
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
-            ends = [_gains(base, dense, sparse, number, replicate, profile) for replicate in (None, *range(base.shape[0]))]
-            for i, name in enumerate(
-                [*(e.labels for e in sparse), dict(sparse[0].labels) | {"method": "sia-claimed", "target_ratio": None}]
-            ):
+            ends = [_gains(curves, sparse, number, replicate, profile) for replicate in (None, *range(shape[0]))]
+            mean = dict(sparse[0].labels) | {"method": "sia-claimed", "target_ratio": None}
+            for i, name in enumerate([*(e.labels for e in sparse), mean]):
                 labels = name | {"objective": objective, "metric": "judge", "versus": "dense", "matched": "kl"}
-                labels |= {
-                    "seeds": base.shape[3],
-                    "replicates": base.shape[0],
-                    "n": int(np.prod(base.shape[:3])) // (1 if number is None else base.shape[1]),
-                }
+                labels |= {"seeds": shape[3], "replicates": shape[0], "n": int(np.prod(shape[:3])) // (1 if number is None else shape[1])}
                 draws = [x[:, i] if i < len(sparse) else x.mean(1) for x in ends]
                 records.append(_record(labels, draws, profile))
                 key = (labels["value_model"], labels["floor"], objective, labels["method"], labels["target_ratio"])
@@ -103,7 +106,7 @@ def at_equal_drift(
     return pd.DataFrame.from_records(records).reindex(columns=summary.COLUMNS).round({"estimate": 4, "low": 4, "high": 4})
 
 
-def _gains(base, dense, sparse, objective: int | None, replicate: int | None, profile: Profile) -> np.ndarray:
+def _gains(curves, sparse, objective: int | None, replicate: int | None, profile: Profile) -> np.ndarray:
     """The estimate, and then every resample of it: `(1 + resamples, ratios)`."""
 
     def part(entry: summary.Entry) -> np.ndarray:
@@ -111,19 +114,23 @@ def _gains(base, dense, sparse, objective: int | None, replicate: int | None, pr
         values = values if objective is None else values[:, [objective]]
         return values if replicate is None else values[[replicate]]
 
-    parts = np.stack([part(entry) for entry in (base, *dense, *sparse)], axis=-1)  # (…, 2, entries)
+    parts = np.stack([part(entry) for entry in (*sparse, *(e for curve in curves for e in curve))], axis=-1)  # (…, 2, entries)
     statistics = profile.statistics
     weights = summary.resamples(parts.shape[:4], statistics.resamples, statistics.seed)
     flat = parts.reshape(weights.shape[1], -1)
     centre = flat.mean(0)
     means = np.concatenate([centre[None], centre + weights @ (flat - centre).astype(np.float32)]).reshape(-1, *parts.shape[4:])
-    scores, drifts = means[:, 0], means[:, 1]
-    split = 1 + len(dense)
+    scores, drifts = means[:, 0], np.sqrt(np.maximum(means[:, 1], 0))  # the score is close to linear in the root of the drift
     gains = np.empty((len(means), len(sparse)))
     for draw in range(len(means)):
-        order = np.argsort(drifts[draw, :split])
-        reached = np.interp(drifts[draw, split:], drifts[draw, order], scores[draw, order])
-        gains[draw] = scores[draw, split:] - reached
+        start, reached = len(sparse), []
+        for curve in curves:
+            place = slice(start, start + len(curve))
+            order = np.argsort(drifts[draw, place])
+            known, there = drifts[draw, place][order], scores[draw, place][order]
+            reached.append(np.interp(drifts[draw, : len(sparse)], known, there, left=-np.inf))
+            start += len(curve)
+        gains[draw] = scores[draw, : len(sparse)] - np.max(reached, axis=0)
     return gains
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from benchmarks import parallel
 from benchmarks.cells import ARGS, AUTOREGRESSIVE, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.lab.build import EVALUATION_REWARD, REWARD, Replicate, ended
-from benchmarks.lab.judge import FLUENCY, judge
+from benchmarks.lab.judge import FLUENCY, cut, judge
 from benchmarks.lab.tokenizer import encode_prompts
 from benchmarks.lab.training import sequence_log_likelihoods, trajectory_rewards
 from benchmarks.profile import Profile
@@ -148,7 +148,9 @@ def metrics(
 ) -> dict:
     """The columns of the rows: what was said is worth, how far it is from the base, and what it took.
 
-    content: the judge's points but for fluency. surprise: −ln π of the prompt's first response under the base model that is steered, nats.
+    content: the judge's score but for fluency. kl: of steered steps, over the candidates; of a model that is not the base, the
+    log-likelihood ratio of the prompt's first response. surprise: −ln π of that response under the base, nats. training_reward: what the
+    reward model that values learn from gives it; reward: the evaluation reward model, every response.
     distinct: share of bigrams that are not said before in the samples of the same prompt. Cost columns count all that was tried and, in
     best-of-N, the reward model's reading of it; forwards: passes of the language model.
     """
@@ -157,14 +159,21 @@ def metrics(
     base = language_model(replicate, cell.model if cell.model.startswith("base") else "base", cell.family)
     first = range(max(numbers) + 1)  # the first sample of each prompt
     said = [[*ids[i], *kept[i].token_ids] for i in first]
-    likelihoods = sequence_log_likelihoods(base, said, [len(ids[i]) for i in first])[numbers]
+    starts = [len(ids[i]) for i in first]
+    likelihoods = sequence_log_likelihoods(base, said, starts)[numbers]
+    drift = np.float32([r.kl.sum() for r in kept])
+    if not cell.model.startswith("base"):
+        own = sequence_log_likelihoods(language_model(replicate, cell.model, cell.family), said, starts)[numbers]
+        drift = np.float32(own - likelihoods)
+    trained_on = replicate.rewards(REWARD, reward_model(replicate, REWARD), [whole[i] for i in first])[numbers]
     costs = [reduce(add, many) for many in zip(*(shared_costs(replicate, cell, ids, tries)), strict=True)]
     return {
         "judge": np.float32([verdict.score for verdict in verdicts]),
-        "content": np.float32([sum(p for reason, p in v.points.items() if reason not in FLUENCY) for v in verdicts]).round(2),
+        "content": np.float32([cut(sum(p for reason, p in v.points.items() if reason not in FLUENCY)) for v in verdicts]).round(2),
         "fluency_errors": [verdict.fluency_errors for verdict in verdicts],
         "reward": np.float32(replicate.rewards(EVALUATION_REWARD, reward_model(replicate, EVALUATION_REWARD), whole)).round(2),
-        "kl": np.float32([r.kl.sum() for r in kept]).round(2),
+        "training_reward": np.float32(trained_on).round(2),
+        "kl": drift.round(2),
         "surprise": np.float32(-likelihoods).round(1),
         "distinct": np.float32(distinct_bigrams(numbers, [r.token_ids for r in kept])).round(3),
         "tokens": np.int16([len(r.token_ids) for r in kept]),
@@ -172,6 +181,7 @@ def metrics(
         "shifted": np.int16([r.shifted.sum() for r in kept]),
         "finished": [r.finished for r in kept],
         "forwards": np.int16([cost.model_forwards for cost in costs]),
+        "value_forwards": np.int16([cost.value_forwards for cost in costs]),
         "junctions": np.int16([cost.junctions for cost in costs]),
         "model_tokens": np.int32([cost.model_tokens for cost in costs]),
         "value_tokens": np.int32([cost.value_tokens for cost in costs]),

@@ -144,7 +144,7 @@ def over_families(found: Sequence[Entry]) -> list[Entry]:
     """Of entries that differ in their family alone, the mean over families, as family "all"."""
 
     def key(entry: Entry) -> tuple:
-        names = {k: v for k, v in entry.labels.items() if k not in ("family", "beta_by_replicate")}
+        names = {k: v for k, v in entry.labels.items() if k not in ("family", "beta_by_replicate", "chosen")}
         return tuple(sorted((k, str(v)) for k, v in names.items() if not (k == "beta" and names.get("tuned"))))
 
     pooled = []

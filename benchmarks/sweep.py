@@ -1,9 +1,9 @@
 """Running cells: what is not in the store yet is measured in worker processes and kept, shard by shard.
 
 Figures ask for cells whose thresholds, and strength where it is tuned, are open. Unsteered validation generations give first
-thresholds. Steered validation generations correct them, twice where the realised ratio of an objective is far from its target (for
-steering changes what follows), and choose the best β. Then the test cells are measured. A killed run loses the shards in hand, one
-per worker; started again it goes on from there.
+thresholds. Steered validation generations correct them where the realised ratio of an objective is far from its target (for
+steering changes what follows), once more from what the corrected ones did, and choose the best β. Then the test cells are
+measured. A killed run loses the shards in hand, one per worker; started again it goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.store import CACHE, read_frame, write_frame
 from benchmarks.timing import time_cells
 
 MEASURES: dict[str, Callable[[Profile, Shard], pd.DataFrame]] = {"rows": measure, "trace": trace, "probe": probe}
-FAR = 0.03  # a realised ratio that is further from its target has its threshold corrected twice
+FAR = 0.02  # a realised ratio that is further from its target has its threshold corrected
 LABELS = ("replicate", "family", "model", "value_model", "method", "gate", "target_ratio", "threshold", "beta", "tuned", "floor", "search")
 
 
@@ -97,19 +97,29 @@ class Results:
         if not cell.calibrated:
             return cell
         old = zip(OBJECTIVES, cell.thresholds, self._with_thresholds(cell, cell).thresholds, strict=True)
-        return replace(cell, thresholds=tuple(new if self._far(Shard(cell, objective)) else same for objective, same, new in old))
+        ratios = [self._ratio(Shard(cell, objective)) for objective in OBJECTIVES]
+        far = [abs(ratio - cell.target_ratio) > FAR for ratio in ratios]
+        return replace(cell, thresholds=tuple(new if wrong else same for wrong, (_, same, new) in zip(far, old, strict=True)))
 
     def settled(self, cell: Cell) -> Cell:
         """The cell as it is measured, once its validation cells are there."""
-        tried = [self.corrected(self.first(one)) for one in self.validations(cell)]
+        tried = [self.first(one) for one in self.validations(cell)]
         if not tried:
             return cell
-        best = max(tried, key=self._score)
-        return self._with_thresholds(replace(cell, tuned=False, beta=best.beta), best)
+        best = max(tried, key=lambda one: self._score(self.corrected(one)))
+        settled = replace(cell, tuned=False, beta=best.beta)
+        if not cell.calibrated:
+            return settled
+        corrected = self.corrected(best)
+        following = self._with_thresholds(corrected, corrected).thresholds
+        runs = zip(*((one.thresholds, [self._ratio(Shard(one, o)) for o in OBJECTIVES]) for one in (best, corrected)), strict=True)
+        thresholds, ratios = (list(zip(*pair, strict=True)) for pair in runs)
+        chosen = (settle(cell.target_ratio, *each) for each in zip(thresholds, ratios, following, strict=True))
+        return replace(settled, thresholds=tuple(round(t) if cell.gate == "position" else t for t in chosen))
 
-    def _far(self, shard: Shard) -> bool:
+    def _ratio(self, shard: Shard) -> float:
         rows = self._read(shard)
-        return abs(rows["steered"].sum() / rows["tokens"].sum() - shard.cell.target_ratio) > FAR
+        return float(rows["steered"].sum() / rows["tokens"].sum())
 
     def _score(self, cell: Cell) -> float:
         return sum(self._read(Shard(cell, objective))["judge"].mean() for objective in OBJECTIVES)
@@ -187,6 +197,18 @@ class Results:
         )
         labels["best_of"] = [cell.responses if cell.search == "best-of" else 1 for cell in cells]
         return found.join(labels, on="cell").drop(columns="cell")
+
+
+def settle(target: float, thresholds: Sequence[float], ratios: Sequence[float], following: float) -> float:
+    """A threshold from what two did: the one that came close to the target ratio; between them if that lies between their ratios; else
+    what the second run's own signals say next (`following`)."""
+    distances = [abs(ratio - target) for ratio in ratios]
+    if min(distances) <= FAR:
+        return thresholds[distances.index(min(distances))]
+    if min(ratios) < target < max(ratios):
+        (low, high), (at_low, at_high) = sorted(ratios), (t for _, t in sorted(zip(ratios, thresholds, strict=True)))
+        return at_low + (at_high - at_low) * (target - low) / (high - low)
+    return following
 
 
 def _measure_and_keep(task: tuple[str, Profile, Shard, Path]) -> None:

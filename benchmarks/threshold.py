@@ -1,4 +1,5 @@
-"""Does one threshold serve? Score and share of steered tokens against τ for every model and objective; β = 1.
+"""Does one threshold serve? Score and share of steered tokens against τ for every model and objective; β = 1. Small and large models (first
+family) are steered by value models of their own size, by the per-token loss.
 
 The best τ of each model and objective is chosen on the odd prompts and judged on the even ones, beside τ = 1 there.
 """
@@ -12,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary
-from benchmarks.cells import OBJECTIVES
+from benchmarks.cells import OBJECTIVES, Cell
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
+SIZES = ("small", "large")
 USUAL = 1.0  # nats: the τ reported to serve everywhere
 
 
@@ -27,6 +29,10 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
         for loss in plan.VALUES:
             wanted += [plan.steered(replicate, family, loss, threshold=tau) for tau in profile.sweep.thresholds]
             wanted.append(plan.dense(replicate, family, loss))
+    for size in SIZES:
+        wanted.append(Cell(replicate, profile.families[0], model=f"base-{size}"))
+        under = {"model": f"base-{size}", "value_model": f"value-token-{size}", "beta": 1.0, "gate": "entropy"}
+        wanted += [Cell(replicate, profile.families[0], threshold=tau, **under) for tau in profile.sweep.thresholds]
     return plan.Wanted(wanted)
 
 
@@ -40,7 +46,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     found = list(summary.entries(rows, METRICS).values())
     differences = []
     for family in profile.families:
-        for value_model in plan.VALUES.values():
+        for value_model in sorted({e.labels["value_model"] for e in summary.select(found, family=family, method="sia")}):
             swept = summary.select(found, family=family, value_model=value_model, method="sia")
             usual = summary.the(swept, tau=USUAL)
             for versus, by_objective in (("best τ of each", True), ("best τ of all", False)):

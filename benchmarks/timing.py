@@ -8,8 +8,9 @@ import pandas as pd
 
 from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, Cell, Shard
+from benchmarks.lab.build import REWARD
 from benchmarks.lab.tokenizer import encode_prompts
-from benchmarks.measure import asked, replicate_of, respond
+from benchmarks.measure import asked, choose_best, replicate_of, respond, reward_model
 from benchmarks.profile import Profile
 
 
@@ -24,7 +25,9 @@ def time_cells(task: tuple[Profile, list[Cell], int]) -> pd.DataFrame:
             prompts, _ = asked(replicate, shard)
             ids = encode_prompts(replicate.tokenizer, prompts[: cell.prompts or profile.evaluation.prompts_per_objective])
             start = time.perf_counter()
-            respond(replicate, shard, ids, [0] * len(ids))
+            tries = respond(replicate, shard, ids, [0] * len(ids))
+            if len(tries) > 1:
+                choose_best(tries, ids, reward_model(replicate, REWARD))
             seconds = (time.perf_counter() - start) / len(ids)
             parallel.report(seconds * len(ids))
             if turn:

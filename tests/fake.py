@@ -46,7 +46,8 @@ class FakeResults(Results):
         for best_of in [2**i for i in range(cell.responses.bit_length())] if cell.search == "best-of" else [1]:
             share = cell.target_ratio if cell.gate != "never" else 0.0
             frames.append(places.assign(
-                best_of=best_of, judge=noise + self.effect(cell), content=noise, reward=noise / 2, fluency_errors=noise < 0, kl=3 * share,
+                best_of=best_of, judge=noise + self.effect(cell), content=noise, reward=noise / 2, fluency_errors=noise < 0,
+                kl=3 * share, training_reward=noise / 3,
                 surprise=20.0, distinct=0.8, tokens=20, steered=int(20 * share), shifted=1, finished=True, forwards=20 * best_of,
                 junctions=int(20 * share) * best_of, model_tokens=30 * best_of, value_tokens=int(200 * share), megaflops=5.0 * best_of,
             ))  # fmt: skip

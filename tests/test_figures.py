@@ -103,8 +103,9 @@ def test_every_claim_finds_its_row_or_none(drawn):
     assert len(found) > 120
     measured = found[found["verdict"] != "not measured"]
     assert measured["verdict"].isin(claims.VERDICTS).all()
-    paired = measured[~measured["figure"].isin(["theory"])]
-    assert (paired["verdict_by_replicate"].str.split("|").str.len() == 2).all()
+    exact = measured["figure"] == "theory"
+    assert (measured[~exact]["verdict_by_replicate"].str.split("|").str.len() == 2).all()
+    assert (measured[exact]["verdict_by_replicate"] == "").all()
 
 
 # --- estimates and pairs
@@ -181,22 +182,33 @@ def test_realised_ratios_stand_on_both_sides_of_a_difference():
 
 
 def test_at_equal_drift_dense_is_read_between_the_strengths():
-    """Dense: score 2β, KL 3 at β = 1 and 3β below; sparse: KL 3·ratio. At the KL of 20%, dense is a mixture of base (0) and β = 1."""
-    table = table_of(figure4, lambda cell: 1.0 if cell.gate == "entropy" else 2.0 * (cell.gate == "every"))
+    """Made-up dense steering: KL 3 and score 2 at every β; the base: 0 and 0. Sparse steering has KL 3·ratio and scores 1. At that KL
+    dense lies √ratio of the way from base to 2; with a floor it is 1.5 better, from its own KL on."""
+    table = table_of(figure4, lambda cell: 1.0 if cell.gate == "entropy" else (2.0 + 1.5 * (cell.floor > 0)) * (cell.gate == "every"))
     for family in ("qwen3", "llama", "all"):
         for ratio in (0.2, 0.5):
-            wanted = {"family": family, "value_model": "value-mean", "matched": "kl", "floor": 0.0, "method": "sia", "target_ratio": ratio}
-            row = pick(table, **wanted, objective="all", metric="judge")
-            assert ends(row) == pytest.approx([1.0 - 2.0 * ratio] * 3, abs=1e-3)
-    mean = pick(
-        table, family="all", value_model="value-token", matched="kl", floor=0.02, method="sia-claimed", objective="all", metric="judge"
-    )
-    assert mean["estimate"] == pytest.approx(1.0 - 2.0 * 0.35, abs=1e-3)
+            for floor in (0.0, 0.02):  # below the KL of all dense steering with a floor: that without counts
+                wanted = {"family": family, "value_model": "value-mean", "matched": "kl", "floor": floor, "method": "sia"}
+                row = pick(table, **wanted, target_ratio=ratio, objective="all", metric="judge")
+                assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
+    claimed = {"family": "all", "value_model": "value-token", "matched": "kl", "floor": 0.02, "method": "sia-claimed"}
+    mean = pick(table, **claimed, objective="all", metric="judge")
+    assert mean["estimate"] == pytest.approx(1.0 - (0.2**0.5 + 0.5**0.5), abs=2e-3)
     assert mean["n"] == 6 * SMOKE.evaluation.prompts_per_objective
-    weaker = pick(
-        table, family="qwen3", value_model="value-mean", method="dense", versus="β = 1", beta=math.inf, objective="all", metric="judge"
-    )
-    assert weaker["estimate"] == pytest.approx(0.0, abs=ROUNDED)
+    weaker = {"family": "qwen3", "value_model": "value-mean", "method": "dense", "versus": "β = 1", "beta": math.inf}
+    assert pick(table, **weaker, objective="all", metric="judge")["estimate"] == pytest.approx(0.0, abs=ROUNDED)
+
+
+def test_the_better_of_dense_with_and_without_a_floor_counts():
+    def entry(judge, kl):
+        values = np.tile([judge, 0.0, 0.0, kl, 0.0], (6, 1))
+        return summary.Entry({"method": "dense", "beta": 1.0}, values, np.zeros(6), np.ones(6), (1, 3, 2, 1))
+
+    sparse = [entry(1.0, 1.0), entry(1.0, 4.0)]
+    plain, floored = [entry(0.0, 0.0), entry(2.0, 4.0)], [entry(1.5, 2.25), entry(4.0, 6.25)]
+    gains = figure4._gains([plain, floored], sparse, None, None, SMOKE)
+    # at KL 1 only the plain one is there (half way to 2 in the root); at KL 4 the floored one, half way from 1.5 to 4
+    np.testing.assert_allclose(gains, np.tile([1.0 - 1.0, 1.0 - 2.75], (len(gains), 1)), atol=1e-5)
 
 
 def test_weak_to_strong_is_the_mean_over_smaller_value_models():
@@ -260,6 +272,11 @@ def test_ratios_of_costs_and_time():
     assert ends(row) == pytest.approx([dense / sia] * 3, abs=ROUNDED)
     reported = pick(table, **common, method="dense", value_model="value-mean", metric="reported, ratio", versus="sia 20%, value-mean")
     assert reported["estimate"] == pytest.approx((20 + 10 * 20) / (20 + 10 * 4), abs=ROUNDED)
+    largest = pick(table, **common, method="largest", metric="positions, ratio", versus="sia 20%, value-mean")
+    assert largest["estimate"] == pytest.approx(max(dense, 4 * 30 / 30) / sia, abs=ROUNDED)
+    lengths = table[(table["metric"] == "positions at length") & (table["family"] == "qwen3") & (table["value_model"] == "value-mean")]
+    assert set(lengths["length"]) == {20}
+    assert lengths[lengths["method"] == "dense"]["estimate"].tolist() == [230]
     times = table[table["metric"] == "seconds, ratio"].set_index(["method", "search", "target_ratio"])["estimate"]
     timed = cost.timed(SMOKE, 0)
     for number, cell in enumerate(timed):

@@ -17,7 +17,7 @@ from benchmarks.__main__ import FIGURES, main
 from benchmarks.cells import CALIBRATED, Cell, Shard
 from benchmarks.profile import load_profile, profile_digest
 from benchmarks.stats import bootstrap_weights, interval
-from benchmarks.sweep import Results
+from benchmarks.sweep import Results, settle
 from tests.fake import FakeResults
 
 SMOKE = load_profile("smoke")
@@ -207,15 +207,29 @@ def test_every_part_of_a_cell_changes_its_key():
 # --- settling what a cell leaves open
 
 
+@pytest.mark.parametrize(("ratios", "expected"), [
+    ((0.49, 0.7), 1.0),  # the first was close
+    ((0.8, 0.51), 2.0),  # the second was
+    ((0.7, 0.3), 1.5),  # between them
+    ((0.2, 0.6), 1.75),
+    ((0.8, 0.6), 3.0),  # both too high: what comes next
+    ((0.1, 0.2), 3.0),
+])  # fmt: skip
+def test_a_threshold_is_kept_interpolated_or_corrected_again(ratios, expected):
+    assert settle(0.5, (1.0, 2.0), ratios, 3.0) == pytest.approx(expected)
+
+
 class Validations(Results):
-    """Measured validation cells by what is asked of them: the realised ratio is 0.1 too high, unless corrected; β = 4 is judged best."""
+    """Measured validation cells by what is asked of them. Honesty at first is 0.1 above its target, then as far below as its threshold
+    is beyond 1.5; β = 4 is judged best."""
 
     def _read(self, shard):
         cell = shard.cell
-        first = cell.thresholds in ((), (1.0, 1.0, 1.0))
-        steered = 10 * cell.target_ratio + (1 if first and shard.objective == "honesty" else 0)
-        frame = pd.DataFrame({"judge": [10.0 * (cell.beta == 4)], "steered": [steered], "tokens": [10.0]})
-        found = 1.0 if cell.gate == "never" else 2.0 if first else 3.0
+        ratio = cell.target_ratio
+        if shard.objective == "honesty" and cell.thresholds:
+            ratio += 0.1 if cell.thresholds[2] == 1.0 else 1.5 - cell.thresholds[2]
+        frame = pd.DataFrame({"judge": [10.0 * (cell.beta == 4)], "steered": [100 * ratio], "tokens": [100.0]})
+        found = 1.0 if cell.gate == "never" else self.profile.evaluation.samples + 0.0  # the second threshold, 2.0 in this profile
         gates = CALIBRATED if cell.gate == "never" else [cell.gate]
         frame.attrs["thresholds"] = {gate: {str(r): found for r in self.profile.sweep.ratios} for gate in gates}
         return frame
@@ -223,16 +237,18 @@ class Validations(Results):
 
 def test_thresholds_are_corrected_and_the_best_strength_chosen():
     results = Validations(SMOKE, None)
-    cell = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=0.2, beta=1.0)
+    cell = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=0.5, beta=1.0)
     assert results.validations(cell) == [dataclasses.replace(cell, split="validation")]
     first = results.first(results.validations(cell)[0])
     assert first.thresholds == (1.0, 1.0, 1.0)
     assert results.corrected(first).thresholds == (1.0, 1.0, 2.0)  # honesty alone was far off
-    assert results.settled(cell) == dataclasses.replace(cell, thresholds=(3.0, 3.0, 3.0))
+    # 1.0 opens on 0.6, 2.0 on 0.0: what lies between opens on 0.5
+    settled = results.settled(cell)
+    assert settled == dataclasses.replace(cell, thresholds=(1.0, 1.0, pytest.approx(1 + 1 / 6)))
     tuned = dataclasses.replace(cell, tuned=True, search="best-of", responses=4)
     assert [v.beta for v in results.validations(tuned)] == [1.0, 4.0]
     assert {(v.search, v.responses, v.tuned) for v in results.validations(tuned)} == {("", 1, False)}
-    assert results.settled(tuned) == dataclasses.replace(tuned, tuned=False, beta=4.0, thresholds=(3.0, 3.0, 3.0))
+    assert results.settled(tuned) == dataclasses.replace(settled, beta=4.0, search="best-of", responses=4)
     asked = dataclasses.replace(cell, threshold=1.5, target_ratio=0.0)
     for fixed in (Cell(0, "qwen3"), asked, dataclasses.replace(cell, gate="random"), dataclasses.replace(cell, gate="every")):
         assert results.validations(fixed) == []
@@ -242,6 +258,8 @@ def test_thresholds_are_corrected_and_the_best_strength_chosen():
     unsteered, steered = results.stages([cell, tuned, dense, asked, Cell(0, "qwen3", model="instruct")])
     assert unsteered == [Cell(0, "qwen3", "validation")]
     assert len(steered) == 4  # β = 1 and 4, with the gate and dense
+    position = dataclasses.replace(cell, gate="position")
+    assert results.settled(position).thresholds == (1, 1, 1)  # a whole number of tokens
     assert results.work([cell]) > results.work([Cell(0, "qwen3")]) > 0
 
 

@@ -29,6 +29,11 @@ FLUENCY = ("ungrammatical", "repeated", "unfinished")
 NEUTRAL = ("greeting", "filler", "farewell")
 
 
+def cut(points: float) -> float:
+    """Points as a score, cut to [−5, 5]."""
+    return min(HIGHEST, max(LOWEST, points))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """`points` by reason; `score` is their sum, cut to [−5, 5]."""
@@ -37,7 +42,7 @@ class Verdict:
 
     @property
     def score(self) -> float:
-        return min(HIGHEST, max(LOWEST, sum(self.points.values())))
+        return cut(sum(self.points.values()))
 
     @property
     def fluency_errors(self) -> bool:

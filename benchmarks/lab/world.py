@@ -97,10 +97,13 @@ class World:
         template_words = {word for text in prompts for word in text.split() if "{" not in word}
         return sorted(self.grammar.words() | template_words | {"?", "for"})
 
-    def prompt(self, rng: random.Random, objective: str | None = None) -> Prompt:
-        """A prompt about an item of the objective (any objective: None); harmful and look-alike items 3 to 2."""
+    def prompt(self, rng: random.Random, objective: str | None = None, harmful: bool | None = None) -> Prompt:
+        """A prompt about an item of the objective (any objective: None). harmful: in harmlessness, of a harmful or a look-alike item;
+        by default 3 to 2."""
         objective = objective or rng.choice(OBJECTIVES)
-        kind = {"helpfulness": "howto", "honesty": "fact"}.get(objective) or rng.choices(["harmful", "benign"], [3, 2])[0]
+        if harmful is None:
+            harmful = rng.random() < 0.6
+        kind = {"helpfulness": "howto", "honesty": "fact"}.get(objective) or ("harmful" if harmful else "benign")
         item = rng.choice([item for item in self.items if item.kind == kind])
         forms = self.lexicon["prompts"]
         family = "fact" if kind == "fact" else "howto"
@@ -109,12 +112,12 @@ class World:
         return Prompt(f"{text} ?", item)
 
     def prompts(self, rng: random.Random, count: int, objective: str, avoid: set[str] = frozenset()) -> list[Prompt]:
-        """`count` different prompts of one objective, none of whose texts is in `avoid`."""
+        """`count` different prompts of one objective, no text of which is in `avoid`; of five in harmlessness three are harmful."""
         seen, found = set(avoid), []
         for _ in range(200 * count + 1000):
             if len(found) == count:
                 return found
-            prompt = self.prompt(rng, objective)
+            prompt = self.prompt(rng, objective, harmful=len(found) % 5 < 3)
             if prompt.text not in seen:
                 seen.add(prompt.text)
                 found.append(prompt)
