@@ -168,7 +168,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at their best β. Time: one core, median and range of the rounds. Against "
         f"length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, per-token loss. {style.measured(scores, profile)}"
     )
-    return style.finish(figure, [style.point(method) for method in used], caption, folder, "cost", stale=stale, legend_columns=6)
+    return style.finish(figure, [style.point(method) for method in used], caption, folder, "cost", stale=stale, legend_columns=5)
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> list[int]:

@@ -24,7 +24,7 @@ KEPT = ["replicate", "family", "method", "target_ratio", "objective", "prompt", 
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
-    steered = [plan.steered(replicate, family, ratio=r) for family in profile.families for r in profile.sweep.few]
+    steered = [plan.steered(replicate, family, ratio=min(profile.sweep.few)) for family in profile.families]
     steered += [plan.dense(replicate, family) for family in profile.families]
     return plan.Wanted(traces=[*(plan.base(replicate, family) for family in profile.families), *steered])
 

@@ -189,6 +189,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for axis, label in zip(axes[i], ("β", "β", "β", "β", "KL per response (nats)"), strict=True):
             axis.set_xlabel(label)
         axes[i, 2].set_yscale("symlog", linthresh=0.01)
+        axes[i, 2].set_ylim(bottom=0)
         axes[i, 4].set_xscale("symlog", linthresh=1.0)
         axes[i, 0].set_title(f"{style.LOSSES[value_model]}: score", loc="left")
         for axis, title in zip(axes[i, 1:], ("judge score", "drift", "fluency", "score against drift"), strict=True):

@@ -200,7 +200,9 @@ def shared_costs(replicate: Replicate, cell: Cell, ids: list[list[int]], tries: 
     if cell.gate != "never":
         scorer = scorer_of(replicate, cell.value_model, cell.family)
         models["value"] = (scorer.backbone, scorer.head.weight)
-    prompts = {name: reading(*parts, ids) for name, parts in models.items()}
+    # the value and reward models share a prompt but for its last token, which each response computes
+    shared = {"model": ids, "reward": [p[:-1] for p in ids], "value": [p[:-1] for p in ids]}
+    prompts = {name: reading(*parts, shared[name], read=name == "model") for name, parts in models.items()}
     begun = np.zeros(len(ids), dtype=bool)  # prompts that the value model has read
     for number, responses in enumerate(tries):
         read = reading(*models["reward"], [[*p, *ended(r)] for p, r in zip(ids, responses, strict=True)])
@@ -217,11 +219,11 @@ def shared_costs(replicate: Replicate, cell: Cell, ids: list[list[int]], tries: 
         yield costs
 
 
-def reading(backbone: PreTrainedModel, head: torch.Tensor, sequences: list[list[int]]) -> list[tuple[int, float]]:
-    """Token positions and FLOPs of reading each of these once, one output each."""
+def reading(backbone: PreTrainedModel, head: torch.Tensor, sequences: list[list[int]], read: bool = True) -> list[tuple[int, float]]:
+    """Token positions and FLOPs of computing each of these once. read: also of the output at its end."""
     meter = Meter(Architecture.of(backbone, head), len(sequences), "cpu")
     rows, lengths = torch.arange(len(sequences)), torch.tensor([len(sequence) for sequence in sequences])
-    meter.count(rows, torch.ones_like(rows), torch.zeros_like(rows), lengths, torch.ones_like(rows))
+    meter.count(rows, torch.ones_like(rows), torch.zeros_like(rows), lengths, torch.full_like(rows, int(read)))
     _, tokens, flops = meter.totals()
     return list(zip(tokens.tolist(), flops.tolist(), strict=True))
 

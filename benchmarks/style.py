@@ -160,8 +160,10 @@ def measured(summary: pd.DataFrame, profile: Profile) -> str:
     """How many were measured, and what the intervals are, for captions."""
     first = summary[summary["n"].notna()].iloc[0]
     n, replicates = int(summary["n"].max()), int(first["replicates"])
+    each = int(summary[summary["objective"] != "all"]["n"].max()) if (summary["objective"] != "all").any() else n
+    shown = f"{n} prompts ({each} of each objective)" if each < n else f"{n} prompts"
     return (
-        f"Bands and bars: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {n} prompts × "
+        f"Bands and bars: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {shown} × "
         f"{int(first['seeds'])} samples per point, from {replicates} replicate{'s' if replicates > 1 else ''} of profile {profile.name}."
     )
 

@@ -183,10 +183,8 @@ def _intervals(found: Sequence[Entry], shape: tuple, metrics: Sequence[str], pro
             common |= {"objective": objective, "n": int(np.prod(part.shape[:3])), "seeds": shape[3], "replicates": shape[0]}
             for m, metric in enumerate(metrics):
                 numbers = dict(zip(("estimate", "low", "high"), (float(end[m, i]) for end in pooled), strict=True))
-                numbers |= {
-                    f"{name}_by_replicate": "|".join(f"{ends[e][m, i]:.4f}" for ends in single)
-                    for e, name in enumerate(("estimate", "low", "high"))
-                }
+                told = ("estimate", "low", "high") if number is None else ("estimate",)  # single replicates are judged on all objectives
+                numbers |= {f"{name}_by_replicate": "|".join(f"{ends[e][m, i]:.4f}" for ends in single) for e, name in enumerate(told)}
                 records.append(common | {"metric": metric} | numbers)
     return records
 

@@ -51,7 +51,10 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
                 sparse = results.settled(plan.steered(replicate, cell.family, ratio=ratio))
                 thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, sparse.thresholds, strict=True))).astype(np.float32)
                 opens[f"opens_{ratio:g}"] = (tokens["entropy"] >= thresholds).astype("int8")
-            frames.append(tokens[kept].assign(**opens, **labels, experiment="lab"))
+            tokens = tokens[kept].assign(**opens, **labels, experiment="lab")
+            if cell.gate != "never":  # the bound is looked at in base states alone
+                tokens = tokens.assign(**{f"range_{loss}": np.nan for loss in LOSSES})
+            frames.append(tokens)
             rows = results.rows(results.settled(cell))[["objective", "prompt", "seed", "training_reward", "kl"]]
             rows = rows[rows["seed"] == 0]  # whose training reward it is
             gained = profile.training.reward_scale * rows["training_reward"] - rows["kl"]

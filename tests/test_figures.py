@@ -123,8 +123,9 @@ def test_estimates_are_means_and_differences_are_paired():
     samples, prompts = SMOKE.evaluation.samples, SMOKE.evaluation.prompts_per_objective
     assert (honesty["ratio"], honesty["n"], honesty["seeds"], honesty["replicates"]) == (0.5, 2 * prompts, samples, 2)
     assert pick(table, **level, objective="all")["n"] == 6 * prompts
+    assert honesty["estimate_by_replicate"].count("|") == 1
     for name in ("estimate", "low", "high"):
-        assert honesty[f"{name}_by_replicate"].count("|") == 1
+        assert pick(table, **level, objective="all")[f"{name}_by_replicate"].count("|") == 1
     # the noise is shared, so a constant effect has an interval of no width
     for family in ("qwen3", "llama", "all"):
         row = pick(table, **(level | {"family": family, "versus": "random"}), objective="all")
