@@ -107,7 +107,7 @@ def run(checkout: Path, *arguments: str) -> str:
 
 
 def table(checkout: Path) -> dict[str, bytes]:
-    return {name: (checkout / "results/tiny" / name).read_bytes() for name in ("figure2.parquet", "figure2.csv")}
+    return {name: (checkout / "results/tiny" / name).read_bytes() for name in ("figure3.parquet", "figure3.csv")}
 
 
 def cells(checkout: Path) -> dict[Path, int]:
@@ -145,8 +145,8 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     assert (static["steered"] == 0).all()
     assert set(rows[~rows["tuned"] & (rows["gate"] != "never")]["beta"]) == {1.0}
     sparse = rows[rows["method"] == "sia"]
-    assert (sparse.groupby("objective", observed=True)["threshold"].nunique() >= 1).all()
     assert sparse["threshold"].notna().all()
+    assert sparse.groupby("tuned")["threshold"].nunique().max() > 1  # each objective has its own
     models = pd.read_csv(checkout / "results/tiny/models.csv")
     assert {"loss on the corpus", "pair accuracy", "correlation at 10%", "correlation at 50%", "correlation at 100%"} <= set(
         models["metric"]
@@ -154,8 +154,9 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     assert {"base-large", "base@many-decoys", "value-mean-early", "value-token@many-decoys", "autoregressive-reward"} <= set(
         models["model"]
     )
-    scale = models[models["metric"] == "SD of the rewards distilled"]["estimate"]
-    assert scale.between(1.0, 3.0).all()
+    scale = models[models["metric"] == "SD of the scaled rewards"]["estimate"]
+    assert len(scale) > 0
+    assert scale.between(0.5, 6.0).all()
 
 
 def test_searches_count_what_they_try(checkout):
@@ -164,7 +165,7 @@ def test_searches_count_what_they_try(checkout):
     unit = ["objective", "prompt", "seed"]
     base = rows[(rows["method"] == "base")]
     one, two = (base[base["best_of"] == n].set_index(unit) for n in (1, 2))
-    assert (two["reward"] == two["reward"]).all()
+    assert (two["tokens"] == one["tokens"]).mean() > 0  # the first response is kept where it is the better one
     assert (two["model_tokens"] > one["model_tokens"]).all()
     assert (one["value_tokens"] == 0).all()
     assert (two["value_tokens"] > 0).all()
@@ -172,16 +173,6 @@ def test_searches_count_what_they_try(checkout):
     assert (
         steered[steered["best_of"] == 2].set_index(unit)["value_tokens"] > steered[steered["best_of"] == 1].set_index(unit)["value_tokens"]
     ).all()
-
-
-def test_models_are_trained_once(checkout):
-    models = checkout / ".cache/tiny/models"
-    before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
-    smoke = load_profile("smoke")
-    tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
-    assert len(list(models.glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
-    run(checkout, "models")
-    assert before == {path: path.stat().st_mtime_ns for path in models.rglob("*")}
 
 
 def test_the_readme_steers_a_model(checkout):
@@ -200,18 +191,20 @@ def test_the_readme_steers_a_model(checkout):
     assert (checkout / "my-value-model" / "value_head.safetensors").exists()
 
 
-def test_fresh_measures_again_and_ends_the_same(checkout):
-    """Cells that several figures share, too: figure 2 alone, from an empty store, makes the table that all together made."""
+def test_fresh_measures_again_trains_nothing_and_ends_the_same(checkout):
     expected, before = table(checkout), cells(checkout)
-    shutil.rmtree(checkout / ".cache/tiny/cells")
-    for _ in range(2):
-        assert "measuring, as FRESH=1 asks" in run(checkout, "figure2", "--fresh")
-        after = cells(checkout)
-        assert set(after) < set(before)
-        assert all(mtime > before.get(path, 0) for path, mtime in after.items())
-        assert table(checkout) == expected
-        assert not (checkout / ".cache/tiny/measuring-again").exists()
-        before = dict.fromkeys(before, 0) | after
+    trained = {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/models").rglob("*")}
+    smoke = load_profile("smoke")
+    tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
+    assert len(list((checkout / ".cache/tiny/models").glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
+    assert "measuring, as FRESH=1 asks" in run(checkout, "figure3", "--fresh")
+    after = cells(checkout)
+    assert set(after) == set(before)
+    again = {path for path in before if after[path] > before[path]}
+    assert 0 < len(again) < len(before)  # its own cells, and no others
+    assert trained == {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/models").rglob("*")}
+    assert table(checkout) == expected
+    assert not (checkout / ".cache/tiny/measuring-again").exists()
 
 
 def test_summaries_and_figures_follow_from_the_rows_without_torch(checkout):
@@ -233,10 +226,10 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     expected, expected_cells = table(checkout), cells(checkout)
     shutil.rmtree(checkout / ".cache/tiny/cells")
-    for name in ("figure2.json", "figure2.csv", "figure2.parquet"):
+    for name in ("figure3.json", "figure3.csv", "figure3.parquet"):
         (checkout / "results/tiny" / name).unlink()
     process = subprocess.Popen(
-        command("figure2"), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command("figure3"), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
     while len(cells(checkout)) < 20 and time.monotonic() < deadline:
@@ -247,19 +240,19 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     finished = cells(checkout)
     assert len(finished) >= 20
     assert len(finished) < len(expected_cells)
-    assert not (checkout / "results/tiny/figure2.json").exists()
-    printed = run(checkout, "figure2")
+    assert not (checkout / "results/tiny/figure3.json").exists()
+    printed = run(checkout, "figure3")
     assert "measuring, for results/tiny has no table of it" in printed
     after = cells(checkout)
     assert {path: after[path] for path in finished} == finished  # nothing that was finished was done again
-    assert set(after) == set(expected_cells)
-    assert table(checkout) == expected
+    assert set(after) < set(expected_cells)
+    assert table(checkout) == expected  # alone, the table that all figures together made
 
 
 def test_workers_leave_with_their_parent(checkout):
     shutil.rmtree(checkout / ".cache/tiny/cells")
     process = subprocess.Popen(
-        command("figure2", "--fresh"), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command("figure3", "--fresh"), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
     while len(cells(checkout)) < 2 and time.monotonic() < deadline:
@@ -288,23 +281,23 @@ def _group_members(group: int) -> list[int]:
 
 def test_a_second_replicate_makes_the_reference_and_can_be_added_later(checkout):
     """At once, or one after the other: the same rows and the same summary."""
-    run(checkout, "figure2", "--fresh", "--replicates", "2")
-    reference = checkout / "results/tiny/reference/figure2.csv"
+    run(checkout, "figure3", "--fresh", "--replicates", "2")
+    reference = checkout / "results/tiny/reference/figure3.csv"
     together = table(checkout)
-    summary = pd.read_csv(checkout / "results/tiny/figure2.csv", dtype=str)
+    summary = pd.read_csv(checkout / "results/tiny/figure3.csv", dtype=str)
     pd.testing.assert_frame_equal(pd.read_csv(reference, dtype=str), summary[summary["objective"] == "all"].reset_index(drop=True))
-    printed = run(checkout, "figure2", "--fresh")
+    printed = run(checkout, "figure3", "--fresh")
     assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in printed
     assert "lie inside the committed intervals over 2 replicates" in printed
-    assert set(pd.read_csv(checkout / "results/tiny/figure2.csv")["replicates"]) == {1}
-    assert "figure2: measuring, as KEEP=1 asks" in run(checkout, "figure2", "--keep", "--replicates", "2")
+    assert set(pd.read_csv(checkout / "results/tiny/figure3.csv")["replicates"]) == {1}
+    assert "figure3: measuring, as KEEP=1 asks" in run(checkout, "figure3", "--keep", "--replicates", "2")
     assert table(checkout) == together
-    provenance = json.loads((checkout / "results/tiny/figure2.json").read_text())
+    provenance = json.loads((checkout / "results/tiny/figure3.json").read_text())
     assert provenance["replicates"] == [0, 1]
     provenance["code_digest"] = "0123456789abcdef"
-    (checkout / "results/tiny/figure2.json").write_text(json.dumps(provenance))
-    refused = subprocess.run(command("figure2", "--keep", "--replicates", "2"), cwd=checkout, capture_output=True, text=True)
+    (checkout / "results/tiny/figure3.json").write_text(json.dumps(provenance))
+    refused = subprocess.run(command("figure3", "--keep", "--replicates", "2"), cwd=checkout, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: figure2 was measured by other code or settings than today's, so no replicate can be added: use FRESH=1\n"
+        "error: figure3 was measured by other code or settings than today's, so no replicate can be added: use FRESH=1\n"
     )
