@@ -117,8 +117,9 @@ def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, 
     keep: rows of replicates that the tables have already, measured by the same code and profile, stay as they are, and only the others
     are measured. quality: also report how good the models are, in models.csv.
     """
-    from benchmarks.lab.build import Replicate, build, missing
+    from benchmarks.lab.build import build, missing
     from benchmarks.lab.quality import model_quality
+    from benchmarks.lab.replicate import Replicate
     from benchmarks.parallel import Workers
     from benchmarks.sweep import Results
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from benchmarks import parallel
 from benchmarks.cells import ARGS, AUTOREGRESSIVE, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
-from benchmarks.lab.build import EVALUATION_REWARD, REWARD, Replicate, ended
 from benchmarks.lab.judge import FLUENCY, cut, judge
+from benchmarks.lab.replicate import EVALUATION_REWARD, REWARD, Replicate, ended
 from benchmarks.lab.tokenizer import encode_prompts
 from benchmarks.lab.training import sequence_log_likelihoods, trajectory_rewards
 from benchmarks.profile import Profile

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import parallel
 from benchmarks.cells import Shard
-from benchmarks.lab.build import LOSSES, REWARD, ended
+from benchmarks.lab.replicate import LOSSES, REWARD, ended
 from benchmarks.lab.tokenizer import encode_prompts
 from benchmarks.measure import asked, language_model, replicate_of, respond, reward_model, scorer_of
 from benchmarks.profile import Profile

@@ -18,7 +18,7 @@ import pandas as pd
 from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.digests import ROWS, code_digest
-from benchmarks.lab.build import Replicate
+from benchmarks.lab.replicate import Replicate
 from benchmarks.measure import measure
 from benchmarks.probes import probe, trace
 from benchmarks.profile import Profile

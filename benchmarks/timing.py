@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, Cell, Shard
-from benchmarks.lab.build import REWARD
+from benchmarks.lab.replicate import REWARD
 from benchmarks.lab.tokenizer import encode_prompts
 from benchmarks.measure import asked, choose_best, replicate_of, respond, reward_model
 from benchmarks.profile import Profile

@@ -7,8 +7,8 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.lab.build import Replicate
 from benchmarks.lab.judge import judge
+from benchmarks.lab.replicate import Replicate
 from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts, encode_responses
 from benchmarks.lab.world import OBJECTIVES, World, WorldConfig, corrupt, parse_steps
 from benchmarks.profile import load_profile

@@ -13,7 +13,8 @@ import torch
 from benchmarks import parallel
 from benchmarks.cells import AUTOREGRESSIVE
 from benchmarks.lab import training
-from benchmarks.lab.build import EVALUATION_REWARD, REWARD, SHARED, Kind, Replicate, ended, stages
+from benchmarks.lab.build import stages
+from benchmarks.lab.replicate import EVALUATION_REWARD, REWARD, SHARED, Kind, Replicate, ended
 from benchmarks.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.profile import Profile
 from sia import ValueModel

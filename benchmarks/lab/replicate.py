@@ -1,0 +1,186 @@
+"""One replicate of the lab: its world, tokenizer and prompts, where its models lie, and what is asked of them.
+
+Kinds of models: base, instruct, instruct-reward, reward, evaluation-reward, autoregressive-reward, value-LOSS (LOSS: mean, token); of
+the first family also base-SIZE, value-token-SIZE (small, large), value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the base model
+goes on to learn the corpus of another world, and value models learn from its samples by the same rewards.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from benchmarks.cells import OBJECTIVES
+from benchmarks.digests import MODELS, code_digest
+from benchmarks.lab import training
+from benchmarks.lab.judge import judge
+from benchmarks.lab.tokenizer import EOS, build_tokenizer
+from benchmarks.lab.world import Prompt, World, WorldConfig
+from benchmarks.profile import OtherWorld, Profile, digest
+from benchmarks.store import CACHE, read_frame
+from sia import Generation, Never, Steering, ValueModel, generate
+from sia.gates import Signal
+
+REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
+SCALE_FILE = "scale.json"
+SHARED = "shared"  # in the place of a family: one model serves all
+LOSSES = ("mean", "token")
+SIZES = ("small", "large")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of language or value model, taken apart: `base-small` or `value-mean-early@few-decoys`. size: "" is the usual one."""
+
+    name: str
+    loss: str = ""
+    size: str = ""
+    early: bool = False
+    world: str = ""
+
+    @classmethod
+    def of(cls, kind: str) -> Kind:
+        name, _, world = kind.partition("@")
+        if not name.startswith(("base-", "value-")):
+            return cls(name, world=world)
+        first, *rest = name.split("-")
+        loss = rest.pop(0) if first == "value" else ""
+        return cls(first, loss, next((part for part in rest if part in SIZES), ""), "early" in rest, world)
+
+    @property
+    def base(self) -> str:
+        """The kind of the base model that it starts from."""
+        return "base" + (f"-{self.size}" if self.size else "") + (f"@{self.world}" if self.world else "")
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One replicate: `index` is the seed of its world and of all its training."""
+
+    profile: Profile
+    index: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides the models; the sizes of the held-out splits are part of it, for training avoids their prompts."""
+        profile = self.profile
+        splits = (profile.evaluation.prompts_per_objective, profile.evaluation.validation_prompts_per_objective)
+        settings = (profile.model, profile.small, profile.large, profile.training, profile.decoding, *profile.worlds)
+        return digest(self.index, profile.families, [asdict(setting) for setting in settings], splits, code_digest(MODELS))
+
+    @property
+    def folder(self) -> Path:
+        return CACHE / self.profile.name / "models" / f"replicate{self.index}-{self.digest}"
+
+    def path(self, kind: str, family: str) -> Path:
+        return self.folder / f"{family}-{kind}"
+
+    def seed(self, *what: str) -> int:
+        """A training seed for this purpose."""
+        return zlib.crc32(f"{self.index} {' '.join(what)}".encode())
+
+    @cached_property
+    def world(self) -> World:
+        return World(WorldConfig(seed=self.index))
+
+    @cached_property
+    def tokenizer(self):
+        return build_tokenizer(self.world.words)
+
+    @cached_property
+    def prompts(self) -> dict[str, list[Prompt]]:
+        """Prompts by split: test, validation, heldout (for the quality of the models) and training; no text in two."""
+        evaluation, settings = self.profile.evaluation, self.profile.training
+        counts = {
+            "test": evaluation.prompts_per_objective,
+            "validation": evaluation.validation_prompts_per_objective,
+            "heldout": settings.heldout_prompts // 3,
+            "training": settings.sampled_prompts // 3,
+        }
+        splits: dict[str, list[Prompt]] = {}
+        taken: set[str] = set()
+        for split, count in counts.items():
+            rng = random.Random(f"{split} prompts {self.index}")
+            splits[split] = [p for objective in OBJECTIVES for p in self.world.prompts(rng, count, objective, taken)]
+            taken |= {prompt.text for prompt in splits[split]}
+        return splits
+
+    def other_world(self, name: str) -> World:
+        """The same items and words, said in other ways: `name` of the profile's worlds; empty: the usual one."""
+        if not name:
+            return self.world
+        other: OtherWorld = next(world for world in self.profile.worlds if world.name == name)
+        return World(WorldConfig(seed=self.index, decoys=other.decoys, habits=other.habits, drift=other.drift))
+
+    def corpus(self, count: int, family: str, world: str = "") -> Iterator[tuple[Prompt, str]]:
+        """Documents of the base corpus; none has a prompt of the test, validation or heldout split."""
+        avoid = {prompt.text for split in ("test", "validation", "heldout") for prompt in self.prompts[split]}
+        rng, writer = random.Random(f"corpus {self.index} {family} {world}".strip()), self.other_world(world)
+        while count:
+            prompt = self.world.prompt(rng)
+            if prompt.text not in avoid:
+                count -= 1
+                yield prompt, writer.response(prompt.item, rng)
+
+    def respond(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        seed: int | Sequence[int],
+        steering: Steering | None = None,
+        observe: Sequence[Signal] = (),
+    ) -> list[Generation]:
+        """A response to each prompt by the profile's decoding settings; unsteered by default."""
+        decoding = self.profile.decoding
+        return generate(
+            model,
+            self.tokenizer,
+            prompts,
+            steering or Steering(None, Never(), candidates=decoding.candidates),
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            seed=seed,
+            batch_size=decoding.batch_size,
+            progress=False,
+            observe=observe,
+        )
+
+    def judge(self, prompts: Sequence[Prompt], responses: Sequence[Generation]) -> np.ndarray:
+        verdicts = [judge(self.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, responses, strict=True)]
+        return np.array([verdict.score for verdict in verdicts])
+
+    def language_model(self, kind: str, family: str) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(self.path(kind, family), local_files_only=True).eval()
+
+    def reward_model(self, kind: str) -> PreTrainedModel:
+        return AutoModelForSequenceClassification.from_pretrained(self.path(kind, SHARED), local_files_only=True).eval()
+
+    def value_model(self, kind: str, family: str) -> ValueModel:
+        return ValueModel.from_pretrained(self.path(kind, family))
+
+    def rewards(self, kind: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """By this reward model, in standard deviations of the base models' training responses from their mean."""
+        scale = self.scale(kind)
+        return (training.trajectory_rewards(model, sequences) - scale["mean"]) / scale["sd"]
+
+    def scale(self, kind: str) -> dict[str, float]:
+        """Mean and sd of the raw rewards of the base models' training responses, all families together."""
+        return json.loads((self.path(kind, SHARED) / SCALE_FILE).read_text())
+
+    def samples(self, families: Sequence[str], kind: str = "samples") -> pd.DataFrame:
+        """The base responses of these families: family, prompt, sample, token_ids (ended), judge."""
+        return pd.concat([read_frame(self.path(kind, family)) for family in families], ignore_index=True)
+
+
+def ended(response: Generation) -> list[int]:
+    """Its tokens; one that ran out of length gets an end, so that every trajectory to learn from has one."""
+    return [*response.token_ids.tolist(), *([] if response.finished else [EOS])]
