@@ -114,14 +114,10 @@ def _quantities(part: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _draws(part: pd.DataFrame, quantities: dict, profile: Profile) -> tuple[list[str], np.ndarray]:
     """Names, and means `(1 + replicates, 1 + resamples, quantities)`: pooled and of each replicate, estimate first."""
-    replicates, prompts = sorted(part["replicate"].unique()), profile.evaluation.prompts_per_objective
-    objective = part["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
-    place = (part["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy() * len(OBJECTIVES) + objective) * prompts
-    place = place + part["prompt"].to_numpy()
-    size = len(replicates) * len(OBJECTIVES) * prompts
+    place, shape = summary.unit_places(part, "prompt", profile.evaluation.prompts_per_objective)
+    size = int(np.prod(shape))
     sums = [np.bincount(place, np.where(counts, np.nan_to_num(values), 0.0), size) for values, counts in quantities.values()]
     counts = [np.bincount(place, counts, size) for _, counts in quantities.values()]
-    shape = (len(replicates), len(OBJECTIVES), prompts, 1)
     return list(quantities), summary.ratio_draws(np.stack(sums, 1), np.stack(counts, 1), shape, profile)
 
 

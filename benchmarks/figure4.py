@@ -96,13 +96,13 @@ def at_equal_drift(settings: Sequence[tuple[Sequence[Sequence[summary.Entry]], S
                 labels = name | {"objective": objective, "metric": "judge", "versus": "dense", "matched": "kl"}
                 labels |= {"seeds": shape[3], "replicates": shape[0], "n": int(np.prod(shape[:3])) // (1 if number is None else shape[1])}
                 draws = [x[:, i] if i < len(sparse) else x.mean(1) for x in ends]
-                records.append(_record(labels, draws, profile))
+                records.append(labels | summary.ends(np.stack(draws), profile))
                 key = (labels["value_model"], labels["floor"], objective, labels["method"], labels["target_ratio"])
                 families.setdefault(key, []).append((labels, draws))
     for many in families.values():
         if len(many) > 1:
             draws = [np.mean(group, axis=0) for group in zip(*(draws for _, draws in many), strict=True)]
-            records.append(_record(many[0][0] | {"family": "all"}, draws, profile))
+            records.append(many[0][0] | {"family": "all"} | summary.ends(np.stack(draws), profile))
     return pd.DataFrame.from_records(records).reindex(columns=summary.COLUMNS).round({"estimate": 4, "low": 4, "high": 4})
 
 
@@ -132,17 +132,6 @@ def _gains(curves, sparse, objective: int | None, replicate: int | None, profile
             start += len(curve)
         gains[draw] = scores[draw, : len(sparse)] - np.max(reached, axis=0)
     return gains
-
-
-def _record(labels: dict, draws: list[np.ndarray], profile: Profile) -> dict:
-    """draws: estimate and resamples, pooled and then of each replicate."""
-    tail = (1 - profile.statistics.level) / 2
-    ends = [(x[0], *np.quantile(x[1:], [tail, 1 - tail])) for x in draws]
-    pooled, single = ends[0], ends[1:]
-    by_replicate = {
-        f"{name}_by_replicate": "|".join(f"{end[i]:.4f}" for end in single) for i, name in enumerate(("estimate", "low", "high"))
-    }
-    return labels | dict(zip(("estimate", "low", "high"), map(float, pooled), strict=True)) | by_replicate
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:

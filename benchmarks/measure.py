@@ -88,13 +88,13 @@ def steering_of(cell: Cell, objective: str, replicate: Replicate) -> Steering:
     return Steering(scorer, gate_of(cell, objective), beta, candidates, cell.floor)
 
 
-def asked(replicate: Replicate, shard: Shard) -> tuple[list, list[int]]:
-    """The prompts of a shard, each as often as it is sampled, and their numbers within the objective."""
+def asked(replicate: Replicate, shard: Shard) -> tuple[list, list[int], list[int]]:
+    """The prompts of a shard, each as often as it is sampled, their numbers within the objective, and the seeds of the samples."""
     cell, evaluation = shard.cell, replicate.profile.evaluation
     prompts = [p for p in replicate.prompts[cell.split] if p.item.objective == shard.objective]
     samples = evaluation.validation_samples if cell.split == "validation" else evaluation.samples
     prompts = prompts[: cell.prompts or None]
-    return prompts * samples, [i for _ in range(samples) for i in range(len(prompts))]
+    return prompts * samples, list(range(len(prompts))) * samples, [seed for seed in range(samples) for _ in prompts]
 
 
 def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
@@ -103,9 +103,8 @@ def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
     A response that ran out of length is judged as it stands and, for the reward models, ended.
     """
     cell, replicate = shard.cell, replicate_of(profile, shard.cell.replicate)
-    prompts, numbers = asked(replicate, shard)
+    prompts, numbers, seeds = asked(replicate, shard)
     ids = encode_prompts(replicate.tokenizer, prompts)
-    seeds = [i // (max(numbers) + 1) for i in range(len(numbers))]
     tries, best_of = respond(replicate, shard, ids, seeds), 1
     frames = []
     while best_of <= len(tries):

@@ -29,8 +29,7 @@ def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
     steered or not; range_LOSS: largest minus smallest of these values. Of the first sample only, NaN elsewhere.
     """
     replicate = replicate_of(profile, shard.cell.replicate)
-    prompts, numbers = asked(replicate, shard)
-    seeds = [i // (max(numbers) + 1) for i in range(len(numbers))]
+    prompts, numbers, seeds = asked(replicate, shard)
     ids = encode_prompts(replicate.tokenizer, prompts)
     generations = respond(replicate, shard, ids, seeds)[0]
     lengths = [len(g.token_ids) for g in generations]
@@ -67,7 +66,7 @@ def probe(profile: Profile, shard: Shard) -> pd.DataFrame:
     """
     replicate, sweep = replicate_of(profile, shard.cell.replicate), profile.sweep
     family, model = shard.cell.family, language_model(replicate, shard.cell.model, shard.cell.family)
-    prompts, numbers = asked(replicate, shard)
+    prompts, numbers, _ = asked(replicate, shard)
     rng = random.Random(f"probes {shard.objective}")
     count = max(numbers) + 1
     chosen = [rng.randrange(count) for _ in range(sweep.probes)]

@@ -202,8 +202,13 @@ def ends_of(part: np.ndarray, profile: Profile) -> list[np.ndarray]:
     return [end.reshape(part.shape[4:]) for end in ends]
 
 
-def with_interval(row: pd.Series) -> str:
-    return f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+def unit_places(rows: pd.DataFrame, unit: str, units: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """The number of each row's unit among replicates × objectives × `units`, and that shape. unit: a column."""
+    replicates = sorted(rows["replicate"].unique())
+    objective = rows["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
+    replicate = rows["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy()
+    place = (replicate * len(OBJECTIVES) + objective) * units + rows[unit].astype(int).to_numpy()
+    return place, (len(replicates), len(OBJECTIVES), units, 1)
 
 
 def ratio_draws(sums: np.ndarray, counts: np.ndarray, shape: tuple[int, int, int, int], profile: Profile) -> np.ndarray:

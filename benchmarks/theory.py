@@ -212,11 +212,7 @@ def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Prof
 
 def _per_prompt(part: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, profile: Profile) -> np.ndarray:
     """Resamples of Σ top / Σ bottom (by default the number of responses) over replicates and prompts."""
-    replicates, prompts = sorted(part["replicate"].unique()), profile.evaluation.prompts_per_objective
-    objective = part["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
-    place = (part["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy() * len(OBJECTIVES) + objective) * prompts
-    place = place + part["prompt"].astype(int).to_numpy()
-    shape = (len(replicates), len(OBJECTIVES), prompts, 1)
+    place, shape = summary.unit_places(part, "prompt", profile.evaluation.prompts_per_objective)
     sums = np.bincount(place, top.to_numpy(np.float64), np.prod(shape))
     counts = np.ones(np.prod(shape)) if bottom is None else np.bincount(place, bottom.to_numpy(np.float64), np.prod(shape))
     return summary.ratio_draws(sums[:, None], counts[:, None], shape, profile)

@@ -22,7 +22,7 @@ def time_cells(task: tuple[Profile, list[Cell], int]) -> pd.DataFrame:
         for number, cell in enumerate(cells):
             shard = Shard(cell, OBJECTIVES[turn % len(OBJECTIVES)])
             replicate = replicate_of(profile, cell.replicate)
-            prompts, _ = asked(replicate, shard)
+            prompts, *_ = asked(replicate, shard)
             ids = encode_prompts(replicate.tokenizer, prompts[: cell.prompts or profile.evaluation.prompts_per_objective])
             start = time.perf_counter()
             tries = respond(replicate, shard, ids, [0] * len(ids))

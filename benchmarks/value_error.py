@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary
-from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
 BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
@@ -73,11 +72,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 def _draws(states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile: Profile) -> np.ndarray:
     """Means over the states inside; resampled are replicates, and states within replicate and objective."""
-    replicates = sorted(states["replicate"].unique())
-    objective = states["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
-    place = states["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy() * len(OBJECTIVES) + objective
-    place = place * profile.sweep.probes + states["state"].to_numpy()
-    shape = (len(replicates), len(OBJECTIVES), profile.sweep.probes, 1)
+    place, shape = summary.unit_places(states, "state", profile.sweep.probes)
     sums, counts = np.zeros((np.prod(shape), values.shape[1])), np.zeros((np.prod(shape), 1))
     sums[place[inside]], counts[place[inside]] = values[inside], 1
     return summary.ratio_draws(sums, np.broadcast_to(counts, sums.shape), shape, profile)

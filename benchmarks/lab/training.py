@@ -126,9 +126,7 @@ def train_reward_model(
         rewards = model(input_ids=input_ids, use_cache=False).logits.squeeze(-1)  # read at the last token that is not padding
         return -functional.logsigmoid(rewards[: len(indices)] - rewards[len(indices) :]).mean()
 
-    lengths = [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)]
-    batches = list(epoch_batches(lengths, batch_size, epochs, random.Random(seed)))
-    optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(lengths[i] for i in indices)))
+    _optimise_pairs(model, loss, chosen, rejected, epochs, learning_rate, batch_size, seed, progress)
 
 
 def train_autoregressive_reward(
@@ -154,6 +152,21 @@ def train_autoregressive_reward(
         )
         return -functional.logsigmoid(scale * (likelihoods[: len(indices)] - likelihoods[len(indices) :])).mean()
 
+    _optimise_pairs(model, loss, chosen, rejected, epochs, learning_rate, batch_size, seed, progress)
+
+
+def _optimise_pairs(
+    model: PreTrainedModel,
+    loss: Callable[[list[int]], Tensor],
+    chosen: Sequence[Sequence[int]],
+    rejected: Sequence[Sequence[int]],
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Batches of pairs of like length, by a loss over their numbers."""
     lengths = [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)]
     batches = list(epoch_batches(lengths, batch_size, epochs, random.Random(seed)))
     optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(lengths[i] for i in indices)))
