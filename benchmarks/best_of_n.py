@@ -1,4 +1,4 @@
-"""Best-of-N with and without steering: of N responses the reward model chooses one. First family, per-token values, β = 1."""
+"""Best-of-N with and without steering: of N responses the reward model chooses one. First family and loss, β = 1."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     """Each of these tries up to N responses, which hold those of every smaller N."""
     family, sweep = profile.families[0], profile.sweep
     base = plan.base(replicate, family)
-    steered = [plan.steered(replicate, family, ratio=r) for r in sweep.few] + [plan.dense(replicate, family)]
+    loss = profile.losses[0]
+    steered = [plan.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [plan.dense(replicate, family, loss)]
     return plan.Wanted([plan.searched(cell, sweep.responses) for cell in (base, replace(base, model="instruct"), *steered)])
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return plan.table(cells, MEASURED, profile, replicates, results)
+    return plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every method at every N, and paired: each steered one against the base at the same N, against itself without a search, and
     SIA against dense. positions: of tokens through all models, the reward model's reading among them."""
     rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
-    found = list(summary.entries(rows, METRICS).values())
+    metrics = summary.measured(profile, METRICS)
+    found = list(summary.entries(rows, metrics).values())
     differences = []
     for entry in found:
         same = {k: entry.labels[k] for k in ("family", "best_of")}
@@ -43,7 +45,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         if entry.labels["best_of"] > 1:
             alone = {k: entry.labels[k] for k in ("method", "family", "target_ratio")}
             differences.append(summary.difference(entry, summary.the(found, best_of=1, **alone), versus="one response"))
-    return summary.summarize([*found, *differences], METRICS, profile)
+    return summary.summarize([*found, *differences], metrics, profile)
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
@@ -60,7 +62,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         part = level[level["objective"] == objective]
         for method, ratio, look in lines:
             of_line = part[(part["method"] == method) & (part["target_ratio"] == ratio)]
-            points = of_line[of_line["metric"] == "judge"]
+            points = of_line[of_line["metric"] == profile.score]
             positions = of_line[of_line["metric"] == "positions"].set_index("best_of")["estimate"]
             look = {"linestyle": style.DASHES.get(method, "-")} | look
             style.curve(axes[0, j], method, points, "best_of", **look)
@@ -74,11 +76,12 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[0, j].set_title("all objectives" if objective == "all" else objective)
         style.share_y(axes[:, j])
     for axis in axes[:, 0]:
-        axis.set_ylabel("judge score")
+        axis.set_ylabel(summary.label(profile, profile.score))
     handles = [style.handle(m, f"SIA {r:.0%}" if m == "sia" else "", marker=style.MARKERS[m], **look) for m, r, look in lines]
     caption = (
         f"Best-of-N by the reward model, over responses of the base, of the instruct model, and of the base steered at some share of its "
-        f"tokens ({style.FAMILIES[profile.families[0]]}, per-token loss, β = 1). Positions: tokens through language, value and reward "
+        f"tokens ({style.FAMILIES[profile.families[0]]}, {style.first_loss(profile)}, β = 1). "
+        f"Positions: tokens through language, value and reward "
         f"model; prompts are shared by the N responses. {style.measured(level, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "best-of-n", stale=stale)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from benchmarks import plan, summary
 from benchmarks.cells import ARGS, AUTOREGRESSIVE, Cell
-from benchmarks.profile import Profile
+from benchmarks.profile import LabProfile, Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
 MEASURED = ("judge", "steered", "tokens", "forwards", "junctions", "model_tokens", "value_tokens", "megaflops")
@@ -30,7 +30,7 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted = []
     for family in profile.families:
         wanted += plan.baselines(profile, replicate, family)
-        for loss in plan.VALUES:
+        for loss in profile.losses:
             wanted += plan.curve(profile, replicate, family, loss)
     return plan.Wanted(wanted)
 
@@ -38,12 +38,13 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
 def timed(profile: Profile, replicate: int) -> list[Cell]:
     """What is timed, of the first family: tuned cells as they were settled."""
     family, sweep = profile.families[0], profile.sweep
-    steered = [plan.steered(replicate, family, ratio=r) for r in sweep.few] + [plan.dense(replicate, family)]
+    loss = profile.losses[0]
+    steered = [plan.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [plan.dense(replicate, family, loss)]
     return [*plan.baselines(profile, replicate, family), *steered]
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    rows = plan.table(cells, MEASURED, profile, replicates, results)
+    rows = plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
     return pd.concat([rows, *(results.timings(timed(profile, r), ROUNDS) for r in replicates)], ignore_index=True)
 
 
@@ -55,23 +56,24 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     counted = counted.assign(
         positions=counted["model_tokens"] + counted["value_tokens"], reported=counted["forwards"] + k * counted["junctions"]
     )
+    metrics = summary.measured(profile, METRICS)
     found = [
         e
-        for e in summary.entries(counted, METRICS).values()
+        for e in summary.entries(counted, metrics).values()
         if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
     ]
-    table = summary.summarize(found, METRICS, profile)
+    table = summary.summarize(found, metrics, profile)
     ratios, smallest = [], min(profile.sweep.claimed)
     for family in profile.families:
         of_family = summary.select(found, family=family)
         base = summary.the(of_family, method="base", search="")
         for entry in of_family:
             ratios += _ratios([entry], base, "base", profile)
-            for loss in plan.VALUES.values():
+            for loss in plan.values(profile):
                 sparse = summary.the(of_family, method="sia", value_model=loss, target_ratio=smallest)
-                if entry.labels["value_model"] not in plan.VALUES.values() or entry.labels["value_model"] == loss:
+                if entry.labels["value_model"] not in plan.values(profile) or entry.labels["value_model"] == loss:
                     ratios += _ratios([entry], sparse, f"sia {smallest:.0%}, {loss}", profile)
-        for loss in plan.VALUES.values():
+        for loss in plan.values(profile):
             sparse = summary.the(of_family, method="sia", value_model=loss, target_ratio=smallest)
             rivals = [e for e in of_family if e.labels["method"] in RIVALS and e.labels["value_model"] in ("", ARGS, AUTOREGRESSIVE, loss)]
             rivals = [e for e in rivals if e.labels["method"] != "base" or e.labels["search"] == "best-of"]
@@ -82,11 +84,11 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 def _ratios(many: Sequence[summary.Entry], other: summary.Entry, versus: str, profile: Profile, method: str = "") -> list[dict]:
     """Ratios of mean costs, resampled together; of several entries the largest, under the name `method`."""
-    prompts = min(many[0].shape[2], other.shape[2])
+    metrics, prompts = summary.measured(profile, METRICS), min(many[0].shape[2], other.shape[2])
     many, other = [summary.first_prompts(entry, prompts) for entry in many], summary.first_prompts(other, prompts)
     records = []
     for metric in ("positions", "megaflops", "reported"):
-        column = METRICS.index(metric)
+        column = metrics.index(metric)
         tops = np.stack([entry.values[:, column] for entry in many], axis=1)
         draws = summary.ratio_draws(tops, np.repeat(other.values[:, [column]], len(many), axis=1), other.shape, profile).max(2)
         labels = many[0].labels if not method else {k: other.labels[k] for k in ("family", "model", "value_model")} | {"method": method}
@@ -121,7 +123,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     """Score against three costs, each relative to plain decoding, with the Pareto front; and cost against length."""
     from benchmarks import style
 
-    scores = table[(table["objective"] == "all") & (table["metric"] == "judge") & (table["versus"] == "")]
+    scores = table[(table["objective"] == "all") & (table["metric"] == profile.score) & (table["versus"] == "")]
     ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
     axes_of = {"positions, ratio": "token positions / base", "megaflops, ratio": "FLOPs / base", "seconds, ratio": "time / base"}
     families = profile.families
@@ -152,9 +154,10 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axis.set_xscale("log")
             axis.set_xlabel(label)
             axis.set_title(style.FAMILIES[family], loc="left")
-        axes[i, 0].set_ylabel("judge score")
+        axes[i, 0].set_ylabel(summary.label(profile, profile.score))
         lengths = table[(table["metric"] == "positions at length") & (table["family"] == family)]
-        lines = [("base", "", 0.0), ("sia", "value-token", min(profile.sweep.claimed)), ("dense", "value-token", 1.0)]
+        usual = plan.values(profile)[0]
+        lines = [("base", "", 0.0), ("sia", usual, min(profile.sweep.claimed)), ("dense", usual, 1.0)]
         for method, value_model, ratio in lines:
             points = lengths[(lengths["method"] == method) & (lengths["value_model"].fillna("") == value_model)]
             points = points[points["target_ratio"] == ratio]
@@ -163,10 +166,12 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[i, -1].set_ylabel("token positions")
         axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
     ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
+    tuned = "their best β" if profile.sweep.tuning else "β = 1"
+    where = "one core" if isinstance(profile, LabProfile) else "one worker"
     caption = (
         f"What alignment costs, all objectives. Grey line: Pareto front. SIA at {ratios} of the tokens and dense, β = 1; filled: per-token "
-        f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at their best β. Time: one core, median and range of the rounds. Against "
-        f"length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, per-token loss. {style.measured(scores, profile)}"
+        f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at {tuned}. Time: {where}, median and range of the rounds. Against "
+        f"length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}. {style.measured(scores, profile)}"
     )
     return style.finish(figure, [style.point(method) for method in used], caption, folder, "cost", stale=stale, legend_columns=5)
 

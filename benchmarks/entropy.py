@@ -1,6 +1,6 @@
 """Entropy around junctions: how sure the base is before, at and after them; where steering changes the token, and which tokens.
 
-Per-token values, β = 1. Beside the steered responses stand base responses, whose junctions are where the same gate would open: what
+The profile's first loss, β = 1. Beside the steered responses stand base responses, whose junctions are where the same gate would open: what
 is common to both is no effect of steering. Shifted: the token is another than the same noise would have picked unsteered.
 """
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks import plan, summary, words
 from benchmarks.cells import OBJECTIVES
-from benchmarks.profile import Profile
+from benchmarks.profile import LabProfile, Profile
 
 OFFSETS = range(-5, 6)
 BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
@@ -24,8 +24,9 @@ KEPT = ["replicate", "family", "method", "target_ratio", "objective", "prompt", 
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
-    steered = [plan.steered(replicate, family, ratio=min(profile.sweep.few)) for family in profile.families]
-    steered += [plan.dense(replicate, family) for family in profile.families]
+    loss = profile.losses[0]
+    steered = [plan.steered(replicate, family, loss, ratio=min(profile.sweep.few)) for family in profile.families]
+    steered += [plan.dense(replicate, family, loss) for family in profile.families]
     return plan.Wanted(traces=[*(plan.base(replicate, family) for family in profile.families), *steered])
 
 
@@ -51,7 +52,8 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
                 kept = kept.assign(method=policy.method, target_ratio=cell.target_ratio)
                 frames.append(kept[[*KEPT, *around]])
     table = pd.concat(frames, ignore_index=True)
-    small = {"token_ids": "int16", "base_token": "int16"} | dict.fromkeys(("family", "method", "objective"), "category")
+    ids = "int16" if isinstance(profile, LabProfile) else "int32"
+    small = {"token_ids": ids, "base_token": ids} | dict.fromkeys(("family", "method", "objective"), "category")
     return table.astype(small).round({f"entropy{o:+d}": 2 for o in OFFSETS})
 
 
@@ -85,7 +87,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         steered = parts["dense" if target == 1 else "sia"]
         shifts = steered[steered["shifted"]]
         for (source, target_token), count in shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT).items():
-            what = f"shift {words.word(source)} → {words.word(target_token)}"
+            what = f"shift {words.word(profile, source)} → {words.word(profile, target_token)}"
             labels = {"family": family, "method": steered["method"].iloc[0], "target_ratio": target, "objective": "all"}
             labels |= {"metric": what, "versus": ""}
             records.append(labels | {"estimate": count / len(shifts)})
@@ -160,7 +162,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[i, 1].legend(frameon=False, fontsize=6.5)
     names = [style.handle("base", "base responses, where the gate would open", marker="o"), style.handle("sia", "steered responses")]
     caption = (
-        f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens (per-token loss, β = 1), and which "
+        f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens ({style.first_loss(profile)}, β = 1), "
+        f"and which "
         f"of the steered tokens are others than the same noise would have picked unsteered. {style.measured(table, profile)}"
     )
     return style.finish(figure, names, caption, folder, "entropy", stale=stale)

@@ -20,35 +20,36 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted = []
     for family in profile.families:
         wanted.append(plan.base(replicate, family))
-        for loss in plan.VALUES:
+        for loss in profile.losses:
             wanted += [plan.steered(replicate, family, loss, gate=g, ratio=r) for g in GATES for r in profile.sweep.ratios]
             wanted.append(plan.dense(replicate, family, loss))
     return plan.Wanted(wanted)
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return plan.table(cells, MEASURED, profile, replicates, results)
+    return plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every gate, and paired the entropy gate against each other at the same target; family "all": the mean over both."""
-    found = list(summary.entries(rows, METRICS).values())
+    metrics = summary.measured(profile, METRICS)
+    found = list(summary.entries(rows, metrics).values())
     differences = []
     for entropy in summary.select(found, method="sia"):
         same = {k: entropy.labels[k] for k in ("family", "value_model", "target_ratio")}
         others = summary.select(found, method=tuple(g for g in GATES if g != "entropy"), **same)
         differences += [summary.difference(entropy, other) for other in others]
-    return summary.summarize([*found, *differences, *summary.over_families(differences)], METRICS, profile)
+    return summary.summarize([*found, *differences, *summary.over_families(differences)], metrics, profile)
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """Rows: families and losses, then differences of each loss; columns: objectives, and all."""
     from benchmarks import style
 
-    judged = table[table["metric"] == "judge"]
+    judged = table[table["metric"] == profile.score]
     columns = (*OBJECTIVES, "all")
-    settings = [(family, value_model) for family in profile.families for value_model in plan.VALUES.values()]
-    figure, axes = style.grid(len(settings) + len(plan.VALUES), len(columns), 2.2, 1.6, sharex=True)
+    settings = [(family, value_model) for family in profile.families for value_model in plan.values(profile)]
+    figure, axes = style.grid(len(settings) + len(profile.losses), len(columns), 2.2, 1.6, sharex=True)
     names = ["sia" if gate == "entropy" else gate for gate in GATES]
     for j, objective in enumerate(columns):
         part = judged[(judged["objective"] == objective)]
@@ -59,8 +60,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             style.horizontal(axes[i, j], "base", level[level["method"] == "base"].iloc[0])
             for method in names:
                 style.curve(axes[i, j], method, pd.concat([of_loss[of_loss["method"] == method], dense]))
-            axes[i, 0].set_ylabel(f"judge score\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}")
-        for i, value_model in enumerate(plan.VALUES.values(), start=len(settings)):
+            axes[i, 0].set_ylabel(f"{summary.label(profile, profile.score)}\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}")
+        for i, value_model in enumerate(plan.values(profile), start=len(settings)):
             random = part[(part["versus"] == "random") & (part["value_model"] == value_model)]
             axes[i, j].axhline(0, color="#999999", linewidth=0.8)
             for family, line in zip((*profile.families, "all"), ("--", ":", "-"), strict=False):

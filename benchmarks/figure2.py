@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks import plan, summary
 from benchmarks.cells import OBJECTIVES
-from benchmarks.profile import Profile
+from benchmarks.profile import LabProfile, Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
@@ -29,27 +29,31 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted, sweep = [], profile.sweep
     for family in profile.families:
         wanted += plan.baselines(profile, replicate, family)
-        for loss in plan.VALUES:
-            wanted += plan.curve(profile, replicate, family, loss) + plan.curve(profile, replicate, family, loss, tuned=True)
+        for loss in profile.losses:
+            wanted += plan.curve(profile, replicate, family, loss)
             wanted += [plan.steered(replicate, family, loss, gate="random", ratio=r) for r in sweep.ratios]
-        wanted += [plan.steered(replicate, family, gate="random", ratio=r, tuned=True) for r in sweep.ratios]
+            if sweep.tuning:
+                wanted += plan.curve(profile, replicate, family, loss, tuned=True)
+        if sweep.tuning:
+            wanted += [plan.steered(replicate, family, profile.losses[0], gate="random", ratio=r, tuned=True) for r in sweep.ratios]
     return plan.Wanted(wanted)
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return plan.table(cells, MEASURED, profile, replicates, results)
+    return plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every method, and paired: SIA − dense, SIA − random, the mean of SIA over the claimed ratios − dense; SIA at each ratio against
     every baseline. Family "all": the mean over both."""
+    metrics = summary.measured(profile, METRICS)
     found = [
-        e for e in summary.entries(rows, METRICS).values() if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
+        e for e in summary.entries(rows, metrics).values() if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
     ]
     differences = []
     for family in profile.families:
-        static = [e for e in summary.select(found, family=family) if e.labels["value_model"] not in plan.VALUES.values()]
-        for value_model, tuned in SETTINGS:
+        static = [e for e in summary.select(found, family=family) if e.labels["value_model"] not in plan.values(profile)]
+        for value_model, tuned in settings(profile):
             setting = {"family": family, "value_model": value_model, "tuned": tuned}
             dense = summary.the(found, **setting, method="dense")
             sparse = summary.select(found, **setting, method="sia")
@@ -59,7 +63,12 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
                 differences += [summary.difference(sia, e, versus=method_name(e)) for e in static]
             claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
             differences.append(summary.difference(summary.mean_of(claimed, method="sia-claimed"), dense))
-    return summary.summarize([*found, *differences, *summary.over_families(differences)], METRICS, profile)
+    return summary.summarize([*found, *differences, *summary.over_families(differences)], metrics, profile)
+
+
+def settings(profile: Profile) -> list[tuple[str, bool]]:
+    """Those of SETTINGS that the profile measures."""
+    return [(value, tuned) for value, tuned in SETTINGS if value in plan.values(profile) and (not tuned or profile.sweep.tuning)]
 
 
 def method_name(entry: summary.Entry) -> str:
@@ -67,7 +76,11 @@ def method_name(entry: summary.Entry) -> str:
     return "best-of-n" if entry.labels["search"] == "best-of" else entry.labels["method"]
 
 
-DRAWN = list(SETTINGS)[:3]
+def method_of(row) -> str:
+    """The same of a row of the summary."""
+    return "best-of-n" if row.search == "best-of" else row.method
+
+
 STATIC = ("base", "instruct", "instruct-reward", "best-of-n", "beams", "args", "transfer-q", "genarm")
 
 
@@ -77,35 +90,40 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
 
     level = table[(table["versus"] == "") & (table["objective"] != "all")]
     columns = [(family, objective) for family in profile.families for objective in OBJECTIVES]
-    metrics = ("judge", "reward")
-    figure, axes = style.grid(len(metrics) * len(DRAWN), len(columns), sharex=True)
+    metrics, drawn = summary.measured(profile, ("judge", "reward")), settings(profile)[:3]
+    figure, axes = style.grid(len(metrics) * len(drawn), len(columns), sharex=True)
     for j, (family, objective) in enumerate(columns):
         column = level[(level["family"] == family) & (level["objective"] == objective)]
         for m, metric in enumerate(metrics):
             part = column[column["metric"] == metric]
-            static = part[~part["value_model"].isin(plan.VALUES.values())]
-            for s, (value_model, tuned) in enumerate(DRAWN):
-                axis = axes[m * len(DRAWN) + s, j]
+            static = part[~part["value_model"].isin(plan.values(profile))]
+            for s, (value_model, tuned) in enumerate(drawn):
+                axis = axes[m * len(drawn) + s, j]
                 for row in static.itertuples():
-                    style.horizontal(axis, "best-of-n" if row.search == "best-of" else row.method, row)
+                    style.horizontal(axis, method_of(row), row)
                 steered = part[(part["value_model"] == value_model) & (part["tuned"] == tuned)]
                 dense = steered[steered["method"] == "dense"]
                 for method in ("random", "sia"):
                     style.curve(axis, method, pd.concat([steered[steered["method"] == method], dense]))
                 style.curve(axis, "dense", dense)
                 axis.set_xlim(0, 1.03)
-            style.share_y(axes[m * len(DRAWN) : (m + 1) * len(DRAWN), j])
+            style.share_y(axes[m * len(drawn) : (m + 1) * len(drawn), j])
         axes[0, j].set_title(f"{style.FAMILIES[family]}\n{objective}")
         axes[-1, j].set_xlabel("share of tokens steered")
     for m, metric in enumerate(metrics):
-        for s, setting in enumerate(DRAWN):
-            axes[m * len(DRAWN) + s, 0].set_ylabel(f"{summary.METRICS[metric]}\n({SETTINGS[setting]})")
+        for s, setting in enumerate(drawn):
+            axes[m * len(drawn) + s, 0].set_ylabel(f"{summary.label(profile, metric)}\n({SETTINGS[setting]})")
+    tuned = "their own best β" if profile.sweep.tuning else "β = 1"
     caption = (
         f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other lines: static baselines; N = "
-        f"{profile.sweep.beams} responses for best of N and chunk beam search; ARGS, GenARM and Transfer Q* at their own best β "
-        f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective). {style.measured(level, profile)} Instruct: "
-        f"the base trained on its own responses that the judge or the reward model likes. Best β: chosen by the judge on validation "
-        f"prompts, for each method and ratio."
+        f"{profile.sweep.beams} responses for best of N and chunk beam search; ARGS, GenARM and Transfer Q* at {tuned} "
+        f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective). {style.measured(level, profile)}"
     )
-    handles = [style.handle(m) for m in ("sia", "random", "dense", *STATIC)]
+    if isinstance(profile, LabProfile):
+        caption += (
+            " Instruct: the base trained on its own responses that the judge or the reward model likes. Best β: chosen by the judge on "
+            "validation prompts, for each method and ratio."
+        )
+    there = {method_of(row) for row in level.itertuples()}
+    handles = [style.handle(m) for m in ("sia", "random", "dense", *STATIC) if m in there]
     return style.finish(figure, handles, caption, folder, "figure2", stale=stale, legend_columns=6)

@@ -1,6 +1,6 @@
 """Figure 3: weak to strong. Value models of three sizes steer language models of three sizes; a smaller one a larger one above all.
 
-Values by the per-token loss, β = 1, first family. The usual size is called medium.
+Values by the profile's first loss (the lab's: per token), β = 1, first family. The usual size is called medium.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     for model in SIZES.values():
         wanted.append(Cell(replicate, family, model=f"base{model}"))
         for value in SIZES.values():
-            under = {"model": f"base{model}", "value_model": f"value-token{value}", "beta": 1.0}
+            under = {"model": f"base{model}", "value_model": f"{plan.values(profile)[0]}{value}", "beta": 1.0}
             wanted += [Cell(replicate, family, gate="entropy", target_ratio=r, **under) for r in sweep.claimed]
             wanted.append(Cell(replicate, family, gate="every", target_ratio=1.0, **under))
     return plan.Wanted(wanted)
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return plan.table(cells, MEASURED, profile, replicates, results)
+    return plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -41,11 +41,12 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
     Method "weak-to-strong": the mean over the pairs whose value model is the smaller one.
     """
-    found = list(summary.entries(rows, METRICS).values())
+    metrics = summary.measured(profile, METRICS)
+    found = list(summary.entries(rows, metrics).values())
     differences, gains, shortfalls = [], {}, []
     for value in SIZES:
         for model in SIZES:
-            pair = {"model": f"base{SIZES[model]}", "value_model": f"value-token{SIZES[value]}"}
+            pair = {"model": f"base{SIZES[model]}", "value_model": f"{plan.values(profile)[0]}{SIZES[value]}"}
             base = summary.the(found, model=pair["model"], gate="never")
             dense = summary.the(found, **pair, method="dense")
             sparse = summary.select(found, **pair, method="sia")
@@ -60,15 +61,16 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     names = {"model": "", "value_model": "", "search": ""}
     pooled = [summary.mean_of(many, **names, method=f"weak-to-strong {method}", versus="base") for method, many in gains.items()]
     pooled.append(summary.mean_of(shortfalls, **names, method="weak-to-strong sia-claimed", versus="dense"))
-    return summary.summarize([*found, *differences, *pooled], METRICS, profile)
+    return summary.summarize([*found, *differences, *pooled], metrics, profile)
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """Top: score against ratio for each size of language model, a line for each size of value model. Bottom: gain over the base."""
     from benchmarks import style
 
-    part = table[(table["metric"] == "judge") & (table["objective"] == "all")]
+    part = table[(table["metric"] == profile.score) & (table["objective"] == "all")]
     level, gains = part[part["versus"] == ""], part[part["versus"] == "base"]
+    value_model = plan.values(profile)[0]
     shades = {"small": "#9ECAE1", "medium": "#4292C6", "large": "#08306B"}
     figure, axes = style.grid(2, 3, 2.7, 2.3)
     ratios = (*profile.sweep.claimed, 1.0)
@@ -76,14 +78,14 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         of_model = level[level["model"] == f"base{suffix}"]
         style.horizontal(axes[0, j], "base", of_model[of_model["gate"] == "never"].iloc[0])
         for value, ending in SIZES.items():
-            points = of_model[of_model["value_model"] == f"value-token{ending}"]
+            points = of_model[of_model["value_model"] == f"{value_model}{ending}"]
             weaker = (value, name) in WEAKER
             style.curve(axes[0, j], "sia", points, color=shades[value], linewidth=1.8 if weaker else 1.0, linestyle="-" if weaker else "--")
         axes[0, j].set_title(f"{name} language model")
         axes[0, j].set_xlabel("share of tokens steered")
         rows = [
             [
-                gains[(gains["model"] == f"base{suffix}") & (gains["value_model"] == f"value-token{e}") & (gains["target_ratio"] == r)]
+                gains[(gains["model"] == f"base{suffix}") & (gains["value_model"] == f"{value_model}{e}") & (gains["target_ratio"] == r)]
                 for r in ratios
             ]
             for e in SIZES.values()
@@ -91,14 +93,14 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         grid = np.array([[cell["estimate"].iloc[0] for cell in row] for row in rows])
         style.heatmap(axes[1, j], grid, [f"{r:.0%}" for r in ratios], list(SIZES), span=_span(gains))
         axes[1, j].set_xlabel("share of tokens steered (target)")
-    axes[0, 0].set_ylabel("judge score")
+    axes[0, 0].set_ylabel(summary.label(profile, profile.score))
     axes[1, 0].set_ylabel("value model")
     style.share_y(axes[0])
     handles = [style.handle("sia", f"{value} value model", color=shade) for value, shade in shades.items()] + [style.handle("base")]
     caption = (
-        f"Weak to strong: SIA with a value model of one size and a language model of another (per-token loss, β = 1, "
+        f"Weak to strong: SIA with a value model of one size and a language model of another ({style.LOSSES[value_model]}, β = 1, "
         f"{style.FAMILIES[profile.families[0]]}, all objectives; at 1: dense). Thick, solid: the value model is the smaller one. "
-        f"Bottom: paired gain in judge score over the same base model. {style.measured(level, profile)}"
+        f"Bottom: paired gain in {summary.label(profile, profile.score)} over the same base model. {style.measured(level, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure3", stale=stale)
 

@@ -27,27 +27,30 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted, sweep, first = [], profile.sweep, profile.families[0]
     for family in profile.families:
         wanted.append(plan.base(replicate, family))
-        for loss in plan.VALUES:
+        for loss in profile.losses:
             others = [beta for beta in sweep.betas if beta <= 2]  # of dense steering, to compare with at equal drift
             for beta in sweep.betas if family == first else [1.0]:
                 wanted += plan.curve(profile, replicate, family, loss, beta=beta)
             wanted += [plan.dense(replicate, family, loss, beta=beta) for beta in others]
-            wanted += plan.curve(profile, replicate, family, loss, tuned=True)
+            if sweep.tuning:
+                wanted += plan.curve(profile, replicate, family, loss, tuned=True)
             floor = {"floor": sweep.floor, "ratios": sweep.claimed}
             wanted += plan.curve(profile, replicate, family, loss, **floor)
-            wanted += plan.curve(profile, replicate, family, loss, tuned=True, **floor)
+            if sweep.tuning:
+                wanted += plan.curve(profile, replicate, family, loss, tuned=True, **floor)
             wanted += [plan.dense(replicate, family, loss, beta=beta, floor=sweep.floor) for beta in (0.0, *others)]
     return plan.Wanted(wanted)
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return plan.table(cells, MEASURED, profile, replicates, results)
+    return plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own
     best β, and (`matched`: "kl") at equal drift. Per objective and pooled; family "all": the mean over both."""
-    found = list(summary.entries(rows, METRICS).values())
+    metrics = summary.measured(profile, METRICS)
+    found = list(summary.entries(rows, metrics).values())
     differences, matched = [], []
     for dense in summary.select(found, method="dense"):
         setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
@@ -66,13 +69,13 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
                 curves.append(_by_strength(summary.select(found, **same, floor=setting["floor"])))
             matched.append((curves, claimed))
     strong = [e for e in summary.select(found, family=profile.families[0], floor=0.0, tuned=False) if e.labels["gate"] != "never"]
-    for loss in plan.VALUES.values():  # what replacing the logits by the values, or a strong tilt, does
+    for loss in plan.values(profile):  # what replacing the logits by the values, or a strong tilt, does
         for ratio in (*profile.sweep.ratios, 1.0):
             same = {"value_model": loss, "target_ratio": ratio}
             usual = summary.the(strong, **same, beta=1.0)
             differences += [summary.difference(e, usual, versus="β = 1") for e in summary.select(strong, **same) if e.labels["beta"] != 1]
     pooled = summary.over_families([d for d in differences if d.labels["versus"] == "dense"])
-    table = summary.summarize([*found, *differences, *pooled], METRICS, profile)
+    table = summary.summarize([*found, *differences, *pooled], metrics, profile)
     return pd.concat([table, at_equal_drift(matched, profile)], ignore_index=True)
 
 
@@ -93,7 +96,7 @@ def at_equal_drift(settings: Sequence[tuple[Sequence[Sequence[summary.Entry]], S
             ends = [_gains(curves, sparse, number, replicate, profile) for replicate in (None, *range(shape[0]))]
             mean = dict(sparse[0].labels) | {"method": "sia-claimed", "target_ratio": None}
             for i, name in enumerate([*(e.labels for e in sparse), mean]):
-                labels = name | {"objective": objective, "metric": "judge", "versus": "dense", "matched": "kl"}
+                labels = name | {"objective": objective, "metric": profile.score, "versus": "dense", "matched": "kl"}
                 labels |= {"seeds": shape[3], "replicates": shape[0], "n": int(np.prod(shape[:3])) // (1 if number is None else shape[1])}
                 draws = [x[:, i] if i < len(sparse) else x.mean(1) for x in ends]
                 records.append(labels | summary.ends(np.stack(draws), profile))
@@ -109,8 +112,10 @@ def at_equal_drift(settings: Sequence[tuple[Sequence[Sequence[summary.Entry]], S
 def _gains(curves, sparse, objective: int | None, replicate: int | None, profile: Profile) -> np.ndarray:
     """The estimate, and then every resample of it: `(1 + resamples, ratios)`."""
 
+    metrics = summary.measured(profile, METRICS)
+
     def part(entry: summary.Entry) -> np.ndarray:
-        values = entry.values[:, [METRICS.index("judge"), METRICS.index("kl")]].reshape(*entry.shape, 2)
+        values = entry.values[:, [metrics.index(profile.score), metrics.index("kl")]].reshape(*entry.shape, 2)
         values = values if objective is None else values[:, [objective]]
         return values if replicate is None else values[[replicate]]
 
@@ -142,14 +147,15 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     ratios = (*profile.sweep.ratios, 1.0)
     shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
     part = table[(table["family"] == family) & (table["objective"] == "all") & (table["versus"] == "") & (table["floor"] == 0)]
-    figure, axes = style.grid(len(plan.VALUES), 5, 2.5, 2.4)
+    figure, axes = style.grid(len(profile.losses), 5, 2.5, 2.4)
     place = {beta: i for i, beta in enumerate(betas)}
+    score = summary.label(profile, profile.score)
     names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
-    for i, value_model in enumerate(plan.VALUES.values()):
+    for i, value_model in enumerate(plan.values(profile)):
         of_loss = part[part["value_model"] == value_model]
         grid = of_loss[~of_loss["tuned"].astype(bool)].assign(place=lambda x: x["beta"].map(place))
-        judge, kl, fluency, drift = (grid[grid["metric"] == m] for m in ("judge", "kl", "fluency_errors", "kl_per_token"))
-        base = part[(part["gate"] == "never") & (part["metric"] == "judge")].iloc[0]
+        judge, kl, fluency, drift = (grid[grid["metric"] == m] for m in (profile.score, "kl", "fluency_errors", "kl_per_token"))
+        base = part[(part["gate"] == "never") & (part["metric"] == profile.score)].iloc[0]
         style.horizontal(axes[i, 0], "base", base)
         for ratio in ratios:
             look = {"color": shades[ratio], "marker": style.MARKERS["dense"] if ratio == 1 else style.MARKERS["sia"]}
@@ -162,8 +168,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         cells = np.array([[judge[(judge["target_ratio"] == r) & (judge["beta"] == b)]["estimate"].iloc[0] for b in betas] for r in ratios])
         style.heatmap(axes[i, 1], cells, names, [f"{r:.0%}" for r in ratios], span=(max(cells.min(), cells.max() - 4), cells.max()))
         for row, ratio in enumerate(ratios):
-            chosen = of_loss[of_loss["tuned"].astype(bool) & (of_loss["target_ratio"] == ratio) & (of_loss["metric"] == "judge")]
-            for beta in chosen["beta_by_replicate"].iloc[0].split("|"):
+            chosen = of_loss[of_loss["tuned"].astype(bool) & (of_loss["target_ratio"] == ratio) & (of_loss["metric"] == profile.score)]
+            for beta in chosen["beta_by_replicate"].iloc[0].split("|") if len(chosen) else ():
                 axes[i, 1].add_patch(
                     style.plt.Rectangle((place[float(beta)] + 0.06, row + 0.08), 0.88, 0.84, fill=False, color="#D55E00", linewidth=1.1)
                 )
@@ -171,7 +177,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axis.set_xticks(range(len(betas)), names)
         for axis, label in zip(
             axes[i],
-            ("judge score", "share of tokens steered", "KL per token (nats)", "share with fluency errors", "judge score"),
+            (score, "share of tokens steered", "KL per token (nats)", "share with fluency errors", score),
             strict=True,
         ):
             axis.set_ylabel(label)
@@ -181,7 +187,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[i, 2].set_ylim(bottom=0)
         axes[i, 4].set_xscale("symlog", linthresh=1.0)
         axes[i, 0].set_title(f"{style.LOSSES[value_model]}: score", loc="left")
-        for axis, title in zip(axes[i, 1:], ("judge score", "drift", "fluency", "score against drift"), strict=True):
+        for axis, title in zip(axes[i, 1:], (score, "drift", "fluency", "score against drift"), strict=True):
             axis.set_title(title, loc="left")
     handles = [style.handle("sia", f"{r:.0%}" if r < 1 else "dense", color=shades[r], marker="D" if r == 1 else "o") for r in ratios]
     caption = (

@@ -1,6 +1,6 @@
 """Figure 5: at which positions of a response the entropy gate opens, in base responses (where it would open) and in steered ones.
 
-Per-token values, β = 1. A row of the table is a response; its junctions are the bits of two numbers, the lower 64 positions first.
+The profile's first loss, β = 1. A row of the table is a response; its junctions are the bits of numbers, of 64 positions each.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from benchmarks import plan
 from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
+BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # of 64 positions each
 POLICIES = {"base": "base responses", "sia": "steered responses"}
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
-    steered = [plan.steered(replicate, family, ratio=r) for family in profile.families for r in profile.sweep.few]
+    loss = profile.losses[0]
+    steered = [plan.steered(replicate, family, loss, ratio=r) for family in profile.families for r in profile.sweep.few]
     return plan.Wanted(traces=[*(plan.base(replicate, family) for family in profile.families), *steered])
 
 
@@ -33,17 +35,17 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
                 tokens = results.rows(results.settled(policy), "trace")
                 opens = tokens["entropy"] >= tokens["objective"].map(thresholds).astype(np.float32)
                 tokens = tokens.assign(junction=opens if policy.gate == "never" else tokens["steered"])
-                frames.append(_by_response(tokens).assign(
+                frames.append(_by_response(tokens, profile.decoding.max_new_tokens).assign(
                     replicate=replicate, family=cell.family, method=policy.method, target_ratio=cell.target_ratio,
                 ))  # fmt: skip
     return pd.concat(frames, ignore_index=True).astype({"family": "category", "method": "category", "objective": "category"})
 
 
-def _by_response(tokens: pd.DataFrame) -> pd.DataFrame:
+def _by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
     bits = tokens["junction"].to_numpy().astype(np.uint64) << (tokens["step"].to_numpy() % 64).astype(np.uint64)
-    late = tokens["step"].to_numpy() >= 64
-    tokens = tokens.assign(junctions_low=np.where(late, 0, bits), junctions_high=np.where(late, bits, 0), tokens=1)
-    columns = ["junctions_low", "junctions_high", "tokens"]
+    part, names = tokens["step"].to_numpy() // 64, BITS[: -(-limit // 64)]
+    tokens = tokens.assign(**{name: np.where(part == i, bits, 0) for i, name in enumerate(names)}, tokens=1)
+    columns = [*names, "tokens"]
     return (
         tokens.groupby(["objective", "prompt", "seed"], observed=True, sort=True)[columns].sum().reset_index().astype({"tokens": "int16"})
     )
@@ -74,7 +76,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 
 def _bit(part: pd.DataFrame, position: int) -> np.ndarray:
-    column = part["junctions_low" if position < 64 else "junctions_high"].to_numpy().astype(np.uint64)
+    column = part[BITS[position // 64]].to_numpy().astype(np.uint64)
     return (column >> np.uint64(position % 64)) & np.uint64(1)
 
 
@@ -105,7 +107,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     bar.set_label("responses with a junction here (%)")
     first = table.iloc[0]
     caption = (
-        f"How often each position of a response is a junction, per-token values, β = 1. Base responses: where the same gate would open. "
+        f"How often each position of a response is a junction, {style.first_loss(profile)}, β = 1. "
+        f"Base responses: where the same gate would open. "
         f"Positions beyond the end of a response count as none. Red, dashed: mean length of the responses (at most "
         f"{profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from {first['replicates']} "
         f"replicate(s) of profile {profile.name}; no intervals."

@@ -24,14 +24,12 @@ def base(replicate: int, family: str) -> Cell:
     return Cell(replicate, family)
 
 
-def steered(
-    replicate: int, family: str, loss: str = "token", *, gate: str = "entropy", ratio: float = 0.0, beta: float = 1.0, **how
-) -> Cell:
+def steered(replicate: int, family: str, loss: str, *, gate: str = "entropy", ratio: float = 0.0, beta: float = 1.0, **how) -> Cell:
     """The base model under a value model of this loss. how: further fields of the cell."""
     return Cell(replicate, family, value_model=VALUES[loss], gate=gate, target_ratio=ratio, beta=beta, **how)
 
 
-def dense(replicate: int, family: str, loss: str = "token", beta: float = 1.0, **how) -> Cell:
+def dense(replicate: int, family: str, loss: str, beta: float = 1.0, **how) -> Cell:
     return steered(replicate, family, loss, gate="every", ratio=1.0, beta=beta, **how)
 
 
@@ -41,24 +39,31 @@ def curve(profile: Profile, replicate: int, family: str, loss: str, ratios: Sequ
     return [steered(replicate, family, loss, ratio=r, **how) for r in ratios] + [dense(replicate, family, loss, **how)]
 
 
+def values(profile: Profile) -> list[str]:
+    """The value models of the usual size."""
+    return [VALUES[loss] for loss in profile.losses]
+
+
 def searched(cell: Cell, responses: int) -> Cell:
     return replace(cell, search="best-of", responses=responses)
 
 
 def baselines(profile: Profile, replicate: int, family: str) -> list[Cell]:
-    """Base, post-trained models, searches, and other ways to steer, each at its own best β. Best-of-N also holds every smaller N."""
+    """Base, post-trained models, searches, and other ways to steer, each at its own best β (1 where nothing is tuned), as far as the
+    profile has models for them. Best-of-N also holds every smaller N."""
     sweep, plain = profile.sweep, base(replicate, family)
-    guided = replace(plain, gate="every", target_ratio=1.0, tuned=True)
-    return [
-        plain,
-        replace(plain, model="instruct"),
-        replace(plain, model="instruct-reward"),
-        searched(plain, sweep.beams),
-        replace(plain, search="beams", responses=sweep.beams),
-        replace(guided, value_model=ARGS),
-        replace(guided, value_model=AUTOREGRESSIVE),
-        replace(guided, value_model=ROLLOUT, prompts=sweep.rollout_prompts),
+    guided = replace(plain, gate="every", target_ratio=1.0, tuned=bool(sweep.tuning), beta=0.0 if sweep.tuning else 1.0)
+    needing = [
+        ("base", plain),
+        ("instruct", replace(plain, model="instruct")),
+        ("instruct-reward", replace(plain, model="instruct-reward")),
+        (ARGS, searched(plain, sweep.beams)),
+        (ARGS, replace(plain, search="beams", responses=sweep.beams)),
+        (ARGS, replace(guided, value_model=ARGS)),
+        (AUTOREGRESSIVE, replace(guided, value_model=AUTOREGRESSIVE)),
+        (ARGS, replace(guided, value_model=ROLLOUT, prompts=sweep.rollout_prompts)),
     ]
+    return [cell for kind, cell in needing if profile.has(kind)]
 
 
 def table(cells: Callable[[Profile, int], Wanted], columns: Sequence[str], profile: Profile, replicates: Sequence[int], results):

@@ -1,12 +1,16 @@
-"""Profiles: everything that decides the numbers of a run, read from profiles/NAME.toml into frozen dataclasses."""
+"""Profiles: everything that decides the numbers of a run, read from profiles/NAME.toml into frozen dataclasses.
+
+A `LabProfile` trains its own models in its own world; a `HubProfile` names models and prompt sets of the Hub, or local ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 PROFILES = Path(__file__).with_name("profiles")
 
@@ -86,7 +90,8 @@ class Evaluation:
 class Sweep:
     """What the figures sweep. ratios: shares of tokens to steer, dense apart. claimed: those that stand for the paper's 20% to
     80%; few: those that are combined with searches and other models. betas: of the whole grid; tuning: those among which the best is
-    chosen on validation prompts. thresholds: τ in nats. floors: base probabilities that candidates need on steered steps.
+    chosen on validation prompts (none: nothing is tuned, every method has β = 1).
+    thresholds: τ in nats. floors: base probabilities that candidates need on steered steps.
     responses: the most that best-of-N chooses from, a power of 2; beams: responses that chunk beam search keeps at once (CBS-8: 8),
     `beam_width` of them after each `chunk` tokens. rollout_tokens, rollout_prompts: of Transfer Q*. probes: states of each
     objective whose candidates are rolled out `probe_rollouts` times, to know what they are worth."""
@@ -113,7 +118,7 @@ class Sweep:
             some = getattr(self, name)
             _require(bool(some) and set(some) <= set(self.ratios), f"sweep.{name} must be some of sweep.ratios", some)
         _require(min(self.betas, default=0) > 0 and 1.0 in self.betas, "sweep.betas must be numbers above 0, 1.0 among them", self.betas)
-        _require(bool(self.tuning) and set(self.tuning) <= set(self.betas), "sweep.tuning must be some of sweep.betas", self.tuning)
+        _require(set(self.tuning) <= set(self.betas), "sweep.tuning must be some of sweep.betas", self.tuning)
         _require(1.0 in self.thresholds and min(self.thresholds) >= 0, "sweep.thresholds must be nats, 1.0 among them", self.thresholds)
         _require(0 < self.floor < 1, "sweep.floor must lie between 0 and 1", self.floor)
         _require(self.responses >= self.beams and self.responses.bit_count() == 1, "sweep.responses must be a power of 2", self.responses)
@@ -133,49 +138,153 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Profile:
-    """model: size of the usual models; small, large: further sizes. worlds: that the base model goes on to learn."""
+    """What every figure needs to know. replicates: worlds with their own training, or 1. families: of models, as figures name them."""
 
     name: str
     replicates: int
     families: tuple[str, ...]
+    decoding: Decoding
+    evaluation: Evaluation
+    sweep: Sweep
+    statistics: Statistics
+    score: ClassVar[str]  # the metric that figures show first and by which β is chosen
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """By which value models were trained, "token" or "mean"; the first is that of figures with one loss alone."""
+        raise NotImplementedError
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a model of this kind (instruct, reward, autoregressive-reward, base-small, …)."""
+        raise NotImplementedError
+
+    def lacks(self, figure: str) -> str:
+        """Why a figure cannot be measured under this profile; empty if it can."""
+        return ""
+
+
+@dataclass(frozen=True)
+class LabProfile(Profile):
+    """model: size of the usual models; small, large: further sizes. worlds: that the base model goes on to learn."""
+
     model: ModelSize
     small: ModelSize
     large: ModelSize
     training: Training
     worlds: tuple[OtherWorld, ...]
-    decoding: Decoding
-    evaluation: Evaluation
-    sweep: Sweep
-    statistics: Statistics
+    score = "judge"
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return ("token", "mean")
+
+    def has(self, kind: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: `id`, of the Hub or a local folder, at a revision, in a subfolder. backbone: of a value model in the published
+    layout, whose tokenizer and template it has too; elsewhere the source's own."""
+
+    id: str
+    revision: str = "main"
+    subfolder: str = ""
+    backbone: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Which prompts stand for each objective: a name of `benchmarks.hub.prompts.PROMPT_SETS`, or NAME=FILE for a local copy.
+    longest: tokens; prompts beyond that are skipped, and counted. per_shard: prompts that a worker takes at once."""
+
+    harmlessness: str
+    helpfulness: str
+    honesty: str
+    longest: int
+    per_shard: int
+
+    def __post_init__(self) -> None:
+        for name in ("longest", "per_shard"):
+            _require(getattr(self, name) >= 1, f"prompts.{name} must be at least 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """On what a run measures. device: cpu or cuda. dtype: of the models. batch_size: responses decoded together."""
+
+    device: str
+    dtype: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class HubProfile(Profile):
+    """models: by kind: base, instruct, value-mean or value-token, reward (which searches and ARGS ask), evaluation-reward, and
+    base-SIZE, value-LOSS-SIZE (small, large) for weak-to-strong. hardware: of this run, no part of the profile."""
+
+    models: dict[str, Source]
+    prompts: PromptSets
+    hardware: Hardware | None = None
+    score = "reward"
+
+    def __post_init__(self) -> None:
+        for kind in ("base", "evaluation-reward"):
+            _require(kind in self.models, f"profile {self.name} must name models.{kind}", sorted(self.models))
+        _require(bool(self.losses), f"profile {self.name} must name models.value-mean or models.value-token", sorted(self.models))
+        _require(self.replicates == 1, f"replicates of {self.name} must be 1: its models are given", self.replicates)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return tuple(loss for loss in ("mean", "token") if f"value-{loss}" in self.models)
+
+    def has(self, kind: str) -> bool:
+        return kind in self.models
+
+    def lacks(self, figure: str) -> str:
+        if figure in ("mechanism", "value-error", "theory"):
+            return f"{figure} needs the lab, whose world and training can be changed"
+        sized = [f"{kind}-{size}" for kind in ("base", f"value-{self.losses[0]}") for size in ("small", "large")]
+        if figure == "figure3" and not all(map(self.has, sized)):
+            return f"figure3 needs three sizes of models ({', '.join(sized)}), as w2s-qwen3 has"
+        if figure == "best-of-n" and not (self.has("reward") and self.has("instruct")):
+            return "best-of-n needs models.reward and models.instruct"
+        return ""
 
 
 TABLES = {
-    "model": ModelSize,
-    "small": ModelSize,
-    "large": ModelSize,
-    "training": Training,
-    "decoding": Decoding,
-    "evaluation": Evaluation,
-    "sweep": Sweep,
-    "statistics": Statistics,
+    LabProfile: {"model": ModelSize, "small": ModelSize, "large": ModelSize, "training": Training},
+    HubProfile: {"prompts": PromptSets},
 }
+SHARED_TABLES = {"decoding": Decoding, "evaluation": Evaluation, "sweep": Sweep, "statistics": Statistics}
 
 
 def load_profile(name: str) -> Profile:
-    """Errors: ValueError for an unknown profile (with the list), and for a missing or unknown setting."""
+    """A profile that names [models] is one of the Hub, any other one of the lab.
+
+    Errors: ValueError for an unknown profile (with the list), and for a missing or unknown setting.
+    """
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if name not in known:
         raise ValueError(f"unknown profile {name!r}, expected one of: {', '.join(known)}")
     values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
-    for key, table in TABLES.items():
+    kind = HubProfile if "models" in values else LabProfile
+    for key, table in (TABLES[kind] | SHARED_TABLES).items():
         values[key] = _read(table, values.get(key, {}), f"{name}.toml [{key}]")
-    values["worlds"] = [_read(OtherWorld, world, f"{name}.toml [[worlds]]") for world in values.get("worlds", [])]
-    return _read(Profile, values | {"name": name}, f"{name}.toml")
+    if kind is HubProfile:
+        values["models"] = {key: _read(Source, source, f"{name}.toml [models.{key}]") for key, source in values["models"].items()}
+    else:
+        values["worlds"] = [_read(OtherWorld, world, f"{name}.toml [[worlds]]") for world in values.get("worlds", [])]
+    return _read(kind, values | {"name": name}, f"{name}.toml")
 
 
 def _read(table: type, values: dict, where: str):
     names = {field.name for field in fields(table)}
-    wrong = [f"missing {key}" for key in sorted(names - set(values))] + [f"unknown {key}" for key in sorted(set(values) - names)]
+    needed = {field.name for field in fields(table) if field.default is MISSING}
+    wrong = [f"missing {key}" for key in sorted(needed - set(values))] + [f"unknown {key}" for key in sorted(set(values) - names)]
     if wrong:
         raise ValueError(f"profile {where}: {', '.join(wrong)}")
     return table(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
@@ -192,4 +301,5 @@ def digest(*parts: object) -> str:
 
 
 def profile_digest(profile: Profile) -> str:
-    return digest(asdict(profile))
+    """Of its settings, the hardware of this run apart."""
+    return digest(asdict(profile)) if isinstance(profile, LabProfile) else digest(asdict(replace(profile, hardware=None)))

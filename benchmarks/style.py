@@ -156,6 +156,11 @@ def point(method: str, name: str = "") -> Line2D:
     return handle(method, name, linestyle="none", marker=MARKERS[method], markersize=5)
 
 
+def first_loss(profile: Profile) -> str:
+    """The loss of the figures that show one alone."""
+    return LOSSES[f"value-{profile.losses[0]}"]
+
+
 def measured(summary: pd.DataFrame, profile: Profile) -> str:
     """How many were measured, and what the intervals are, for captions."""
     first = summary[summary["n"].notna()].iloc[0]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.cells import OBJECTIVES
-from benchmarks.profile import Profile
+from benchmarks.profile import LabProfile, Profile
 from benchmarks.stats import bootstrap_weights, interval
 
 UNIT = ["replicate", "objective", "prompt", "seed"]
@@ -36,6 +36,21 @@ COLUMNS = [
     "estimate", "low", "high", "n", "seeds", "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio",
     "beta_by_replicate", "estimate_by_replicate", "low_by_replicate", "high_by_replicate",
 ]  # fmt: skip
+
+
+LAB_ONLY = ("judge", "content", "fluency_errors")  # what the lab's judge says
+
+
+def measured(profile: Profile, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of these metrics (or columns of rows) that the profile has; its score comes first where the judge's would."""
+    if isinstance(profile, LabProfile):
+        return tuple(names)
+    return tuple(dict.fromkeys(profile.score if name == "judge" else name for name in names if name == "judge" or name not in LAB_ONLY))
+
+
+def label(profile: Profile, metric: str) -> str:
+    """What a metric is called on an axis."""
+    return "evaluation reward" if metric == "reward" and not isinstance(profile, LabProfile) else METRICS[metric]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Table 1: every method, objective and family: what it reaches, how far it drifts, what it costs. Best in bold, with intervals.
 
-win: share of responses that the judge scores above the base's to the same prompt under the same noise, ties half.
+win: share of responses that score above the base's to the same prompt under the same noise, ties half.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import plan, summary
-from benchmarks.cells import OBJECTIVES
+from benchmarks.cells import ARGS, OBJECTIVES
 from benchmarks.profile import Profile
 from benchmarks.store import write_text
 
@@ -34,36 +34,39 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted, sweep = [], profile.sweep
     for family in profile.families:
         wanted += plan.baselines(profile, replicate, family)
-        for loss in plan.VALUES:
-            for tuned in (False, True):
+        for loss in profile.losses:
+            for tuned in (False, True) if sweep.tuning else (False,):
                 wanted += plan.curve(profile, replicate, family, loss, sweep.few, tuned=tuned)
-        wanted.append(plan.searched(plan.steered(replicate, family, ratio=min(sweep.few)), sweep.beams))
+        if profile.has(ARGS):
+            wanted.append(plan.searched(plan.steered(replicate, family, profile.losses[0], ratio=min(sweep.few)), sweep.beams))
     return plan.Wanted(wanted)
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    rows = plan.table(cells, MEASURED, profile, replicates, results)
+    rows = plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
     rows = rows[(rows["search"] != "best-of") | (rows["best_of"] == profile.sweep.beams)]
+    score = profile.score
     base = rows[(rows["method"] == "base") & (rows["search"] == "")]
     unit = ["family", *summary.UNIT]
     paired = (
         rows[unit]
         .astype({"family": str, "objective": str})
-        .merge(base[[*unit, "judge"]].astype({"family": str, "objective": str}), on=unit, how="left", validate="many_to_one")["judge"]
+        .merge(base[[*unit, score]].astype({"family": str, "objective": str}), on=unit, how="left", validate="many_to_one")[score]
         .to_numpy()
     )
-    return rows.assign(win=((rows["judge"] > paired) + 0.5 * (rows["judge"] == paired)).astype("float32"))
+    return rows.assign(win=((rows[score] > paired) + 0.5 * (rows[score] == paired)).astype("float32"))
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every method, and the paired difference of each judge score to the base's."""
     rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
-    found = list(summary.entries(rows, METRICS).values())
+    metrics = summary.measured(profile, METRICS)
+    found = list(summary.entries(rows, metrics).values())
     differences = [
         summary.difference(entry, summary.the(found, family=entry.labels["family"], method="base", search=""), versus="base")
         for entry in found
     ]
-    return summary.summarize([*found, *differences], METRICS, profile)
+    return summary.summarize([*found, *differences], metrics, profile)
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
@@ -112,10 +115,17 @@ def _rows(level: pd.DataFrame, family: str, objective: str) -> list[tuple[str, d
     return [(name_of(group.iloc[0]), {row["metric"]: row for _, row in group.iterrows()}) for _, group in part.groupby(keys, dropna=False)]
 
 
+def _heads(rows: list[tuple[str, dict]]) -> dict[str, str]:
+    """The columns that there are."""
+    return {metric: head for metric, head in HEADS.items() if metric in rows[0][1]}
+
+
 def _best(rows: list[tuple[str, dict]]) -> dict[str, float]:
     """The best estimate of each column that has one; drift of unsteered models counts for nothing."""
     found = {}
     for metric, sign in BETTER.items():
+        if metric not in rows[0][1]:
+            continue
         values = [row[metric]["estimate"] for _, row in rows if not (metric == "kl" and row["kl"]["gate"] == "never")]
         found[metric] = sign * max(sign * value for value in values)
     return found
@@ -131,15 +141,15 @@ def _cell(row: pd.Series) -> str:
 def _markdown(sections: list, note: str) -> str:
     lines = ["# Table 1", "", note, ""]
     for (family, objective), rows in sections:
-        best = _best(rows)
+        best, heads = _best(rows), _heads(rows)
         lines += [
             f"## {family}, {'all objectives' if objective == 'all' else objective}",
             "",
-            "| method | " + " | ".join(HEADS.values()) + " |",
+            "| method | " + " | ".join(heads.values()) + " |",
         ]
-        lines.append("|---|" + "---|" * len(HEADS))
+        lines.append("|---|" + "---|" * len(heads))
         for name, row in rows:
-            cells = [f"**{_cell(row[m])}**" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _cell(row[m]) for m in HEADS]
+            cells = [f"**{_cell(row[m])}**" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _cell(row[m]) for m in heads]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -149,17 +159,17 @@ def _latex(sections: list, note: str) -> str:
     """Tables of booktabs, one for each family and objective."""
     lines = [f"% {note}"]
     for (family, objective), rows in sections:
-        best = _best(rows)
+        best, heads = _best(rows), _heads(rows)
         lines += [
-            r"\begin{tabular}{l" + "r" * len(HEADS) + "}",
+            r"\begin{tabular}{l" + "r" * len(heads) + "}",
             r"\toprule",
-            f"{family}, {objective} & " + " & ".join(map(_tex, HEADS.values())) + r" \\",
+            f"{family}, {objective} & " + " & ".join(map(_tex, heads.values())) + r" \\",
             r"\midrule",
         ]
         for name, row in rows:
             cells = [
                 rf"\textbf{{{_tex(_cell(row[m]))}}}" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _tex(_cell(row[m]))
-                for m in HEADS
+                for m in heads
             ]
             lines.append(f"{_tex(name)} & " + " & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", ""]

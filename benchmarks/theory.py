@@ -25,8 +25,8 @@ LOSSES = ("token", "mean")
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted = []
     for family in profile.families:
-        wanted += [plan.base(replicate, family), *(plan.steered(replicate, family, ratio=r) for r in profile.sweep.few)]
-        wanted.append(plan.dense(replicate, family))
+        wanted += [plan.base(replicate, family), *(plan.steered(replicate, family, "token", ratio=r) for r in profile.sweep.few)]
+        wanted.append(plan.dense(replicate, family, "token"))
     return plan.Wanted(cells=wanted, traces=wanted)
 
 
@@ -48,7 +48,7 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
             ]
             opens = {}
             for ratio in profile.sweep.few:  # what the gate of SIA would do here
-                sparse = results.settled(plan.steered(replicate, cell.family, ratio=ratio))
+                sparse = results.settled(plan.steered(replicate, cell.family, "token", ratio=ratio))
                 thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, sparse.thresholds, strict=True))).astype(np.float32)
                 opens[f"opens_{ratio:g}"] = (tokens["entropy"] >= thresholds).astype("int8")
             tokens = tokens[kept].assign(**opens, **labels, experiment="lab")

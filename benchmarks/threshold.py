@@ -1,5 +1,5 @@
 """Does one threshold serve? Score and share of steered tokens against τ for every model and objective; β = 1. Small and large models (first
-family) are steered by value models of their own size, by the per-token loss.
+family) are steered by value models of their own size, by the profile's first loss.
 
 The best τ of each model and objective is chosen on the odd prompts and judged on the even ones, beside τ = 1 there.
 """
@@ -26,33 +26,39 @@ def cells(profile: Profile, replicate: int) -> plan.Wanted:
     wanted = []
     for family in profile.families:
         wanted.append(plan.base(replicate, family))
-        for loss in plan.VALUES:
+        for loss in profile.losses:
             wanted += [plan.steered(replicate, family, loss, threshold=tau) for tau in profile.sweep.thresholds]
             wanted.append(plan.dense(replicate, family, loss))
-    for size in SIZES:
+    for size in sizes(profile):
         wanted.append(Cell(replicate, profile.families[0], model=f"base-{size}"))
-        under = {"model": f"base-{size}", "value_model": f"value-token-{size}", "beta": 1.0, "gate": "entropy"}
+        under = {"model": f"base-{size}", "value_model": f"{plan.values(profile)[0]}-{size}", "beta": 1.0, "gate": "entropy"}
         wanted += [Cell(replicate, profile.families[0], threshold=tau, **under) for tau in profile.sweep.thresholds]
     return plan.Wanted(wanted)
 
 
+def sizes(profile: Profile) -> list[str]:
+    """The further sizes of models that the profile has."""
+    return [size for size in SIZES if profile.has(f"base-{size}") and profile.has(f"{plan.values(profile)[0]}-{size}")]
+
+
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return plan.table(cells, MEASURED, profile, replicates, results)
+    return plan.table(cells, summary.measured(profile, MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, by objective, and against the one that
     is best over all objectives (versus "best τ of each", "best τ of all")."""
-    found = list(summary.entries(rows, METRICS).values())
+    metrics = summary.measured(profile, METRICS)
+    found = list(summary.entries(rows, metrics).values())
     differences = []
     for family in profile.families:
         for value_model in sorted({e.labels["value_model"] for e in summary.select(found, family=family, method="sia")}):
             swept = summary.select(found, family=family, value_model=value_model, method="sia")
             usual = summary.the(swept, tau=USUAL)
             for versus, by_objective in (("best τ of each", True), ("best τ of all", False)):
-                best = chosen(swept, by_objective)
+                best = chosen(swept, by_objective, metrics.index(profile.score))
                 differences.append(summary.difference(halved(usual, 0), best, versus=versus, chosen=best.labels["chosen"]))
-    return summary.summarize([*found, *differences, *summary.over_families(differences)], METRICS, profile, ["chosen"])
+    return summary.summarize([*found, *differences, *summary.over_families(differences)], metrics, profile, ["chosen"])
 
 
 def halved(entry: summary.Entry, parity: int) -> summary.Entry:
@@ -66,10 +72,10 @@ def halved(entry: summary.Entry, parity: int) -> summary.Entry:
     return summary.Entry(entry.labels, cut(entry.values), cut(entry.steered), cut(entry.tokens), shape)
 
 
-def chosen(swept: list[summary.Entry], by_objective: bool) -> summary.Entry:
-    """On even prompts, what the τ gives that scored best on odd ones, in each replicate (and objective)."""
+def chosen(swept: list[summary.Entry], by_objective: bool, score: int) -> summary.Entry:
+    """On even prompts, what the τ gives that scored best on odd ones, in each replicate (and objective). score: the metric's number."""
     odd, even = ([halved(entry, parity) for entry in swept] for parity in (1, 0))
-    scores = np.stack([e.values[:, METRICS.index("judge")].reshape(e.shape).mean((2, 3)) for e in odd])  # (τ, replicates, objectives)
+    scores = np.stack([e.values[:, score].reshape(e.shape).mean((2, 3)) for e in odd])  # (τ, replicates, objectives)
     best = scores.argmax(0) if by_objective else np.broadcast_to(scores.mean(2).argmax(0)[:, None], scores.shape[1:])
 
     def pick(name: str) -> np.ndarray:
@@ -90,9 +96,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     looks = {
         (f, v): {"linestyle": line, "markerfacecolor": "white" if v == "value-mean" else None}
         for f, line in zip(profile.families, ("-", "--"), strict=False)
-        for v in plan.VALUES.values()
+        for v in plan.values(profile)
     }
-    level = table[(table["versus"] == "") & (table["metric"] == "judge")]
+    level = table[(table["versus"] == "") & (table["metric"] == profile.score)]
     for j, objective in enumerate(OBJECTIVES):
         part = level[level["objective"] == objective]
         for (family, value_model), look in looks.items():
@@ -106,7 +112,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[0, j].set_title(objective)
         axes[1, j].set_xlabel("threshold τ (nats)")
         axes[1, j].set_ylim(0, 1)
-    axes[0, 0].set_ylabel("judge score")
+    axes[0, 0].set_ylabel(summary.label(profile, profile.score))
     axes[1, 0].set_ylabel("share of tokens steered")
     handles = [style.handle("sia", f"{style.FAMILIES[f]}, {style.LOSSES[v]}", **look) for (f, v), look in looks.items()]
     caption = (

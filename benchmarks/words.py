@@ -1,10 +1,11 @@
-"""Words of the lab's tokens, without the tokenizer (which needs transformers): drawing stays quick."""
+"""Words of tokens. Those of the lab without its tokenizer, which needs transformers: drawing stays quick."""
 
 from __future__ import annotations
 
 from functools import cache
 
 from benchmarks.lab.world import World, WorldConfig
+from benchmarks.profile import LabProfile, Profile
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
 
@@ -14,6 +15,10 @@ def _words() -> tuple[str, ...]:
     return (*SPECIAL, *World(WorldConfig()).words)
 
 
-def word(token: int) -> str:
+def word(profile: Profile, token: int) -> str:
     """The word with this token id."""
-    return _words()[token]
+    if isinstance(profile, LabProfile):
+        return _words()[token]
+    from benchmarks.hub.models import tokenizer_of
+
+    return repr(tokenizer_of(profile.models["base"]).decode([token]))
