@@ -1,13 +1,11 @@
-"""The command line: python -m benchmarks COMMAND [--profile NAME] [--replicates N] [--fresh | --keep]. `make help` lists the same."""
+"""The command line: python -m benchmarks COMMAND [--profile NAME] [options]. `make help` lists the same."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from benchmarks import (
     best_of_n,
@@ -20,7 +18,6 @@ from benchmarks import (
     figure4,
     figure5,
     mechanism,
-    plan,
     table1,
     tables,
     theory,
@@ -28,8 +25,8 @@ from benchmarks import (
     value_error,
 )
 from benchmarks.digests import ROOT
-from benchmarks.profile import Profile, load_profile
-from benchmarks.store import CACHE, write_text
+from benchmarks.profile import HubProfile, LabProfile, Profile, load_profile
+from benchmarks.store import write_text
 
 # torch and what needs it are imported only where something is measured: drawing takes seconds
 
@@ -70,12 +67,24 @@ def main(arguments: list[str] | None = None) -> int:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--fresh", action="store_true", help="measure again, whatever has been measured")
     again.add_argument("--keep", action="store_true", help="keep the replicates that the tables have, and add the missing ones")
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="this machine, or the Ray cluster at RAY_ADDRESS")
+    hub = parser.add_argument_group("profiles of real models")
+    hub.add_argument("--limit", type=int, help="only so many prompts of each objective; tables go to results/PROFILE-limitN")
+    hub.add_argument("--device", default="", help="cpu or cuda (default: what there is)")
+    hub.add_argument("--dtype", default="", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)")
+    hub.add_argument("--batch-size", type=int, default=0, help="responses decoded together (default: what should fit)")
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
+        if isinstance(profile, HubProfile):
+            profile = limited(profile, options.limit)
+        elif options.limit is not None or options.device or options.dtype or options.batch_size:
+            raise ValueError(f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one")
+        if options.command in FIGURES and profile.lacks(options.command):
+            raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
         if not 1 <= options.replicates <= profile.replicates:
             raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
-        run(options.command, profile, range(options.replicates), options.fresh, options.keep)
+        run(options.command, profile, range(options.replicates), options)
     except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,10 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(command: str, profile: Profile, replicates: range, fresh: bool, keep: bool) -> None:
-    names = [command] if command in FIGURES else [] if command in ("models", "claims") else list(FIGURES)
+def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
+    fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
+    all_names = [name for name in FIGURES if not profile.lacks(name)]
+    names = [command] if command in FIGURES else [] if command in ("models", "claims") else all_names
+    if command == "models" and not lab:
+        raise ValueError(f"the models of profile {profile.name} are given, there is nothing to train")
     if command in ("models", "reproduce"):
-        measure(profile, replicates, names, fresh, keep, quality=True)
+        measure(profile, replicates, names, options, quality=lab)
     elif command == "summaries":
         names = [name for name in names if tables.has_table(profile, name)]
         for name in names:
@@ -104,66 +117,39 @@ def run(command: str, profile: Profile, replicates: range, fresh: bool, keep: bo
             else:
                 print(f"{name}: measuring, for {where} has no table of it")
         if wanted:
-            measure(profile, replicates, wanted, fresh, keep, quality=False)
+            measure(profile, replicates, wanted, options)
     for name in names:
         draw(name, profile)
     if command in ("reproduce", "figures", "summaries", "claims"):
         judge_claims(profile)
 
 
-def measure(profile: Profile, replicates: range, names: list[str], fresh: bool, keep: bool, quality: bool) -> None:
-    """Trains what is missing, measures what is missing (all, if `fresh`) for these figures, writes the tables.
+def measure(profile: Profile, replicates: range, names: list[str], options: argparse.Namespace, quality: bool = False) -> None:
+    from benchmarks.experiment import How, measure
 
-    keep: rows of replicates that the tables have already, measured by the same code and profile, stay as they are, and only the others
-    are measured. quality: also report how good the models are, in models.csv.
-    """
-    from benchmarks.lab.build import build, missing
-    from benchmarks.lab.quality import model_quality
-    from benchmarks.lab.replicate import Replicate
-    from benchmarks.parallel import Workers
-    from benchmarks.sweep import Results
-
-    start = time.monotonic()
-    # begun by FRESH=1 and there until its end: cells older than this do not count, and a killed run goes on
-    begun = CACHE / profile.name / "measuring-again"
-    if fresh and not begun.exists():
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        begun.touch()
-    since = begun.stat().st_mtime if fresh else 0.0
-    kept = {name: tables.kept_rows(profile, name) for name in (["models"] if quality else []) + names} if keep else {}
-    there = {name: set() if frame is None else set(frame["replicate"]) for name, frame in kept.items()}
-    new = [r for r in replicates if any(r not in there.get(name, set()) for name in (names or ["models"]))]
-    # a run that was interrupted may have added to some tables and not to others
-    kept = {name: frame[~frame["replicate"].isin(new)] for name, frame in kept.items() if frame is not None}
-    with Workers() as workers:
-        results = Results(profile, workers, since)
-        needs = [FIGURES[name].cells(profile, replicate) for name in names for replicate in new]
-        wanted = plan.Wanted(*([cell for need in needs for cell in need[i]] for i in range(len(plan.Wanted._fields))))
-        models = [Replicate(profile, index) for index in new]
-        training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
-        with workers.progress(training + results.work(*wanted)):
-            if models:
-                build(models, workers)
-            if quality:
-                rows = pd.concat([*_kept(kept, "models"), model_quality(profile, new, workers)], ignore_index=True)
-                tables.write_table(profile, "models", None, rows, range(len(set(rows["replicate"]))), time.monotonic() - start)
-            results.measure(*wanted)
-            tables_made = {name: FIGURES[name].collect(profile, new, results) for name in names}
-        for name, rows in tables_made.items():
-            rows = tables.stack([*_kept(kept, name), rows])
-            summary = FIGURES[name].summarize(rows, profile)
-            measured = range(rows["replicate"].nunique())
-            tables.write_table(profile, name, rows, summary, measured, time.monotonic() - start)
-            print(f"{name}: {len(rows):,} rows in {short(tables.folder(profile))}/{name}.parquet, summary in {name}.csv")
-            reference = tables.read_reference(profile, name) if len(measured) < profile.replicates else None
-            if reference is not None and "low" in reference:
-                print(f"{name}: {tables.agreement(summary, reference)}")
-    if fresh:
-        begun.unlink()
+    figures = {name: FIGURES[name] for name in names}
+    how = How(options.fresh, options.keep, quality, options.executor, options.device, options.dtype, options.batch_size)
+    measure(figures, profile, replicates, how)
 
 
-def _kept(kept: dict[str, pd.DataFrame], name: str) -> list[pd.DataFrame]:
-    return [kept[name]] if name in kept and len(kept[name]) else []
+def limited(profile: HubProfile, limit: int | None) -> HubProfile:
+    """The profile with so many prompts of each objective at most, under a name of its own."""
+    if limit is None:
+        return profile
+    if limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {limit}")
+    evaluation, sweep = profile.evaluation, profile.sweep
+    counts = {
+        name: min(limit, count)
+        for name, count in vars(evaluation).items()
+        if name in ("prompts_per_objective", "validation_prompts_per_objective")
+    }
+    return replace(
+        profile,
+        name=f"{profile.name}-limit{limit}",
+        evaluation=replace(evaluation, **counts),
+        sweep=replace(sweep, rollout_prompts=min(limit, sweep.rollout_prompts)),
+    )
 
 
 def draw(name: str, profile: Profile) -> None:
@@ -180,7 +166,7 @@ def draw(name: str, profile: Profile) -> None:
 
 def judge_claims(profile: Profile) -> None:
     """Prints what became of every claim, and writes claims.csv."""
-    wanted = claims.read_claims()
+    wanted = claims.claims_for(profile)
     summaries = {name: tables.read_table(profile, name)[0] for name in FIGURES if tables.has_table(profile, name)}
     found = claims.verdicts(summaries, wanted)
     path = tables.folder(profile) / "claims.csv"

@@ -1,4 +1,5 @@
-"""Cells: what is measured. A cell is one way to answer all prompts of a split; a shard is a cell on the prompts of one objective."""
+"""Cells: what is measured. A cell is one way to answer all prompts of a split; a shard is a cell on the prompts
+of one objective, or some of them."""
 
 from __future__ import annotations
 
@@ -67,12 +68,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Shard:
+    """prompts: numbers of those of the objective that it has; empty: all."""
+
     cell: Cell
     objective: str
+    prompts: range = range(0)
 
     def key(self, *decisive: object) -> str:
-        """Digest of everything that changes its numbers: the cell, the objective, and what else is `decisive`."""
+        """Digest of everything that changes its numbers: the cell, the objective, its prompts, and what else is `decisive`."""
         cell = self.cell
         description = asdict(cell) | {"beta": "inf" if math.isinf(cell.beta) else cell.beta}
         description["thresholds"] = cell.thresholds[OBJECTIVES.index(self.objective)] if cell.thresholds else None
-        return digest(decisive, description, self.objective)
+        part = [[self.prompts.start, self.prompts.stop]] if self.prompts else []
+        return digest(decisive, description, self.objective, *part)

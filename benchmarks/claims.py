@@ -8,11 +8,15 @@ undecided: neither. The same is said of each replicate alone.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.profile import LabProfile, Profile
+from benchmarks.summary import LAB_ONLY
+
+FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
 CLAIMS = Path(__file__).with_name("claims.toml")
 COLUMNS = [
@@ -52,6 +56,30 @@ def read_claims(path: Path = CLAIMS) -> list[Claim]:
                 Claim(name, entry["says"], entry["source"], entry["figure"], further.get("says", ""), where, entry["test"], entry["margin"])
             )
     return claims
+
+
+def claims_for(profile: Profile) -> list[Claim]:
+    """The claims as this profile can decide them. Of the Hub: in its own score and family, without conditions on losses and tuning that it
+    does not have, and without what only the lab has."""
+    if isinstance(profile, LabProfile):
+        return read_claims()
+    values, (family,) = [f"value-{loss}" for loss in profile.losses], profile.families
+    adapted = []
+    for claim in read_claims():
+        where = dict(claim.where)
+        if where.get("metric") == "judge":
+            where["metric"] = profile.score
+        asked = where.get("family", family)
+        if asked == "all" or (asked != family and claim.condition not in FAMILY_CONDITIONS):
+            where["family"] = asked = family
+        named = str(where.get("value_model", where.get("versus", "")))
+        foreign = named.rpartition("value-")[1] and not named.endswith(tuple(values))
+        tuned = where.get("tuned") and not profile.sweep.tuning
+        if foreign or tuned or asked != family or profile.lacks(claim.figure):
+            continue
+        if where.get("metric") not in LAB_ONLY and where.get("versus") != "instruct-reward":
+            adapted.append(replace(claim, where=where, says=claim.says.replace(" (the judge's favourites)", "")))
+    return adapted
 
 
 def decide(test: str, margin: float, low: float, high: float) -> str:

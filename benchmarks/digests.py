@@ -8,12 +8,20 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.profile import LabProfile, Profile
+
 ROOT = Path(__file__).resolve().parent.parent
 # What decides a trained model, and what besides decides a measured row; reporting, summarising and drawing are not among them.
 MODELS = ("sia/*.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml")
 ROWS = (*MODELS, "benchmarks/measure.py", "benchmarks/probes.py")
-REPORTING = ("quality.py", "theory.py")
+HUB_ROWS = (*ROWS, "benchmarks/hub/*.py")
+REPORTING = ("quality.py", "theory.py", "harness.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def row_code(profile: Profile) -> str:
+    """Of what decides a measured row of this profile."""
+    return code_digest(ROWS if isinstance(profile, LabProfile) else HUB_ROWS)
 
 
 @cache

@@ -162,8 +162,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[i, 1].legend(frameon=False, fontsize=6.5)
     names = [style.handle("base", "base responses, where the gate would open", marker="o"), style.handle("sia", "steered responses")]
     caption = (
-        f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens ({style.first_loss(profile)}, β = 1), "
-        f"and which "
+        f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens "
+        f"({style.first_loss(profile)}, β = 1), and which "
         f"of the steered tokens are others than the same noise would have picked unsteered. {style.measured(table, profile)}"
     )
     return style.finish(figure, names, caption, folder, "entropy", stale=stale)

@@ -114,9 +114,11 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for s, setting in enumerate(drawn):
             axes[m * len(drawn) + s, 0].set_ylabel(f"{summary.label(profile, metric)}\n({SETTINGS[setting]})")
     tuned = "their own best β" if profile.sweep.tuning else "β = 1"
+    there = {method_of(row) for row in level.itertuples()}
+    guided = ", ".join(style.NAMES[method] for method in ("args", "genarm", "transfer-q") if method in there)
     caption = (
         f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other lines: static baselines; N = "
-        f"{profile.sweep.beams} responses for best of N and chunk beam search; ARGS, GenARM and Transfer Q* at {tuned} "
+        f"{profile.sweep.beams} responses for best of N and chunk beam search; {guided} at {tuned} "
         f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective). {style.measured(level, profile)}"
     )
     if isinstance(profile, LabProfile):
@@ -124,6 +126,6 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             " Instruct: the base trained on its own responses that the judge or the reward model likes. Best β: chosen by the judge on "
             "validation prompts, for each method and ratio."
         )
-    there = {method_of(row) for row in level.itertuples()}
-    handles = [style.handle(m) for m in ("sia", "random", "dense", *STATIC) if m in there]
+    plain = {} if isinstance(profile, LabProfile) else {"instruct": "instruct"}
+    handles = [style.handle(m, plain.get(m, "")) for m in ("sia", "random", "dense", *STATIC) if m in there]
     return style.finish(figure, handles, caption, folder, "figure2", stale=stale, legend_columns=6)

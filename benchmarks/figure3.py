@@ -13,12 +13,20 @@ import pandas as pd
 
 from benchmarks import plan, summary
 from benchmarks.cells import Cell
-from benchmarks.profile import Profile
+from benchmarks.profile import LabProfile, Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
 SIZES = {"small": "-small", "medium": "", "large": "-large"}  # → how kinds of models end
-WEAKER = [("small", "medium"), ("small", "large"), ("medium", "large")]  # (value model, language model)
+
+
+def weaker(profile: Profile) -> list[tuple[str, str]]:
+    """Which pairs (value model, language model) of sizes are weak to strong: in the lab, by their names."""
+    names, pairs = list(SIZES), [(value, model) for value in SIZES for model in SIZES]
+    if isinstance(profile, LabProfile):
+        return [(value, model) for value, model in pairs if names.index(value) < names.index(model)]
+    sources, kind = profile.models, plan.values(profile)[0]
+    return [(value, model) for value, model in pairs if sources[f"{kind}{SIZES[value]}"].billions < sources[f"base{SIZES[model]}"].billions]
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
@@ -54,7 +62,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             differences += [summary.difference(e, dense) for e in sparse]
             claimed = summary.mean_of([e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed], method="sia-claimed")
             differences.append(summary.difference(claimed, dense))
-            if (value, model) in WEAKER:
+            if (value, model) in weaker(profile):
                 gains.setdefault("sia-claimed", []).append(summary.difference(claimed, base, versus="base"))
                 gains.setdefault("dense", []).append(summary.difference(dense, base, versus="base"))
                 shortfalls.append(differences[-1])
@@ -79,8 +87,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         style.horizontal(axes[0, j], "base", of_model[of_model["gate"] == "never"].iloc[0])
         for value, ending in SIZES.items():
             points = of_model[of_model["value_model"] == f"{value_model}{ending}"]
-            weaker = (value, name) in WEAKER
-            style.curve(axes[0, j], "sia", points, color=shades[value], linewidth=1.8 if weaker else 1.0, linestyle="-" if weaker else "--")
+            weak = (value, name) in weaker(profile)
+            style.curve(axes[0, j], "sia", points, color=shades[value], linewidth=1.8 if weak else 1.0, linestyle="-" if weak else "--")
         axes[0, j].set_title(f"{name} language model")
         axes[0, j].set_xlabel("share of tokens steered")
         rows = [

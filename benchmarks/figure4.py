@@ -140,60 +140,61 @@ def _gains(curves, sparse, objective: int | None, replicate: int | None, profile
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """A row for each loss: score against β for each ratio; the grid of scores; drift; errors of fluency; score against drift."""
+    """A row for each loss: score, drift and errors of fluency against β for each ratio; the grid of scores; score against drift."""
     from benchmarks import style
 
     family, betas = profile.families[0], profile.sweep.betas
     ratios = (*profile.sweep.ratios, 1.0)
     shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
     part = table[(table["family"] == family) & (table["objective"] == "all") & (table["versus"] == "") & (table["floor"] == 0)]
-    figure, axes = style.grid(len(profile.losses), 5, 2.5, 2.4)
+    lines = {
+        profile.score: ("{loss}: score", score := summary.label(profile, profile.score)),
+        "kl_per_token": ("drift", "KL per token (nats)"),
+        "fluency_errors": ("fluency", "share with fluency errors"),
+    }
+    lines = {metric: texts for metric, texts in lines.items() if metric in set(part["metric"])}
+    figure, axes = style.grid(len(profile.losses), len(lines) + 2, 2.5, 2.4)
     place = {beta: i for i, beta in enumerate(betas)}
-    score = summary.label(profile, profile.score)
     names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
     for i, value_model in enumerate(plan.values(profile)):
         of_loss = part[part["value_model"] == value_model]
         grid = of_loss[~of_loss["tuned"].astype(bool)].assign(place=lambda x: x["beta"].map(place))
-        judge, kl, fluency, drift = (grid[grid["metric"] == m] for m in (profile.score, "kl", "fluency_errors", "kl_per_token"))
+        judge, kl = (grid[grid["metric"] == metric] for metric in (profile.score, "kl"))
         base = part[(part["gate"] == "never") & (part["metric"] == profile.score)].iloc[0]
         style.horizontal(axes[i, 0], "base", base)
         for ratio in ratios:
             look = {"color": shades[ratio], "marker": style.MARKERS["dense"] if ratio == 1 else style.MARKERS["sia"]}
-            for axis, points in ((axes[i, 0], judge), (axes[i, 2], drift), (axes[i, 3], fluency)):
-                style.curve(axis, "sia", points[points["target_ratio"] == ratio], "place", **look)
+            for axis, metric in zip(axes[i], lines, strict=False):
+                points = grid[(grid["metric"] == metric) & (grid["target_ratio"] == ratio)]
+                style.curve(axis, "sia", points, "place", **look)
             scores = judge[judge["target_ratio"] == ratio].set_index("beta")["estimate"]
             drifts = kl[kl["target_ratio"] == ratio].set_index("beta")["estimate"]
             path = [(0.0, base["estimate"]), *((drifts[beta], scores[beta]) for beta in betas)]
-            axes[i, 4].plot(*zip(*path, strict=True), markersize=3, linewidth=1.2, **look)
+            axes[i, -1].plot(*zip(*path, strict=True), markersize=3, linewidth=1.2, **look)
         cells = np.array([[judge[(judge["target_ratio"] == r) & (judge["beta"] == b)]["estimate"].iloc[0] for b in betas] for r in ratios])
-        style.heatmap(axes[i, 1], cells, names, [f"{r:.0%}" for r in ratios], span=(max(cells.min(), cells.max() - 4), cells.max()))
+        style.heatmap(axes[i, -2], cells, names, [f"{r:.0%}" for r in ratios], span=(max(cells.min(), cells.max() - 4), cells.max()))
         for row, ratio in enumerate(ratios):
             chosen = of_loss[of_loss["tuned"].astype(bool) & (of_loss["target_ratio"] == ratio) & (of_loss["metric"] == profile.score)]
             for beta in chosen["beta_by_replicate"].iloc[0].split("|") if len(chosen) else ():
-                axes[i, 1].add_patch(
+                axes[i, -2].add_patch(
                     style.plt.Rectangle((place[float(beta)] + 0.06, row + 0.08), 0.88, 0.84, fill=False, color="#D55E00", linewidth=1.1)
                 )
-        for axis in axes[i, (0, 2, 3)]:
+        for axis, (title, label) in zip(axes[i], lines.values(), strict=False):
             axis.set_xticks(range(len(betas)), names)
-        for axis, label in zip(
-            axes[i],
-            (score, "share of tokens steered", "KL per token (nats)", "share with fluency errors", score),
-            strict=True,
-        ):
-            axis.set_ylabel(label)
-        for axis, label in zip(axes[i], ("β", "β", "β", "β", "KL per response (nats)"), strict=True):
-            axis.set_xlabel(label)
-        axes[i, 2].set_yscale("symlog", linthresh=0.01)
-        axes[i, 2].set_ylim(bottom=0)
-        axes[i, 4].set_xscale("symlog", linthresh=1.0)
-        axes[i, 0].set_title(f"{style.LOSSES[value_model]}: score", loc="left")
-        for axis, title in zip(axes[i, 1:], (score, "drift", "fluency", "score against drift"), strict=True):
-            axis.set_title(title, loc="left")
+            axis.set(xlabel="β", ylabel=label)
+            axis.set_title(title.format(loss=style.LOSSES[value_model]), loc="left")
+        axes[i, 1].set_yscale("symlog", linthresh=0.01)
+        axes[i, 1].set_ylim(bottom=0)
+        axes[i, -2].set(xlabel="β", ylabel="share of tokens steered")
+        axes[i, -2].set_title(score, loc="left")
+        axes[i, -1].set(xlabel="KL per response (nats)", ylabel=score)
+        axes[i, -1].set_xscale("symlog", linthresh=1.0)
+        axes[i, -1].set_title("score against drift", loc="left")
     handles = [style.handle("sia", f"{r:.0%}" if r < 1 else "dense", color=shades[r], marker="D" if r == 1 else "o") for r in ratios]
+    framed = "Framed cells: β that validation prompts choose for the ratio, of each replicate. " if profile.sweep.tuning else ""
     caption = (
-        f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). Framed cells: β that validation prompts "
-        f"choose for the ratio, of each replicate. β = ∞: values in place of the logits. In the last panel each line starts at the "
-        f"base and goes through the β in order. Scores 4 points below the best and lower have one colour. "
+        f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}β = ∞: values in place of "
+        f"the logits. In the last panel each line starts at the base and goes through the β in order. Scores 4 points below the best and lower have one colour. "
         f"{style.measured(part, profile)}"
     )
     return style.finish(figure, [*handles, style.handle("base")], caption, folder, "figure4", stale=stale, legend_columns=8)

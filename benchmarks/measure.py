@@ -1,8 +1,9 @@
-"""Measuring one shard in a worker process: generate, judge, score, and count. Runs on torch; everything else here does not."""
+"""Measuring one shard in a worker process: generate, score, and count. What is measured is a subject, of the lab or of the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, reduce
 from operator import add
 
@@ -12,16 +13,14 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks import parallel
-from benchmarks.cells import ARGS, AUTOREGRESSIVE, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
-from benchmarks.lab.judge import FLUENCY, cut, judge
-from benchmarks.lab.replicate import EVALUATION_REWARD, REWARD, Replicate, ended
-from benchmarks.lab.tokenizer import encode_prompts
+from benchmarks.cells import ARGS, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
+from benchmarks.hub.models import HubModels
+from benchmarks.lab.replicate import REWARD, Replicate
 from benchmarks.lab.training import sequence_log_likelihoods, trajectory_rewards
-from benchmarks.profile import Profile
+from benchmarks.profile import LabProfile, Profile
 from sia import (
     AttentionGate,
     AttentionRiseGate,
-    AutoregressiveScorer,
     EntropyGate,
     EntropyRiseGate,
     EveryToken,
@@ -30,8 +29,6 @@ from sia import (
     Never,
     PositionGate,
     RandomGate,
-    RewardScorer,
-    RolloutScorer,
     Steering,
     calibrate,
     chunk_beam_search,
@@ -40,33 +37,40 @@ from sia.attention import Attention
 from sia.cost import Architecture, Cost, Meter
 from sia.scoring import Scorer
 
+Subject = Replicate | HubModels
 THRESHOLD_GATES = {"entropy": EntropyGate, "entropy-rise": EntropyRiseGate, "attention": AttentionGate, "attention-rise": AttentionRiseGate}
 
-replicate_of = lru_cache(maxsize=4)(Replicate)
+
+@lru_cache(maxsize=4)
+def subject_of(profile: Profile, index: int) -> Subject:
+    """What is measured: a replicate of the lab, or the models of a Hub profile."""
+    return Replicate(profile, index) if isinstance(profile, LabProfile) else HubModels(profile)
 
 
-@lru_cache(maxsize=24)
-def language_model(replicate: Replicate, kind: str, family: str):
-    return replicate.language_model(kind, family)
+_kept: OrderedDict[tuple, object] = OrderedDict()  # models and scorers at hand, those used last at the end
 
 
-@lru_cache(maxsize=8)
-def reward_model(replicate: Replicate, kind: str):
-    return replicate.reward_model(kind)
+def kept(subject: Subject, load: Callable, *which: str):
+    """load(*which), kept for the next time; a subject says how many of its models fit."""
+    key = (subject, load.__name__, which)
+    if key not in _kept:
+        while len(_kept) >= subject.models_kept:
+            _kept.popitem(last=False)
+        _kept[key] = load(*which)
+    _kept.move_to_end(key)
+    return _kept[key]
 
 
-@lru_cache(maxsize=24)
-def scorer_of(replicate: Replicate, kind: str, family: str) -> Scorer:
-    """What values candidates: a value model, or one of the other scorers."""
-    if kind == AUTOREGRESSIVE:
-        return AutoregressiveScorer(language_model(replicate, kind, family))
-    if kind not in (ARGS, ROLLOUT):
-        return replicate.value_model(kind, family)
-    reward = RewardScorer(reward_model(replicate, REWARD))
-    if kind == ARGS:
-        return reward
-    sweep, candidates = replicate.profile.sweep, replicate.profile.decoding.candidates
-    return RolloutScorer(language_model(replicate, "base", family), reward, sweep.rollout_tokens, candidates=candidates)
+def language_model(subject: Subject, kind: str, family: str) -> PreTrainedModel:
+    return kept(subject, subject.language_model, kind, family)
+
+
+def reward_model(subject: Subject, kind: str) -> PreTrainedModel:
+    return kept(subject, subject.reward_model, kind)
+
+
+def scorer_of(subject: Subject, kind: str, family: str) -> Scorer:
+    return kept(subject, subject.scorer, kind, family)
 
 
 def gate_of(cell: Cell, objective: str) -> Gate:
@@ -78,41 +82,40 @@ def gate_of(cell: Cell, objective: str) -> Gate:
     return {"never": Never, "every": EveryToken, "random": lambda: RandomGate(cell.target_ratio)}[cell.gate]()
 
 
-def steering_of(cell: Cell, objective: str, replicate: Replicate) -> Steering:
-    candidates = replicate.profile.decoding.candidates
+def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering:
+    candidates = subject.profile.decoding.candidates
     if cell.gate == "never":
         return Steering(None, Never(), candidates=candidates)  # responds unsteered, with as many candidates
-    scorer, beta = scorer_of(replicate, cell.value_model, cell.family), cell.beta
-    if cell.value_model in (ARGS, ROLLOUT):  # rewards on the scale that values are distilled from
-        beta *= replicate.profile.training.reward_scale / replicate.scale(REWARD)["sd"]
+    scorer, beta = scorer_of(subject, cell.value_model, cell.family), cell.beta
+    if cell.value_model in (ARGS, ROLLOUT):
+        beta *= subject.reward_strength
     return Steering(scorer, gate_of(cell, objective), beta, candidates, cell.floor)
 
 
-def asked(replicate: Replicate, shard: Shard) -> tuple[list, list[int], list[int]]:
+def asked(subject: Subject, shard: Shard) -> tuple[list, list[int], list[int]]:
     """The prompts of a shard, each as often as it is sampled, their numbers within the objective, and the seeds of the samples."""
-    cell, evaluation = shard.cell, replicate.profile.evaluation
-    prompts = [p for p in replicate.prompts[cell.split] if p.item.objective == shard.objective]
+    cell, evaluation = shard.cell, subject.profile.evaluation
     samples = evaluation.validation_samples if cell.split == "validation" else evaluation.samples
-    prompts = prompts[: cell.prompts or None]
-    return prompts * samples, list(range(len(prompts))) * samples, [seed for seed in range(samples) for _ in prompts]
+    prompts = subject.prompts_of(cell.split, shard.objective)[: cell.prompts or None]
+    numbers = [number for number in shard.prompts or range(len(prompts)) if number < len(prompts)]
+    return [prompts[i] for i in numbers] * samples, numbers * samples, [seed for seed in range(samples) for _ in numbers]
 
 
 def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
     """One row per prompt and sample (and per N of best-of-N); `attrs` holds the thresholds that these generations calibrate to.
 
-    A response that ran out of length is judged as it stands and, for the reward models, ended.
+    A response that ran out of length is scored as it stands and, for reward models, ended.
     """
-    cell, replicate = shard.cell, replicate_of(profile, shard.cell.replicate)
-    prompts, numbers, seeds = asked(replicate, shard)
-    ids = encode_prompts(replicate.tokenizer, prompts)
-    tries, best_of = respond(replicate, shard, ids, seeds), 1
+    cell, subject = shard.cell, subject_of(profile, shard.cell.replicate)
+    prompts, numbers, seeds = asked(subject, shard)
+    tries, best_of = respond(subject, shard, prompts, seeds), 1
     frames = []
     while best_of <= len(tries):
-        kept = choose_best(tries[:best_of], ids, reward_model(replicate, REWARD)) if best_of > 1 else tries[0]
+        chosen = choose_best(subject, tries[:best_of], prompts) if best_of > 1 else tries[0]
         frame = pd.DataFrame(
             {"objective": shard.objective, "prompt": np.int16(numbers), "seed": np.int8(seeds), "best_of": np.int8(best_of)}
         )
-        frames.append(frame.assign(**metrics(replicate, cell, prompts, ids, numbers, kept, tries[:best_of])))
+        frames.append(frame.assign(**metrics(subject, cell, prompts, numbers, seeds, chosen, tries[:best_of])))
         best_of *= 2
     rows = pd.concat(frames, ignore_index=True)
     if cell.split == "validation" and (cell.gate == "never" or cell.calibrated):
@@ -123,62 +126,60 @@ def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
     return rows
 
 
-def respond(replicate: Replicate, shard: Shard, ids: list[list[int]], seeds: list[int]) -> list[list[Generation]]:
+def respond(subject: Subject, shard: Shard, prompts: list, seeds: list[int]) -> list[list[Generation]]:
     """The responses from which the best is chosen: one, or as many as best-of-N tries; beam search has chosen already."""
-    cell, sweep, decoding = shard.cell, replicate.profile.sweep, replicate.profile.decoding
-    model, steering = language_model(replicate, cell.model, cell.family), steering_of(cell, shard.objective, replicate)
+    cell, sweep, decoding = shard.cell, subject.profile.sweep, subject.profile.decoding
+    model, steering = language_model(subject, cell.model, cell.family), steering_of(cell, shard.objective, subject)
+    ids = subject.encode(prompts, cell.model)
+    value_ids = subject.encode(prompts, cell.value_model) if cell.gate != "never" else ids
     if cell.search == "beams":
         generations: list[Generation] = []
+        reward_ids = subject.encode(prompts, REWARD)
         for seed in dict.fromkeys(seeds):
+            these = [i for i, s in enumerate(seeds) if s == seed]
             generations += chunk_beam_search(
-                model, replicate.tokenizer, [p for p, s in zip(ids, seeds, strict=True) if s == seed],
-                RewardScorer(reward_model(replicate, REWARD)), sweep.beam_width, cell.responses // sweep.beam_width, sweep.chunk,
-                steering, decoding.max_new_tokens, decoding.temperature, seed, decoding.batch_size, progress=False,
+                model, subject.tokenizer, [ids[i] for i in these], scorer_of(subject, ARGS, cell.family), sweep.beam_width,
+                cell.responses // sweep.beam_width, sweep.chunk, steering, decoding.max_new_tokens, decoding.temperature, seed,
+                subject.batch_size, reward_prompts=[reward_ids[i] for i in these], progress=False,
             )  # fmt: skip
         return [generations]
     # the first of several responses meets the same noise as a single one
     observe = [Attention()] if cell.split == "validation" and cell.gate == "never" else []
-    samples = replicate.profile.evaluation.samples
-    return [replicate.respond(model, ids, [s + k * samples for s in seeds], steering, observe) for k in range(cell.responses)]
+    samples = subject.profile.evaluation.samples
+    return [subject.respond(model, ids, [s + k * samples for s in seeds], steering, observe, value_ids) for k in range(cell.responses)]
 
 
 def metrics(
-    replicate: Replicate, cell: Cell, prompts: list, ids: list, numbers: list[int], kept: list[Generation], tries: list[list[Generation]]
+    subject: Subject, cell: Cell, prompts: list, numbers: list[int], seeds: list[int], chosen: list[Generation], tries: list
 ) -> dict:
-    """The columns of the rows: what was said is worth, how far it is from the base, and what it took.
+    """The columns of the rows: what was said is worth (`scores` of the subject), how far it is from the base, and what it took.
 
-    content: the judge's score but for fluency. kl: of steered steps, over the candidates; of a model that is not the base, the
-    log-likelihood ratio of the prompt's first response. surprise: −ln π of that response under the base, nats. training_reward: what the
-    reward model that values learn from gives it; reward: the evaluation reward model, every response.
+    kl: of steered steps, over the candidates; of a model that is not the base, the log-likelihood ratio of the prompt's first response.
+    surprise: −ln π of that response under the base, nats.
     distinct: share of bigrams that are not said before in the samples of the same prompt. Cost columns count all that was tried and, in
     best-of-N, the reward model's reading of it; forwards: passes of the language model.
     """
-    verdicts = [judge(replicate.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, kept, strict=True)]
-    whole = [[*p, *ended(r)] for p, r in zip(ids, kept, strict=True)]
-    base = language_model(replicate, cell.model if cell.model.startswith("base") else "base", cell.family)
-    first = range(max(numbers) + 1)  # the first sample of each prompt
-    said = [[*ids[i], *kept[i].token_ids] for i in first]
-    starts = [len(ids[i]) for i in first]
-    likelihoods = sequence_log_likelihoods(base, said, starts)[numbers]
-    drift = np.float32([r.kl.sum() for r in kept])
-    if not cell.model.startswith("base"):
-        own = sequence_log_likelihoods(language_model(replicate, cell.model, cell.family), said, starts)[numbers]
-        drift = np.float32(own - likelihoods)
-    trained_on = replicate.rewards(REWARD, reward_model(replicate, REWARD), [whole[i] for i in first])[numbers]
-    costs = [reduce(add, many) for many in zip(*(shared_costs(replicate, cell, ids, tries)), strict=True)]
+    first = [i for i, seed in enumerate(seeds) if seed == 0]  # the first sample of each prompt
+    place = {numbers[i]: j for j, i in enumerate(first)}
+    of_prompt = [place[number] for number in numbers]
+    base_kind = cell.model if cell.model.startswith("base") else "base"
+    said = [chosen[i].token_ids.tolist() for i in first]
+    base = language_model(subject, base_kind, cell.family)
+    likelihoods = likelihoods_of(base, subject.encode([prompts[i] for i in first], base_kind), said)[of_prompt]
+    drift = np.float32([r.kl.sum() for r in chosen])
+    if base_kind != cell.model:
+        model = language_model(subject, cell.model, cell.family)
+        drift = np.float32(likelihoods_of(model, subject.encode([prompts[i] for i in first], cell.model), said)[of_prompt] - likelihoods)
+    costs = [reduce(add, many) for many in zip(*(shared_costs(subject, cell, prompts, tries)), strict=True)]
     return {
-        "judge": np.float32([verdict.score for verdict in verdicts]),
-        "content": np.float32([cut(sum(p for reason, p in v.points.items() if reason not in FLUENCY)) for v in verdicts]).round(2),
-        "fluency_errors": [verdict.fluency_errors for verdict in verdicts],
-        "reward": np.float32(replicate.rewards(EVALUATION_REWARD, reward_model(replicate, EVALUATION_REWARD), whole)).round(2),
-        "training_reward": np.float32(trained_on).round(2),
+        **subject.scores(prompts, chosen, first, of_prompt, lambda kind: reward_model(subject, kind)),
         "kl": drift.round(2),
         "surprise": np.float32(-likelihoods).round(1),
-        "distinct": np.float32(distinct_bigrams(numbers, [r.token_ids for r in kept])).round(3),
-        "tokens": np.int16([len(r.token_ids) for r in kept]),
-        "steered": np.int16([r.steered.sum() for r in kept]),
-        "shifted": np.int16([r.shifted.sum() for r in kept]),
-        "finished": [r.finished for r in kept],
+        "distinct": np.float32(distinct_bigrams(numbers, [r.token_ids for r in chosen])).round(3),
+        "tokens": np.int16([len(r.token_ids) for r in chosen]),
+        "steered": np.int16([r.steered.sum() for r in chosen]),
+        "shifted": np.int16([r.shifted.sum() for r in chosen]),
+        "finished": [r.finished for r in chosen],
         "forwards": np.int16([cost.model_forwards for cost in costs]),
         "value_forwards": np.int16([cost.value_forwards for cost in costs]),
         "junctions": np.int16([cost.junctions for cost in costs]),
@@ -188,29 +189,37 @@ def metrics(
     }
 
 
-def shared_costs(replicate: Replicate, cell: Cell, ids: list[list[int]], tries: list[list[Generation]]) -> Iterator[list[Cost]]:
+def likelihoods_of(model: PreTrainedModel, prompts: list[list[int]], responses: list[list[int]]) -> np.ndarray:
+    """ln π of each response, `(responses,)`."""
+    whole = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    return sequence_log_likelihoods(model, whole, [len(prompt) for prompt in prompts])
+
+
+def shared_costs(subject: Subject, cell: Cell, prompts: list, tries: list[list[Generation]]) -> Iterator[list[Cost]]:
     """What each try took, as if all tries of a prompt shared its prefill in every model, as `sia.best_of_n` lets them; of several
     tries, with the reward model's reading."""
     if len(tries) == 1:
         yield [response.cost for response in tries[0]]
         return
-    model, reward = language_model(replicate, cell.model, cell.family), reward_model(replicate, REWARD)
+    model, reward = language_model(subject, cell.model, cell.family), reward_model(subject, REWARD)
     models = {"model": (model.base_model, model.get_output_embeddings().weight), "reward": (reward.base_model, reward.score.weight)}
     if cell.gate != "never":
-        scorer = scorer_of(replicate, cell.value_model, cell.family)
+        scorer = scorer_of(subject, cell.value_model, cell.family)
         models["value"] = (scorer.backbone, scorer.head.weight)
     # the value and reward models share a prompt but for its last token, which each response computes
-    shared = {"model": ids, "reward": [p[:-1] for p in ids], "value": [p[:-1] for p in ids]}
-    prompts = {name: reading(*parts, shared[name], read=name == "model") for name, parts in models.items()}
-    begun = np.zeros(len(ids), dtype=bool)  # prompts that the value model has read
+    kinds = {"model": cell.model, "reward": REWARD, "value": cell.value_model}
+    ids = {name: subject.encode(prompts, kinds[name]) for name in models}
+    shared = {name: many if name == "model" else [p[:-1] for p in many] for name, many in ids.items()}
+    begin = {name: reading(*parts, shared[name], read=name == "model") for name, parts in models.items()}
+    begun = np.zeros(len(prompts), dtype=bool)  # prompts that the value model has read
     for number, responses in enumerate(tries):
-        read = reading(*models["reward"], [[*p, *ended(r)] for p, r in zip(ids, responses, strict=True)])
+        read = reading(*models["reward"], subject.conversations(prompts, responses, REWARD))
         costs = []
         for i, response in enumerate(responses):
             cost = response.cost + Cost(value_forwards=1, value_tokens=read[i][0], value_flops=read[i][1])
             again = {"model": number > 0, "reward": number > 0, "value": cost.junctions > 0 and begun[i]}
             for name in (name for name in models if again[name]):
-                tokens, flops = prompts[name][i]
+                tokens, flops = begin[name][i]
                 saved = {"model_forwards": -1, "model_tokens": -tokens, "model_flops": -flops}
                 cost += Cost(**saved) if name == "model" else Cost(value_tokens=-tokens, value_flops=-flops)
             begun[i] |= cost.junctions > 0
@@ -246,7 +255,8 @@ def threshold(gate: str, generations: list[Generation], ratio: float) -> float:
     return calibrate(THRESHOLD_GATES[gate], generations, ratio).threshold
 
 
-def choose_best(tries: list[list[Generation]], prompts: list[list[int]], model) -> list[Generation]:
+def choose_best(subject: Subject, tries: list[list[Generation]], prompts: list) -> list[Generation]:
     """For each prompt the response that the reward model likes best; the earliest on ties."""
-    rewards = [trajectory_rewards(model, [[*p, *ended(r)] for p, r in zip(prompts, responses, strict=True)]) for responses in tries]
+    model = reward_model(subject, REWARD)
+    rewards = [trajectory_rewards(model, subject.conversations(prompts, responses, REWARD)) for responses in tries]
     return [tries[best][i] for i, best in enumerate(np.argmax(rewards, axis=0))]

@@ -1,6 +1,7 @@
-"""Worker processes of one thread each, one per core, with one progress bar over all of them.
+"""Worker processes of one thread each, one per core (or one per GPU), with one progress bar over all of them.
 
-Two processes with two threads each run many times slower on two cores than one thread per process.
+Two processes with two threads each run many times slower on two cores than one thread per process. `benchmarks.cluster` offers the
+same on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -37,15 +38,23 @@ def report(units: float) -> None:
 
 
 class Workers:
-    """The processes of one run. They start with the first task and import torch once."""
+    """The processes of one run. They start with the first task and import torch once.
+
+    gpus: one process for each, which sees that one alone; 0: a process for each core.
+    """
+
+    def __init__(self, gpus: int = 0) -> None:
+        self.gpus = gpus
 
     def __enter__(self) -> Self:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
-        self._queue = context.Queue()
-        cores = available_cores()
-        self._pool = ProcessPoolExecutor(cores, context, initializer=_prepare, initargs=(self._queue, os.getpid()))
+        self._queue, places = context.Queue(), context.Queue()
+        for gpu in range(self.gpus):
+            places.put(gpu)
+        arguments = (self._queue, os.getpid(), places if self.gpus else None)
+        self._pool = ProcessPoolExecutor(self.gpus or available_cores(), context, initializer=_prepare, initargs=arguments)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,22 +75,28 @@ class Workers:
                 self._queue.put(None)
                 drain.join()
 
-    def run(self, function: Callable, tasks: Sequence, *, description: str) -> list:
+    def run(self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None) -> list:
         """function(task) of each task, in the order of the tasks, inside `progress`.
 
+        keep: called here with each task and its result as soon as it is there; nothing is returned then.
         An exception in a task is raised here; tasks that have not begun are dropped.
         """
         if not tasks:
             return []
         self._bar.set_description(description)
-        futures = [self._pool.submit(function, task) for task in tasks]
+        numbers = {self._pool.submit(function, task): number for number, task in enumerate(tasks)}
+        results: list = [None] * len(tasks)
         try:
-            for future in as_completed(futures):
-                future.result()
+            for future in as_completed(numbers):
+                number, result = numbers[future], future.result()
+                if keep:
+                    keep(tasks[number], result)
+                else:
+                    results[number] = result
         finally:
-            for future in futures:
+            for future in numbers:
                 future.cancel()
-        return [future.result() for future in futures]
+        return [] if keep else results
 
 
 def available_cores() -> int:
@@ -94,15 +109,37 @@ def _drain(queue: multiprocessing.Queue, bar: tqdm) -> None:
         bar.update(min(units, bar.total - bar.n))
 
 
-def _prepare(queue: multiprocessing.Queue, parent: int) -> None:
+def _prepare(queue: multiprocessing.Queue, parent: int, places: multiprocessing.Queue | None) -> None:
     global _units
     _units = queue
+    if places is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(places.get())
+    settle_in()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def settle_in() -> None:
+    """In a worker, before its first task."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     torch.set_num_threads(1)
     disable_progress_bar()
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+@contextmanager
+def counting() -> Iterator[list[float]]:
+    """In a worker without a queue: what is reported inside comes in this list."""
+    global _units
+
+    class Counter(list):
+        put = list.append
+
+    _units = Counter()
+    try:
+        yield _units
+    finally:
+        _units = None
 
 
 def _leave_with(parent: int) -> None:

@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 from benchmarks import parallel
 from benchmarks.cells import Shard
 from benchmarks.lab.replicate import LOSSES, REWARD, ended
-from benchmarks.lab.tokenizer import encode_prompts
-from benchmarks.measure import asked, language_model, replicate_of, respond, reward_model, scorer_of
-from benchmarks.profile import Profile
+from benchmarks.measure import asked, language_model, respond, reward_model, scorer_of, subject_of
+from benchmarks.profile import LabProfile, Profile
 from sia import Generation
 from sia.inputs import pad_right
 from sia.scoring import Scorer
@@ -25,13 +24,12 @@ from sia.steering import kl_divergence, tilt
 def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
     """One row per response token: what it is, how sure the base was, and what happened.
 
-    divergence_LOSS: KL(π‖π*) in nats at this state over the candidates, π* by the value model of this loss and β = 1, whether
-    steered or not; range_LOSS: largest minus smallest of these values. Of the first sample only, NaN elsewhere.
+    Of the lab also divergence_LOSS: KL(π‖π*) in nats at this state over the candidates, π* by the value model of this loss and β = 1,
+    whether steered or not; range_LOSS: largest minus smallest of these values. Of the first sample only, NaN elsewhere.
     """
-    replicate = replicate_of(profile, shard.cell.replicate)
-    prompts, numbers, seeds = asked(replicate, shard)
-    ids = encode_prompts(replicate.tokenizer, prompts)
-    generations = respond(replicate, shard, ids, seeds)[0]
+    subject = subject_of(profile, shard.cell.replicate)
+    prompts, numbers, seeds = asked(subject, shard)
+    generations = respond(subject, shard, prompts, seeds)[0]
     lengths = [len(g.token_ids) for g in generations]
     frame = pd.DataFrame({
         "objective": shard.objective,
@@ -40,12 +38,15 @@ def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
         "step": np.concatenate([np.arange(n, dtype=np.int16) for n in lengths]),
         **{name: np.concatenate([getattr(g, name) for g in generations]) for name in ("token_ids", "base_token", "entropy", "steered")},
     })  # fmt: skip
+    parallel.report(2 * shard.cell.work * len(prompts) / parallel.RESPONSES_PER_SECOND)
+    if not isinstance(profile, LabProfile):
+        return frame
     first = [i for i, seed in enumerate(seeds) if seed == 0]
-    model = language_model(replicate, shard.cell.model, shard.cell.family)
-    logits, candidates = candidate_logits(model, [ids[i] for i in first], [generations[i] for i in first], profile.decoding.candidates)
+    ids, responses = subject.encode([prompts[i] for i in first], shard.cell.model), [generations[i] for i in first]
+    model = language_model(subject, shard.cell.model, shard.cell.family)
+    logits, candidates = candidate_logits(model, ids, responses, profile.decoding.candidates)
     for loss in LOSSES:
-        value_model = scorer_of(replicate, f"value-{loss}", shard.cell.family)
-        values = candidate_values(value_model, [ids[i] for i in first], [generations[i] for i in first], candidates)
+        values = candidate_values(scorer_of(subject, f"value-{loss}", shard.cell.family), ids, responses, candidates)
         measured = {
             "divergence": [kl_divergence(base, tilt(base, value, 1.0)) for base, value in zip(logits, values, strict=True)],
             "range": [value.amax(1) - value.amin(1) for value in values],
@@ -54,7 +55,6 @@ def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
             column = np.full(len(frame), np.nan, dtype=np.float32)
             column[frame["seed"] == 0] = torch.cat(columns).numpy()
             frame[f"{name}_{loss}"] = column
-    parallel.report(2 * shard.cell.work * len(prompts) / parallel.RESPONSES_PER_SECOND)
     return frame
 
 
@@ -64,14 +64,14 @@ def probe(profile: Profile, shard: Shard) -> pd.DataFrame:
     likelihood: ln π over the K candidates. value_LOSS: what value models say. worth: mean reward of the response after so many rollouts of
     the base model from there, on the scale that values are distilled from; worth_error: its standard error.
     """
-    replicate, sweep = replicate_of(profile, shard.cell.replicate), profile.sweep
+    replicate, sweep = subject_of(profile, shard.cell.replicate), profile.sweep
     family, model = shard.cell.family, language_model(replicate, shard.cell.model, shard.cell.family)
-    prompts, numbers, _ = asked(replicate, shard)
+    prompts, numbers, seeds = asked(replicate, shard)
     rng = random.Random(f"probes {shard.objective}")
     count = max(numbers) + 1
     chosen = [rng.randrange(count) for _ in range(sweep.probes)]
-    ids = encode_prompts(replicate.tokenizer, prompts[:count])
-    generations = respond(replicate, shard, ids, [0] * count)[0]
+    ids = replicate.encode(prompts[:count], shard.cell.model)
+    generations = respond(replicate, shard, prompts[:count], seeds[:count])[0]
     logits, candidates = candidate_logits(model, ids, generations, profile.decoding.candidates)
     values = {loss: candidate_values(scorer_of(replicate, f"value-{loss}", family), ids, generations, candidates) for loss in LOSSES}
     frames, prefixes = [], []

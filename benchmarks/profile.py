@@ -185,12 +185,13 @@ class LabProfile(Profile):
 @dataclass(frozen=True)
 class Source:
     """Where a model is: `id`, of the Hub or a local folder, at a revision, in a subfolder. backbone: of a value model in the published
-    layout, whose tokenizer and template it has too; elsewhere the source's own."""
+    layout, whose tokenizer and template it has too; elsewhere the source's own. billions: of parameters, where sizes are compared."""
 
     id: str
     revision: str = "main"
     subfolder: str = ""
     backbone: str = ""
+    billions: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -263,14 +264,14 @@ SHARED_TABLES = {"decoding": Decoding, "evaluation": Evaluation, "sweep": Sweep,
 
 
 def load_profile(name: str) -> Profile:
-    """A profile that names [models] is one of the Hub, any other one of the lab.
+    """A profile that names [models] is one of the Hub, any other one of the lab. One that is `like` another differs in what it names.
 
     Errors: ValueError for an unknown profile (with the list), and for a missing or unknown setting.
     """
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if name not in known:
         raise ValueError(f"unknown profile {name!r}, expected one of: {', '.join(known)}")
-    values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    values = _values(name)
     kind = HubProfile if "models" in values else LabProfile
     for key, table in (TABLES[kind] | SHARED_TABLES).items():
         values[key] = _read(table, values.get(key, {}), f"{name}.toml [{key}]")
@@ -279,6 +280,14 @@ def load_profile(name: str) -> Profile:
     else:
         values["worlds"] = [_read(OtherWorld, world, f"{name}.toml [[worlds]]") for world in values.get("worlds", [])]
     return _read(kind, values | {"name": name}, f"{name}.toml")
+
+
+def _values(name: str) -> dict:
+    values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    if "like" not in values:
+        return values
+    common = _values(values.pop("like"))
+    return common | {key: common.get(key, {}) | value if isinstance(value, dict) else value for key, value in values.items()}
 
 
 def _read(table: type, values: dict, where: str):

@@ -185,7 +185,8 @@ def finish(
         caption = f"STALE: measured under other settings than the profile has now. {caption}"
     width, height = figure.get_size_inches()
     text = textwrap.fill(caption, int(width * 16.5))
-    columns = min(legend_columns, max(1, len(handles)))
+    column = 0.55 + 0.055 * max((len(handle.get_label()) for handle in handles), default=0)  # inches, about
+    columns = max(1, min(legend_columns, len(handles), int(width / column)))
     legend_rows = -(-len(handles) // columns)
     bottom, top = (0.14 + 0.135 * (text.count("\n") + 1)) / height, 1 - (0.1 + 0.19 * legend_rows) / height
     figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.7, w_pad=0.6)

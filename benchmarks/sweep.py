@@ -3,7 +3,7 @@
 Figures ask for cells whose thresholds, and strength where it is tuned, are open. Unsteered validation generations give first
 thresholds. Steered validation generations correct them where the realised ratio of an objective is far from its target (for
 steering changes what follows), once more from what the corrected ones did, and choose the best β. Then the test cells are
-measured. A killed run loses the shards in hand, one per worker; started again it goes on from there.
+measured. A killed run loses the shards in hand; started again it goes on from there.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, ROLLOUT, Cell, Shard
-from benchmarks.digests import ROWS, code_digest
-from benchmarks.lab.replicate import Replicate
-from benchmarks.measure import measure
+from benchmarks.digests import row_code
+from benchmarks.measure import measure, subject_of
 from benchmarks.probes import probe, trace
-from benchmarks.profile import Profile
+from benchmarks.profile import HubProfile, Profile
 from benchmarks.store import CACHE, read_frame, write_frame
 from benchmarks.timing import time_cells
+
+if TYPE_CHECKING:
+    from benchmarks.cluster import RayWorkers
 
 MEASURES: dict[str, Callable[[Profile, Shard], pd.DataFrame]] = {"rows": measure, "trace": trace, "probe": probe}
 FAR = 0.02  # a realised ratio that is further from its target has its threshold corrected
@@ -35,12 +38,8 @@ class Results:
     """The store of one profile's cells, and the workers that fill it. since: cells older than this are measured again."""
 
     profile: Profile
-    workers: parallel.Workers | None
+    workers: parallel.Workers | RayWorkers | None
     since: float = 0.0
-
-    @cached_property
-    def _digests(self) -> dict[int, str]:
-        return {index: Replicate(self.profile, index).digest for index in range(self.profile.replicates)}
 
     @cached_property
     def _frames(self) -> dict[Path, pd.DataFrame]:
@@ -54,7 +53,7 @@ class Results:
         decisive += [(sweep.beam_width, sweep.chunk)] if shard.cell.search == "beams" else []
         decisive += [sweep.rollout_tokens] if shard.cell.value_model == ROLLOUT else []
         decisive += [sweep.probes, sweep.probe_rollouts] if what == "probe" else []
-        key = shard.key(what, self._digests[shard.cell.replicate], code_digest(ROWS), *decisive)
+        key = shard.key(what, subject_of(self.profile, shard.cell.replicate).digest_of(shard.cell), row_code(self.profile), *decisive)
         return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.parquet"
 
     def has(self, shard: Shard, what: str = "rows") -> bool:
@@ -63,15 +62,28 @@ class Results:
 
     def rows(self, cell: Cell, what: str = "rows") -> pd.DataFrame:
         """What was measured of a settled cell, one row per prompt and sample (of traces and probes: see there)."""
-        return pd.concat([read_frame(self.path(Shard(cell, objective), what)) for objective in OBJECTIVES], ignore_index=True)
+        return pd.concat([read_frame(self.path(shard, what)) for shard in self.shards(cell)], ignore_index=True)
+
+    def shards(self, cell: Cell) -> list[Shard]:
+        """The parts in which a cell is measured: by objective and, in Hub profiles, by ranges of its test prompts."""
+        if not isinstance(self.profile, HubProfile) or cell.split == "validation":
+            return [Shard(cell, objective) for objective in OBJECTIVES]
+        count, size = cell.prompts or self.profile.evaluation.prompts_per_objective, self.profile.prompts.per_shard
+        parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return [Shard(cell, objective, part) for objective in OBJECTIVES for part in parts]
 
     def complete(self, cells: Iterable[Cell], description: str, what: str = "rows") -> None:
         """Measures the shards that are missing."""
-        shards = [Shard(cell, objective) for cell in dict.fromkeys(cells) for objective in OBJECTIVES]
+        shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell)]
         shards.sort(key=lambda shard: -shard.cell.work)  # the longest first, so that the workers end together
         missing = [shard for shard in shards if not self.has(shard, what)]
-        tasks = [(what, self.profile, shard, self.path(shard, what)) for shard in missing]
-        self.workers.run(_measure_and_keep, tasks, description=f"{description}, {len(shards) - len(missing)} of {len(shards)} parts there")
+        there = f"{len(shards) - len(missing)} of {len(shards)} parts there"
+        tasks = [(what, self.profile, shard) for shard in missing]
+        self.workers.run(_measure, tasks, description=f"{description}, {there}", keep=self._keep)
+
+    def _keep(self, task: tuple[str, Profile, Shard], rows: pd.DataFrame) -> None:
+        what, _, shard = task
+        write_frame(self.path(shard, what), rows)
 
     # --- settling what is open
 
@@ -122,7 +134,7 @@ class Results:
         return float(rows["steered"].sum() / rows["tokens"].sum())
 
     def _score(self, cell: Cell) -> float:
-        return sum(self._read(Shard(cell, objective))["judge"].mean() for objective in OBJECTIVES)
+        return sum(self._read(Shard(cell, objective))[self.profile.score].mean() for objective in OBJECTIVES)
 
     def _with_thresholds(self, cell: Cell, source: Cell) -> Cell:
         if not cell.calibrated:
@@ -211,6 +223,6 @@ def settle(target: float, thresholds: Sequence[float], ratios: Sequence[float], 
     return following
 
 
-def _measure_and_keep(task: tuple[str, Profile, Shard, Path]) -> None:
-    what, profile, shard, path = task
-    write_frame(path, MEASURES[what](profile, shard))
+def _measure(task: tuple[str, Profile, Shard]) -> pd.DataFrame:
+    what, profile, shard = task
+    return MEASURES[what](profile, shard)

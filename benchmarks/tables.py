@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.digests import ROOT, ROWS, code_digest
+from benchmarks.digests import ROOT, row_code
 from benchmarks.parallel import available_cores
 from benchmarks.profile import Profile, profile_digest
 from benchmarks.stats import METHOD
@@ -32,17 +32,23 @@ def folder(profile: Profile) -> Path:
     return RESULTS / profile.name
 
 
-def write_table(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, replicates: range, seconds: float) -> None:
-    """Writes a table; over all of several replicates, its summary over all objectives is kept as the reference too (of figures)."""
+def write_table(
+    profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, replicates: range, seconds: float, further: dict
+) -> None:
+    """Writes a table; over all of several replicates, its summary over all objectives is kept as the reference too (of figures).
+
+    further: what else its provenance says.
+    """
     provenance = {
         **circumstances("benchmarks"),
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
-        "code_digest": code_digest(ROWS),
+        "code_digest": row_code(profile),
         "replicates": list(replicates),
         "seeds": list(range(profile.evaluation.samples)),
         "wall_seconds": round(seconds, 1),
         "sha256": {},
+        **further,
     }
     _write(profile, name, rows, summary, provenance)
 
@@ -55,7 +61,7 @@ def kept_rows(profile: Profile, name: str) -> pd.DataFrame | None:
     if not has_table(profile, name):
         return None
     provenance = read_provenance(profile, name)
-    if (provenance["profile_digest"], provenance["code_digest"]) != (profile_digest(profile), code_digest(ROWS)):
+    if (provenance["profile_digest"], provenance["code_digest"]) != (profile_digest(profile), row_code(profile)):
         raise ValueError(f"{name} was measured by other code or settings than today's, so no replicate can be added: use FRESH=1")
     rows = folder(profile) / f"{name}.parquet"
     return read_frame(rows) if rows.exists() else pd.read_csv(folder(profile) / f"{name}.csv")

@@ -8,9 +8,7 @@ import pandas as pd
 
 from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, Cell, Shard
-from benchmarks.lab.replicate import REWARD
-from benchmarks.lab.tokenizer import encode_prompts
-from benchmarks.measure import asked, choose_best, replicate_of, respond, reward_model
+from benchmarks.measure import asked, choose_best, respond, subject_of
 from benchmarks.profile import Profile
 
 
@@ -21,15 +19,15 @@ def time_cells(task: tuple[Profile, list[Cell], int]) -> pd.DataFrame:
     for turn in range(rounds + 1):
         for number, cell in enumerate(cells):
             shard = Shard(cell, OBJECTIVES[turn % len(OBJECTIVES)])
-            replicate = replicate_of(profile, cell.replicate)
-            prompts, *_ = asked(replicate, shard)
-            ids = encode_prompts(replicate.tokenizer, prompts[: cell.prompts or profile.evaluation.prompts_per_objective])
+            subject = subject_of(profile, cell.replicate)
+            prompts, _, seeds = asked(subject, shard)
+            prompts = [prompt for prompt, seed in zip(prompts, seeds, strict=True) if seed == 0]
             start = time.perf_counter()
-            tries = respond(replicate, shard, ids, [0] * len(ids))
+            tries = respond(subject, shard, prompts, [0] * len(prompts))
             if len(tries) > 1:
-                choose_best(tries, ids, reward_model(replicate, REWARD))
-            seconds = (time.perf_counter() - start) / len(ids)
-            parallel.report(seconds * len(ids))
+                choose_best(subject, tries, prompts)
+            seconds = (time.perf_counter() - start) / len(prompts)
+            parallel.report(seconds * len(prompts))
             if turn:
                 records.append({"cell": number, "prompt": turn, "seconds": seconds})
     return pd.DataFrame.from_records(records)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +19,17 @@ import numpy as np
 import pandas as pd
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from benchmarks.cells import OBJECTIVES
+from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell
 from benchmarks.digests import MODELS, code_digest
 from benchmarks.lab import training
-from benchmarks.lab.judge import judge
-from benchmarks.lab.tokenizer import EOS, build_tokenizer
+from benchmarks.lab.judge import FLUENCY, cut, judge
+from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts
 from benchmarks.lab.world import Prompt, World, WorldConfig
-from benchmarks.profile import OtherWorld, Profile, digest
+from benchmarks.profile import LabProfile, OtherWorld, digest
 from benchmarks.store import CACHE, read_frame
-from sia import Generation, Never, Steering, ValueModel, generate
+from sia import AutoregressiveScorer, Generation, Never, RewardScorer, RolloutScorer, Steering, ValueModel, generate
 from sia.gates import Signal
+from sia.scoring import Scorer
 
 REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
 SCALE_FILE = "scale.json"
@@ -66,7 +67,9 @@ class Kind:
 class Replicate:
     """One replicate: `index` is the seed of its world and of all its training."""
 
-    profile: Profile
+    models_kept = 48  # that a worker keeps at hand: they are small
+
+    profile: LabProfile
     index: int
 
     @cached_property
@@ -76,6 +79,10 @@ class Replicate:
         splits = (profile.evaluation.prompts_per_objective, profile.evaluation.validation_prompts_per_objective)
         settings = (profile.model, profile.small, profile.large, profile.training, profile.decoding, *profile.worlds)
         return digest(self.index, profile.families, [asdict(setting) for setting in settings], splits, code_digest(MODELS))
+
+    def digest_of(self, cell: Cell) -> str:
+        """Of what decides the models of a cell."""
+        return self.digest
 
     @property
     def folder(self) -> Path:
@@ -138,6 +145,7 @@ class Replicate:
         seed: int | Sequence[int],
         steering: Steering | None = None,
         observe: Sequence[Signal] = (),
+        value_prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
         """A response to each prompt by the profile's decoding settings; unsteered by default."""
         decoding = self.profile.decoding
@@ -152,7 +160,61 @@ class Replicate:
             batch_size=decoding.batch_size,
             progress=False,
             observe=observe,
+            value_prompts=value_prompts,
         )
+
+    def prompts_of(self, split: str, objective: str) -> list[Prompt]:
+        return [prompt for prompt in self.prompts[split] if prompt.item.objective == objective]
+
+    def encode(self, prompts: Sequence[Prompt], kind: str) -> list[list[int]]:
+        """Token ids of prompts for a kind of model: all read the same template."""
+        return encode_prompts(self.tokenizer, prompts)
+
+    def conversations(self, prompts: Sequence[Prompt], responses: Sequence[Generation], kind: str) -> list[list[int]]:
+        """Token ids of prompts with their responses, as a reward model of this kind reads them: ended."""
+        return [[*p, *ended(r)] for p, r in zip(encode_prompts(self.tokenizer, prompts), responses, strict=True)]
+
+    def scorer(self, kind: str, family: str) -> Scorer:
+        """What values candidates: a value model, or one of the other scorers."""
+        if kind == AUTOREGRESSIVE:
+            return AutoregressiveScorer(self.language_model(kind, family))
+        if kind not in (ARGS, ROLLOUT):
+            return self.value_model(kind, family)
+        reward = RewardScorer(self.reward_model(REWARD))
+        if kind == ARGS:
+            return reward
+        sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
+        return RolloutScorer(self.language_model("base", family), reward, sweep.rollout_tokens, candidates=candidates)
+
+    @property
+    def batch_size(self) -> int:
+        return self.profile.decoding.batch_size
+
+    @property
+    def reward_strength(self) -> float:
+        """What β is multiplied with where rewards stand for values: puts them on the scale that values are distilled from."""
+        return self.profile.training.reward_scale / self.scale(REWARD)["sd"]
+
+    def scores(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Generation],
+        first: Sequence[int],
+        numbers: Sequence[int],
+        reward_model: Callable[[str], PreTrainedModel],
+    ) -> dict[str, np.ndarray | list]:
+        """What responses are worth. content: the judge's score but for fluency. reward: by the evaluation reward model; training_reward: by
+        the one that values learn from, of the first sample of each prompt. first: their places; numbers: of each response's prompt."""
+        verdicts = [judge(self.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, responses, strict=True)]
+        whole = self.conversations(prompts, responses, EVALUATION_REWARD)
+        trained_on = self.rewards(REWARD, reward_model(REWARD), [whole[i] for i in first])[numbers]
+        return {
+            "judge": np.float32([verdict.score for verdict in verdicts]),
+            "content": np.float32([cut(sum(p for reason, p in v.points.items() if reason not in FLUENCY)) for v in verdicts]).round(2),
+            "fluency_errors": [verdict.fluency_errors for verdict in verdicts],
+            "reward": np.float32(self.rewards(EVALUATION_REWARD, reward_model(EVALUATION_REWARD), whole)).round(2),
+            "training_reward": np.float32(trained_on).round(2),
+        }
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[Generation]) -> np.ndarray:
         verdicts = [judge(self.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, responses, strict=True)]

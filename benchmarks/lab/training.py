@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -174,33 +174,42 @@ def _optimise_pairs(
 
 def log_likelihoods(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     """Σ ln π(token) over the tokens of each sequence from `starts` on, in nats: `(sequences,)`."""
-    input_ids, tokens = pad_right(sequences)
-    counted = tokens.bool() & (torch.arange(input_ids.shape[1]) >= torch.tensor(starts)[:, None])
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    input_ids, tokens = pad_right(sequences, model.device)
+    counted = tokens.bool() & (torch.arange(input_ids.shape[1], device=model.device) >= torch.tensor(starts, device=model.device)[:, None])
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
     losses = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none").view(len(sequences), -1)
     return -(losses * counted[:, 1:]).sum(1)
 
 
+def batches_by_length(lengths: Sequence[int], positions: int, rows: int = 256) -> Iterator[list[int]]:
+    """Numbers of sequences to compute together, by ascending length: at most `rows`, and so many token positions with padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[i] > positions):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
 @torch.no_grad()
-def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_size: int = 256) -> np.ndarray:
-    """Reward of each prompt with its response, float64 `(sequences,)`."""
+def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Reward of each prompt with its response, read at its last token, float64 `(sequences,)`."""
     rewards = np.zeros(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        input_ids, _ = pad_right([sequences[i] for i in batch])
-        rewards[batch] = model(input_ids=input_ids, use_cache=False).logits.squeeze(-1).numpy()
+    for batch in batches_by_length([len(sequence) for sequence in sequences], 2**15):
+        input_ids, tokens = pad_right([sequences[i] for i in batch], model.device)
+        # padding is on the right and attention is causal: no token sees it
+        read = model.score(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).squeeze(-1)
+        rewards[batch] = read.gather(1, tokens.sum(1, keepdim=True) - 1).squeeze(1).float().cpu().numpy()
     return rewards
 
 
 @torch.no_grad()
-def sequence_log_likelihoods(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 256
-) -> np.ndarray:
+def sequence_log_likelihoods(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> np.ndarray:
     """`log_likelihoods` of many sequences, float64 `(sequences,)`."""
     found = np.zeros(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        found[batch] = log_likelihoods(model, [sequences[i] for i in batch], [starts[i] for i in batch]).numpy()
+    logits_at_once = 2**28
+    for batch in batches_by_length([len(sequence) for sequence in sequences], logits_at_once // model.config.get_text_config().vocab_size):
+        found[batch] = log_likelihoods(model, [sequences[i] for i in batch], [starts[i] for i in batch]).cpu().numpy()
     return found

@@ -1,0 +1,111 @@
+"""The same as `benchmarks.parallel`, on a Ray cluster. The one file that knows Ray.
+
+Every node needs the project's environment, and the clone under the same path, on a file system that all nodes see: trained lab models and
+the Hub's cache are read from there. Results come back to the driver, which alone writes the store. A worker that is lost, with
+its node or alone, loses the task in hand and no other: the task goes to the next one that is free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+import ray
+from ray.exceptions import RayActorError, WorkerCrashedError
+from tqdm import tqdm
+
+from benchmarks import parallel
+
+
+@ray.remote(max_restarts=0)
+class Worker:
+    """Keeps its models from task to task."""
+
+    def __init__(self) -> None:
+        parallel.settle_in()
+
+    def ready(self) -> None:
+        """Answers once the worker has its place."""
+
+    def run(self, function: Callable, task: object) -> tuple[object, float]:
+        """The result, and the units of work reported on the way."""
+        with parallel.counting() as units:
+            result = function(task)
+        return result, sum(units)
+
+
+class RayWorkers:
+    """The workers of one run on the cluster at RAY_ADDRESS, or on one of this machine alone: one for each GPU (`gpus`) or core."""
+
+    def __init__(self, gpus: bool = False) -> None:
+        self.gpus = gpus
+
+    def __enter__(self) -> Self:
+        variables = parallel.ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+        packages = {"env_vars": variables, "py_executable": os.sys.executable}
+        # Ray only looks at RAY_ADDRESS when it is given no address
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error", runtime_env=packages)
+        resource = "GPU" if self.gpus else "CPU"
+        count = int(ray.cluster_resources().get(resource, 0))
+        if not count:
+            raise ValueError(f"the Ray cluster must have a {resource}, it has {ray.cluster_resources()}")
+        self._starting: dict = {}
+        self._idle: list = []
+        for _ in range(count):
+            self._start_worker()
+        return self
+
+    def _start_worker(self) -> None:
+        worker = Worker.options(num_gpus=1 if self.gpus else 0, num_cpus=0 if self.gpus else 1).remote()
+        self._starting[worker.ready.remote()] = worker
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    @contextmanager
+    def progress(self, total: float) -> Iterator[None]:
+        """As `parallel.Workers.progress`; it moves when a task is done."""
+        with tqdm(total=total, bar_format=parallel.BAR, mininterval=1.0, smoothing=0.02, disable=total == 0) as self._bar:
+            yield
+            self._bar.update(max(0.0, total - self._bar.n))
+
+    def run(self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None) -> list:
+        """As `parallel.Workers.run`."""
+        if not tasks:
+            return []
+        self._bar.set_description(description)
+        waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
+        while waiting or busy:
+            while waiting and self._idle:
+                worker, number = self._idle.pop(), waiting.popleft()
+                busy[worker.run.remote(function, tasks[number])] = worker, number
+            (done, *_), _ = ray.wait([*busy, *self._starting])
+            if done in self._starting:
+                worker = self._starting.pop(done)
+                if self._answer(done) is not None:
+                    self._idle.append(worker)
+                continue
+            worker, number = busy.pop(done)
+            answer = self._answer(done)
+            if answer is None:  # the worker is lost: its task is the next
+                waiting.appendleft(number)
+                continue
+            self._idle.append(worker)
+            result, units = answer[0]
+            self._bar.update(min(units, self._bar.total - self._bar.n))
+            if keep:
+                keep(tasks[number], result)
+            else:
+                results[number] = result
+        return [] if keep else results
+
+    def _answer(self, reference) -> tuple | None:
+        """What a worker said, in a tuple; None where it is lost, for which another one is started."""
+        try:
+            return (ray.get(reference),)
+        except (RayActorError, WorkerCrashedError):
+            self._start_worker()
+            return None

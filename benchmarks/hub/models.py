@@ -1,0 +1,251 @@
+"""The models of a Hub profile: where they are, in which template each reads, and what is asked of them.
+
+A base model reads "Human:\\n…\\nAssistant:\\n", a post-trained one its chat template (without thinking), value and reward models theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.cells import ARGS, OBJECTIVES, ROLLOUT, Cell
+from benchmarks.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
+from benchmarks.lab.training import trajectory_rewards
+from benchmarks.profile import Hardware, HubProfile, Source, digest
+from sia import Generation, Never, RewardScorer, RolloutScorer, Steering, ValueModel, generate
+from sia.gates import Signal
+from sia.scoring import Scorer
+
+REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
+GIB = 2**30
+
+
+def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batch_size: int = 0) -> Hardware:
+    """What there is, where nothing is said: a GPU in bfloat16, else the processor in float32; the profile's batch, or what should fit.
+
+    Errors: ValueError for a device that is not there, an unknown dtype, a batch below 1.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device must be cpu, or cuda where there is a GPU, got {device!r}")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    if batch_size < 0:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    if not batch_size:
+        # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside the models themselves
+        room = torch.cuda.get_device_properties(0).total_memory / 4 if device == "cuda" else 2 * GIB
+        per_response = 2 * 150 * 1024 * (profile.prompts.longest // 4 + profile.decoding.max_new_tokens)
+        batch_size = int(np.clip(room // per_response, 1, profile.decoding.batch_size))
+    return Hardware(device, dtype, batch_size)
+
+
+def fetch(source: Source) -> Source:
+    """The source with its revision resolved to the commit, and its files here; local folders stay as they are.
+
+    Errors: FileNotFoundError, in one sentence, naming the id and where it would be read from.
+    """
+    if Path(source.id).is_dir():
+        if not (Path(source.id) / source.subfolder).is_dir():
+            raise FileNotFoundError(f"no model in {Path(source.id) / source.subfolder}: there is no such folder")
+        return source
+    where = f"{source.id}{'/' + source.subfolder if source.subfolder else ''} (revision {source.revision})"
+    if source.id.count("/") != 1 or source.id.startswith((".", "/")):
+        raise FileNotFoundError(f"no model in {source.id}: there is no such folder, and a Hub id has the form owner/name")
+    try:
+        patterns = [f"{source.subfolder}/*"] if source.subfolder else None
+        folder = Path(snapshot_download(source.id, revision=source.revision, allow_patterns=patterns))
+    except (OSError, LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(
+            f"{where} is missing: it is not in the cache {constants.HF_HUB_CACHE} and cannot be downloaded from the Hub "
+            f"({type(error).__name__})"
+        ) from error
+    return replace(source, revision=folder.name)
+
+
+def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
+    """The profile with these models at hand, their revisions resolved to commits (see `fetch`)."""
+    fetched = {}
+    for kind in dict.fromkeys(kinds):
+        source = fetch(profile.models[kind])
+        if source.backbone:
+            backbone = fetch(Source(source.backbone))
+            source = replace(source, backbone=source.backbone if Path(backbone.id).is_dir() else f"{backbone.id}@{backbone.revision}")
+        fetched[kind] = source
+    return replace(profile, models=profile.models | fetched)
+
+
+def place(source: Source) -> tuple[str, dict[str, str]]:
+    """Id and options for from_pretrained."""
+    options = {} if Path(source.id).is_dir() else {"revision": source.revision}
+    return source.id, options | ({"subfolder": source.subfolder} if source.subfolder else {})
+
+
+@lru_cache(maxsize=16)
+def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    """Of a value model in the published layout, its backbone's."""
+    if source.backbone:
+        name, _, revision = source.backbone.partition("@")
+        return AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+    name, options = place(source)
+    return AutoTokenizer.from_pretrained(name, **options)
+
+
+def fingerprint(source: Source) -> list:
+    """What tells one state of a model from another: the commit or, of local files, their names, sizes and times."""
+    places = [Path(name) / part for name, part in ((source.id, source.subfolder), (source.backbone, "")) if name]
+    files = [file for place in places if place.exists() for file in [place, *sorted(place.rglob("*"))] if file.is_file()]
+    return [asdict(source), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+
+
+def kinds_of(cell: Cell) -> list[str]:
+    """The models that a cell needs."""
+    kinds = ["base", cell.model, EVALUATION_REWARD]
+    kinds += [REWARD] if cell.search or cell.value_model in (ARGS, ROLLOUT) else []
+    kinds += [cell.value_model] if cell.value_model and cell.value_model not in (ARGS, ROLLOUT) else []
+    return list(dict.fromkeys(kinds))
+
+
+@dataclass(frozen=True)
+class HubModels:
+    """What is measured under a Hub profile; `profile.hardware` says on what."""
+
+    profile: HubProfile
+    models_kept = 4  # that a worker keeps at hand, its GPU's memory being what it is
+
+    def digest_of(self, cell: Cell) -> str:
+        """Of all that decides what the models of a cell say, and to which prompts."""
+        profile, hardware = self.profile, self.profile.hardware
+        splits = (profile.evaluation.prompts_per_objective, profile.evaluation.validation_prompts_per_objective)
+        models = [self._fingerprints[kind] for kind in kinds_of(cell)]
+        settings = [asdict(profile.prompts), self._prompt_files, asdict(profile.decoding), asdict(hardware)]
+        return digest(models, settings, splits)
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, list]:
+        return {kind: fingerprint(source) for kind, source in self.profile.models.items()}
+
+    @cached_property
+    def _prompt_files(self) -> list:
+        settings = self.profile.prompts
+        paths = [source.partition("=")[2] for source in (settings.harmlessness, settings.helpfulness, settings.honesty)]
+        return [fingerprint(Source(path)) for path in paths if path]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return tokenizer_of(self.profile.models["base"])
+
+    @property
+    def batch_size(self) -> int:
+        return self.profile.hardware.batch_size
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        """By objective. Too long is what has more than `prompts.longest` tokens for the base model."""
+        settings, evaluation = self.profile.prompts, self.profile.evaluation
+        sources = dict(zip(OBJECTIVES, (settings.harmlessness, settings.helpfulness, settings.honesty), strict=True))
+        found = {}
+        for objective, source in sources.items():
+            chats = load_prompts(source)
+            lengths = map(len, self.encode(chats, "base"))
+            counts = (evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective)
+            found[objective] = split_prompts(source, chats, (length > settings.longest for length in lengths), *counts)
+        return found
+
+    def prompts_of(self, split: str, objective: str) -> list[Chat]:
+        of = self.splits[objective]
+        return {"test": of.test, "validation": of.validation}[split]
+
+    def encode(self, chats: Sequence[Chat], kind: str) -> list[list[int]]:
+        """Token ids of prompts for a kind of model, in its own template. Rollouts are read, and made, in the reward model's."""
+        if kind.startswith("base"):
+            return self.tokenizer([plain_text(chat) for chat in chats]).input_ids
+        kind = REWARD if kind == ROLLOUT else kind
+        tokenizer = tokenizer_of(self.profile.models[kind])
+        thinking = {"enable_thinking": False} if kind.startswith("instruct") else {}
+        texts = [tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True, **thinking) for chat in chats]
+        return tokenizer(texts, add_special_tokens=False).input_ids
+
+    def conversations(self, chats: Sequence[Chat], responses: Sequence[Generation], kind: str) -> list[list[int]]:
+        """Token ids of prompts with their responses in a reward model's own template; the tokenizers may differ."""
+        tokenizer = tokenizer_of(self.profile.models[kind])
+        whole = [[*chat, {"role": "assistant", "content": r.text}] for chat, r in zip(chats, responses, strict=True)]
+        texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in whole]
+        return tokenizer(texts, add_special_tokens=False).input_ids
+
+    def respond(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        seed: int | Sequence[int],
+        steering: Steering | None = None,
+        observe: Sequence[Signal] = (),
+        value_prompts: Sequence[Sequence[int]] | None = None,
+    ) -> list[Generation]:
+        """A response to each prompt by the profile's decoding settings; unsteered by default."""
+        decoding = self.profile.decoding
+        return generate(
+            model,
+            self.tokenizer,
+            prompts,
+            steering or Steering(None, Never(), candidates=decoding.candidates),
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            seed=seed,
+            batch_size=self.batch_size,
+            progress=False,
+            observe=observe,
+            value_prompts=value_prompts,
+        )
+
+    def _options(self) -> dict[str, object]:
+        return {"dtype": self.profile.hardware.dtype, "device_map": self.profile.hardware.device}
+
+    def language_model(self, kind: str, family: str) -> PreTrainedModel:
+        name, options = place(self.profile.models[kind])
+        return AutoModelForCausalLM.from_pretrained(name, **options, **self._options()).eval()
+
+    def reward_model(self, kind: str) -> PreTrainedModel:
+        name, options = place(self.profile.models[kind])
+        return RewardScorer.from_pretrained(name, tokenizer_of(self.profile.models[kind]).eos_token_id, **options, **self._options()).model
+
+    def scorer(self, kind: str, family: str) -> Scorer:
+        """What values candidates: a value model, ARGS or Transfer Q*."""
+        source = self.profile.models.get(kind)
+        if kind in (ARGS, ROLLOUT):
+            reward = RewardScorer(self.reward_model(REWARD), tokenizer_of(self.profile.models[REWARD]).eos_token_id)
+            if kind == ARGS:
+                return reward
+            sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
+            return RolloutScorer(self.language_model("base", family), reward, sweep.rollout_tokens, candidates=candidates)
+        name, options = place(source)
+        backbone, _, revision = source.backbone.partition("@")
+        if revision:
+            backbone = snapshot_download(backbone, revision=revision)
+        return ValueModel.from_pretrained(name, backbone or None, **options, **self._options())
+
+    @property
+    def reward_strength(self) -> float:
+        """Where rewards stand for values, β is as it is."""
+        return 1.0
+
+    def scores(
+        self,
+        prompts: Sequence[Chat],
+        responses: Sequence[Generation],
+        first: Sequence[int],
+        numbers: Sequence[int],
+        reward_model: Callable[[str], PreTrainedModel],
+    ) -> dict[str, np.ndarray]:
+        """reward: raw, of the evaluation reward model."""
+        whole = self.conversations(prompts, responses, EVALUATION_REWARD)
+        return {"reward": np.float32(trajectory_rewards(reward_model(EVALUATION_REWARD), whole))}

@@ -1,0 +1,117 @@
+"""What a steered policy thinks of given responses: exact log-likelihoods, token by token, without sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+from transformers import PreTrainedModel
+
+from sia import sampling
+from sia.caching import input_device
+from sia.decoding import check, check_values
+from sia.gates import Entropy, Signal, Step
+from sia.inputs import pad_left, pad_right
+from sia.steering import Steering, drop_improbable, entropy, tilt
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Of one response. log_probabilities: ln π(y_t | x, y_<t) under the steered policy, float32; −∞ for a token that is not among its K
+    candidates. greedy: whether each token is the most probable one, bool. steered: whether the gate was open, bool."""
+
+    log_probabilities: np.ndarray
+    greedy: np.ndarray
+    steered: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """ln π of the whole response, in nats."""
+        return float(self.log_probabilities.sum())
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: PreTrainedModel,
+    steering: Steering,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    value_prompts: Sequence[Sequence[int]] | None = None,
+) -> list[Likelihood]:
+    """One `Likelihood` for each response; all are token ids without padding.
+
+    seed: of gates with noise of their own. value_prompts: as of `generate`.
+
+    Errors: as of `generate`; ValueError for a gate on attention, and for an empty response.
+    """
+    sampling.check_temperature(temperature)
+    if temperature == 0:
+        raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
+    if not len(prompts) == len(responses) == len(value_prompts or prompts):
+        raise ValueError(f"prompts and responses must be as many, got {len(prompts)} and {len(responses)}")
+    for name, sequences in (("prompt", prompts), ("response", responses)):
+        empty = [i for i, sequence in enumerate(sequences) if len(sequence) == 0]
+        if empty:
+            raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
+    foreign = [signal for signal in steering.gate.signals if not isinstance(signal, Entropy)]
+    if foreign:
+        raise ValueError(f"log-likelihoods need a gate that looks at entropies, positions or noise, got {steering.gate}")
+    found: list[Likelihood | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        values = [(value_prompts or prompts)[i] for i in chunk]
+        these = _batch(model, steering, [prompts[i] for i in chunk], [responses[i] for i in chunk], temperature, seed, values, chunk)
+        for i, likelihood in zip(chunk, these, strict=True):
+            found[i] = likelihood
+    return found
+
+
+def _batch(model, steering: Steering, prompts, responses, temperature: float, seed: int, value_prompts, numbers) -> list[Likelihood]:
+    device = input_device(model)
+    tokens, written = pad_right(responses, device)
+    rows, longest = tokens.shape
+    check(model, *pad_left(prompts, device), value_prompts, steering, longest, numbers)
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    # padding is on the right and attention is causal: no token sees it, and no mask is needed
+    whole, _ = pad_right([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device)
+    logits = model(input_ids=whole, use_cache=False).logits
+    session = steering.scorer.begin(value_prompts, longest) if steering.scorer is not None else None
+    keys = sampling.gate_keys(sampling.step_keys(sampling.prompt_keys(prompts, [seed] * rows, device), longest))
+    results = torch.full((rows, longest), math.nan, device=device), *torch.zeros(2, rows, longest, dtype=torch.bool, device=device)
+    last = {signal: torch.full((rows,), math.nan, device=device) for signal in steering.gate.signals}
+    for number in range(longest):
+        there = written[:, number].nonzero().squeeze(1)
+        at_step = logits[there, starts[there] - 1 + number].float()
+        scores, candidates = at_step.topk(steering.candidates)
+        signals = {signal: _entropy(signal, at_step, scores) for signal in steering.gate.signals}
+        before = {signal: values[there] for signal, values in last.items()}
+        opened = steering.gate.opens(Step(number, entropy(scores), at_step, keys[there, number], signals, before))
+        for signal, values in signals.items():
+            last[signal][there] = values
+        where = opened.nonzero().squeeze(1)
+        if session is not None and len(where):
+            asked = there[where]
+            values = session.score(asked, tokens[asked, :number], candidates[where]).to(device)
+            check_values(values, asked, numbers, 1, number)
+            base = scores[where]
+            scores = scores.index_copy(0, where, drop_improbable(tilt(base, values, steering.beta), base, steering.min_probability))
+        target = candidates == tokens[there, number : number + 1]  # (n, K)
+        log_probabilities = (scores / temperature).log_softmax(-1)
+        results[0][there, number] = torch.where(target.any(1), (log_probabilities.where(target, 0.0)).sum(1), -math.inf)
+        results[1][there, number] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+        results[2][there, number] = opened
+    columns = [column.cpu().numpy() for column in results]
+    return [Likelihood(*(column[row, : len(response)] for column in columns)) for row, response in enumerate(responses)]
+
+
+def _entropy(signal: Signal, logits: Tensor, scores: Tensor) -> Tensor:
+    return entropy(scores) if signal == Entropy() else Categorical(logits=logits, validate_args=False).entropy()
