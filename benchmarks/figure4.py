@@ -193,8 +193,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     handles = [style.handle("sia", f"{r:.0%}" if r < 1 else "dense", color=shades[r], marker="D" if r == 1 else "o") for r in ratios]
     framed = "Framed cells: β that validation prompts choose for the ratio, of each replicate. " if profile.sweep.tuning else ""
     caption = (
-        f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}β = ∞: values in place of "
-        f"the logits. In the last panel each line starts at the base and goes through the β in order. Scores 4 points below the best and lower have one colour. "
+        f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}"
+        f"β = ∞: values in place of the logits. In the last panel each line starts at the base and goes through the β in order. "
+        f"Scores 4 points below the best and lower have one colour. "
         f"{style.measured(part, profile)}"
     )
     return style.finish(figure, [*handles, style.handle("base")], caption, folder, "figure4", stale=stale, legend_columns=8)

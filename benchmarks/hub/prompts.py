@@ -96,6 +96,8 @@ def read_files(path: Path, headless: bool = False) -> Dataset:
     try:
         return load_dataset(kind, data_files=[str(file) for file in files], split="train", **options)
     except (DatasetGenerationError, ValueError, OSError, EOFError) as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{path} has a header and no rows") from error
         cause = error.__cause__ or error
         raise ValueError(f"{path} cannot be read as {kind}: {str(cause).strip().splitlines()[0]}") from error
 
