@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import random
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -204,7 +206,8 @@ def new_value_model(options: argparse.Namespace, source: Source, device: torch.d
         task_type="SEQ_CLS" if labels else "CAUSAL_LM",
         modules_to_save=[] if labels else None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
         torch.manual_seed(options.seed)
         adapted = get_peft_model(backbone, lora)
     return ValueModel.from_backbone(adapted), adapted
@@ -301,7 +304,7 @@ class Checkpoint:
             return 0, []
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(f"{self.path} is damaged: delete it to begin anew") from error
         other = sorted(name for name, value in self.settings.items() if state["settings"].get(name) != value)
         if other:
