@@ -7,7 +7,6 @@ its node or alone, loses the task in hand and no other: the task goes to the nex
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,10 +43,7 @@ class RayWorkers:
         self.gpus = gpus
 
     def __enter__(self) -> Self:
-        variables = parallel.ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-        packages = {"env_vars": variables, "py_executable": os.sys.executable}
-        # Ray only looks at RAY_ADDRESS when it is given no address
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error", runtime_env=packages)
+        ray.init(log_to_driver=False, logging_level="error")  # at RAY_ADDRESS, if there is one
         resource = "GPU" if self.gpus else "CPU"
         count = int(ray.cluster_resources().get(resource, 0))
         if not count:
