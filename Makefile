@@ -4,11 +4,18 @@ PROFILE ?= lab
 REPLICATES ?= 1
 FRESH ?=
 KEEP ?=
+EXECUTOR ?= local
+LIMIT ?=
+DEVICE ?=
+DTYPE ?=
+BATCH_SIZE ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 RUN := $(BIN)/python -m benchmarks
-OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep)
+OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep) \
+	--executor $(EXECUTOR) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
+	$(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE))
 FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold
 
 .DEFAULT_GOAL := help
@@ -19,7 +26,8 @@ help: ## this list
 	@echo "  One figure or table, drawn from its table (measured if there is none):"
 	@echo "    make $(FIGURES)" | fold -s -w 100
 	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again),"
-	@echo "    KEEP=1 (keep the replicates that the tables have, and add the missing ones)"
+	@echo "    KEEP=1 (keep the replicates that the tables have, and add the missing ones), EXECUTOR=ray (the cluster at RAY_ADDRESS)"
+	@echo "  Of profiles of real models: LIMIT=8 (prompts of each objective, for a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
 smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))

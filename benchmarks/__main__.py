@@ -45,6 +45,7 @@ FIGURES = {
     "value-error": value_error,
     "threshold": threshold,
 }
+ARCHITECTURES = "architectures"  # the profile that has shapes and no models
 COMMANDS = {
     "reproduce": "train the models, measure every table, draw every figure",
     "models": "train the models and report their quality",
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     hub.add_argument("--batch-size", type=int, default=0, help="responses decoded together (default: what should fit)")
     options = parser.parse_args(arguments)
     try:
+        if options.profile == ARCHITECTURES:
+            return measure_architectures(options)
         profile = load_profile(options.profile)
         if isinstance(profile, HubProfile):
             profile = limited(profile, options.limit)
@@ -91,6 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
+    return 0
+
+
+def measure_architectures(options: argparse.Namespace) -> int:
+    """The one thing that is measured of architectures without weights."""
+    if options.command != "cost":
+        raise ValueError(f"profile {ARCHITECTURES} has random weights: only its cost can be measured (make cost PROFILE={ARCHITECTURES})")
+    from benchmarks import architectures
+
+    architectures.run(options.fresh)
     return 0
 
 

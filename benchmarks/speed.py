@@ -1,8 +1,8 @@
 """How fast `sia` decodes: `python -m benchmarks.speed` (or `make speed`) writes results/speed.csv and its provenance.
 
 Everything is a ratio of two times, taken in turns within one process, so that a drifting machine changes both. Models have
-random weights: their outputs mean nothing, their cost is real. `--device cuda` measures the architectures of Qwen3-0.6B,
-1.7B and 4B in bfloat16 instead, into results/speed-cuda.csv.
+random weights: their outputs mean nothing, their cost is real. `benchmarks.architectures` does the same with the architectures of
+Qwen3 and Llama, on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer, models
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.digests import MODELS, code_digest
+from benchmarks.lab.training import ARCHITECTURES as FAMILIES
 from benchmarks.parallel import available_cores
 from benchmarks.published_loop import published_loop
 from benchmarks.store import write_text
@@ -36,13 +37,6 @@ SMALL = {
     "vocab_size": 1024, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 64,
     "intermediate_size": 768, "tie_word_embeddings": True, "initializer_range": 0.05,
 }  # fmt: skip
-QWEN3 = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
-ARCHITECTURES = {  # as in their public configurations
-    "Qwen3-0.6B": QWEN3 | {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
-    "Qwen3-1.7B": QWEN3 | {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144},
-    "Qwen3-4B": QWEN3 | {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
-}
-
 
 Run = Callable[[int], object]  # of a seed: every round has its own, and so its own junctions
 
@@ -64,12 +58,13 @@ class Models:
         return torch.randint(3, self.language.config.vocab_size, (batch, PROMPT), generator=generator).tolist()
 
 
-def random_models(settings: dict, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Models:
+def random_models(settings: dict, device: str = "cpu", dtype: torch.dtype = torch.float32, family: str = "qwen3") -> Models:
     def language_model(seed: int) -> PreTrainedModel:
-        config = Qwen3Config(**settings, eos_token_id=None, bos_token_id=None, pad_token_id=0, dtype=dtype)
+        config_class, model_class, _ = FAMILIES[family]
+        config = config_class(**settings, eos_token_id=None, bos_token_id=None, pad_token_id=0, dtype=dtype)
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
-            model = Qwen3ForCausalLM(config).eval().to(dtype)
+            model = model_class(config).eval().to(dtype)
         model.generation_config.eos_token_id = None
         return model
 
@@ -218,28 +213,6 @@ def use_memory(kind: str) -> float:
     return int(peak.split()[1]) / 1024
 
 
-def architectures(
-    device: str, runs: int, settings: dict[str, dict] = ARCHITECTURES, batches: Sequence[int] = (1, 8, 32), tokens: int = 256
-) -> list[dict[str, object]]:
-    """The table on a GPU: the ratio of times to model.generate by model, batch and share of steered tokens."""
-    found = []
-    goals = {(1, 0.2): "≤ 1.35", (1, 1.0): "≤ 2.3"}
-    with tqdm(total=len(settings) * len(batches) * (runs + 1), desc="speed", unit="round") as bar:
-        for name, shape in settings.items():
-            models = random_models(shape, device, torch.bfloat16)
-            for batch in batches:
-                ratios = (0.0, 0.2, 0.4, 1.0)
-                gates = [None, RandomGate(0.2), RandomGate(0.4), EveryToken()]
-                calls = [ours(models, batch, tokens, gate and Steering(models.value, gate)) for gate in gates]
-                base, *times = in_turns([plain(models, batch, tokens), *calls], models.device, runs, bar)
-                where = {"model": name, "batch": batch, "new_tokens": tokens}
-                found.append(row("seconds of model.generate", base, **where))
-                for ratio, taken in zip(ratios, times, strict=True):
-                    goal = goals.get((batch, ratio), "")
-                    found.append(row("time: steered / model.generate", against(base, taken), goal, ratio=ratio, **where))
-    return found
-
-
 def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values={"ratio": [""]})
 
@@ -257,7 +230,6 @@ def markdown(table: pd.DataFrame) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="measure decoding speed into results/speed.csv")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"counted rounds of each comparison (default: {RUNS})")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peak-memory", choices=("import", "plain", "off", "steered"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.runs < 1:
@@ -267,18 +239,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.peak_memory:
         print(use_memory(options.peak_memory))
         return 0
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda needs a CUDA device, there is none", file=sys.stderr)
-        return 2
     start = time.monotonic()
-    if options.device == "cpu":
-        rows = small_models(options.runs)
-        rows += memory_rows(rows[0]["model"], min(options.runs, 5))
-    else:
-        rows = architectures("cuda", options.runs)
+    rows = small_models(options.runs)
+    rows += memory_rows(rows[0]["model"], min(options.runs, 5))
     table = pd.DataFrame(rows)
-    name = "speed" if options.device == "cpu" else "speed-cuda"
-    path = RESULTS / f"{name}.csv"
+    path = RESULTS / "speed.csv"
     write_text(path, table.to_csv(index=False))
     provenance = {
         **circumstances("benchmarks.speed"),
@@ -287,8 +252,6 @@ def main(arguments: list[str] | None = None) -> int:
         "wall_seconds": round(time.monotonic() - start, 1),
         "sha256": {path.name: sha256(path)},
     }
-    if options.device == "cuda":
-        provenance["hardware"]["device"] = torch.cuda.get_device_name()
     write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
     print(markdown(read(path)))
     return 0

@@ -7,7 +7,6 @@ import json
 import subprocess
 
 import pytest
-import torch
 
 from benchmarks import speed
 from benchmarks.digests import ROOT
@@ -42,8 +41,6 @@ def test_the_table_has_a_row_for_every_comparison():
     goals = {(row["measure"], row["batch"]): row["goal"] for row in rows if row["goal"]}
     assert goals["time: steered / model.generate", 1] == "≤ 1.3"
     assert next(row for row in rows if row["measure"].startswith("value forward"))["estimate"] == 1.0
-    table = speed.architectures("cpu", 1, {"tiny": SHAPE}, batches=(2,), tokens=3)
-    assert [row["ratio"] for row in table] == ["", 0.0, 0.2, 0.4, 1.0]
 
 
 def test_medians_and_ratios_are_taken_round_by_round():
@@ -57,12 +54,6 @@ def test_medians_and_ratios_are_taken_round_by_round():
 def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
     assert speed.main(arguments) == 2
     assert capsys.readouterr().err == message
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so(capsys):
-    assert speed.main(["--device", "cuda"]) == 2
-    assert capsys.readouterr().err == "error: --device cuda needs a CUDA device, there is none\n"
 
 
 def test_the_readme_shows_the_committed_table():

@@ -105,7 +105,7 @@ def test_a_truncated_frame_is_an_error(tmp_path):
 
 
 def test_profiles_are_checked(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="unknown profile 'nope', expected one of: lab, smoke"):
+    with pytest.raises(ValueError, match="unknown profile 'nope', expected one of: architectures, lab, llama"):
         load_profile("nope")
     text = (digests.ROOT / "benchmarks/profiles/smoke.toml").read_text()
     (tmp_path / "bad.toml").write_text(text.replace("\ndocuments =", "\ndocument ="))
@@ -327,7 +327,7 @@ def test_provenance_says_where_the_numbers_come_from(table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure2", "--profile", "nope"], "error: unknown profile 'nope', expected one of: lab, smoke"),
+        (["figure2", "--profile", "nope"], "error: unknown profile 'nope', expected one of: architectures, lab, llama-3.1-8b, "),
         (["reproduce", "--replicates", "9"], "error: replicates must be 1 to 3 for the profile lab, got 9"),
     ],
 )
