@@ -52,6 +52,7 @@ COMMANDS = {
     "figures": "draw every figure, and say what became of the claims",
     "summaries": "write the summaries again from the rows of the tables, and draw",
     "claims": "hold the paper's claims against the tables",
+    "estimate": "GPU hours of the figures of a profile of real models",
     **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
 }
 
@@ -110,7 +111,9 @@ def measure_architectures(options: argparse.Namespace) -> int:
 def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
     fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
     all_names = [name for name in FIGURES if not profile.lacks(name)]
-    names = [command] if command in FIGURES else [] if command in ("models", "claims") else all_names
+    names = [command] if command in FIGURES else [] if command in ("models", "claims", "estimate") else all_names
+    if command == "estimate":
+        estimate(profile, all_names)
     if command == "models" and not lab:
         raise ValueError(f"the models of profile {profile.name} are given, there is nothing to train")
     if command in ("models", "reproduce"):
@@ -163,6 +166,26 @@ def limited(profile: HubProfile, limit: int | None) -> HubProfile:
         evaluation=replace(evaluation, **counts),
         sweep=replace(sweep, rollout_prompts=min(limit, sweep.rollout_prompts)),
     )
+
+
+def estimate(profile: Profile, names: list[str]) -> None:
+    """Prints about how many GPU hours each figure takes alone, and all together, where cells are shared."""
+    if not isinstance(profile, HubProfile):
+        raise ValueError(f"GPU hours are estimated for profiles of real models, {profile.name} is not one")
+    from benchmarks.hub.estimate import H100, hours
+    from benchmarks.sweep import Results
+
+    wanted = {name: FIGURES[name].cells(profile, 0) for name in names}
+    everything = {name: [*need.cells, *need.traces] for name, need in wanted.items()}
+    everything["all"] = [cell for cells in everything.values() for cell in cells]
+    results = Results(profile, None)
+    print(
+        f"{profile.name}: about so many hours of one {H100.name}, at {H100.share:.0%} of what it can do and "
+        f"{1000 * H100.launch:.0f} ms to launch a pass (an estimate, not measured)"
+    )
+    for name, cells in everything.items():
+        unsteered, steered = results.stages(cells)
+        print(f"  {name:12} {hours(profile, dict.fromkeys(cells), [*unsteered, *steered]):6.1f}")
 
 
 def draw(name: str, profile: Profile) -> None:
