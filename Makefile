@@ -19,7 +19,7 @@ OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(
 FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries claims estimate $(FIGURES) speed test lint format
+.PHONY: help smoke reproduce models figures summaries claims estimate verify $(FIGURES) speed test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ summaries: $(READY) ## write the summaries again from the rows of the tables, an
 
 claims: $(READY) ## hold the paper's claims against the tables: reproduced, not reproduced, undecided
 	$(RUN) claims $(OPTIONS)
+
+verify: $(READY) ## check that committed tables, summaries, verdicts and figures belong together
+	$(BIN)/python -m benchmarks verify
 
 estimate: $(READY) ## GPU hours of the figures of a profile of real models
 	$(RUN) $@ $(OPTIONS)

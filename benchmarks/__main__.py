@@ -23,6 +23,7 @@ from benchmarks import (
     theory,
     threshold,
     value_error,
+    verify,
 )
 from benchmarks.digests import ROOT
 from benchmarks.profile import HubProfile, LabProfile, Profile, load_profile
@@ -52,6 +53,7 @@ COMMANDS = {
     "figures": "draw every figure, and say what became of the claims",
     "summaries": "write the summaries again from the rows of the tables, and draw",
     "claims": "hold the paper's claims against the tables",
+    "verify": "check that tables, summaries, verdicts and figures belong together",
     "estimate": "GPU hours of the figures of a profile of real models",
     **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
 }
@@ -77,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     hub.add_argument("--batch-size", type=int, default=0, help="responses decoded together (default: what should fit)")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "verify":
+            return verify.verify_all(FIGURES)
         if options.profile == ARCHITECTURES:
             return measure_architectures(options)
         profile = load_profile(options.profile)
@@ -102,6 +106,9 @@ def measure_architectures(options: argparse.Namespace) -> int:
     """The one thing that is measured of architectures without weights."""
     if options.command != "cost":
         raise ValueError(f"profile {ARCHITECTURES} has random weights: only its cost can be measured (make cost PROFILE={ARCHITECTURES})")
+    given = options.limit is not None or options.device or options.dtype or options.batch_size or options.executor != "local"
+    if given or options.keep or options.replicates != 1:
+        raise ValueError(f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone")
     from benchmarks import architectures
 
     architectures.run(options.fresh)
@@ -197,6 +204,7 @@ def draw(name: str, profile: Profile) -> None:
             file=sys.stderr,
         )
     made = FIGURES[name].plot(summary, profile, stale, tables.FIGURES / profile.name)
+    tables.record_drawing(profile, name, made)
     print(f"{name}: {', '.join(short(path) for path in made)}")
 
 

@@ -118,7 +118,7 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
                     columns = {"architecture": name, "parameters": _parameters(models), "batch": batch, "method": method}
                     columns |= {"positions": cost.model_tokens + cost.value_tokens, "flops": cost.model_flops + cost.value_flops}
                     records += [columns | {"round": turn, "seconds": second} for turn, second in enumerate(seconds)]
-            del models
+            del models, calls  # both hold the weights
     return pd.DataFrame.from_records(records)
 
 

@@ -7,16 +7,30 @@ its node or alone, loses the task in hand and no other: the task goes to the nex
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
 import ray
-from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from benchmarks import parallel
+
+ATTEMPTS = 3  # at a task whose workers are lost
+
+
+def connect() -> None:
+    """To the cluster at RAY_ADDRESS, or to one of this machine alone."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="error")
+
+
+def gpus() -> int:
+    """How many the cluster has."""
+    connect()
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 @ray.remote(max_restarts=0)
@@ -43,7 +57,7 @@ class RayWorkers:
         self.gpus = gpus
 
     def __enter__(self) -> Self:
-        ray.init(log_to_driver=False, logging_level="error")  # at RAY_ADDRESS, if there is one
+        connect()
         resource = "GPU" if self.gpus else "CPU"
         count = int(ray.cluster_resources().get(resource, 0))
         if not count:
@@ -74,6 +88,7 @@ class RayWorkers:
             return []
         self._bar.set_description(description)
         waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
+        lost: Counter[int | None] = Counter()  # workers lost in each task; None: before they had any
         while waiting or busy:
             while waiting and self._idle:
                 worker, number = self._idle.pop(), waiting.popleft()
@@ -81,12 +96,17 @@ class RayWorkers:
             (done, *_), _ = ray.wait([*busy, *self._starting])
             if done in self._starting:
                 worker = self._starting.pop(done)
-                if self._answer(done) is not None:
+                answer = self._answer(done)
+                if answer is not None:
                     self._idle.append(worker)
+                    lost[None] = 0
+                else:
+                    self._give_up_after(ATTEMPTS, None, lost, description)
                 continue
             worker, number = busy.pop(done)
             answer = self._answer(done)
             if answer is None:  # the worker is lost: its task is the next
+                self._give_up_after(ATTEMPTS, number, lost, description)
                 waiting.appendleft(number)
                 continue
             self._idle.append(worker)
@@ -102,6 +122,16 @@ class RayWorkers:
         """What a worker said, in a tuple; None where it is lost, for which another one is started."""
         try:
             return (ray.get(reference),)
-        except (RayActorError, WorkerCrashedError):
+        except RayTaskError as error:  # of the task itself
+            raise error.cause from None
+        except RayError:
             self._start_worker()
             return None
+
+    def _give_up_after(self, attempts: int, number: int | None, lost: Counter, description: str) -> None:
+        lost[number] += 1
+        if lost[number] >= attempts:
+            what = "before it had a task" if number is None else f"in task {number}"
+            raise ValueError(
+                f"{description}: {attempts} workers in a row were lost {what}; is the environment on every node, and memory enough?"
+            )

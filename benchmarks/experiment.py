@@ -90,7 +90,8 @@ def prepare(profile: Profile, wanted: plan.Wanted, how: How) -> tuple[Profile, d
     """The profile as it is measured (of the Hub: on this hardware, with the models fetched), and what its tables say of that."""
     if not isinstance(profile, HubProfile):
         return profile, {}
-    hardware = detect_hardware(profile, how.device, how.dtype, how.batch_size)
+    gpus = cluster().gpus() if how.executor == "ray" else None
+    hardware = detect_hardware(profile, how.device, how.dtype, how.batch_size, gpus)
     kinds = dict.fromkeys(kind for cells in wanted for cell in cells for kind in kinds_of(cell))
     settled = pin(replace(profile, hardware=hardware), kinds)
     print(f"{profile.name}: {len(kinds)} models at hand; {hardware.device}, {hardware.dtype}, batches of {hardware.batch_size}")
@@ -109,8 +110,13 @@ def workers_for(profile: Profile, executor: str):
         import torch
 
         return Workers(torch.cuda.device_count() if on_gpu else 0)
+    return cluster().RayWorkers(on_gpu)
+
+
+def cluster() -> ModuleType:
+    """`benchmarks.cluster`. Errors: ValueError where Ray is not installed."""
     try:
-        from benchmarks.cluster import RayWorkers
+        from benchmarks import cluster
     except ImportError as error:
         raise ValueError(f"EXECUTOR=ray needs Ray, which is not installed ({error}): pip install -e '.[ray]'") from error
-    return RayWorkers(on_gpu)
+    return cluster

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from operator import add
 
 import numpy as np
@@ -70,7 +70,10 @@ def reward_model(subject: Subject, kind: str) -> PreTrainedModel:
 
 
 def scorer_of(subject: Subject, kind: str, family: str) -> Scorer:
-    return kept(subject, subject.scorer, kind, family)
+    def load(kind: str, family: str) -> Scorer:
+        return subject.scorer(kind, family, partial(language_model, subject), partial(reward_model, subject))
+
+    return kept(subject, load, kind, family)
 
 
 def gate_of(cell: Cell, objective: str) -> Gate:

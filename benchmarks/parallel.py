@@ -51,7 +51,8 @@ class Workers:
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
         self._queue, places = context.Queue(), context.Queue()
-        for gpu in range(self.gpus):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        for gpu in visible.split(",")[: self.gpus] if visible else range(self.gpus):
             places.put(gpu)
         arguments = (self._queue, os.getpid(), places if self.gpus else None)
         self._pool = ProcessPoolExecutor(self.gpus or available_cores(), context, initializer=_prepare, initargs=arguments)

@@ -185,7 +185,8 @@ class LabProfile(Profile):
 @dataclass(frozen=True)
 class Source:
     """Where a model is: `id`, of the Hub or a local folder, at a revision, in a subfolder. backbone: of a value model in the published
-    layout, whose tokenizer and template it has too; elsewhere the source's own. billions: of parameters, where sizes are compared."""
+    layout (NAME, or NAME@REVISION), whose tokenizer and template it has too; elsewhere the
+    source's own. billions: of parameters, where sizes are compared."""
 
     id: str
     revision: str = "main"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import torch
 
 from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, ROLLOUT, Cell, Shard
@@ -225,4 +226,7 @@ def settle(target: float, thresholds: Sequence[float], ratios: Sequence[float], 
 
 def _measure(task: tuple[str, Profile, Shard]) -> pd.DataFrame:
     what, profile, shard = task
-    return MEASURES[what](profile, shard)
+    try:
+        return MEASURES[what](profile, shard)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"out of GPU memory while measuring {shard.cell.method} on {shard.objective}: use a smaller BATCH_SIZE") from error

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from benchmarks.stats import METHOD
 from benchmarks.store import read_frame, write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
+DRAWN = "drawn.json"
 TEXTS = ("value_model", "versus", "search", "matched", "beta_by_replicate")
 MEASUREMENTS = {"ratio", "beta", "estimate", "low", "high", "n", "replicates", "versus_ratio", "beta_by_replicate"} | {
     f"{name}_by_replicate" for name in ("estimate", "low", "high")
@@ -113,6 +114,14 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
     """The summary, and whether it is stale: measured under another profile than today's. Errors: as `read_provenance`."""
     stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
     return read_summary(folder(profile) / f"{name}.csv"), stale
+
+
+def record_drawing(profile: Profile, name: str, made: Sequence[Path]) -> None:
+    """Writes down which table these files were drawn from: DRAWN in the figures' folder."""
+    path = FIGURES / profile.name / DRAWN
+    drawn = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    drawn[name] = {"table": sha256(folder(profile) / f"{name}.csv"), "files": {file.name: sha256(file) for file in made}}
+    write_text(path, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
 
 
 def intervals(profile: Profile) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.hub.examples import EXAMPLE_SETS, load_examples
-from benchmarks.hub.models import fetch, place, tokenizer_of
+from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.lab.training import trajectory_rewards
 from benchmarks.profile import Source
 from sia import RewardScorer
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="JSON lines to write")
     parser.add_argument("--longest", type=int, default=2048, help="tokens; longer examples are left out, and counted (default: 2048)")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: what there is)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cpu or cuda (default: what there is)")
     options = parser.parse_args(arguments)
     try:
         annotate(options)
@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 def annotate(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {options.limit}")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU, there is none")
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
     disable_progress_bar()
@@ -62,15 +65,16 @@ def annotate(options: argparse.Namespace) -> None:
     part = options.output.with_name(options.output.name + ".part")
     begun = begin(part, settings)
     name, where = place(source)
-    dtype = "bfloat16" if options.device == "cuda" else "float32"
+    dtype = "bfloat16" if device == "cuda" else "float32"
     tokenizer = tokenizer_of(source)
-    model = RewardScorer.from_pretrained(name, tokenizer.eos_token_id, dtype=dtype, device_map=options.device, **where).model
+    model = RewardScorer.from_pretrained(name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **where).model
+    if "score" not in dict(model.named_children()):
+        raise ValueError(f"{options.reward} must be a decoder with a linear score head, got {type(model).__name__}")
     with part.open("a", encoding="utf-8") as file, tqdm(total=len(examples), initial=begun, desc="rewards", unit="example") as bar:
         for start in range(begun, len(examples), WINDOW):
             window = examples[start : start + WINDOW]
-            chats = [[*chat, {"role": "assistant", "content": response}] for chat, response in window]
-            texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
-            ids = tokenizer(texts, add_special_tokens=False).input_ids
+            chats = ([*chat, {"role": "assistant", "content": response}] for chat, response in window)
+            ids = chat_ids(tokenizer, chats, answered=True)
             short = [i for i in range(len(window)) if len(ids[i]) <= options.longest]
             rewards = dict(zip(short, trajectory_rewards(model, [ids[i] for i in short]).tolist(), strict=True))
             for i, (chat, response) in enumerate(window):

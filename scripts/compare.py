@@ -23,12 +23,12 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.hub.models import fetch, place, tokenizer_of
+from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.hub.prompts import plain_text, question
 from benchmarks.profile import Source
 from benchmarks.store import CACHE
 from sia import EntropyGate, Generation, Never, Steering, ValueModel
-from sia.batch import begin
+from sia.batch import begin, check_options
 
 LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
 STEERED, SHIFTED = "underline", "underline bold red"
@@ -97,10 +97,12 @@ def compare(console: Console, model, tokenizer, steering: Steering, value_tokeni
     chat = question(prompt)
     if not chat:
         raise ValueError("a prompt needs at least one character, got an empty one")
-    templated = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) if options.chat else plain_text(chat)
-    ids = tokenizer(templated, add_special_tokens=not options.chat).input_ids
-    for_values = value_tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-    value_ids = value_tokenizer(for_values, add_special_tokens=False).input_ids
+    check_options([prompt], options.temperature, max_new_tokens=options.max_new_tokens)
+    if options.chat:
+        (ids,) = chat_ids(tokenizer, [chat], enable_thinking=False)
+    else:
+        ids = tokenizer(plain_text(chat)).input_ids
+    (value_ids,) = chat_ids(value_tokenizer, [chat])
     both = [
         begin(model, tokenizer, [ids], [value_ids], [0], how, options.max_new_tokens, options.temperature, [options.seed])
         for how in (Steering(None, Never(), candidates=options.candidates), steering)

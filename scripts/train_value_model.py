@@ -11,6 +11,7 @@ last checkpoint.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 import random
@@ -35,7 +36,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.hub.models import fetch, place, tokenizer_of
+from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.hub.prompts import read_files
 from benchmarks.profile import Source
 from benchmarks.store import write_atomically
@@ -58,6 +59,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    @property
+    def digest(self) -> str:
+        content = hashlib.sha256()
+        for prompt, response, reward in zip(self.prompts, self.responses, self.rewards, strict=True):
+            content.update(f"{prompt} {response} {reward}".encode())
+        return content.hexdigest()[:16]
 
     def pick(self, numbers: Sequence[int]) -> Examples:
         columns = ([column[i] for i in numbers] for column in (self.prompts, self.responses, self.rewards))
@@ -107,7 +115,8 @@ def train(options: argparse.Namespace) -> None:
     if (options.output / HEAD_FILE).exists():
         raise ValueError(f"{options.output} has a value model already: name another output, or delete it")
     source = fetch(Source(options.backbone, options.revision))
-    examples = read_examples(options.data, tokenizer_of(source), options.longest)
+    tokenizer = tokenizer_of(source)
+    examples = read_examples(options.data, tokenizer, options.longest)
     training, heldout = divide(examples, options.heldout, options.seed)
     if accelerator.is_main_process:
         print(f"{len(training)} examples to learn from, {len(heldout)} held out; {examples.cut} cut at {options.longest} tokens")
@@ -116,7 +125,8 @@ def train(options: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
     steps = plan(training, options, accelerator.num_processes)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(steps) // 20, len(steps))
-    checkpoint = Checkpoint(options, source, adapted, value_model.head, optimizer, schedule)
+    told = f"{accelerator.num_processes} processes, {training.digest}"
+    checkpoint = Checkpoint(options, source, told, adapted, value_model.head, optimizer, schedule)
     done, records = checkpoint.load()
     # several processes hold copies that learn from different examples; a single one needs no wrapping
     model = accelerator.prepare_model(value_model)
@@ -136,7 +146,7 @@ def train(options: argparse.Namespace) -> None:
                     write_metrics(options.output, records)
                 accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_value_model(options, adapted, value_model.head)
+        write_value_model(options, adapted, value_model.head, tokenizer)
         write_curves(options.output, pd.DataFrame(records))
         checkpoint.path.unlink()
         print(f"{options.output}: a value model for {options.backbone}; {METRICS} and {CURVES} beside it")
@@ -156,8 +166,10 @@ def read_examples(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, lon
         for number, row in enumerate(table):
             if not isinstance(row["reward"], (int, float)) or not abs(row["reward"]) < float("inf"):
                 raise ValueError(f"{file}: the reward of example {number} must be a finite number, got {row['reward']}")
-            text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-            prompt = tokenizer(text, add_special_tokens=False).input_ids
+            chat = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
+            if not chat or not isinstance(row["response"], str):
+                raise ValueError(f"{file}: example {number} must have a prompt (a text or a chat) and a response (a text)")
+            (prompt,) = chat_ids(tokenizer, [chat])
             response = tokenizer(row["response"], add_special_tokens=False).input_ids
             if not response or response[-1] != tokenizer.eos_token_id:
                 response = [*response, tokenizer.eos_token_id]
@@ -217,7 +229,8 @@ def plan(training: Examples, options: argparse.Namespace, processes: int) -> lis
     """The examples of each update, of all processes together; those of like length are neighbours."""
     lengths = [len(p) + len(r) for p, r in zip(training.prompts, training.responses, strict=True)]
     size = options.batch_size * options.accumulation * processes
-    return list(epoch_batches(lengths, size, options.epochs, random.Random(options.seed)))
+    batches = epoch_batches(lengths, size, options.epochs, random.Random(options.seed))
+    return [batch for batch in batches if len(batch) >= processes]  # a process without examples would let the others wait
 
 
 def update(model, parameters, optimizer, training: Examples, numbers: list[int], options, accelerator: Accelerator, step: int):
@@ -233,7 +246,8 @@ def update(model, parameters, optimizer, training: Examples, numbers: list[int],
         torch.manual_seed(hash((options.seed, step, accelerator.process_index)))
         for i, part in enumerate(parts):
             with accelerator.no_sync(model) if i + 1 < len(parts) else nullcontext():
-                loss = batch_loss(model, training.pick(part), options.loss, accelerator.device) * len(part) / len(numbers)
+                _, mean = values_and_loss(model, training.pick(part), options.loss, accelerator.device)
+                loss = mean * len(part) / len(numbers)
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
     norm = nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -241,12 +255,13 @@ def update(model, parameters, optimizer, training: Examples, numbers: list[int],
     return accelerator.reduce(total).item(), norm.item()
 
 
-def batch_loss(model, examples: Examples, loss: str, device: torch.device) -> torch.Tensor:
-    """Padding is on the right and attention is causal: no token sees it, and no mask is needed."""
+def values_and_loss(model, examples: Examples, loss: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values `(batch, length)`, and the loss. Padding is on the right and attention is causal: no token sees it, and no mask is needed."""
     input_ids, tokens = pad_right([[*p, *r] for p, r in zip(examples.prompts, examples.responses, strict=True)], device)
     starts = torch.tensor([len(prompt) for prompt in examples.prompts], device=device)
     responses = tokens * (torch.arange(input_ids.shape[1], device=device) >= starts[:, None])
-    return distillation_loss(model(input_ids), responses, torch.tensor(examples.rewards, device=device), loss)
+    values = model(input_ids)
+    return values, distillation_loss(values, responses, torch.tensor(examples.rewards, device=device), loss)
 
 
 @torch.no_grad()
@@ -256,9 +271,9 @@ def check(value_model: ValueModel, heldout: Examples, options: argparse.Namespac
     losses, read = [], []
     for start in range(0, len(heldout), options.batch_size):
         part = heldout.pick(range(start, min(start + options.batch_size, len(heldout))))
-        losses.append(batch_loss(value_model, part, options.loss, value_model.device).item() * len(part))
-        input_ids, _ = pad_right([[*p, *r] for p, r in zip(part.prompts, part.responses, strict=True)], value_model.device)
-        for values, prompt, response in zip(value_model(input_ids), part.prompts, part.responses, strict=True):
+        found, loss = values_and_loss(value_model, part, options.loss, value_model.device)
+        losses.append(loss.item() * len(part))
+        for values, prompt, response in zip(found, part.prompts, part.responses, strict=True):
             read.append([values[len(prompt) + int(share * (len(response) - 1))].item() for share in (0.1, 0.5, 1.0)])
     frame = pd.DataFrame(read, columns=["correlation_10", "correlation_50", "correlation_100"])
     correlations = frame.corrwith(pd.Series(heldout.rewards)) if len(frame) > 2 else frame.iloc[0] * float("nan")
@@ -267,10 +282,14 @@ def check(value_model: ValueModel, heldout: Examples, options: argparse.Namespac
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a killed run goes on from: adapter, head, optimizer, schedule, metrics. Written whole or not at all."""
+    """What a killed run goes on from: adapter, head, optimizer, schedule, metrics. Written whole or not at all.
+
+    examples: digest of what is learned from, and by how many processes.
+    """
 
     options: argparse.Namespace
     source: Source
+    examples: str
     adapted: nn.Module
     head: nn.Linear
     optimizer: torch.optim.Optimizer
@@ -284,7 +303,10 @@ class Checkpoint:
     def settings(self) -> dict[str, str]:
         """What a checkpoint must have in common with the run that goes on from it."""
         free = ("output", "check_every")
-        return {name: str(value) for name, value in vars(self.options).items() if name not in free} | {"commit": self.source.revision}
+        return {name: str(value) for name, value in vars(self.options).items() if name not in free} | {
+            "commit": self.source.revision,
+            "examples": self.examples,
+        }
 
     def save(self, done: int, records: list[dict]) -> None:
         state = {
@@ -316,9 +338,10 @@ class Checkpoint:
         return state["done"], state["records"]
 
 
-def write_value_model(options: argparse.Namespace, adapted, head: nn.Linear) -> None:
-    """The published layout; the head comes last, without which it is refused."""
+def write_value_model(options: argparse.Namespace, adapted, head: nn.Linear, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The published layout, and the tokenizer beside it; the head comes last, without which it is refused."""
     output = options.output
+    tokenizer.save_pretrained(output)
     adapted.save_pretrained(output / ADAPTER_FOLDER)
     for card in (output / ADAPTER_FOLDER).glob("*.md"):
         card.unlink()

@@ -71,7 +71,7 @@ class SteeredGenerate:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         steering: Steering | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         value_prompts: Sequence[Sequence[int]] | None = None,
         observe: Sequence[Signal] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -84,7 +84,7 @@ class SteeredGenerate:
 
         steering: None samples from the top 10 candidates of the model alone.
         seed: of the noise; by default drawn from torch's generator, so that `torch.manual_seed` decides, as in transformers.
-            Further rows with the same prompt (`num_return_sequences`) get seed + 1, seed + 2, …
+            Further rows with the same prompt (`num_return_sequences`) get seed + 1, seed + 2, … A list has one for each row.
         value_prompts: token ids of the prompts in the value model's own template, one per row.
         observe: signals to keep in the generations besides those of the gate.
         tokenizer: of the model, for `stop_strings` and the `text` of the generations, which is None without it.
@@ -114,10 +114,12 @@ class SteeredGenerate:
         if seed is None:
             seed = int(torch.randint(2**62, (1,)))
         seen: Counter[tuple[int, ...]] = Counter()
-        seeds = []
-        for prompt in prompts:
+        seeds = [] if isinstance(seed, int) else list(seed)
+        for prompt in prompts if isinstance(seed, int) else ():
             seeds.append(seed + seen[tuple(prompt)])
             seen[tuple(prompt)] += 1
+        if len(seeds) != len(prompts):
+            raise ValueError(f"seed must be one number, or one for each of the {len(prompts)} rows, got {len(seeds)}")
         # a top-k that keeps all K candidates does nothing to them
         candidates = steering.candidates if isinstance(steering, Steering) else DEFAULT_CANDIDATES
         processors = [p for p in logits_processor if not (type(p) is TopKLogitsWarper and p.top_k >= candidates)]

@@ -83,14 +83,15 @@ def _batch(model, steering: Steering, prompts, responses, temperature: float, se
     starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # padding is on the right and attention is causal: no token sees it, and no mask is needed
     whole, _ = pad_right([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device)
-    logits = model(input_ids=whole, use_cache=False).logits
+    first = int(starts.min()) - 1  # the first position that predicts a response token
+    logits = model(input_ids=whole, use_cache=False, logits_to_keep=torch.arange(first, whole.shape[1], device=device)).logits
     session = steering.scorer.begin(value_prompts, longest) if steering.scorer is not None else None
     keys = sampling.gate_keys(sampling.step_keys(sampling.prompt_keys(prompts, [seed] * rows, device), longest))
     results = torch.full((rows, longest), math.nan, device=device), *torch.zeros(2, rows, longest, dtype=torch.bool, device=device)
     last = {signal: torch.full((rows,), math.nan, device=device) for signal in steering.gate.signals}
     for number in range(longest):
         there = written[:, number].nonzero().squeeze(1)
-        at_step = logits[there, starts[there] - 1 + number].float()
+        at_step = logits[there, starts[there] - 1 - first + number].float()
         scores, candidates = at_step.topk(steering.candidates)
         signals = {signal: _entropy(signal, at_step, scores) for signal in steering.gate.signals}
         before = {signal: values[there] for signal, values in last.items()}

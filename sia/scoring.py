@@ -115,9 +115,10 @@ class RewardScorer:
         given whole sequences.
     eos_token_id: ends a response; by default the one of the model's config. The reward is read there: at the last token, once
         (transformers itself reads one token earlier where the model pads with EOS).
+    stop_tokens: by which else the language model ends a response; the reward model reads `eos_token_id` in their place.
     """
 
-    def __init__(self, model: PreTrainedModel, eos_token_id: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, eos_token_id: int | None = None, stop_tokens: Sequence[int] = ()) -> None:
         config = model.config.get_text_config()
         if model.config.num_labels != 1:
             raise ValueError(f"a reward model must have one label, {type(model).__name__} has {model.config.num_labels}")
@@ -128,6 +129,7 @@ class RewardScorer:
         if not 0 <= eos_token_id < config.vocab_size:
             raise ValueError(f"eos_token_id must be below the vocabulary of {config.vocab_size} tokens, got {eos_token_id}")
         self.model, self.eos_token_id = model.eval(), eos_token_id
+        self.ends = sorted({eos_token_id, *stop_tokens})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, eos_token_id: int | None = None, **options) -> Self:
@@ -172,22 +174,24 @@ class CachedRewards(CachedSession):
 
     def __init__(self, scorer: RewardScorer, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> None:
         model, self.eos = scorer.model, scorer.eos_token_id
+        self.ends = torch.tensor(scorer.ends, device=input_device(model))
         super().__init__(CachedPrefixes(model.base_model, scorer.read, model.score.weight, prompts, max_new_tokens + 1, samples))
 
     @torch.inference_mode()
     def score_branches(self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor) -> Tensor:
         """Rewards `(n, K)` of branches `(n, K, m)`, of which the first `lengths` `(n, K)` ≥ 1 tokens count, each ended by EOS once."""
-        ended = branches.gather(2, lengths[:, :, None] - 1).squeeze(2) == self.eos
-        closed = torch.cat([branches, branches[:, :, -1:]], dim=2).scatter(2, lengths[:, :, None], self.eos)
-        return _at_branch_ends(self.prefixes, rows, responses, closed, torch.where(ended, lengths - 1, lengths))
+        last = branches.gather(2, lengths[:, :, None] - 1).squeeze(2)
+        ends = torch.where(torch.isin(last, self.ends.to(last.device)), lengths - 1, lengths)  # where the EOS stands, or is put
+        closed = torch.cat([branches, branches[:, :, -1:]], dim=2).scatter(2, ends[:, :, None], self.eos)
+        return _at_branch_ends(self.prefixes, rows, responses, closed, ends)
 
     @torch.inference_mode()
     def rate(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-        columns = torch.arange(responses.shape[1], device=lengths.device)
-        ended = ((responses == self.eos) & (columns == lengths[:, None] - 1)).any(1)
-        closed = torch.cat([responses, responses[:, -1:]], dim=1).scatter(1, lengths[:, None], self.eos)
-        rewards = self.prefixes.last(rows, closed, torch.where(ended, lengths, lengths + 1))
-        self.prefixes.shorten(rows, lengths)  # the EOS that was put there does not stay
+        last = responses.gather(1, lengths[:, None] - 1).squeeze(1)
+        ends = torch.where(torch.isin(last, self.ends.to(last.device)), lengths - 1, lengths)
+        closed = torch.cat([responses, responses[:, -1:]], dim=1).scatter(1, ends[:, None], self.eos)
+        rewards = self.prefixes.last(rows, closed, ends + 1)
+        self.prefixes.shorten(rows, torch.where(last == self.eos, lengths, ends))  # an EOS that was put there does not stay
         return rewards
 
 
@@ -290,7 +294,7 @@ class WholeRewards:
     def _rewards(self, rows: Tensor, responses: list[list[int]]) -> Tensor:
         model, eos, device = self.scorer.model, self.scorer.eos_token_id, input_device(self.scorer.model)
         sequences = [[*self.prompts[row], *response] for row, response in zip(rows.tolist(), responses, strict=True)]
-        sequences = [sequence if sequence[-1] == eos else [*sequence, eos] for sequence in sequences]
+        sequences = [[*(sequence[:-1] if sequence[-1] in self.scorer.ends else sequence), eos] for sequence in sequences]
         rewards = []
         for start in range(0, len(sequences), self.BATCH):
             part = sequences[start : start + self.BATCH]

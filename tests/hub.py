@@ -26,8 +26,8 @@ TEMPLATE = (
 FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
-def tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
-    """Byte-level pairs, as the tokenizers of Qwen3 and Llama 3 are."""
+def tokenizer(vocabulary: int = 320, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
+    """Byte-level pairs, as the tokenizers of Qwen3 and Llama 3 are. Base models end with another token than their chat template."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -35,7 +35,7 @@ def tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     made.train_from_iterator([WORDS], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=special[1:2],
+        tokenizer_object=made, eos_token=eos, pad_token="<|endoftext|>", additional_special_tokens=special[1:2],
         chat_template=TEMPLATE,
     )  # fmt: skip
 
@@ -49,9 +49,10 @@ def _config(family: str, vocabulary: int, hidden: int):
 
 
 def save_model(folder: Path, family: str, seed: int, kind: str = "language", hidden: int = 32, vocabulary: int = 320) -> Path:
-    """kind: language or reward. The folder is as one of the Hub: weights, config, tokenizer."""
-    words = tokenizer(vocabulary)
+    """kind: base, language or reward. The folder is as one of the Hub: weights, config, tokenizer."""
+    words = tokenizer(vocabulary, "<|endoftext|>" if kind == "base" else "<|im_end|>")
     config = _config(family, len(words), hidden)
+    config.eos_token_id = words.eos_token_id
     if kind == "reward":
         config.num_labels = 1
     auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
@@ -137,7 +138,7 @@ resamples = 100
 
 def save_hub(folder: Path, family: str) -> dict[str, Path]:
     """All that a profile names: models by kind, prompt sets by objective."""
-    base = save_model(folder / "base", family, 0)
+    base = save_model(folder / "base", family, 0, "base")
     return {
         "base": base,
         "instruct": save_model(folder / "instruct", family, 1),

@@ -181,7 +181,7 @@ def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
     steering = Steering(values, EntropyGate(1.2), beta=2.0)
     model = subject.language_model("base", "qwen3")
     expected = generate(
-        model, hub.tokenizer(), subject.encode(chats, "base"), steering, max_new_tokens=8,
+        model, subject.tokenizer, subject.encode(chats, "base"), steering, max_new_tokens=8,
         value_prompts=subject.encode(chats, "value-mean"), progress=False,
     )  # fmt: skip
     assert rows["steered"].tolist() == [int(g.steered.sum()) for g in expected]
@@ -244,6 +244,9 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
     training = ["--backbone", str(places["base"]), "--data", str(data), "--output", str(value_model), "--heldout", "0.25"]
     assert train_value_model.main([*training, "--epochs", "1", "--learning-rate", "1e-2"]) == 0
     profile = project(family, places | {"values": value_model})
+    path = tmp_path / "profiles/tiny.toml"  # a model that was trained here brings its tokenizer, and names its backbone
+    path.write_text(path.read_text().replace(f'backbone = "{places["base"]}"', 'backbone = ""'))
+    profile = load_profile("tiny")
     assert main(["figure2", "--profile", "tiny", "--batch-size", "4"]) == 0
     printed = capsys.readouterr().out
     assert "tiny: 5 models at hand; cpu, float32, batches of 4" in printed
@@ -255,6 +258,7 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
     provenance = json.loads((folder / "figure2.json").read_text())
     assert provenance["models"]["value-mean"]["id"] == str(value_model)
     assert provenance["prompts_skipped"] == {"harmlessness": 1, "helpfulness": 0, "honesty": 0}
+    assert provenance["models"]["value-mean"]["backbone"] == ""
     assert (provenance["device"], provenance["dtype"], provenance["batch_size"]) == ("cpu", "float32", 4)
     assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
     assert main(["figure2", "--profile", "tiny"]) == 0

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import measure, probes
 from benchmarks.cells import CALIBRATED, Cell
+from benchmarks.lab.replicate import Replicate, ended
 from benchmarks.measure import gate_of, shared_costs, steering_of, threshold
 from benchmarks.profile import load_profile
 from sia import (
@@ -37,9 +38,16 @@ CELL = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=
 
 
 class Lab:
-    """As much of a replicate as is asked for."""
+    """As much of a replicate as is asked for; its prompts are token ids."""
 
     profile = SMOKE
+    reward_strength = Replicate.reward_strength
+
+    def encode(self, prompts, kind):
+        return prompts
+
+    def conversations(self, prompts, responses, kind):
+        return [[*p, *ended(r)] for p, r in zip(prompts, responses, strict=True)]
 
     def scale(self, kind):
         return {"mean": 0.0, "sd": 4.0}
@@ -126,7 +134,7 @@ def test_the_best_try_is_the_earliest_of_highest_reward(models, monkeypatch):
     rewards = iter([np.array([1.0, 5.0]), np.array([2.0, 5.0]), np.array([2.0, 4.0])])
     monkeypatch.setattr(measure, "trajectory_rewards", lambda model, sequences: next(rewards))
     tries = [generate(models["base"], TOKENIZER, tiny.prompts(2), max_new_tokens=3, seed=s, progress=False) for s in range(3)]
-    best = measure.choose_best(tries, tiny.prompts(2), models["reward"])
+    best = measure.choose_best(Lab(), tries, tiny.prompts(2))
     assert best[0] is tries[1][0]
     assert best[1] is tries[0][1]
 

@@ -66,6 +66,7 @@ def write(folder: Path, name: str, content: str) -> Path:
         ("shp", "s.jsonl", '{"history": "title", "labels": 1}\n{"history": "title", "labels": 0}\n', ["title"]),
         ("wildguardmix", "w.jsonl", '{"prompt": "w", "response": null}\n', ["w"]),
         ("hex-phi", "category_1.csv", '"one, two"\nthree\n', ["one, two", "three"]),
+        ("hex-phi", "with_header.csv", "category,prompt\n1,one\n2,two\n", ["one", "two"]),
     ],
 )
 def test_files_of_the_public_form(tmp_path, name, file, content, expected):
@@ -104,6 +105,7 @@ def test_dialogues():
         ("advbench={folder}/empty.csv", ValueError, "empty.csv is empty"),
         ("advbench={folder}/headers.csv", ValueError, "headers.csv has a header and no rows"),
         ("alpaca-eval={folder}/broken.json", ValueError, "broken.json cannot be read as json: "),
+        ("advbench={folder}/numbers.csv", ValueError, "numbers.csv is no copy of advbench: the column goal must hold texts, got 1"),
         ("alpaca-eval={folder}/notes.txt", ValueError, "must be of one form"),
         ("alpaca-eval={folder}/torn.jsonl.gz", ValueError, "torn.jsonl.gz cannot be read as json: "),
     ],
@@ -114,6 +116,7 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "headers.csv", "goal,target\n")
     write(tmp_path, "broken.json", '[{"instruction": ')
     write(tmp_path, "notes.txt", "hello")
+    write(tmp_path, "numbers.csv", "goal,target\n1,2\n")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n' * 100)[:40])
     with pytest.raises(error, match=message):
         load_prompts(source.format(folder=tmp_path))
@@ -125,7 +128,9 @@ def test_a_set_of_the_hub_that_cannot_be_had(monkeypatch):
 
     monkeypatch.setattr("benchmarks.hub.prompts.load_dataset", refuse)
     for name, prompt_set in PROMPT_SETS.items():
-        with pytest.raises(FileNotFoundError, match=f"the prompt set {name} cannot be had: {prompt_set.hub_id} is not in the cache "):
+        with pytest.raises(
+            FileNotFoundError, match=f"the data set {name} cannot be had: {prompt_set.hub_id} is not in the cache .*offline"
+        ):
             load_prompts(name)
 
 

@@ -378,3 +378,25 @@ def test_eager_and_sdpa_backbones_give_the_same_values():
     options = {"max_new_tokens": 8, "progress": False}
     a, b = (generate(MODEL, TOKENIZER, prompts, Steering(v, EveryToken(), 2.0), **options) for v in (values, eager))
     assert [g.token_ids.tolist() for g in a] == [g.token_ids.tolist() for g in b]
+
+
+@pytest.mark.parametrize("caches", [True, False])
+def test_other_end_tokens_are_read_as_the_reward_models_own(monkeypatch, caches):
+    """A base model and a chat's reward model end in different tokens: both ways a response is worth the same."""
+    monkeypatch.setattr(RewardScorer, "caches", property(lambda self: caches))
+    model, stop = tiny.reward_model("qwen3"), 5
+    plain, told = RewardScorer(model), RewardScorer(model, stop_tokens=[stop])
+    rows, said = torch.arange(2), torch.tensor([[7, 8], [9, 7]])
+    sessions = [scorer.begin([[10, 11], [12]], 6) for scorer in (plain, told)]
+    expected, found = (
+        session.score(rows, said, torch.tensor([[end, 20, 21]] * 2)) for session, end in zip(sessions, (tiny.EOS, stop), strict=True)
+    )
+    torch.testing.assert_close(found, expected)
+    ended = torch.tensor([[7, 8, 9], [9, 7, 0]])
+    lengths = torch.tensor([3, 2])
+    for end, session in zip((tiny.EOS, stop), sessions, strict=True):
+        closed = torch.cat([ended, ended[:, -1:]], 1)
+        closed[0, 3], closed[1, 2] = end, end
+        rates = session.rate(rows, closed, lengths + 1)
+        expected_rates = plain.begin([[10, 11], [12]], 6).rate(rows, ended, lengths)
+        torch.testing.assert_close(rates, expected_rates, atol=1e-5, rtol=1e-5)

@@ -279,7 +279,7 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
     monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": figure3})
     rows = figure3.collect(SMOKE, range(2), FakeResults(SMOKE))
-    tables.write_table(SMOKE, "figure3", rows, figure3.summarize(rows, SMOKE), range(2), 1.0)
+    tables.write_table(SMOKE, "figure3", rows, figure3.summarize(rows, SMOKE), range(2), 1.0, {})
     return tmp_path
 
 
@@ -327,7 +327,11 @@ def test_provenance_says_where_the_numbers_come_from(table):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure2", "--profile", "nope"], "error: unknown profile 'nope', expected one of: architectures, lab, llama-3.1-8b, "),
+        (
+            ["figure2", "--profile", "nope"],
+            "error: unknown profile 'nope', expected one of: architectures, lab, llama-3.1-8b, llama-3.2-1b, "
+            "llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
+        ),
         (["reproduce", "--replicates", "9"], "error: replicates must be 1 to 3 for the profile lab, got 9"),
     ],
 )

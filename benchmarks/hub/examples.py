@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-from datasets import load_dataset
-
-from benchmarks.hub.prompts import Chat, dialogue, question, read_files
+from benchmarks.hub.prompts import Chat, dialogue, from_hub, question, read_files
 
 Example = tuple[Chat, str]
 
@@ -29,6 +26,8 @@ class ExampleSet:
     read: Callable[[dict], Iterator[Example]]
     config: str | None = None
     data_dir: str | None = None
+    file: str = ""
+    split: str = "train"
 
 
 def _pair(prompt: str | None, response: str | None) -> Iterator[Example]:
@@ -44,7 +43,7 @@ def _completions(row: dict) -> Iterator[Example]:
 
 
 def _last_answers(row: dict) -> Iterator[Example]:
-    for text in (row["chosen"], row["rejected"]):
+    for text in (row["chosen"] or "", row["rejected"] or ""):
         chat = dialogue(text)
         answer = text.rpartition("\n\nAssistant:")[2].strip()
         if chat and answer and "\n\nHuman:" not in answer:
@@ -58,7 +57,10 @@ EXAMPLE_SETS = {
     "ultrafeedback": ExampleSet("openbmb/UltraFeedback", ("source", "instruction", "completions"), _completions),
     "hh-rlhf": ExampleSet("Anthropic/hh-rlhf", ("chosen", "rejected"), _last_answers, data_dir="harmless-base"),
     "alpaca-eval": ExampleSet(
-        "tatsu-lab/alpaca_eval", ("instruction", "output"), lambda row: _pair(row["instruction"], row["output"]), "alpaca_eval"
+        "tatsu-lab/alpaca_eval",
+        ("instruction", "output"),
+        lambda row: _pair(row["instruction"], row["output"]),
+        file="alpaca_eval.json",
     ),
 }
 
@@ -73,24 +75,16 @@ def load_examples(source: str) -> list[Example]:
         raise ValueError(f"unknown data {name!r}, expected one of: {', '.join(EXAMPLE_SETS)} (or NAME=FILE for a local copy)")
     example_set = EXAMPLE_SETS[name]
     where = path or example_set.hub_id
-    if path:
-        table = read_files(Path(path))
-    else:
-        try:
-            options = {"data_dir": example_set.data_dir} if example_set.data_dir else {}
-            parts = load_dataset(example_set.hub_id, example_set.config, **options)
-            table = parts["train"] if "train" in parts else next(iter(parts.values()))
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"the data {name} cannot be had: {example_set.hub_id} is not in the cache {datasets.config.HF_DATASETS_CACHE} and cannot "
-                f"be downloaded; a local copy is named as {name}=FILE"
-            ) from error
+    table = read_files(Path(path)) if path else from_hub(name, example_set, example_set.split)
     missing = [column for column in example_set.columns if column not in table.column_names]
     if missing:
         raise ValueError(
             f"{where} is no copy of {name}: expected the columns {', '.join(example_set.columns)}, found {', '.join(table.column_names)}"
         )
-    examples = [example for row in table for example in example_set.read(row)]
+    try:
+        examples = [example for row in table for example in example_set.read(row)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} is no copy of {name}: a row is of another form ({type(error).__name__}: {error})") from error
     if not examples:
         raise ValueError(f"{where} has no prompts with responses")
     return examples

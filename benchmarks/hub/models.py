@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.cells import ARGS, OBJECTIVES, ROLLOUT, Cell
@@ -22,20 +21,25 @@ from benchmarks.lab.training import trajectory_rewards
 from benchmarks.profile import Hardware, HubProfile, Source, digest
 from sia import Generation, Never, RewardScorer, RolloutScorer, Steering, ValueModel, generate
 from sia.gates import Signal
+from sia.inputs import eos_token_ids
 from sia.scoring import Scorer
 
 REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
 GIB = 2**30
+NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]  # the same weights in other formats
 
 
-def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batch_size: int = 0) -> Hardware:
+def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batch_size: int = 0, gpus: int | None = None) -> Hardware:
     """What there is, where nothing is said: a GPU in bfloat16, else the processor in float32; the profile's batch, or what should fit.
+
+    gpus: how many a cluster has; None asks this machine.
 
     Errors: ValueError for a device that is not there, an unknown dtype, a batch below 1.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    there = torch.cuda.is_available() if gpus is None else gpus > 0
+    device = device or ("cuda" if there else "cpu")
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+    if device not in ("cpu", "cuda") or (device == "cuda" and not there):
         raise ValueError(f"device must be cpu, or cuda where there is a GPU, got {device!r}")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
@@ -43,7 +47,9 @@ def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batc
         raise ValueError(f"batch size must be at least 1, got {batch_size}")
     if not batch_size:
         # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside the models themselves
-        room = torch.cuda.get_device_properties(0).total_memory / 4 if device == "cuda" else 2 * GIB
+        room = 2 * GIB
+        if device == "cuda":  # of a cluster's GPUs, what the smallest usual ones have
+            room = torch.cuda.get_device_properties(0).total_memory / 4 if gpus is None else 10 * GIB
         per_response = 2 * 150 * 1024 * (profile.prompts.longest // 4 + profile.decoding.max_new_tokens)
         batch_size = int(np.clip(room // per_response, 1, profile.decoding.batch_size))
     return Hardware(device, dtype, batch_size)
@@ -63,12 +69,15 @@ def fetch(source: Source) -> Source:
         raise FileNotFoundError(f"no model in {source.id}: there is no such folder, and a Hub id has the form owner/name")
     try:
         patterns = [f"{source.subfolder}/*"] if source.subfolder else None
-        folder = Path(snapshot_download(source.id, revision=source.revision, allow_patterns=patterns))
-    except (OSError, LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        folder = Path(snapshot_download(source.id, revision=source.revision, allow_patterns=patterns, ignore_patterns=NOT_NEEDED))
+    except Exception as error:  # the Hub's client lets many kinds through: no network, a proxy, no such model, no access to a gated one
+        cause = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
             f"{where} is missing: it is not in the cache {constants.HF_HUB_CACHE} and cannot be downloaded from the Hub "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}: {cause})"
         ) from error
+    if not (folder / source.subfolder).is_dir():
+        raise FileNotFoundError(f"{where} is missing: {source.id} has no such subfolder at this revision")
     return replace(source, revision=folder.name)
 
 
@@ -78,8 +87,9 @@ def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
     for kind in dict.fromkeys(kinds):
         source = fetch(profile.models[kind])
         if source.backbone:
-            backbone = fetch(Source(source.backbone))
-            source = replace(source, backbone=source.backbone if Path(backbone.id).is_dir() else f"{backbone.id}@{backbone.revision}")
+            name, _, revision = source.backbone.partition("@")
+            backbone = fetch(Source(name, revision or "main"))
+            source = replace(source, backbone=name if Path(name).is_dir() else f"{name}@{backbone.revision}")
         fetched[kind] = source
     return replace(profile, models=profile.models | fetched)
 
@@ -107,6 +117,16 @@ def fingerprint(source: Source) -> list:
     return [asdict(source), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
 
 
+# What chat templates that write today's date are given instead: a prompt must not change from day to day.
+DATE = "26 Jul 2024"
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, chats: Iterable, answered: bool = False, **options) -> list[list[int]]:
+    """Token ids of chats in a tokenizer's own template, open for an answer or answered. options: of the template."""
+    options |= {"tokenize": False, "add_generation_prompt": not answered, "date_string": DATE}
+    return tokenizer([tokenizer.apply_chat_template(list(chat), **options) for chat in chats], add_special_tokens=False).input_ids
+
+
 def kinds_of(cell: Cell) -> list[str]:
     """The models that a cell needs."""
     kinds = ["base", cell.model, EVALUATION_REWARD]
@@ -120,7 +140,15 @@ class HubModels:
     """What is measured under a Hub profile; `profile.hardware` says on what."""
 
     profile: HubProfile
-    models_kept = 4  # that a worker keeps at hand, its GPU's memory being what it is
+
+    @property
+    def models_kept(self) -> int:
+        """How many a worker keeps at hand: on a GPU as many of the largest as fill two thirds of it, but two at least."""
+        if self.profile.hardware.device == "cpu":
+            return 8
+        largest = max(source.billions for source in self.profile.models.values())
+        bytes_each = 2e9 * largest or GIB
+        return max(2, int(torch.cuda.get_device_properties(0).total_memory * 2 / 3 / bytes_each))
 
     def digest_of(self, cell: Cell) -> str:
         """Of all that decides what the models of a cell say, and to which prompts."""
@@ -169,18 +197,13 @@ class HubModels:
         """Token ids of prompts for a kind of model, in its own template. Rollouts are read, and made, in the reward model's."""
         if kind.startswith("base"):
             return self.tokenizer([plain_text(chat) for chat in chats]).input_ids
-        kind = REWARD if kind == ROLLOUT else kind
-        tokenizer = tokenizer_of(self.profile.models[kind])
-        thinking = {"enable_thinking": False} if kind.startswith("instruct") else {}
-        texts = [tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True, **thinking) for chat in chats]
-        return tokenizer(texts, add_special_tokens=False).input_ids
+        tokenizer = tokenizer_of(self.profile.models[REWARD if kind == ROLLOUT else kind])
+        return chat_ids(tokenizer, chats, **({"enable_thinking": False} if kind.startswith("instruct") else {}))
 
     def conversations(self, chats: Sequence[Chat], responses: Sequence[Generation], kind: str) -> list[list[int]]:
         """Token ids of prompts with their responses in a reward model's own template; the tokenizers may differ."""
-        tokenizer = tokenizer_of(self.profile.models[kind])
-        whole = [[*chat, {"role": "assistant", "content": r.text}] for chat, r in zip(chats, responses, strict=True)]
-        texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in whole]
-        return tokenizer(texts, add_special_tokens=False).input_ids
+        whole = ([*chat, {"role": "assistant", "content": r.text}] for chat, r in zip(chats, responses, strict=True))
+        return chat_ids(tokenizer_of(self.profile.models[kind]), whole, answered=True)
 
     def respond(
         self,
@@ -218,15 +241,17 @@ class HubModels:
         name, options = place(self.profile.models[kind])
         return RewardScorer.from_pretrained(name, tokenizer_of(self.profile.models[kind]).eos_token_id, **options, **self._options()).model
 
-    def scorer(self, kind: str, family: str) -> Scorer:
-        """What values candidates: a value model, ARGS or Transfer Q*."""
-        source = self.profile.models.get(kind)
+    def scorer(self, kind: str, family: str, language_model: Callable, reward_model: Callable) -> Scorer:
+        """What values candidates: a value model, ARGS or Transfer Q*, these over models at hand."""
         if kind in (ARGS, ROLLOUT):
-            reward = RewardScorer(self.reward_model(REWARD), tokenizer_of(self.profile.models[REWARD]).eos_token_id)
+            model, tokenizer = language_model("base", family), tokenizer_of(self.profile.models[REWARD])
+            ends = eos_token_ids(model.generation_config, self.tokenizer.eos_token_id)
+            reward = RewardScorer(reward_model(REWARD), tokenizer.eos_token_id, ends)
             if kind == ARGS:
                 return reward
             sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
-            return RolloutScorer(self.language_model("base", family), reward, sweep.rollout_tokens, candidates=candidates)
+            return RolloutScorer(model, reward, sweep.rollout_tokens, candidates=candidates)
+        source = self.profile.models[kind]
         name, options = place(source)
         backbone, _, revision = source.backbone.partition("@")
         if revision:

@@ -12,11 +12,14 @@ wildguardmix  Han et al., "WildGuard: open one-stop moderation tools for safety 
 
 from __future__ import annotations
 
+import csv
+import gzip
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import datasets
 from datasets import Dataset, load_dataset
@@ -29,14 +32,16 @@ FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Where a set is on the Hub, and in which of `columns` (the first that there is) its prompts are. dialogue: they are whole dialogues
-    of Human and Assistant, the last answer of which is cut off. headless: its local CSV files have no header, one prompt a line."""
+    """Where a set is on the Hub, and in which of `columns` (the first that there is) its prompts are. file: which of its files, where it
+    has a script instead of tables. dialogue: they are whole dialogues of Human and Assistant, the last answer of which is cut off.
+    headless: its local CSV files may have no header, one prompt a line."""
 
     hub_id: str
     split: str
     columns: tuple[str, ...]
     config: str | None = None
     data_dir: str | None = None
+    file: str = ""
     dialogue: bool = False
     headless: bool = False
 
@@ -44,7 +49,7 @@ class PromptSet:
 PROMPT_SETS = {
     "advbench": PromptSet("walledai/AdvBench", "train", ("goal", "prompt")),
     "hex-phi": PromptSet("LLM-Tuning-Safety/HEx-PHI", "all", ("prompt", "Instruction", "instruction"), headless=True),
-    "alpaca-eval": PromptSet("tatsu-lab/alpaca_eval", "eval", ("instruction",), config="alpaca_eval"),
+    "alpaca-eval": PromptSet("tatsu-lab/alpaca_eval", "train", ("instruction",), file="alpaca_eval.json"),
     "truthfulqa": PromptSet("truthfulqa/truthful_qa", "validation", ("question", "Question"), config="generation"),
     "hh-rlhf": PromptSet("Anthropic/hh-rlhf", "test", ("chosen",), data_dir="harmless-base", dialogue=True),
     "shp": PromptSet("stanfordnlp/SHP", "test", ("history",)),
@@ -62,23 +67,27 @@ def load_prompts(source: str) -> list[Chat]:
     if name not in PROMPT_SETS:
         raise ValueError(f"unknown prompt set {name!r}, expected one of: {', '.join(PROMPT_SETS)} (or NAME=FILE for a local copy)")
     prompt_set = PROMPT_SETS[name]
-    table = read_files(Path(path), prompt_set.headless) if path else _from_hub(name, prompt_set)
+    columns = prompt_set.columns if prompt_set.headless else ()
+    table = read_files(Path(path), columns) if path else from_hub(name, prompt_set, prompt_set.split)
     where = path or prompt_set.hub_id
     column = next((column for column in prompt_set.columns if column in table.column_names), None)
-    if prompt_set.headless and path and table.column_names == ["0"]:
-        column = "0"
     if column is None:
         wanted = " or ".join(prompt_set.columns)
         raise ValueError(f"{where} is no copy of {name}: expected a column {wanted}, found {', '.join(table.column_names)}")
-    chats = (dialogue(text) if prompt_set.dialogue else question(text) for text in table[column])
+    texts = table[column]
+    other = next((text for text in texts if text is not None and not isinstance(text, str)), None)
+    if other is not None:
+        raise ValueError(f"{where} is no copy of {name}: the column {column} must hold texts, got {other!r}")
+    chats = (dialogue(text) if prompt_set.dialogue else question(text) for text in texts)
     found = list(dict.fromkeys(tuple((turn["role"], turn["content"]) for turn in chat) for chat in chats if chat))
     if not found:
         raise ValueError(f"{where} has no prompts")
     return [tuple({"role": role, "content": content} for role, content in chat) for chat in found]
 
 
-def read_files(path: Path, headless: bool = False) -> Dataset:
-    """A file, or all files of a folder, as one table. headless: CSV files without a header, whose columns are called "0", "1", …
+def read_files(path: Path, columns: Sequence[str] = ()) -> Dataset:
+    """A file, or all files of a folder, as one table. columns: CSV files whose first line has none of these names have no header, and one
+    column, which gets the first of the names.
 
     Errors: FileNotFoundError where there is nothing, ValueError for a file of another form, or a damaged one.
     """
@@ -92,7 +101,9 @@ def read_files(path: Path, headless: bool = False) -> Dataset:
     if empty:
         raise ValueError(f"{empty[0]} is empty")
     (kind,) = kinds
-    options = {"header": None, "names": ["0"]} if headless and kind == "csv" else {}
+    options = {}
+    if kind == "csv" and columns and not set(columns) & set(_first_row(files[0])):
+        options = {"header": None, "names": [columns[0]]}
     try:
         return load_dataset(kind, data_files=[str(file) for file in files], split="train", **options)
     except (DatasetGenerationError, ValueError, OSError, EOFError) as error:
@@ -102,21 +113,39 @@ def read_files(path: Path, headless: bool = False) -> Dataset:
         raise ValueError(f"{path} cannot be read as {kind}: {str(cause).strip().splitlines()[0]}") from error
 
 
+def _first_row(file: Path) -> list[str]:
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", errors="replace") as lines:
+        return next(csv.reader(lines), [])
+
+
 def _format(file: Path) -> str | None:
     return FORMATS.get(Path(file.name.removesuffix(".gz")).suffix)
 
 
-def _from_hub(name: str, prompt_set: PromptSet) -> Dataset:
+class OnHub(Protocol):
+    """What a data set of the Hub is known by."""
+
+    hub_id: str
+    config: str | None
+    data_dir: str | None
+    file: str
+
+
+def from_hub(name: str, where: OnHub, split: str) -> Dataset:
+    """A split of a data set, or "all" of them. Errors: FileNotFoundError, in one sentence, if it cannot be had."""
     try:
-        options = {"data_dir": prompt_set.data_dir} if prompt_set.data_dir else {}
-        if prompt_set.split == "all":
-            parts = load_dataset(prompt_set.hub_id, prompt_set.config, **options)
-            return datasets.concatenate_datasets([parts[split] for split in sorted(parts)])
-        return load_dataset(prompt_set.hub_id, prompt_set.config, split=prompt_set.split, **options)
-    except (OSError, ValueError) as error:  # no network, no such data set, no access to a gated one
+        if where.file:
+            return load_dataset("json", data_files=f"hf://datasets/{where.hub_id}/{where.file}", split=split)
+        options = {"data_dir": where.data_dir} if where.data_dir else {}
+        if split == "all":
+            parts = load_dataset(where.hub_id, where.config, **options)
+            return datasets.concatenate_datasets([parts[part] for part in sorted(parts)])
+        return load_dataset(where.hub_id, where.config, split=split, **options)
+    except Exception as error:  # the Hub's client lets many kinds through: no network, a proxy, no such set, no access to a gated one
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"the prompt set {name} cannot be had: {prompt_set.hub_id} is not in the cache {datasets.config.HF_DATASETS_CACHE} and "
-            f"cannot be downloaded; a local copy is named as {name}=FILE in the profile"
+            f"the data set {name} cannot be had: {where.hub_id} is not in the cache {datasets.config.HF_DATASETS_CACHE} and cannot be "
+            f"downloaded ({cause}); a local copy is named as {name}=FILE"
         ) from error
 
 

@@ -174,17 +174,17 @@ class Replicate:
         """Token ids of prompts with their responses, as a reward model of this kind reads them: ended."""
         return [[*p, *ended(r)] for p, r in zip(encode_prompts(self.tokenizer, prompts), responses, strict=True)]
 
-    def scorer(self, kind: str, family: str) -> Scorer:
-        """What values candidates: a value model, or one of the other scorers."""
+    def scorer(self, kind: str, family: str, language_model: Callable, reward_model: Callable) -> Scorer:
+        """What values candidates: a value model, or one of the other scorers, these over models at hand."""
         if kind == AUTOREGRESSIVE:
-            return AutoregressiveScorer(self.language_model(kind, family))
+            return AutoregressiveScorer(language_model(kind, family))
         if kind not in (ARGS, ROLLOUT):
             return self.value_model(kind, family)
-        reward = RewardScorer(self.reward_model(REWARD))
+        reward = RewardScorer(reward_model(REWARD))
         if kind == ARGS:
             return reward
         sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
-        return RolloutScorer(self.language_model("base", family), reward, sweep.rollout_tokens, candidates=candidates)
+        return RolloutScorer(language_model("base", family), reward, sweep.rollout_tokens, candidates=candidates)
 
     @property
     def batch_size(self) -> int:

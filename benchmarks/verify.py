@@ -1,0 +1,141 @@
+"""Whether what is committed belongs together: `make verify`.
+
+Of every profile under results/: each table is the file that its provenance describes and was measured under today's profile; its summary
+follows from its rows; the verdicts follow from the summaries; each figure was drawn from the table that is
+there, and is the file that was drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import claims, tables
+from benchmarks.profile import PROFILES, Profile, load_profile, profile_digest
+from benchmarks.store import read_frame
+
+KEYS = {"command", "git_commit", "packages", "hardware", "profile", "profile_digest", "code_digest", "replicates", "seeds", "wall_seconds",
+        "intervals", "sha256"}  # fmt: skip
+TOLERANCE = 1.5e-4  # numbers are written with four digits
+
+
+def verify_all(figures: Mapping[str, ModuleType]) -> int:
+    """Checks every profile that has results and a file of its own, says what was checked, and each fault in a line. Exit code: 0, or 2."""
+    checked, faults = 0, []
+    for folder in sorted(path for path in tables.RESULTS.iterdir() if path.is_dir()):
+        if not (PROFILES / f"{folder.name}.toml").exists() or not list(folder.glob("*.json")):
+            continue
+        if folder.name == "architectures":
+            found = [("cost", _hashes(folder, "cost"))]
+        else:
+            found = list(verify_profile(load_profile(folder.name), figures))
+        checked += len(found)
+        faults += [f"{folder.name}/{name}: {fault}" for name, many in found for fault in many]
+    for fault in faults:
+        print(f"fault: {fault}")
+    print(f"verify: {checked} tables checked, {len(faults)} faults")
+    return 2 if faults else 0
+
+
+def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Iterator[tuple[str, list[str]]]:
+    """Each table of the profile, with what is wrong with it."""
+    names = [path.stem for path in sorted(tables.folder(profile).glob("*.json"))]
+    drawn_path = tables.FIGURES / profile.name / tables.DRAWN
+    drawn = json.loads(drawn_path.read_text(encoding="utf-8")) if drawn_path.exists() else {}
+    for name in names:
+        faults = _hashes(tables.folder(profile), name)
+        if not faults:
+            faults = [
+                *_provenance(profile, name),
+                *_summary(profile, name, figures),
+                *(_drawing(profile, name, drawn) if name in figures else []),
+            ]
+        yield name, faults
+    if names:
+        yield "claims", _verdicts(profile, figures)
+
+
+def _hashes(folder: Path, name: str) -> list[str]:
+    try:
+        provenance = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return [f"{name}.json is no readable JSON"]
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("sha256"), dict) or not provenance["sha256"]:
+        return [f"{name}.json names no files with their hashes"]
+    wrong = [
+        file for file, expected in provenance["sha256"].items() if not (folder / file).exists() or tables.sha256(folder / file) != expected
+    ]
+    return [f"{file} is missing or not the file that {name}.json describes" for file in wrong]
+
+
+def _provenance(profile: Profile, name: str) -> list[str]:
+    provenance = tables.read_provenance(profile, name)
+    faults = [f"{name}.json does not say {key}" for key in sorted(KEYS - set(provenance))]
+    if provenance.get("profile_digest") != profile_digest(profile):
+        faults.append(f"it was measured under other settings than profile {profile.name} has now")
+    if "+changes" in provenance.get("git_commit", ""):
+        faults.append("it was measured by sources that were never committed")
+    return faults
+
+
+def _summary(profile: Profile, name: str, figures: Mapping[str, ModuleType]) -> list[str]:
+    """The CSV against a summary made anew from the rows."""
+    rows = tables.folder(profile) / f"{name}.parquet"
+    if not rows.exists() or name not in figures:
+        return []
+    text = figures[name].summarize(read_frame(rows), profile).to_csv(index=False)
+    return _differences(pd.read_csv(io.StringIO(text)), pd.read_csv(tables.folder(profile) / f"{name}.csv"), f"{name}.csv", "its rows")
+
+
+def _differences(made: pd.DataFrame, found: pd.DataFrame, what: str, source: str) -> list[str]:
+    if list(made.columns) != list(found.columns) or len(made) != len(found):
+        return [f"{what} has other rows or columns than follow from {source}"]
+    for column in made:
+        one, other = made[column], found[column]
+        if pd.api.types.is_numeric_dtype(one) and pd.api.types.is_numeric_dtype(other):
+            same = np.allclose(one.astype(float), other.astype(float), rtol=1e-6, atol=TOLERANCE, equal_nan=True)
+        else:
+            same = _texts(one) == _texts(other)
+        if not same:
+            return [f"the column {column} of {what} does not follow from {source}"]
+    return []
+
+
+def _texts(column: pd.Series) -> list[str]:
+    """Numbers by replicate are compared with three digits."""
+    return ["|".join(_rounded(part) for part in str(value).split("|")) for value in column]
+
+
+def _rounded(text: str) -> str:
+    try:
+        return f"{float(text):.3f}"
+    except ValueError:
+        return text
+
+
+def _drawing(profile: Profile, name: str, drawn: dict) -> list[str]:
+    if name not in drawn:
+        return [f"no figure of {name} was drawn"]
+    faults = []
+    if drawn[name]["table"] != tables.sha256(tables.folder(profile) / f"{name}.csv"):
+        faults.append(f"the figure of {name} was drawn from another table")
+    for file, expected in drawn[name]["files"].items():
+        path = tables.FIGURES / profile.name / file
+        if not path.exists() or tables.sha256(path) != expected:
+            faults.append(f"{file} is missing or not what was drawn")
+    return faults
+
+
+def _verdicts(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+    path = tables.folder(profile) / "claims.csv"
+    if not path.exists():
+        return ["claims.csv is missing"]
+    there = [name for name in figures if tables.has_table(profile, name) and not _hashes(tables.folder(profile), name)]
+    made = claims.verdicts({name: tables.read_table(profile, name)[0] for name in there}, claims.claims_for(profile))
+    return _differences(pd.read_csv(io.StringIO(made.to_csv(index=False))), pd.read_csv(path), "claims.csv", "the tables")
