@@ -184,7 +184,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axis.set(xlabel="β", ylabel=label)
             axis.set_title(title.format(loss=style.LOSSES[value_model]), loc="left")
         axes[i, 1].set_yscale("symlog", linthresh=0.01)
-        axes[i, 1].set_ylim(bottom=0)
+        axes[i, 1].set_ylim(0, 2 * grid.loc[grid["metric"] == "kl_per_token", "high"].max())
         axes[i, -2].set(xlabel="β", ylabel="share of tokens steered")
         axes[i, -2].set_title(score, loc="left")
         axes[i, -1].set(xlabel="KL per response (nats)", ylabel=score)

@@ -331,7 +331,7 @@ def test_positions_beyond_the_first_64_have_their_own_bits():
     tokens = pd.DataFrame(
         {"objective": "honesty", "prompt": 0, "seed": 0, "step": range(70), "junction": [i in (3, 63, 64, 69) for i in range(70)]}
     )
-    row = figure5._by_response(tokens)
+    row = figure5._by_response(tokens, 80)
     assert [p for p in range(80) if figure5._bit(row, p)[0]] == [3, 63, 64, 69]
     assert row["tokens"].tolist() == [70]
 
@@ -358,7 +358,7 @@ def test_entropy_around_junctions_stays_within_the_response():
 
 def test_words_are_those_of_the_tokenizer():
     tokenizer = build_tokenizer(World(WorldConfig()).words)
-    assert [words.word(i) for i in range(len(tokenizer))] == tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    assert [words.word(SMOKE, i) for i in range(len(tokenizer))] == tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
 
 
 def test_the_gain_of_a_step_is_what_its_definition_says():
