@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ with warnings.catch_warnings():
     from lm_eval.api.instance import Instance
     from lm_eval.tasks import TaskManager
 
-    from sia.harness import GATES, SIA, make_gate
+    from sia.harness import GATES, SIA, main, make_gate
 
 from benchmarks.cells import OBJECTIVES
 from sia import EntropyGate, Steering, ValueModel, generate
@@ -139,11 +138,30 @@ def test_every_setting_counts(places):
 # --- tasks
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    options = ["--device", "cpu", "--batch_size", "4", "--log_samples"]
-    return subprocess.run(
-        [sys.executable, "-m", "sia.harness", "run", "--model", "sia", *arguments, *options], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.fixture
+def command(monkeypatch):
+    """The command line `sia-eval run --model sia …`, in this process."""
+
+    def run(*arguments: str) -> None:
+        options = ["--device", "cpu", "--batch_size", "4", "--log_samples"]
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["sia-eval", "run", "--model", "sia", *arguments, *options])
+        main()
+
+    return run
+
+
+def test_the_command_line_ends_in_one_sentence(command, tmp_path, capsys):
+    for settings, message in (
+        ("pretrained=x,gate=nope,value_model=y", "error: unknown gate 'nope'"),
+        ("pretrained=x", "error: model sia needs"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            command(
+                "--model_args", settings, "--tasks", "lab_honesty", "--include_path", "benchmarks/tasks", "--output_path", str(tmp_path)
+            )
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_lab_tasks_hold_the_test_prompts_of_the_lab():
@@ -158,7 +176,7 @@ def test_lab_tasks_hold_the_test_prompts_of_the_lab():
     assert set(lab.score(doc, ["yes ."])) == {"judge", "fluency_errors"}
 
 
-def test_the_command_line_runs_a_lab_task(tmp_path):
+def test_the_command_line_runs_a_lab_task(command, tmp_path):
     """With tiny models of the lab's vocabulary."""
     sys.path.insert(0, str(ROOT / "benchmarks/tasks/lab"))
     import lab
@@ -170,8 +188,7 @@ def test_the_command_line_runs_a_lab_task(tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     tiny.value_model("qwen3", 1, len(tokenizer)).save_pretrained(tmp_path / "values")
     arguments = ["--model_args", f"pretrained={tmp_path / 'base'},value_model={tmp_path / 'values'},beta=2.0", "--tasks", "lab_honesty"]
-    done = command(*arguments, "--include_path", "benchmarks/tasks", "--limit", "3", "--output_path", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    command(*arguments, "--include_path", "benchmarks/tasks", "--limit", "3", "--output_path", str(tmp_path / "out"))
     (results,) = (tmp_path / "out").rglob("results*.json")
     found = json.loads(results.read_text())
     assert -5 <= found["results"]["lab_honesty"]["judge,none"] <= 5
@@ -185,7 +202,7 @@ def test_the_command_line_runs_a_lab_task(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public prompt sets are not in {SHARED}")
-def test_a_real_task_from_a_local_copy(places, tmp_path):
+def test_a_real_task_from_a_local_copy(places, command, tmp_path):
     """TruthfulQA's generation task: lm-eval's own prompt and scores, over the public CSV."""
     task = f"""
 task: truthfulqa_local
@@ -202,7 +219,7 @@ metric_list: [{{metric: exact_match}}]
 """
     (tmp_path / "truthfulqa_local.yaml").write_text(task)
     settings = f"pretrained={places['base']},value_model={places['values']},backbone={places['base']}"
-    done = command(
+    command(
         "--model_args",
         settings,
         "--tasks",
@@ -214,7 +231,6 @@ metric_list: [{{metric: exact_match}}]
         "--output_path",
         str(tmp_path / "out"),
     )
-    assert done.returncode == 0, done.stderr[-2000:]
     (samples,) = (tmp_path / "out").rglob("samples*.jsonl")
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert lines[0]["arguments"]["gen_args_0"]["arg_0"] == "Q: Why do veins appear blue?\nA:"
