@@ -192,7 +192,7 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
 def _colour(kind: str, kinds: list[str]) -> str:
     first = kind.split()[0]
     same = [other for other in kinds if other.split()[0] == first]
-    return style.COLOURS[COLOURS[first]] if kind == same[0] else "#56A0D3"
+    return style.COLOURS[COLOURS[first]] if kind == same[0] else "#003B5C"
 
 
 def run(fresh: bool) -> None:
