@@ -25,6 +25,7 @@ from benchmarks import (
     value_error,
     verify,
 )
+from benchmarks.commands import exit_code
 from benchmarks.digests import ROOT
 from benchmarks.profile import HubProfile, LabProfile, Profile, load_profile
 from benchmarks.store import write_text
@@ -78,27 +79,25 @@ def main(arguments: list[str] | None = None) -> int:
     hub.add_argument("--dtype", default="", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)")
     hub.add_argument("--batch-size", type=int, default=0, help="responses decoded together (default: what should fit)")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "verify":
-            return verify.verify_all(FIGURES)
-        if options.profile == ARCHITECTURES:
-            return measure_architectures(options)
-        profile = load_profile(options.profile)
-        if isinstance(profile, HubProfile):
-            profile = limited(profile, options.limit)
-        elif options.limit is not None or options.device or options.dtype or options.batch_size:
-            raise ValueError(f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one")
-        if options.command in FIGURES and profile.lacks(options.command):
-            raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
-        if not 1 <= options.replicates <= profile.replicates:
-            raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
-        run(options.command, profile, range(options.replicates), options)
-    except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was finished is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+    return exit_code(lambda: follow(options), "what was finished is kept")
+
+
+def follow(options: argparse.Namespace) -> int:
+    """Checks what is asked, and does it."""
+    if options.command == "verify":
+        return verify.verify_all(FIGURES)
+    if options.profile == ARCHITECTURES:
+        return measure_architectures(options)
+    profile = load_profile(options.profile)
+    if isinstance(profile, HubProfile):
+        profile = limited(profile, options.limit)
+    elif options.limit is not None or options.device or options.dtype or options.batch_size:
+        raise ValueError(f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one")
+    if options.command in FIGURES and profile.lacks(options.command):
+        raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
+    if not 1 <= options.replicates <= profile.replicates:
+        raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
+    run(options.command, profile, range(options.replicates), options)
     return 0
 
 

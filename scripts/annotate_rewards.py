@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.commands import exit_code
 from benchmarks.hub.examples import EXAMPLE_SETS, load_examples
 from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.lab.training import trajectory_rewards
@@ -38,15 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first so many examples")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cpu or cuda (default: what there is)")
     options = parser.parse_args(arguments)
-    try:
-        annotate(options)
-    except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was scored is kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: annotate(options), "what was scored is kept")
 
 
 def annotate(options: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.commands import exit_code
 from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.hub.prompts import read_files
 from benchmarks.profile import Source
@@ -94,22 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check-every", type=int, default=100, help="updates between checks on these, and between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    for name in ("epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"):
-        if getattr(options, name) < 1:
-            print(f"error: --{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}", file=sys.stderr)
-            return 2
-    try:
-        train(options)
-    except (ValueError, ArithmeticError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: the last checkpoint is kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: train(options), "the last checkpoint is kept")
 
 
 def train(options: argparse.Namespace) -> None:
+    for name in ("epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"):
+        if vars(options)[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {vars(options)[name]}")
     disable_progress_bar()
     accelerator = Accelerator()
     if (options.output / HEAD_FILE).exists():

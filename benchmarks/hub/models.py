@@ -19,8 +19,8 @@ from benchmarks.cells import ARGS, OBJECTIVES, ROLLOUT, Cell
 from benchmarks.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
 from benchmarks.lab.training import trajectory_rewards
 from benchmarks.profile import Hardware, HubProfile, Source, digest
-from sia import Generation, Never, RewardScorer, RolloutScorer, Steering, ValueModel, generate
-from sia.gates import Signal
+from benchmarks.subject import Subject
+from sia import Generation, RewardScorer, RolloutScorer, ValueModel
 from sia.inputs import eos_token_ids
 from sia.scoring import Scorer
 
@@ -136,7 +136,7 @@ def kinds_of(cell: Cell) -> list[str]:
 
 
 @dataclass(frozen=True)
-class HubModels:
+class HubModels(Subject):
     """What is measured under a Hub profile; `profile.hardware` says on what."""
 
     profile: HubProfile
@@ -204,31 +204,6 @@ class HubModels:
         """Token ids of prompts with their responses in a reward model's own template; the tokenizers may differ."""
         whole = ([*chat, {"role": "assistant", "content": r.text}] for chat, r in zip(chats, responses, strict=True))
         return chat_ids(tokenizer_of(self.profile.models[kind]), whole, answered=True)
-
-    def respond(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        seed: int | Sequence[int],
-        steering: Steering | None = None,
-        observe: Sequence[Signal] = (),
-        value_prompts: Sequence[Sequence[int]] | None = None,
-    ) -> list[Generation]:
-        """A response to each prompt by the profile's decoding settings; unsteered by default."""
-        decoding = self.profile.decoding
-        return generate(
-            model,
-            self.tokenizer,
-            prompts,
-            steering or Steering(None, Never(), candidates=decoding.candidates),
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            seed=seed,
-            batch_size=self.batch_size,
-            progress=False,
-            observe=observe,
-            value_prompts=value_prompts,
-        )
 
     def _options(self) -> dict[str, object]:
         return {"dtype": self.profile.hardware.dtype, "device_map": self.profile.hardware.device}

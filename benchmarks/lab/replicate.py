@@ -27,8 +27,8 @@ from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts
 from benchmarks.lab.world import Prompt, World, WorldConfig
 from benchmarks.profile import LabProfile, OtherWorld, digest
 from benchmarks.store import CACHE, read_frame
-from sia import AutoregressiveScorer, Generation, Never, RewardScorer, RolloutScorer, Steering, ValueModel, generate
-from sia.gates import Signal
+from benchmarks.subject import Subject
+from sia import AutoregressiveScorer, Generation, RewardScorer, RolloutScorer, ValueModel
 from sia.scoring import Scorer
 
 REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
@@ -64,7 +64,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Replicate:
+class Replicate(Subject):
     """One replicate: `index` is the seed of its world and of all its training."""
 
     models_kept = 48  # that a worker keeps at hand: they are small
@@ -137,31 +137,6 @@ class Replicate:
             if prompt.text not in avoid:
                 count -= 1
                 yield prompt, writer.response(prompt.item, rng)
-
-    def respond(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        seed: int | Sequence[int],
-        steering: Steering | None = None,
-        observe: Sequence[Signal] = (),
-        value_prompts: Sequence[Sequence[int]] | None = None,
-    ) -> list[Generation]:
-        """A response to each prompt by the profile's decoding settings; unsteered by default."""
-        decoding = self.profile.decoding
-        return generate(
-            model,
-            self.tokenizer,
-            prompts,
-            steering or Steering(None, Never(), candidates=decoding.candidates),
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            seed=seed,
-            batch_size=decoding.batch_size,
-            progress=False,
-            observe=observe,
-            value_prompts=value_prompts,
-        )
 
     def prompts_of(self, split: str, objective: str) -> list[Prompt]:
         return [prompt for prompt in self.prompts[split] if prompt.item.objective == objective]
