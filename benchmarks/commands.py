@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def exit_code(run: Callable[[], int | None], kept: str) -> int:
-    """Runs a command. 2 and one sentence for bad input; 130 when interrupted, where `kept` says what is kept; else what it returns, or 0."""
+    """Runs a command. 2 and one sentence for bad input; 130 when interrupted, `kept` being kept; else what it returns, or 0."""
     try:
         return run() or 0
     except (ValueError, ArithmeticError, OSError) as error:

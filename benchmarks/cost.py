@@ -2,7 +2,8 @@
 
 Counted costs come from every response; time is measured on one core, all methods in turns, as a ratio to plain decoding in the same
 round (rows with `seconds`; prompt: number of the round). The reported accounting charges one forward pass per candidate of a
-junction: passes of the language model + K · junctions. "Up to 6 times" is read as the largest ratio of a baseline's cost to that of
+junction: passes of the language model + K · junctions; of GenARM one per junction, which gives all candidates; of Transfer Q* also the
+tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to that of
 SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam search, Transfer Q* apart, which costs more
 by orders of magnitude; `versus` names each pair, so that every other reading can be looked up.
 """
@@ -53,8 +54,9 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     that of SIA at the smallest claimed ratio (versus "sia"); seconds as ratios to plain decoding, median and range of the rounds."""
     counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
     k = profile.decoding.candidates
+    passes = counted["method"].astype(str).map({"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)}).fillna(k)
     counted = counted.assign(
-        positions=counted["model_tokens"] + counted["value_tokens"], reported=counted["forwards"] + k * counted["junctions"]
+        positions=counted["model_tokens"] + counted["value_tokens"], reported=counted["forwards"] + passes * counted["junctions"]
     )
     metrics = summary.measured(profile, METRICS)
     found = [

@@ -27,7 +27,7 @@ HEADS = {
     "tokens": "length",
     "positions": "cost (positions)",
 }
-BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "surprise": -1, "positions": -1}
+BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions": -1}
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
