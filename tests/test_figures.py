@@ -273,6 +273,10 @@ def test_ratios_of_costs_and_time():
     assert ends(row) == pytest.approx([dense / sia] * 3, abs=ROUNDED)
     reported = pick(table, **common, method="dense", value_model="value-mean", metric="reported, ratio", versus="sia 20%, value-mean")
     assert reported["estimate"] == pytest.approx((20 + 10 * 20) / (20 + 10 * 4), abs=ROUNDED)
+    # of GenARM one pass gives all candidates; Transfer Q* goes on from each by some tokens
+    for method, passes in (("genarm", 1), ("transfer-q", 10 * (1 + SMOKE.sweep.rollout_tokens))):
+        row = pick(table, **common, method=method, metric="reported, ratio", versus="sia 20%, value-mean")
+        assert row["estimate"] == pytest.approx((20 + passes * 20) / (20 + 10 * 4), abs=ROUNDED)
     largest = pick(table, **common, method="largest", metric="positions, ratio", versus="sia 20%, value-mean")
     assert largest["estimate"] == pytest.approx(max(dense, 4 * 30 / 30) / sia, abs=ROUNDED)
     lengths = table[(table["metric"] == "positions at length") & (table["family"] == "qwen3") & (table["value_model"] == "value-mean")]
