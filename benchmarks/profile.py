@@ -234,6 +234,7 @@ class HubProfile(Profile):
         for kind in ("base", "evaluation-reward"):
             _require(kind in self.models, f"profile {self.name} must name models.{kind}", sorted(self.models))
         _require(bool(self.losses), f"profile {self.name} must name models.value-mean or models.value-token", sorted(self.models))
+        _require(len(self.families) == 1, f"families of {self.name} must be one, the name of its models in figures", self.families)
         _require(self.replicates == 1, f"replicates of {self.name} must be 1: its models are given", self.replicates)
 
     def __hash__(self) -> int:

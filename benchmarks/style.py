@@ -71,7 +71,16 @@ MARKERS = {
     "args": "<", "transfer-q": ">", "genarm": "h", "entropy-rise": "^", "attention": "v", "attention-rise": "<", "position": ">",
     "inverted-entropy": "X",
 }  # fmt: skip
-FAMILIES = {"qwen3": "Qwen3", "llama": "Llama", "all": "both families"}
+
+
+class Names(dict):
+    """What has no name of its own is called what it is."""
+
+    def __missing__(self, key: str) -> str:
+        return key
+
+
+FAMILIES = Names({"qwen3": "Qwen3", "llama": "Llama", "all": "both families"})
 LOSSES = {"value-mean": "paper's loss", "value-token": "per-token loss"}
 RC = {
     "font.size": 8,

@@ -81,6 +81,8 @@ def test_what_a_profile_needs(qwen, project):
     profile = project("qwen3", qwen)
     assert profile_digest(profile) == profile_digest(replace(profile, hardware=HARDWARE))
     assert profile_digest(profile) != profile_digest(replace(profile, models=profile.models | {"base": Source("x/y")}))
+    with pytest.raises(ValueError, match="families of tiny must be one, the name of its models in figures, got"):
+        replace(profile, families=("qwen3", "llama"))
     with pytest.raises(ValueError, match=r"must name models\.evaluation-reward"):
         replace(profile, models={"base": Source("x/y")})
     with pytest.raises(ValueError, match=r"must name models\.value-mean or models\.value-token"):
