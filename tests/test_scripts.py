@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -87,7 +86,7 @@ def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys)
     assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 2
 
 
-def test_annotation_refuses(places, data, tmp_path, capsys):
+def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
     assert annotate(places, data) == 2
     assert f"error: {data} is there already: name another output, or delete it" in capsys.readouterr().err
     (tmp_path / "x.jsonl.part").write_text('{"data": "other"}\n')
@@ -99,7 +98,7 @@ def test_annotation_refuses(places, data, tmp_path, capsys):
     assert annotate_rewards.main(arguments) == 2
     assert "is no copy of hh-rlhf: expected the columns chosen, rejected" in capsys.readouterr().err
     arguments[:4] = ["--data", f"alpaca-eval={places['helpfulness']}", "--reward", "nobody/nothing"]
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert annotate_rewards.main(arguments) == 2
     assert "error: nobody/nothing (revision main) is missing: it is not in the cache" in capsys.readouterr().err
 
