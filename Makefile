@@ -71,6 +71,9 @@ format: $(READY) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.DEFAULT:
+	@echo "there is no target '$@': make help lists them" >&2; exit 2
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sia needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	@echo "setting up .venv (once)"

@@ -16,6 +16,7 @@ import pandas as pd
 from benchmarks.profile import LabProfile, Profile
 from benchmarks.summary import LAB_ONLY
 
+NEEDS = {"more": ">", "less": "<", "at least": "≥"}
 FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
 CLAIMS = Path(__file__).with_name("claims.toml")
@@ -131,13 +132,12 @@ def sentence(row: pd.Series) -> str:
     """One verdict for people."""
     if row["verdict"] == "not measured":
         return f"not measured    {row['says']} {_condition(row)}"
-    need = {"more": ">", "less": "<", "at least": "≥"}[row["test"]]
     single = str(row["verdict_by_replicate"]).split("|")
     agree = sum(one == row["verdict"] for one in single)
     worlds = f"; {agree} of {len(single)} replicates say the same" if len(single) > 1 else ""
     return (
         f"{row['verdict']:15} {row['says']} {_condition(row)}{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
-        f"needs {need} {row['margin']:g}{worlds}"
+        f"needs {NEEDS[row['test']]} {row['margin']:g}{worlds}"
     )
 
 
@@ -147,10 +147,10 @@ def _condition(row: pd.Series) -> str:
 
 def markdown(found: pd.DataFrame) -> list[str]:
     """The lines of a table for the README: a line for each claim, its verdicts in the order of the conditions."""
-    lines = ["| claim | where | verdict |", "|---|---|---|"]
-    for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
+    lines = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
+    for (_, says, source, test, margin), part in found.groupby(["claim", "says", "source", "test", "margin"], sort=False):
         verdicts = [_cell(row) for _, row in part.iterrows()]
-        lines.append(f"| {says} | {source} | {'; '.join(verdicts)} |")
+        lines.append(f"| {says} | {source} | {NEEDS[test]} {margin:g} | {'; '.join(verdicts)} |")
     return lines
 
 

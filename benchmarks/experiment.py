@@ -10,7 +10,6 @@ from types import ModuleType
 import pandas as pd
 
 from benchmarks import plan, tables
-from benchmarks.hub.models import detect_hardware, kinds_of, pin
 from benchmarks.lab.build import build, missing
 from benchmarks.lab.quality import model_quality
 from benchmarks.lab.replicate import Replicate
@@ -90,6 +89,8 @@ def prepare(profile: Profile, wanted: plan.Wanted, how: How) -> tuple[Profile, d
     """The profile as it is measured (of the Hub: on this hardware, with the models fetched), and what its tables say of that."""
     if not isinstance(profile, HubProfile):
         return profile, {}
+    from benchmarks.hub.models import detect_hardware, kinds_of, pin  # with datasets, which takes seconds to import
+
     gpus = cluster().gpus() if how.executor == "ray" else None
     hardware = detect_hardware(profile, how.device, how.dtype, how.batch_size, gpus)
     kinds = dict.fromkeys(kind for cells in wanted for cell in cells for kind in kinds_of(cell))

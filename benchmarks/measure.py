@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from benchmarks import parallel
 from benchmarks.cells import ARGS, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
-from benchmarks.hub.models import HubModels
 from benchmarks.lab.replicate import REWARD, Replicate
 from benchmarks.lab.training import sequence_log_likelihoods, trajectory_rewards
 from benchmarks.profile import LabProfile, Profile
+from benchmarks.subject import Subject
 from sia import (
     AttentionGate,
     AttentionRiseGate,
@@ -37,14 +37,17 @@ from sia.attention import Attention
 from sia.cost import Architecture, Cost, Meter
 from sia.scoring import Scorer
 
-Subject = Replicate | HubModels
 THRESHOLD_GATES = {"entropy": EntropyGate, "entropy-rise": EntropyRiseGate, "attention": AttentionGate, "attention-rise": AttentionRiseGate}
 
 
 @lru_cache(maxsize=4)
 def subject_of(profile: Profile, index: int) -> Subject:
     """What is measured: a replicate of the lab, or the models of a Hub profile."""
-    return Replicate(profile, index) if isinstance(profile, LabProfile) else HubModels(profile)
+    if isinstance(profile, LabProfile):
+        return Replicate(profile, index)
+    from benchmarks.hub.models import HubModels  # with datasets, which takes seconds to import
+
+    return HubModels(profile)
 
 
 _kept: OrderedDict[tuple, object] = OrderedDict()  # models and scorers at hand, those used last at the end

@@ -75,7 +75,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     sections = [(family, objective) for family in profile.families for objective in (*OBJECTIVES, "all")]
     paths = []
     note = "Stale: measured under other settings than the profile has now. " if stale else ""
-    first = level[level["method"] == "base"].iloc[0]
+    first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
     note += (
         f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
         f"for each objective, {int(first['replicates'])} replicate(s) of profile {profile.name} (Transfer Q*: "

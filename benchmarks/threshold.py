@@ -98,7 +98,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for f, line in zip(profile.families, ("-", "--"), strict=False)
         for v in plan.values(profile)
     }
-    level = table[(table["versus"] == "") & (table["metric"] == profile.score)]
+    level = table[(table["versus"] == "") & (table["metric"] == profile.score) & (table["objective"] != "all")]
     for j, objective in enumerate(OBJECTIVES):
         part = level[level["objective"] == objective]
         for (family, value_model), look in looks.items():
@@ -116,7 +116,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     axes[1, 0].set_ylabel("share of tokens steered")
     handles = [style.handle("sia", f"{style.FAMILIES[f]}, {style.LOSSES[v]}", **look) for (f, v), look in looks.items()]
     caption = (
-        f"One threshold for all? SIA at β = 1 under the same τ for every objective. Stars: the best τ of each curve. Dotted: τ = 1, which "
-        f"is reported to serve everywhere. {style.measured(level, profile)}"
+        f"One threshold for all? SIA at β = 1 under the same τ for every objective. Stars: the best τ of each curve, over all its "
+        f"prompts. Dotted: τ = 1, which is reported to serve everywhere. {style.measured(level, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "threshold", stale=stale)
