@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,6 +266,18 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
     assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
     assert main(["figure2", "--profile", "tiny"]) == 0
     assert "drawing the table" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lm-eval's own
+        from lm_eval.api.instance import Instance
+
+        from sia.harness import SIA
+
+        sia = SIA(str(places["base"]), str(value_model), threshold=0.0, beta=5.0, device="cpu", batch_size=2)
+        request = Instance("generate_until", {}, ("is the earth flat ?", {"until": [], "max_gen_toks": 4, "do_sample": False}), 0)
+        (said,) = sia.generate_until([request], disable_tqdm=True)
+    steering = Steering(ValueModel.from_pretrained(value_model), EntropyGate(0.0), beta=5.0)
+    (expected,) = generate(sia.model, sia.tokenizer, ["is the earth flat ?"], steering, 4, temperature=0, progress=False)
+    assert said == expected.text
 
 
 def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
