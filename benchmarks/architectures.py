@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -27,7 +27,7 @@ from benchmarks.digests import MODELS, code_digest
 from benchmarks.parallel import available_cores
 from benchmarks.profile import PROFILES
 from benchmarks.store import write_frame, write_text
-from sia import EveryToken, RandomGate, Steering, best_of_n, chunk_beam_search, generate
+from sia import EveryToken, Gate, RandomGate, Steering, best_of_n, chunk_beam_search
 from sia.cost import Cost
 
 NAME = "architectures"
@@ -65,20 +65,11 @@ def scaled_down(shape: dict) -> dict:
 
 def methods(models: speed.Models, settings: Settings, batch: int, tokens: int) -> dict[str, speed.Run]:
     """What is timed, by name; each makes `tokens` tokens for each of `batch` prompts."""
-    generator = torch.Generator().manual_seed(batch)
-    shape = (batch, settings.prompt_tokens)
-    ids = torch.randint(3, models.language.config.vocab_size, shape, generator=generator)
-    prompts, device_ids = ids.tolist(), ids.to(models.device)
+    prompts = models.prompts(batch)
     usual = {"max_new_tokens": tokens, "batch_size": batch * settings.responses, "progress": False}
 
-    def plain(seed: int):
-        return models.language.generate(
-            device_ids, attention_mask=torch.ones_like(device_ids), do_sample=True, top_k=settings.candidates, max_new_tokens=tokens
-        )
-
-    def steered(gate) -> speed.Run:
-        steering = Steering(models.value, gate, candidates=settings.candidates)
-        return lambda seed: generate(models.language, models.tokenizer, prompts, steering, seed=seed, **usual)
+    def steered(gate: Gate) -> speed.Run:
+        return speed.ours(models, batch, tokens, Steering(models.value, gate, candidates=settings.candidates))
 
     def best(seed: int):
         return best_of_n(models.language, models.tokenizer, prompts, models.value, settings.responses, seed=seed, **usual)
@@ -90,7 +81,7 @@ def methods(models: speed.Models, settings: Settings, batch: int, tokens: int) -
         )
 
     return {
-        "plain": plain,
+        "plain": speed.plain(models, batch, tokens, settings.candidates),
         **{f"sia {ratio:.0%}": steered(RandomGate(ratio)) for ratio in settings.ratios},
         "dense": steered(EveryToken()),
         f"best of {settings.responses}": best,
@@ -107,11 +98,11 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
             shape = dict(shape)
             family = shape.pop("family")
             models = speed.random_models(shape if device == "cuda" else scaled_down(shape), device, dtype, family)
+            models = replace(models, prompt_tokens=settings.prompt_tokens)
             for batch in settings.batches:
                 calls = methods(models, settings, batch, tokens)
                 counted = {method: counted_cost(call(0)) for method, call in calls.items() if method != "plain"}
-                counted["plain"] = counted_cost(generate(models.language, models.tokenizer, _prompts(models, settings, batch),
-                                                         max_new_tokens=tokens, batch_size=batch, progress=False))  # fmt: skip
+                counted["plain"] = counted_cost(speed.ours(models, batch, tokens, None)(0))
                 times = dict(zip(calls, speed.in_turns(list(calls.values()), models.device, settings.rounds, bar), strict=True))
                 for method, seconds in times.items():
                     cost = counted[method]
@@ -120,11 +111,6 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
                     records += [columns | {"round": turn, "seconds": second} for turn, second in enumerate(seconds)]
             del models, calls  # both hold the weights
     return pd.DataFrame.from_records(records)
-
-
-def _prompts(models: speed.Models, settings: Settings, batch: int) -> list[list[int]]:
-    shape = (batch, settings.prompt_tokens)
-    return torch.randint(3, models.language.config.vocab_size, shape, generator=torch.Generator().manual_seed(batch)).tolist()
 
 
 def _parameters(models: speed.Models) -> int:
@@ -204,9 +190,7 @@ def run(fresh: bool) -> None:
     else:
         print(f"cost: drawing the table in results/{NAME}, nothing is measured (FRESH=1 measures again)")
     provenance = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-    for file, expected in provenance["sha256"].items():
-        if not (folder / file).exists() or tables.sha256(folder / file) != expected:
-            raise ValueError(f"{folder / file} is missing or not the file that cost.json describes: restore it, or use FRESH=1")
+    tables.check_files(folder, "cost", provenance)
     made = plot(pd.read_csv(folder / "cost.csv"), provenance, tables.FIGURES / NAME)
     print(f"cost: {', '.join(str(path.relative_to(tables.ROOT)) for path in made)}")
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 
 import pandas as pd
+import torch
 
 from benchmarks import plan, tables
 from benchmarks.lab.build import build, missing
@@ -108,8 +109,6 @@ def workers_for(profile: Profile, executor: str):
     """Processes on this machine, or on a Ray cluster; on GPUs where the profile's models run there."""
     on_gpu = isinstance(profile, HubProfile) and profile.hardware.device == "cuda"
     if executor == "local":
-        import torch
-
         return Workers(torch.cuda.device_count() if on_gpu else 0)
     return cluster().RayWorkers(on_gpu)
 

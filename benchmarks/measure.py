@@ -19,10 +19,7 @@ from benchmarks.lab.training import sequence_log_likelihoods, trajectory_rewards
 from benchmarks.profile import LabProfile, Profile
 from benchmarks.subject import Subject
 from sia import (
-    AttentionGate,
-    AttentionRiseGate,
     EntropyGate,
-    EntropyRiseGate,
     EveryToken,
     Gate,
     Generation,
@@ -35,9 +32,8 @@ from sia import (
 )
 from sia.attention import Attention
 from sia.cost import Architecture, Cost, Meter
+from sia.gates import THRESHOLD_GATES
 from sia.scoring import Scorer
-
-THRESHOLD_GATES = {"entropy": EntropyGate, "entropy-rise": EntropyRiseGate, "attention": AttentionGate, "attention-rise": AttentionRiseGate}
 
 
 @lru_cache(maxsize=4)
@@ -103,7 +99,7 @@ def asked(subject: Subject, shard: Shard) -> tuple[list, list[int], list[int]]:
     cell, evaluation = shard.cell, subject.profile.evaluation
     samples = evaluation.validation_samples if cell.split == "validation" else evaluation.samples
     prompts = subject.prompts_of(cell.split, shard.objective)[: cell.prompts or None]
-    numbers = [number for number in shard.prompts or range(len(prompts)) if number < len(prompts)]
+    numbers = list(shard.prompts or range(len(prompts)))
     return [prompts[i] for i in numbers] * samples, numbers * samples, [seed for seed in range(samples) for _ in numbers]
 
 

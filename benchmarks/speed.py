@@ -48,6 +48,7 @@ class Models:
     language: PreTrainedModel
     value: ValueModel
     tokenizer: PreTrainedTokenizerFast
+    prompt_tokens: int = PROMPT
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +56,7 @@ class Models:
 
     def prompts(self, batch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(batch)
-        return torch.randint(3, self.language.config.vocab_size, (batch, PROMPT), generator=generator).tolist()
+        return torch.randint(3, self.language.config.vocab_size, (batch, self.prompt_tokens), generator=generator).tolist()
 
 
 def random_models(settings: dict, device: str = "cpu", dtype: torch.dtype = torch.float32, family: str = "qwen3") -> Models:
@@ -74,10 +75,10 @@ def random_models(settings: dict, device: str = "cpu", dtype: torch.dtype = torc
     return Models(language_model(0), value.eval(), PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0"))))
 
 
-def plain(models: Models, batch: int, tokens: int) -> Run:
+def plain(models: Models, batch: int, tokens: int, candidates: int = CANDIDATES) -> Run:
     ids = torch.tensor(models.prompts(batch), device=models.device)
     mask, language = torch.ones_like(ids), models.language
-    return lambda seed: language.generate(ids, attention_mask=mask, do_sample=True, top_k=CANDIDATES, max_new_tokens=tokens)
+    return lambda seed: language.generate(ids, attention_mask=mask, do_sample=True, top_k=candidates, max_new_tokens=tokens)
 
 
 def ours(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:

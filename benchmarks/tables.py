@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,12 +102,19 @@ def read_provenance(profile: Profile, name: str) -> dict:
     """Errors: FileNotFoundError if there is no table; ValueError if a file differs from what its provenance says."""
     where = folder(profile)
     provenance = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
-    for file, expected in provenance["sha256"].items():
-        if not (where / file).exists() or sha256(where / file) != expected:
-            raise ValueError(
-                f"{where / file} is missing or not the file that {name}.json describes: restore it, or measure again with FRESH=1"
-            )
+    check_files(where, name, provenance)
     return provenance
+
+
+def check_files(where: Path, name: str, provenance: dict) -> None:
+    """Errors: ValueError if a file of the table differs from what its provenance says."""
+    for file in changed_files(where, provenance["sha256"]):
+        raise ValueError(f"{where / file} is missing or not the file that {name}.json describes: restore it, or measure again with FRESH=1")
+
+
+def changed_files(where: Path, hashes: Mapping[str, str]) -> list[str]:
+    """Those that are missing or have another hash."""
+    return [file for file, expected in hashes.items() if not (where / file).exists() or sha256(where / file) != expected]
 
 
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:

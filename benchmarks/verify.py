@@ -68,10 +68,7 @@ def _hashes(folder: Path, name: str) -> list[str]:
         return [f"{name}.json is no readable JSON"]
     if not isinstance(provenance, dict) or not isinstance(provenance.get("sha256"), dict) or not provenance["sha256"]:
         return [f"{name}.json names no files with their hashes"]
-    wrong = [
-        file for file, expected in provenance["sha256"].items() if not (folder / file).exists() or tables.sha256(folder / file) != expected
-    ]
-    return [f"{file} is missing or not the file that {name}.json describes" for file in wrong]
+    return [f"{file} is missing or not the file that {name}.json describes" for file in tables.changed_files(folder, provenance["sha256"])]
 
 
 def _provenance(profile: Profile, name: str) -> list[str]:
@@ -125,10 +122,8 @@ def _drawing(profile: Profile, name: str, drawn: dict) -> list[str]:
     faults = []
     if drawn[name]["table"] != tables.sha256(tables.folder(profile) / f"{name}.csv"):
         faults.append(f"the figure of {name} was drawn from another table")
-    for file, expected in drawn[name]["files"].items():
-        path = tables.FIGURES / profile.name / file
-        if not path.exists() or tables.sha256(path) != expected:
-            faults.append(f"{file} is missing or not what was drawn")
+    changed = tables.changed_files(tables.FIGURES / profile.name, drawn[name]["files"])
+    faults += [f"{file} is missing or not what was drawn" for file in changed]
     return faults
 
 

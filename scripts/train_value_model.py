@@ -42,8 +42,7 @@ from benchmarks.hub.prompts import read_files
 from benchmarks.profile import Source
 from benchmarks.store import write_atomically
 from sia import ValueModel
-from sia.distill import distillation_loss, epoch_batches
-from sia.inputs import pad_right
+from sia.distill import distillation_loss, epoch_batches, pad_pairs
 from sia.published import ADAPTER_FOLDER, CONFIG_FILE, HEAD_FILE, KINDS
 
 CHECKPOINT, METRICS, CURVES = "checkpoint.pt", "metrics.csv", "curves.png"
@@ -249,9 +248,7 @@ def update(model, parameters, optimizer, training: Examples, numbers: list[int],
 
 def values_and_loss(model, examples: Examples, loss: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Values `(batch, length)`, and the loss. Padding is on the right and attention is causal: no token sees it, and no mask is needed."""
-    input_ids, tokens = pad_right([[*p, *r] for p, r in zip(examples.prompts, examples.responses, strict=True)], device)
-    starts = torch.tensor([len(prompt) for prompt in examples.prompts], device=device)
-    responses = tokens * (torch.arange(input_ids.shape[1], device=device) >= starts[:, None])
+    input_ids, responses = pad_pairs(examples.prompts, examples.responses, device)
     values = model(input_ids)
     return values, distillation_loss(values, responses, torch.tensor(examples.rewards, device=device), loss)
 

@@ -56,9 +56,7 @@ def distill(
     targets = torch.tensor(rewards, dtype=torch.float32, device=value_model.device)
 
     def batch_loss(indices: list[int]) -> Tensor:
-        input_ids, tokens = pad_right([sequences[i] for i in indices], value_model.device)
-        starts = torch.tensor([len(prompts[i]) for i in indices], device=value_model.device)
-        response_mask = tokens * (torch.arange(input_ids.shape[1], device=starts.device) >= starts[:, None])
+        input_ids, response_mask = pad_pairs([prompts[i] for i in indices], [responses[i] for i in indices], value_model.device)
         # padding is on the right and attention is causal: no token sees it, and no mask is needed
         return distillation_loss(value_model(input_ids), response_mask, targets[indices], loss)
 
@@ -67,6 +65,13 @@ def distill(
         value_model, batches, batch_loss, learning_rate, weight_decay, lambda indices: progress(sum(len(sequences[i]) for i in indices))
     )
     return value_model
+
+
+def pad_pairs(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """input_ids of prompts with their responses, padded on the right, and where the response tokens are, both int64 `(batch, longest)`."""
+    input_ids, tokens = pad_right([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device)
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    return input_ids, tokens * (torch.arange(input_ids.shape[1], device=device) >= starts[:, None])
 
 
 def optimise(

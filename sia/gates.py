@@ -228,6 +228,12 @@ class Never(Gate):
         return torch.zeros_like(step.keys, dtype=torch.bool)
 
 
+THRESHOLD_GATES: dict[str, type[ThresholdGate]] = {
+    "entropy": EntropyGate,
+    "entropy-rise": EntropyRiseGate,
+    "attention": AttentionGate,
+    "attention-rise": AttentionRiseGate,
+}
 GateT = TypeVar("GateT", bound=ThresholdGate)
 
 
@@ -240,7 +246,7 @@ def calibrate(gate_class: type[GateT], generations: Sequence[Generation], ratio:
     follows: for a realised ratio close to the target, calibrate on generations that were steered.
     """
     if not isinstance(gate_class, type) or not issubclass(gate_class, ThresholdGate) or gate_class is ThresholdGate:
-        kinds = ", ".join(kind.__name__ for kind in (EntropyGate, EntropyRiseGate, AttentionGate, AttentionRiseGate))
+        kinds = ", ".join(kind.__name__ for kind in THRESHOLD_GATES.values())
         raise TypeError(f"only a gate with a threshold can be calibrated ({kinds}), got {gate_class!r}")
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must be greater than 0 and at most 1, got {ratio}")

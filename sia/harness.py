@@ -21,33 +21,12 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from sia import (
-    AttentionGate,
-    AttentionRiseGate,
-    EntropyGate,
-    EntropyRiseGate,
-    EveryToken,
-    Gate,
-    Never,
-    PositionGate,
-    RandomGate,
-    Steering,
-    ValueModel,
-    steered_generate,
-)
+from sia import EveryToken, Gate, Never, PositionGate, RandomGate, Steering, ValueModel, steered_generate
+from sia.gates import THRESHOLD_GATES
 from sia.likelihood import log_likelihoods
 from sia.scoring import Scorer
 
-GATES = {
-    "entropy": EntropyGate,
-    "entropy-rise": EntropyRiseGate,
-    "attention": AttentionGate,
-    "attention-rise": AttentionRiseGate,
-    "position": PositionGate,
-    "random": RandomGate,
-    "every": EveryToken,
-    "never": Never,
-}
+GATES = {**THRESHOLD_GATES, "position": PositionGate, "random": RandomGate, "every": EveryToken, "never": Never}
 
 
 def make_gate(name: str, threshold: float, ratio: float, tokens: int) -> Gate:
