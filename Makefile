@@ -16,10 +16,10 @@ RUN := $(BIN)/python -m benchmarks
 OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep) \
 	--executor $(EXECUTOR) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
 	$(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE))
-FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold
+FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold junctions
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries claims estimate verify $(FIGURES) speed test lint format
+.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +45,14 @@ figures: $(READY) ## draw every figure from its table
 summaries: $(READY) ## write the summaries again from the rows of the tables, and draw
 	$(RUN) summaries $(OPTIONS)
 
+report: $(READY) ## one page with verdicts, junctions and every figure: figures/PROFILE/report.html
+	$(RUN) $@ $(OPTIONS)
+
 claims: $(READY) ## hold the paper's claims against the tables: reproduced, not reproduced, undecided
 	$(RUN) claims $(OPTIONS)
+
+check: $(READY) ## measure the check profile again and tell a broken metric from noise (FRESH=1: make what it compares with)
+	$(BIN)/python -m benchmarks check $(if $(filter-out 0,$(FRESH)),--fresh)
 
 verify: $(READY) ## check that committed tables, summaries, verdicts and figures belong together
 	$(BIN)/python -m benchmarks verify

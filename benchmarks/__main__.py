@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import (
     best_of_n,
+    check,
     claims,
     cost,
     entropy,
@@ -17,7 +18,9 @@ from benchmarks import (
     figure3,
     figure4,
     figure5,
+    junctions,
     mechanism,
+    report,
     table1,
     tables,
     theory,
@@ -46,6 +49,7 @@ FIGURES = {
     "mechanism": mechanism,
     "value-error": value_error,
     "threshold": threshold,
+    "junctions": junctions,
 }
 ARCHITECTURES = "architectures"  # the profile that has shapes and no models
 COMMANDS = {
@@ -54,6 +58,8 @@ COMMANDS = {
     "figures": "draw every figure, and say what became of the claims",
     "summaries": "write the summaries again from the rows of the tables, and draw",
     "claims": "hold the paper's claims against the tables",
+    "report": "write the page that shows verdicts, junctions and every figure",
+    "check": "measure the check profile again and tell a broken metric from noise (FRESH=1: make what it compares with)",
     "verify": "check that tables, summaries, verdicts and figures belong together",
     "estimate": "GPU hours of the figures of a profile of real models",
     **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
@@ -86,6 +92,8 @@ def follow(options: argparse.Namespace) -> int:
     """Checks what is asked, and does it."""
     if options.command == "verify":
         return verify.verify_all(FIGURES)
+    if options.command == "check":
+        return check.run(FIGURES, options.fresh)
     if options.profile == ARCHITECTURES:
         return measure_architectures(options)
     profile = load_profile(options.profile)
@@ -115,9 +123,10 @@ def measure_architectures(options: argparse.Namespace) -> int:
 
 
 def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
+    tables.finish_writing(profile)
     fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
     all_names = [name for name in FIGURES if not profile.lacks(name)]
-    names = [command] if command in FIGURES else [] if command in ("models", "claims", "estimate") else all_names
+    names = [command] if command in FIGURES else [] if command in ("models", "claims", "report", "estimate") else all_names
     if command == "estimate":
         estimate(profile, all_names)
     if command == "models" and not lab:
@@ -144,6 +153,8 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
         draw(name, profile)
     if command in ("reproduce", "figures", "summaries", "claims"):
         judge_claims(profile)
+    if command in ("reproduce", "figures", "summaries", "report"):
+        print(f"report: {short(report.write(profile, FIGURES))}")
 
 
 def measure(profile: Profile, replicates: range, names: list[str], options: argparse.Namespace, quality: bool = False) -> None:
@@ -204,7 +215,7 @@ def draw(name: str, profile: Profile) -> None:
         )
     made = FIGURES[name].plot(summary, profile, stale, tables.FIGURES / profile.name)
     tables.record_drawing(profile, name, made)
-    print(f"{name}: {', '.join(short(path) for path in made)}")
+    print(f"{name}: {', '.join(short(path) for path in made) or 'shown in the report'}")
 
 
 def judge_claims(profile: Profile) -> None:

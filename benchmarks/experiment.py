@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 
@@ -46,10 +46,36 @@ def measure(figures: Mapping[str, ModuleType], profile: Profile, replicates: ran
         begun.touch()
     since = begun.stat().st_mtime if how.fresh else 0.0
     kept, new = _kept_rows(profile, ["models"] * how.quality + list(figures), replicates) if how.keep else ({}, list(replicates))
-    needs = [figure.cells(profile, replicate) for figure in figures.values() for replicate in new]
+    made, provenance = rows_of(figures, profile, new, how, since)
+    for name, rows in made.items():
+        rows = tables.stack([*kept.get(name, []), rows]) if name in figures else pd.concat([*kept.get(name, []), rows], ignore_index=True)
+        measured, seconds = range(rows["replicate"].nunique()), time.monotonic() - start
+        if name not in figures:
+            tables.write_table(profile, name, None, rows, measured, seconds, provenance)
+            continue
+        summary = figures[name].summarize(rows, profile)
+        tables.write_table(profile, name, rows, summary, measured, seconds, provenance)
+        where = tables.folder(profile).relative_to(tables.ROOT)
+        print(f"{name}: {len(rows):,} rows in {where}/{name}.parquet, summary in {name}.csv")
+        reference = tables.read_reference(profile, name) if len(measured) < profile.replicates else None
+        if reference is not None and "low" in reference:
+            print(f"{name}: {tables.agreement(summary, reference)}")
+    if how.fresh:
+        begun.unlink(missing_ok=True)
+
+
+def rows_of(
+    figures: Mapping[str, ModuleType], profile: Profile, replicates: Sequence[int], how: How, since: float = 0.0
+) -> tuple[dict[str, pd.DataFrame], dict]:
+    """The rows of each figure (and of "models", where their quality is asked for), and what their provenance says besides.
+
+    since: cells that are older are measured again.
+    """
+    needs = [figure.cells(profile, replicate) for figure in figures.values() for replicate in replicates]
     wanted = plan.Wanted(*([cell for need in needs for cell in need[i]] for i in range(len(plan.Wanted._fields))))
     settled, provenance = prepare(profile, wanted, how)
-    models = [Replicate(profile, index) for index in new] if isinstance(profile, LabProfile) else []
+    models = [Replicate(profile, index) for index in replicates] if isinstance(profile, LabProfile) else []
+    made = {}
     with workers_for(settled, how.executor) as workers:
         results = Results(settled, workers, since)
         training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
@@ -57,23 +83,10 @@ def measure(figures: Mapping[str, ModuleType], profile: Profile, replicates: ran
             if models:
                 build(models, workers)
             if how.quality:
-                rows = pd.concat([*kept.get("models", []), model_quality(profile, new, workers)], ignore_index=True)
-                measured = range(rows["replicate"].nunique())
-                tables.write_table(profile, "models", None, rows, measured, time.monotonic() - start, provenance)
+                made["models"] = model_quality(profile, replicates, workers)
             results.measure(*wanted)
-            made = {name: figure.collect(profile, new, results) for name, figure in figures.items()}
-        for name, rows in made.items():
-            rows = tables.stack([*kept.get(name, []), rows])
-            summary = figures[name].summarize(rows, profile)
-            measured = range(rows["replicate"].nunique())
-            tables.write_table(profile, name, rows, summary, measured, time.monotonic() - start, provenance)
-            where = tables.folder(profile).relative_to(tables.ROOT)
-            print(f"{name}: {len(rows):,} rows in {where}/{name}.parquet, summary in {name}.csv")
-            reference = tables.read_reference(profile, name) if len(measured) < profile.replicates else None
-            if reference is not None and "low" in reference:
-                print(f"{name}: {tables.agreement(summary, reference)}")
-    if how.fresh:
-        begun.unlink()
+            made |= {name: figure.collect(profile, replicates, results) for name, figure in figures.items()}
+    return made, provenance
 
 
 def _kept_rows(profile: Profile, names: list[str], replicates: range) -> tuple[dict[str, list[pd.DataFrame]], list[int]]:

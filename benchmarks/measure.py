@@ -103,12 +103,12 @@ def asked(subject: Subject, shard: Shard) -> tuple[list, list[int], list[int]]:
     return [prompts[i] for i in numbers] * samples, numbers * samples, [seed for seed in range(samples) for _ in numbers]
 
 
-def measure(profile: Profile, shard: Shard) -> pd.DataFrame:
+def measure(subject: Subject, shard: Shard) -> pd.DataFrame:
     """One row per prompt and sample (and per N of best-of-N); `attrs` holds the thresholds that these generations calibrate to.
 
     A response that ran out of length is scored as it stands and, for reward models, ended.
     """
-    cell, subject = shard.cell, subject_of(profile, shard.cell.replicate)
+    cell, profile = shard.cell, subject.profile
     prompts, numbers, seeds = asked(subject, shard)
     tries, best_of = respond(subject, shard, prompts, seeds), 1
     frames = []

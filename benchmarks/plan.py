@@ -13,11 +13,12 @@ VALUES = {"token": "value-token", "mean": "value-mean"}  # loss → value model
 
 
 class Wanted(NamedTuple):
-    """What a figure needs of one replicate: cells, and those of which traces or probes are kept (see probes.py)."""
+    """What a figure needs of one replicate: cells, and those of which traces, probes or views are kept (see probes.py)."""
 
     cells: Sequence[Cell] = ()
     traces: Sequence[Cell] = ()
     probes: Sequence[Cell] = ()
+    views: Sequence[Cell] = ()
 
 
 def base(replicate: int, family: str) -> Cell:

@@ -1,7 +1,9 @@
-"""Looking into cells: what happens token by token (traces), and what candidates are really worth (probes)."""
+"""Looking into cells: what happens token by token (traces), what candidates are really worth (probes), and what there was to choose from
+(views)."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -12,22 +14,23 @@ from transformers import PreTrainedModel
 
 from benchmarks import parallel
 from benchmarks.cells import Shard
-from benchmarks.lab.replicate import LOSSES, REWARD, ended
-from benchmarks.measure import asked, language_model, respond, reward_model, scorer_of, subject_of
-from benchmarks.profile import LabProfile, Profile
+from benchmarks.lab.replicate import LOSSES, REWARD, Replicate, ended
+from benchmarks.measure import asked, language_model, respond, reward_model, scorer_of, steering_of
+from benchmarks.profile import LabProfile
+from benchmarks.subject import Subject
 from sia import Generation
 from sia.inputs import pad_right
 from sia.scoring import Scorer
-from sia.steering import kl_divergence, tilt
+from sia.steering import drop_improbable, kl_divergence, tilt
 
 
-def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
+def trace(subject: Subject, shard: Shard) -> pd.DataFrame:
     """One row per response token: what it is, how sure the base was, and what happened.
 
     Of the lab also divergence_LOSS: KL(π‖π*) in nats at this state over the candidates, π* by the value model of this loss and β = 1,
     whether steered or not; range_LOSS: largest minus smallest of these values. Of the first sample only, NaN elsewhere.
     """
-    subject = subject_of(profile, shard.cell.replicate)
+    profile = subject.profile
     prompts, numbers, seeds = asked(subject, shard)
     generations = respond(subject, shard, prompts, seeds)[0]
     lengths = [len(g.token_ids) for g in generations]
@@ -58,13 +61,13 @@ def trace(profile: Profile, shard: Shard) -> pd.DataFrame:
     return frame
 
 
-def probe(profile: Profile, shard: Shard) -> pd.DataFrame:
+def probe(replicate: Replicate, shard: Shard) -> pd.DataFrame:
     """One row per candidate of some states that this cell visits.
 
     likelihood: ln π over the K candidates. value_LOSS: what value models say. worth: mean reward of the response after so many rollouts of
     the base model from there, on the scale that values are distilled from; worth_error: its standard error.
     """
-    replicate, sweep = subject_of(profile, shard.cell.replicate), profile.sweep
+    profile, sweep = replicate.profile, replicate.profile.sweep
     family, model = shard.cell.family, language_model(replicate, shard.cell.model, shard.cell.family)
     prompts, numbers, seeds = asked(replicate, shard)
     rng = random.Random(f"probes {shard.objective}")
@@ -92,7 +95,46 @@ def probe(profile: Profile, shard: Shard) -> pd.DataFrame:
     return frame.assign(worth=worth.astype(np.float32), worth_error=spread.astype(np.float32))
 
 
-def _rollout_rewards(replicate, model: PreTrainedModel, prefixes: list[list[int]], seed: int) -> np.ndarray:
+def view(subject: Subject, shard: Shard) -> pd.DataFrame:
+    """One row per candidate of every token of the first sample: everything that a reader can be shown, the words included.
+
+    likelihood: ln π of the base over the K candidates; value: what the cell's scorer says of it, asked or not (NaN where nothing steers);
+    tilted: ln of the steered policy, as it is where the gate is open. chosen, unsteered: whether it is the token that was taken, and the
+    one that the same noise would have taken unsteered.
+    """
+    cell, settings = shard.cell, steering_of(shard.cell, shard.objective, subject)
+    prompts, numbers, seeds = asked(subject, shard)
+    first = [i for i, seed in enumerate(seeds) if seed == 0]
+    prompts, numbers = [prompts[i] for i in first], [numbers[i] for i in first]
+    responses = respond(subject, shard, prompts, [0] * len(first))[0]
+    ids = subject.encode(prompts, cell.model)
+    logits, candidates = candidate_logits(
+        language_model(subject, cell.model, cell.family), ids, responses, subject.profile.decoding.candidates
+    )
+    values = [torch.full_like(base, math.nan) for base in logits]
+    if settings.scorer is not None:
+        values = candidate_values(settings.scorer, subject.encode(prompts, cell.value_model), responses, candidates)
+    frames = []
+    for i, response in enumerate(responses):
+        base, tokens = logits[i], candidates[i]
+        tilted = base if settings.scorer is None else drop_improbable(tilt(base, values[i], settings.beta), base, settings.min_probability)
+        steps, count = base.shape
+        words = subject.tokenizer.batch_decode(tokens.flatten()[:, None].tolist())
+        frames.append(pd.DataFrame({
+            "objective": shard.objective, "prompt": np.int16(numbers[i]), "seed": np.int8(0),
+            "asked": subject.tokenizer.decode(ids[i], skip_special_tokens=True), "step": np.repeat(np.arange(steps, dtype=np.int16), count),
+            "rank": np.tile(np.arange(count, dtype=np.int8), steps), "word": words,
+            "entropy": np.repeat(response.entropy, count).round(4), "steered": np.repeat(response.steered, count),
+            "chosen": (tokens.numpy() == response.token_ids[:, None]).flatten(),
+            "unsteered": (tokens.numpy() == response.base_token[:, None]).flatten(),
+            **{name: x.log_softmax(-1).flatten().numpy().round(4) for name, x in (("likelihood", base), ("tilted", tilted))},
+            "value": values[i].flatten().numpy().round(4),
+        }))  # fmt: skip
+    parallel.report(cell.work * len(prompts) / parallel.RESPONSES_PER_SECOND)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _rollout_rewards(replicate: Replicate, model: PreTrainedModel, prefixes: list[list[int]], seed: int) -> np.ndarray:
     """Reward of one response of the base model from each prefix (that may have ended already), `(prefixes,)`."""
     end = model.config.eos_token_id
     going = [i for i, prefix in enumerate(prefixes) if prefix[-1] != end]

@@ -1,11 +1,16 @@
-"""Files that are written whole or not at all, and where work in progress is kept."""
+"""Files that are written whole or not at all, and where work in progress is kept: files there hold their own checksum."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import io
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +19,7 @@ import pyarrow as pa
 from benchmarks.digests import ROOT
 
 CACHE = ROOT / ".cache"
+SEAL = "sha256.json"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -31,9 +37,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if not path.is_dir():
-            made.replace(path)
+            _replace(made, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(made: Path, path: Path) -> None:
+    try:
+        made.replace(path)
+    except OSError:
+        if not (made.is_dir() and path.is_dir()):  # else another process made the same folder meanwhile, which is kept
+            raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process is inside with the same `path`, an empty file that stays. A killed process leaves by being killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def link(path: Path, target: Path) -> None:
@@ -60,3 +83,36 @@ def read_frame(path: Path) -> pd.DataFrame:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is no readable parquet file (truncated?): delete it and run again") from error
+
+
+def write_cell(path: Path, frame: pd.DataFrame) -> None:
+    """A frame of the cache: the SHA-256 of a parquet file, and the file. `attrs` are kept."""
+    written = frame.to_parquet(None, index=False, compression="zstd", compression_level=3)
+    write_atomically(path, lambda made: made.write_bytes(hashlib.sha256(written).digest() + written))
+
+
+def read_cell(path: Path) -> pd.DataFrame:
+    """Errors: ValueError in one sentence for a file that is not what was written."""
+    content = path.read_bytes()
+    digest, written = content[:32], content[32:]
+    if hashlib.sha256(written).digest() != digest:
+        raise ValueError(f"{path} is damaged, its checksum is not that of its content: delete it and run again")
+    return pd.read_parquet(io.BytesIO(written))
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of the files of a folder of the cache into it."""
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    (folder / SEAL).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def check_seal(folder: Path) -> Path:
+    """The folder itself. Errors: ValueError in one sentence if a file is not what was written."""
+    try:
+        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        damaged = [name for name, digest in sums.items() if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest]
+    except (OSError, ValueError, AttributeError):
+        damaged = [SEAL]
+    if damaged:
+        raise ValueError(f"{folder} is damaged ({', '.join(damaged)} is not what was written): delete the folder and run again")
+    return folder

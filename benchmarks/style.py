@@ -204,7 +204,7 @@ def finish(
     figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=7.5)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in paths:
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {}
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Description": caption}
         write_atomically(path, lambda made, metadata=metadata: figure.savefig(made, dpi=DPI, metadata=metadata))
     plt.close(figure)
     return paths

@@ -21,15 +21,16 @@ from benchmarks import parallel
 from benchmarks.cells import OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.digests import row_code
 from benchmarks.measure import measure, subject_of
-from benchmarks.probes import probe, trace
+from benchmarks.probes import probe, trace, view
 from benchmarks.profile import HubProfile, Profile
-from benchmarks.store import CACHE, read_frame, write_frame
+from benchmarks.store import CACHE, read_cell, write_cell
 from benchmarks.timing import time_cells
 
 if TYPE_CHECKING:
     from benchmarks.cluster import RayWorkers
 
-MEASURES: dict[str, Callable[[Profile, Shard], pd.DataFrame]] = {"rows": measure, "trace": trace, "probe": probe}
+MEASURES: dict[str, Callable[..., pd.DataFrame]] = {"rows": measure, "trace": trace, "probe": probe, "view": view}
+VIEWED = 4  # prompts of each objective that views show
 FAR = 0.02  # a realised ratio that is further from its target has its threshold corrected
 LABELS = ("replicate", "family", "model", "value_model", "method", "gate", "target_ratio", "threshold", "beta", "tuned", "floor", "search")
 
@@ -55,7 +56,7 @@ class Results:
         decisive += [sweep.rollout_tokens] if shard.cell.value_model == ROLLOUT else []
         decisive += [sweep.probes, sweep.probe_rollouts] if what == "probe" else []
         key = shard.key(what, subject_of(self.profile, shard.cell.replicate).digest_of(shard.cell), row_code(self.profile), *decisive)
-        return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.parquet"
+        return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.cell"
 
     def has(self, shard: Shard, what: str = "rows") -> bool:
         path = self.path(shard, what)
@@ -63,10 +64,13 @@ class Results:
 
     def rows(self, cell: Cell, what: str = "rows") -> pd.DataFrame:
         """What was measured of a settled cell, one row per prompt and sample (of traces and probes: see there)."""
-        return pd.concat([read_frame(self.path(shard, what)) for shard in self.shards(cell)], ignore_index=True)
+        return pd.concat([read_cell(self.path(shard, what)) for shard in self.shards(cell, what)], ignore_index=True)
 
-    def shards(self, cell: Cell) -> list[Shard]:
-        """The parts in which a cell is measured: by objective and, in Hub profiles, by ranges of its test prompts."""
+    def shards(self, cell: Cell, what: str = "rows") -> list[Shard]:
+        """The parts in which a cell is measured: by objective and, in Hub profiles, by ranges of its test prompts; of views the first
+        prompts alone."""
+        if what == "view":
+            return [Shard(cell, objective, range(min(VIEWED, self.profile.evaluation.prompts_per_objective))) for objective in OBJECTIVES]
         if not isinstance(self.profile, HubProfile) or cell.split == "validation":
             return [Shard(cell, objective) for objective in OBJECTIVES]
         count, size = cell.prompts or self.profile.evaluation.prompts_per_objective, self.profile.prompts.per_shard
@@ -75,7 +79,7 @@ class Results:
 
     def complete(self, cells: Iterable[Cell], description: str, what: str = "rows") -> None:
         """Measures the shards that are missing."""
-        shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell)]
+        shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell, what)]
         shards.sort(key=lambda shard: -shard.cell.work)  # the longest first, so that the workers end together
         missing = [shard for shard in shards if not self.has(shard, what)]
         there = f"{len(shards) - len(missing)} of {len(shards)} parts there"
@@ -84,7 +88,7 @@ class Results:
 
     def _keep(self, task: tuple[str, Profile, Shard], rows: pd.DataFrame) -> None:
         what, _, shard = task
-        write_frame(self.path(shard, what), rows)
+        write_cell(self.path(shard, what), rows)
 
     # --- settling what is open
 
@@ -146,7 +150,7 @@ class Results:
     def _read(self, shard: Shard) -> pd.DataFrame:
         path = self.path(shard)
         if path not in self._frames:
-            self._frames[path] = read_frame(path)
+            self._frames[path] = read_cell(path)
         return self._frames[path]
 
     # --- all together
@@ -156,10 +160,10 @@ class Results:
         steered = list(dict.fromkeys(validation for cell in cells for validation in self.validations(cell)))
         return list(dict.fromkeys(self.unsteered(cell) for cell in steered if cell.calibrated)), steered
 
-    def work(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = ()) -> float:
+    def work(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = (), views: Sequence[Cell] = ()) -> float:
         """About how many seconds of one core it takes to measure these test cells. What is open is counted as missing."""
         evaluation = self.profile.evaluation
-        unsteered, steered = self.stages([*cells, *traces])
+        unsteered, steered = self.stages([*cells, *traces, *views])
         sweep = self.profile.sweep
         validation = evaluation.validation_prompts_per_objective * evaluation.validation_samples
         twice = 1.5  # about half of the thresholds are corrected twice
@@ -174,15 +178,16 @@ class Results:
         total += len(probes) * len(OBJECTIVES) * sweep.probes * self.profile.decoding.candidates * sweep.probe_rollouts
         return total / parallel.RESPONSES_PER_SECOND
 
-    def measure(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = ()) -> None:
-        """Everything that these cells of the test split need, and the cells. traces, probes: of which these are kept too."""
-        unsteered, steered = self.stages([*cells, *traces, *probes])
+    def measure(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = (), views: Sequence[Cell] = ()) -> None:
+        """Everything that these cells of the test split need, and the cells. traces, probes, views: of which these are kept too."""
+        unsteered, steered = self.stages([*cells, *traces, *probes, *views])
         self.complete(unsteered, "sweep 1/5: thresholds")
         self.complete([self.first(cell) for cell in steered], "sweep 2/5: validation")
         self.complete([self.corrected(self.first(cell)) for cell in steered], "sweep 3/5: validation, thresholds corrected")
         self.complete([self.settled(cell) for cell in cells], "sweep 4/5: cells")
         self.complete([self.settled(cell) for cell in probes], "sweep 5/5: worth of candidates", "probe")
         self.complete([self.settled(cell) for cell in traces], "sweep 5/5: traces", "trace")
+        self.complete([self.settled(cell) for cell in views], "sweep 5/5: views", "view")
 
     def table(self, cells: Sequence[Cell], columns: Sequence[str], what: str = "rows") -> pd.DataFrame:
         """The rows of these cells as one table: how each was asked for (LABELS), and these columns.
@@ -227,6 +232,6 @@ def settle(target: float, thresholds: Sequence[float], ratios: Sequence[float], 
 def _measure(task: tuple[str, Profile, Shard]) -> pd.DataFrame:
     what, profile, shard = task
     try:
-        return MEASURES[what](profile, shard)
+        return MEASURES[what](subject_of(profile, shard.cell.replicate), shard)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"out of GPU memory while measuring {shard.cell.method} on {shard.objective}: use a smaller BATCH_SIZE") from error

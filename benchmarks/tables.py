@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,12 @@ from benchmarks.digests import ROOT, row_code
 from benchmarks.parallel import available_cores
 from benchmarks.profile import Profile, profile_digest
 from benchmarks.stats import METHOD
-from benchmarks.store import read_frame, write_frame, write_text
+from benchmarks.store import CACHE, locked, read_frame, write_atomically, write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
 DRAWN = "drawn.json"
+REFERENCE = "reference"  # folder of summaries over all replicates
+ASIDE = ".written"  # ends the name of a folder with what is to be moved into place
 TEXTS = ("value_model", "versus", "search", "matched", "beta_by_replicate")
 MEASUREMENTS = {"ratio", "beta", "estimate", "low", "high", "n", "replicates", "versus_ratio", "beta_by_replicate"} | {
     f"{name}_by_replicate" for name in ("estimate", "low", "high")
@@ -83,19 +86,43 @@ def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFra
 
 
 def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, provenance: dict) -> None:
-    """The provenance comes last: a table without one, or with other hashes, is not a table. rows: None leaves any as they are."""
-    where, text = folder(profile), summary.to_csv(index=False)
-    (where / f"{name}.json").unlink(missing_ok=True)  # until it is written again there is no table, rather than a mixed one
-    write_text(where / f"{name}.csv", text)
-    hashes = provenance["sha256"] | {f"{name}.csv": sha256(where / f"{name}.csv")}
-    if rows is not None:
-        write_frame(where / f"{name}.parquet", rows)
-        hashes[f"{name}.parquet"] = sha256(where / f"{name}.parquet")
-    provenance = provenance | {"intervals": intervals(profile), "sha256": hashes}
-    write_text(where / f"{name}.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-    if f"{name}.parquet" in hashes and len(provenance["replicates"]) == profile.replicates > 1:
-        committed = summary[summary["objective"] == "all"] if "objective" in summary else summary
-        write_text(_reference(profile, name), committed.to_csv(index=False))
+    """Table, summary and provenance change together: all are written aside, and then moved. rows: None leaves any as they are."""
+    where = folder(profile)
+
+    def write(aside: Path) -> None:
+        aside.mkdir()
+        (aside / f"{name}.csv").write_text(summary.to_csv(index=False), encoding="utf-8")
+        if rows is not None:
+            write_frame(aside / f"{name}.parquet", rows)
+        hashes = provenance["sha256"] | {file.name: sha256(file) for file in sorted(aside.glob(f"{name}.*"))}
+        said = provenance | {"intervals": intervals(profile), "sha256": hashes}
+        (aside / f"{name}.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if f"{name}.parquet" in hashes and len(provenance["replicates"]) == profile.replicates > 1:
+            committed = summary[summary["objective"] == "all"] if "objective" in summary else summary
+            (aside / REFERENCE).mkdir()
+            (aside / REFERENCE / f"{name}.csv").write_text(committed.to_csv(index=False), encoding="utf-8")
+
+    finish_writing(profile)
+    with locked(CACHE / profile.name / "lock"):
+        write_atomically(where / f".{name}{ASIDE}", write)
+        _move(where, name)
+
+
+def finish_writing(profile: Profile) -> None:
+    """Moves what a killed process had written aside and not yet moved."""
+    if list(folder(profile).glob(f".*{ASIDE}")):
+        with locked(CACHE / profile.name / "lock"):
+            for aside in sorted(folder(profile).glob(f".*{ASIDE}")):
+                _move(folder(profile), aside.name.removeprefix(".").removesuffix(ASIDE))
+
+
+def _move(where: Path, name: str) -> None:
+    aside = where / f".{name}{ASIDE}"
+    for file in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
+        target = where / file.relative_to(aside)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(aside)
 
 
 def read_provenance(profile: Profile, name: str) -> dict:
@@ -126,9 +153,10 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
 def record_drawing(profile: Profile, name: str, made: Sequence[Path]) -> None:
     """Writes down which table these files were drawn from: DRAWN in the figures' folder."""
     path = FIGURES / profile.name / DRAWN
-    drawn = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    drawn[name] = {"table": sha256(folder(profile) / f"{name}.csv"), "files": {file.name: sha256(file) for file in made}}
-    write_text(path, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
+    with locked(CACHE / profile.name / "lock"):
+        drawn = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        drawn[name] = {"table": sha256(folder(profile) / f"{name}.csv"), "files": {file.name: sha256(file) for file in made}}
+        write_text(path, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
 
 
 def intervals(profile: Profile) -> str:
@@ -147,7 +175,7 @@ def read_reference(profile: Profile, name: str) -> pd.DataFrame | None:
 
 
 def _reference(profile: Profile, name: str) -> Path:
-    return folder(profile) / "reference" / f"{name}.csv"
+    return folder(profile) / REFERENCE / f"{name}.csv"
 
 
 def read_summary(path: Path) -> pd.DataFrame:

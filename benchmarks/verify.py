@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 
-from benchmarks import claims, tables
+from benchmarks import claims, report, tables
 from benchmarks.profile import PROFILES, Profile, load_profile, profile_digest
 from benchmarks.store import read_frame
 
@@ -39,7 +39,7 @@ def verify_all(figures: Mapping[str, ModuleType]) -> int:
         faults += [f"{folder.name}/{name}: {fault}" for name, many in found for fault in many]
     for fault in faults:
         print(f"fault: {fault}")
-    print(f"verify: {checked} tables checked, {len(faults)} faults")
+    print(f"verify: {checked} parts checked, {len(faults)} faults")
     return 2 if faults else 0
 
 
@@ -59,6 +59,7 @@ def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Itera
         yield name, faults
     if names:
         yield "claims", _verdicts(profile, figures)
+        yield "report", _page(profile, figures)
 
 
 def _hashes(folder: Path, name: str) -> list[str]:
@@ -125,6 +126,15 @@ def _drawing(profile: Profile, name: str, drawn: dict) -> list[str]:
     changed = tables.changed_files(tables.FIGURES / profile.name, drawn[name]["files"])
     faults += [f"{file} is missing or not what was drawn" for file in changed]
     return faults
+
+
+def _page(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+    path = tables.FIGURES / profile.name / report.REPORT
+    if not path.exists():
+        return []
+    said, now = report.read_made_from(path.read_text(encoding="utf-8")), report.made_from(profile, figures)
+    changed = sorted(name for name in {*said, *now} if said.get(name) != now.get(name))
+    return [f"{report.REPORT} was made from other files than there are now: {', '.join(changed)}"] if changed else []
 
 
 def _verdicts(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:

@@ -30,7 +30,7 @@ class FakeResults(Results):
     def rows(self, cell: Cell, what: str = "rows") -> pd.DataFrame:
         if what == "rows":
             return self._responses(cell)
-        return self._tokens(cell) if what == "trace" else self._candidates(cell)
+        return {"trace": self._tokens, "probe": self._candidates, "view": self._view}[what](cell)
 
     def _places(self, cell: Cell) -> pd.DataFrame:
         evaluation = self.profile.evaluation
@@ -81,6 +81,25 @@ class FakeResults(Results):
                     "rank": np.arange(len(logits)), "likelihood": likelihood, "value_mean": worth + rng.normal(size=len(logits)),
                     "value_token": worth, "worth": worth, "worth_error": 0.0,
                 }))  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    def _view(self, cell: Cell) -> pd.DataFrame:
+        rng, frames, count = np.random.default_rng(cell.replicate), [], 4
+        for place in self._places(cell).query("prompt < 2 and seed == 0").itertuples():
+            n = int(rng.integers(3, 8))
+            logits, values = rng.normal(size=(n, count)), rng.normal(size=(n, count))
+            policies = {"likelihood": logits, "tilted": logits + (cell.gate != "never") * values}
+            steered, taken = rng.random(n) < cell.target_ratio, rng.integers(count, size=n)
+            unsteered = np.where(steered, rng.integers(count, size=n), taken)
+            frames.append(pd.DataFrame({
+                "objective": place.objective, "prompt": np.int16(place.prompt), "seed": np.int8(0), "asked": f"<question> {place.prompt} ?",
+                "step": np.repeat(np.arange(n, dtype=np.int16), count), "rank": np.tile(np.arange(count, dtype=np.int8), n),
+                "word": [f"w{i}" for i in rng.integers(50, size=n * count)], "entropy": np.repeat(rng.uniform(0, 1.4, n), count),
+                "steered": np.repeat(steered, count),
+                "chosen": (np.arange(count) == taken[:, None]).flatten(), "unsteered": (np.arange(count) == unsteered[:, None]).flatten(),
+                **{name: (x - np.log(np.exp(x).sum(1, keepdims=True))).flatten() for name, x in policies.items()},
+                "value": values.flatten() if cell.gate != "never" else np.nan,
+            }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
 
     def timings(self, cells, rounds: int) -> pd.DataFrame:

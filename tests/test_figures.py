@@ -75,6 +75,9 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_from_its_summary(drawn, name):
     _, paths = drawn[name]
+    if name == "junctions":  # which the report shows
+        assert paths == []
+        return
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".md": b"# Table", ".tex": b"% Estim"}
     assert len(paths) == 2
     for path in paths:

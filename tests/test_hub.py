@@ -176,7 +176,7 @@ def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
     """The rewards of rows, against the reward model read sequence by sequence; the steering, against the library used by hand."""
     profile = replace(project("qwen3", qwen), hardware=HARDWARE)
     cell = Cell(0, "qwen3", value_model="value-mean", gate="entropy", target_ratio=0.5, threshold=1.2, beta=2.0)
-    rows = measure.measure(profile, Shard(cell, "honesty", range(2, 5)))
+    rows = measure.measure(measure.subject_of(profile, 0), Shard(cell, "honesty", range(2, 5)))
     assert rows["prompt"].tolist() == [2, 3, 4]
     subject = HubModels(profile)
     chats = subject.prompts_of("test", "honesty")[2:5]

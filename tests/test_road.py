@@ -111,7 +111,7 @@ def table(checkout: Path) -> dict[str, bytes]:
 
 
 def cells(checkout: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/cells").glob("*/*.parquet")}
+    return {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/cells").glob("*/*.cell")}
 
 
 @pytest.fixture(scope="module")

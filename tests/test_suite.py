@@ -105,7 +105,7 @@ def test_a_truncated_frame_is_an_error(tmp_path):
 
 
 def test_profiles_are_checked(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="unknown profile 'nope', expected one of: architectures, lab, llama"):
+    with pytest.raises(ValueError, match="unknown profile 'nope', expected one of: architectures, check, lab, llama"):
         load_profile("nope")
     text = (digests.ROOT / "benchmarks/profiles/smoke.toml").read_text()
     (tmp_path / "bad.toml").write_text(text.replace("\ndocuments =", "\ndocument ="))

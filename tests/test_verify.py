@@ -56,7 +56,7 @@ def verify(capsys) -> tuple[int, list[str]]:
     capsys.readouterr()
     code = main(["verify"])
     *faults, last = capsys.readouterr().out.splitlines()
-    assert last == f"verify: 3 tables checked, {len(faults)} faults"
+    assert last == f"verify: 4 parts checked, {len(faults)} faults"
     return code, faults
 
 
@@ -121,6 +121,10 @@ def change_a_verdict(committed: Path) -> None:
         (lambda c: change_provenance(c, sha256={}), "figure3.json names no files with their hashes"),
         (lambda c: (c / "figures/smoke/figure3.png").write_bytes(b"x"), "figure3.png is missing or not what was drawn"),
         (lambda c: (c / "figures/smoke/figure3.pdf").unlink(), "figure3.pdf is missing or not what was drawn"),
+        (
+            lambda c: (c / "figures/smoke/report.html").write_text("old"),
+            "smoke/report: report.html was made from other files than there are",
+        ),
         (lambda c: (c / "figures/smoke/drawn.json").unlink(), "no figure of figure3 was drawn"),
     ],
 )

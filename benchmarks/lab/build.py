@@ -22,7 +22,7 @@ from benchmarks.lab import training
 from benchmarks.lab.replicate import EVALUATION_REWARD, LOSSES, REWARD, SCALE_FILE, SHARED, SIZES, Kind, Replicate, ended
 from benchmarks.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.profile import Profile
-from benchmarks.store import link, write_atomically, write_frame
+from benchmarks.store import link, seal, write_atomically, write_cell
 from sia import ValueModel
 from sia.distill import distill
 
@@ -99,7 +99,7 @@ def make(task: Task) -> None:
     replicate, kind, family = task.replicate, task.kind, task.family
     path, name = replicate.path(kind, family), Kind.of(kind).name
     if name == "samples":
-        write_frame(path, sample_base(replicate, kind, family))
+        write_cell(path, sample_base(replicate, kind, family))
         return
     makers = {"base": make_base, REWARD: make_reward, EVALUATION_REWARD: make_reward, AUTOREGRESSIVE: make_autoregressive}
     makers |= {"instruct": make_instruct, "instruct-reward": make_instruct, "value": make_value}
@@ -111,6 +111,7 @@ def make(task: Task) -> None:
         if kind in (REWARD, EVALUATION_REWARD):
             rewards = training.trajectory_rewards(made, _sequences(replicate, replicate.samples(replicate.profile.families)))
             (folder / SCALE_FILE).write_text(json.dumps({"mean": rewards.mean(), "sd": rewards.std()}))
+        seal(folder)
 
     write_atomically(path, write)
 

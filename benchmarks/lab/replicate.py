@@ -26,7 +26,7 @@ from benchmarks.lab.judge import FLUENCY, cut, judge
 from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts
 from benchmarks.lab.world import Prompt, World, WorldConfig
 from benchmarks.profile import LabProfile, OtherWorld, digest
-from benchmarks.store import CACHE, read_frame
+from benchmarks.store import CACHE, check_seal, read_cell
 from benchmarks.subject import Subject
 from sia import AutoregressiveScorer, Generation, RewardScorer, RolloutScorer, ValueModel
 from sia.scoring import Scorer
@@ -196,13 +196,13 @@ class Replicate(Subject):
         return np.array([verdict.score for verdict in verdicts])
 
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(self.path(kind, family), local_files_only=True).eval()
+        return AutoModelForCausalLM.from_pretrained(check_seal(self.path(kind, family)), local_files_only=True).eval()
 
     def reward_model(self, kind: str) -> PreTrainedModel:
-        return AutoModelForSequenceClassification.from_pretrained(self.path(kind, SHARED), local_files_only=True).eval()
+        return AutoModelForSequenceClassification.from_pretrained(check_seal(self.path(kind, SHARED)), local_files_only=True).eval()
 
     def value_model(self, kind: str, family: str) -> ValueModel:
-        return ValueModel.from_pretrained(self.path(kind, family))
+        return ValueModel.from_pretrained(check_seal(self.path(kind, family)))
 
     def rewards(self, kind: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """By this reward model, in standard deviations of the base models' training responses from their mean."""
@@ -215,7 +215,7 @@ class Replicate(Subject):
 
     def samples(self, families: Sequence[str], kind: str = "samples") -> pd.DataFrame:
         """The base responses of these families: family, prompt, sample, token_ids (ended), judge."""
-        return pd.concat([read_frame(self.path(kind, family)) for family in families], ignore_index=True)
+        return pd.concat([read_cell(self.path(kind, family)) for family in families], ignore_index=True)
 
 
 def ended(response: Generation) -> list[int]:

@@ -1,0 +1,229 @@
+"""`make check`: tells a broken metric from noise.
+
+Three parts. What is exact (`exact.py`) must be what results/check/reference/exact.json says. The committed tables must follow from their
+rows (`verify.py`). The whole road of the check profile, trained and measured anew from nothing, must give the rows of the committed
+tables, or rows whose metrics differ from them by no more than noise (`regression.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import regression, tables
+from benchmarks.profile import Profile, load_profile
+from benchmarks.store import CACHE, read_frame, write_text
+from benchmarks.summary import asked_threshold
+from benchmarks.verify import verify_profile
+
+PROFILE = "check"
+EXACT, RETRAINING = "exact.json", "retraining.csv"  # in results/check/reference
+LABELS = (
+    "experiment", "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "tau", "tuned", "floor", "search", "best_of",
+)  # fmt: skip
+METRICS = (
+    "judge", "reward", "kl", "surprise", "distinct", "tokens", "steered", "shifted", "junctions", "entropy", "entropy+0", "entropy+1",
+    "divergence_token", "divergence_mean", "objective_reached", "value_mean", "value_token", "worth",
+)  # fmt: skip
+CELL = ["cell", "metric"]
+
+
+def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
+    """fresh: measures what is compared with, instead. Exit code: 0, or 1 where something has changed."""
+    profile = load_profile(PROFILE)
+    if fresh:
+        renew(figures, profile)
+        return 0
+    for path in (tables.folder(profile) / f"{next(iter(figures))}.json", reference(profile) / EXACT, reference(profile) / RETRAINING):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing, there is nothing to compare with: restore it, or run make check FRESH=1")
+    faults = [*exact_faults(profile), *committed_faults(profile, figures), *measured_faults(profile, figures)]
+    for fault in faults:
+        print(f"changed: {fault}")
+    print(f"check: {len(faults)} changes" if faults else "check: passed")
+    return 1 if faults else 0
+
+
+def reference(profile: Profile) -> Path:
+    return tables.folder(profile) / tables.REFERENCE
+
+
+def renew(figures: Mapping[str, ModuleType], profile: Profile) -> None:
+    """Measures and computes everything anew and writes it where the next check looks."""
+    from benchmarks import exact, experiment
+
+    write_text(reference(profile) / EXACT, json.dumps(tables.circumstances("benchmarks") | {"values": exact.compute()}) + "\n")
+    print(f"exact: written to {EXACT}")
+    shutil.rmtree(CACHE / profile.name, ignore_errors=True)
+    experiment.measure(figures, profile, range(1), experiment.How())
+
+
+# --- what is exact, and what is committed
+
+
+def exact_faults(profile: Profile, shown: int = 10) -> list[str]:
+    from benchmarks import exact
+
+    expected = json.loads((reference(profile) / EXACT).read_text(encoding="utf-8"))["values"]
+    found = exact.compute()
+    faults = []
+    for section in sorted({*expected, *found}):
+        wrong = list(exact.differences(found.get(section, {}), expected.get(section, {}), f"exact/{section}"))
+        cases = {text.split("/")[2] for text in wrong if text.count("/") > 1}
+        about = f"{len(wrong)} differences in {len(cases)} of its cases" if wrong else "as expected"
+        print(f"exact/{section}: {about}")
+        faults += wrong[:shown] + ([f"exact/{section}: and {len(wrong) - shown} more"] if len(wrong) > shown else [])
+    return faults
+
+
+def committed_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+    found = [(name, faults) for name, faults in verify_profile(profile, figures) if name in figures]
+    faults = [f"{name}: {fault}" for name, many in found for fault in many if "figure of" not in fault]
+    print(f"summaries: {len(found)} tables made again from their rows, {len(faults)} faults")
+    return faults
+
+
+# --- what is measured
+
+
+def measure_again(figures: Mapping[str, ModuleType], profile: Profile) -> dict[str, pd.DataFrame]:
+    """The rows of every figure, from nothing; of an interrupted run what was finished counts."""
+    from benchmarks import experiment
+
+    rows, _ = experiment.rows_of(figures, profile, range(1), experiment.How())
+    shutil.rmtree(CACHE / profile.name)
+    return rows
+
+
+def measured_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+    again = measure_again(figures, profile)
+    committed = {name: read_frame(tables.folder(profile) / f"{name}.parquet") for name in figures}
+    same = [name for name in figures if equal(again[name], committed[name])]
+    print(f"rows: {len(same)} of {len(figures)} tables have the committed rows to the last digit")
+    return compare(per_prompt(again), per_prompt(committed), pd.read_csv(reference(profile) / RETRAINING))
+
+
+def equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two tables hold the same but for times; texts may be categories in one of them."""
+    columns = [column for column in one if column != "seconds"]
+    if set(one) != set(other) or len(one) != len(other):
+        return False
+    return all(
+        np.array_equal(one[c].to_numpy(), other[c].to_numpy(), equal_nan=True)
+        if pd.api.types.is_numeric_dtype(one[c])
+        else one[c].astype(str).tolist() == other[c].astype(str).tolist()
+        for c in columns
+    )
+
+
+def per_prompt(tables_of_rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Long: cell (what was done, in words), metric, unit (objective and prompt), mean over the rows of the unit, and their variance over
+    its samples. What several tables share is there once."""
+    frames = []
+    for name, rows in tables_of_rows.items():
+        rows = rows[rows["objective"].notna() & rows["prompt"].notna()] if "objective" in rows else rows[:0]
+        if "seconds" in rows:
+            rows = rows[rows["seconds"].isna()]
+        if len(rows) == 0:
+            continue
+        bits = [column for column in rows if column.startswith("junctions_")]
+        if bits:
+            rows = rows.assign(junctions=np.bitwise_count(rows[bits].to_numpy(np.uint64)).sum(1))
+        if "threshold" in rows:
+            rows = rows.assign(tau=_numbers(rows["threshold"]).where((rows["gate"] != "never") & asked_threshold(rows)))
+        if "tuned" in rows:
+            rows = rows.assign(beta=rows["beta"].where(~rows["tuned"].astype(bool)))
+        sampled = {"judge", "step"} & set(rows) == {"judge"}  # a row is a response
+        cell = pd.Series("" if sampled else name, index=rows.index)
+        for label in (label for label in LABELS if label in rows):
+            words = rows[label].astype(object).map(lambda value, label=label: _words(label, value))
+            cell = cell.str.cat(words.astype(str), sep="")
+        unit = rows["objective"].astype(str) + " " + rows["prompt"].astype(int).astype(str)
+        for metric in (metric for metric in METRICS if metric in rows):
+            values = pd.DataFrame({"cell": cell.str.strip(), "unit": unit, "value": _numbers(rows[metric])})
+            grouped = values.groupby(["cell", "unit"])["value"].agg(["mean", "var", "count"]).reset_index().dropna(subset="mean")
+            frames.append(grouped.assign(metric=metric))
+    return pd.concat(frames, ignore_index=True).drop_duplicates(["cell", "metric", "unit"])
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """As floats; tables that mix kinds of rows hold some as texts."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column.astype(float)
+    return pd.to_numeric(column.astype(str).replace({"True": "1", "False": "0"}), errors="coerce")
+
+
+def _words(label: str, value: object) -> str:
+    """A label of a cell, left out where it says nothing."""
+    unsaid = value in ("", 0, False) or value is None or value != value
+    if unsaid or (label, value) in (("best_of", 1), ("model", "base")):
+        return ""
+    prefix = {"beta": "β = ", "tau": "τ = ", "floor": "floor ", "best_of": "best of "}.get(label, "")
+    return " best β" if label == "tuned" else f" {prefix}{value:g}" if isinstance(value, (int, float)) else f" {prefix}{value}"
+
+
+def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFrame) -> list[str]:
+    """Prints every cell with each metric's difference and the smallest that would have been seen; returns what has changed."""
+    both = committed.merge(again, on=["cell", "metric", "unit"], how="outer", suffixes=("", "_again"), indicator=True)
+    faults = [
+        f"{cell}: {metric} of {count} prompts is {'no longer measured' if side == 'left_only' else 'new'}"
+        for (cell, metric, side), count in both[both["_merge"] != "both"].groupby([*CELL, "_merge"], observed=True).size().items()
+    ]
+    both = both[both["_merge"] == "both"].assign(difference=lambda frame: frame["mean_again"] - frame["mean"])
+    units = both["unit"].unique()
+    wide = both.pivot(index=CELL, columns="unit", values="difference").reindex(columns=units)
+    scale = scales(both)
+    share = retraining.set_index("metric")["tolerance"].reindex(wide.index.get_level_values("metric")).fillna(0.0).to_numpy()
+    spread, tolerance = noise(both).reindex(wide.index).to_numpy(), share * scale.reindex(wide.index).to_numpy()
+    found = regression.run(wide.to_numpy(float), spread, tolerance, np.random.default_rng(0))
+    table = pd.DataFrame(vars(found), index=wide.index).reset_index()
+    judged = table["p"].notna().sum()
+    print(
+        f"metrics: {len(table)} of {table['cell'].nunique()} cells, {judged} of them tested on at least "
+        f"{regression.fewest_prompts(len(table))} prompts; chance of a false alarm {regression.LEVEL:.0%} (Holm). Difference to the "
+        f"committed mean, in brackets the smallest that would have been seen in {regression.POWER:.0%} of runs"
+    )
+    for cell, part in table.groupby("cell", sort=True):
+        print(f"  {cell}: {', '.join(_metric(row) for row in part.itertuples())}")
+    for row in table[table["rejected"]].itertuples():
+        faults.append(f"{row.cell}: {row.metric} moved by {row.difference:+.3g} (p = {row.p:.1g}, tested were {judged})")
+    return faults
+
+
+def _metric(row) -> str:
+    seen = "too few prompts" if row.p != row.p else f"{row.visible:.2g}"
+    return f"{row.metric} {row.difference:+.2g} ({seen}{', CHANGED' if row.rejected else ''})"
+
+
+def scales(values: pd.DataFrame) -> pd.Series:
+    """Standard deviation of each metric of each cell between prompts: the unit of the tolerance."""
+    return values.groupby(CELL)["mean"].std().fillna(0.0)
+
+
+def noise(values: pd.DataFrame) -> pd.Series:
+    """Standard deviation of a prompt's difference between two runs that sample independently, from how its samples differ in one."""
+    variance = (2 * values["var"] / values["count"]).fillna(0.0)
+    return variance.groupby([values[name] for name in CELL]).mean() ** 0.5
+
+
+def retraining_tolerance(runs: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """metric, runs, shift, tolerance: how far training again on another processor moves the mean of a cell, in standard deviations between
+    its prompts: root mean square over pairs of runs and cells, and three times that.
+
+    runs: of `per_prompt`, of the same code under other instruction sets.
+    """
+    means, scale = [], None
+    for run in runs:
+        means.append(run.groupby(CELL)["mean"].mean())
+        scale = scales(run) if scale is None else scale
+    frame = pd.concat(means, axis=1)
+    pairs = [(frame.iloc[:, i] - frame.iloc[:, j]) / scale.where(scale > 0) for i in range(len(means)) for j in range(i)]
+    squares = pd.concat(pairs, axis=1).pow(2).mean(axis=1).groupby("metric").mean() ** 0.5
+    found = pd.DataFrame({"runs": len(means), "shift": squares.fillna(0.0), "tolerance": 3 * squares.fillna(0.0)})
+    return found.round(4).reset_index()

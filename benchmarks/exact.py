@@ -1,0 +1,372 @@
+"""What must come out the same on any machine, to the last token: the exact half of `make check`.
+
+Tiny models whose float64 weights come from NumPy's bit generator, fixed prompts, and every scorer, gate, search and setting; the
+lab's texts and their judgement; rows as the sweep makes them, of untrained models; losses, laws and statistics of fixed numbers.
+Whole numbers, bits and texts are compared exactly, other numbers within TOLERANCE.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks import claims, measure, stats, theory
+from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell, Shard
+from benchmarks.lab import training
+from benchmarks.lab.judge import judge
+from benchmarks.lab.replicate import SHARED, Replicate
+from benchmarks.lab.tokenizer import EOS, build_tokenizer
+from benchmarks.lab.world import World, WorldConfig
+from benchmarks.probes import probe, trace
+from benchmarks.profile import ModelSize, load_profile
+from sia import (
+    AttentionGate,
+    AttentionRiseGate,
+    AutoregressiveScorer,
+    EntropyGate,
+    EntropyRiseGate,
+    EveryToken,
+    Gate,
+    Generation,
+    PositionGate,
+    RandomGate,
+    RewardScorer,
+    RolloutScorer,
+    Steering,
+    ValueModel,
+    best_of_n,
+    calibrate,
+    chunk_beam_search,
+    generate,
+)
+from sia.attention import Attention
+from sia.distill import distill, distillation_loss
+from sia.gates import Entropy
+from sia.likelihood import log_likelihoods
+from sia.steering import drop_improbable, entropy, kl_divergence, tilt
+
+FAMILIES = ("qwen3", "llama")
+SIZE = ModelSize(hidden_size=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)
+VOCABULARY, STEPS = 60, 14
+TOLERANCE = {"relative": 2e-4, "absolute": 2e-5}  # of float32 arithmetic in another order, and of numbers written with five digits
+DIGITS = 5
+
+
+def compute(sections: Sequence[str] = ()) -> dict:
+    """Everything (or these sections), by section and case: numbers, texts and lists of them, as JSON can hold."""
+    every: list[Callable[[], dict]] = [equations, decoding, searches, likelihoods, losses, lab_texts, lab_rows, laws, statistics]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these models are too small for more
+    try:
+        return {section.__name__: plain(section()) for section in every if not sections or section.__name__ in sections}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def plain(found):
+    """Tensors, arrays and tuples as lists; numbers of Python, those with a fraction to DIGITS digits."""
+    if isinstance(found, dict):
+        return {str(key): plain(value) for key, value in found.items()}
+    if isinstance(found, (Tensor, np.ndarray)):
+        return plain(found.tolist())
+    if isinstance(found, (list, tuple)):
+        return [plain(value) for value in found]
+    if isinstance(found, (float, np.floating)):
+        return round(float(found), DIGITS) if math.isfinite(found) else str(found)
+    return found.item() if isinstance(found, np.generic) else found
+
+
+def differences(found, expected, where: str = "") -> Iterator[str]:
+    """Each place where two results of `compute` differ, with both."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            if key not in found or key not in expected:
+                yield f"{where}/{key} is {'missing' if key in expected else 'new'}".removeprefix("/")
+            else:
+                yield from differences(found[key], expected[key], f"{where}/{key}".removeprefix("/"))
+    elif isinstance(found, list) and isinstance(expected, list):
+        if len(found) != len(expected):
+            yield f"{where} has {len(found)} entries, expected {len(expected)}"
+            return
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            yield from differences(one, other, f"{where}[{number}]")
+    elif not same(found, expected):
+        yield f"{where} is {found!r}, expected {expected!r}"
+
+
+def same(found, expected) -> bool:
+    if isinstance(found, float) and isinstance(expected, float):
+        return math.isclose(found, expected, rel_tol=TOLERANCE["relative"], abs_tol=TOLERANCE["absolute"])
+    return type(found) is type(expected) and found == expected
+
+
+# --- models, prompts and numbers that are the same everywhere
+
+
+def fill(model: torch.nn.Module, seed: int, size: float = 0.5) -> torch.nn.Module:
+    """Uniform weights in ±size, norms around 1. The bits of NumPy's PCG64 do not depend on the processor."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            weights = torch.from_numpy(rng.uniform(-size, size, parameter.shape))
+            parameter.copy_(1 + 0.2 * weights if "norm" in name else weights)
+    return model.eval()
+
+
+def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY, size: float = 0.5) -> PreTrainedModel:
+    return fill(training.new_language_model(family, SIZE, vocabulary, seed=0).double(), seed, size)
+
+
+def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> ValueModel:
+    return fill(ValueModel.from_backbone(language_model(family, vocabulary=vocabulary)).double(), seed)
+
+
+def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY) -> PreTrainedModel:
+    return fill(training.new_reward_model(language_model(family, vocabulary=vocabulary), family).double(), seed)
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Random token ids, special ones left out, of different lengths."""
+    rng = random.Random(seed)
+    return [[rng.randrange(6, VOCABULARY) for _ in range(rng.randint(1, 12))] for _ in range(count)]
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    """float64 in ±2."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-2, 2, shape))
+
+
+# --- sections
+
+
+def equations() -> dict:
+    logits, values, other = numbers(4, 10), numbers(4, 10, seed=1), numbers(4, 10, seed=2)
+    return {
+        "entropy": entropy(3 * logits),
+        **{f"tilt, β = {beta}": tilt(logits, values, beta) for beta in (0.0, 0.5, 2.0, math.inf)},
+        "floor": drop_improbable(values, 2 * logits, 0.05),
+        "KL": kl_divergence(logits, other),
+    }
+
+
+GATES: dict[str, Gate] = {
+    "entropy": EntropyGate(2.0),
+    "entropy over the vocabulary": EntropyGate(3.0, over="vocabulary"),
+    "low entropy": ~EntropyGate(2.0),
+    "entropy rise": EntropyRiseGate(0.05),
+    "attention": AttentionGate(4.0),
+    "attention of one layer": AttentionGate(4.0, layers=(1,), heads=(0, 3)),
+    "attention rise": AttentionRiseGate(1.02),
+    "position": PositionGate(4),
+    "random": RandomGate(0.4, seed=3),
+    "both": EntropyGate(2.0) & RandomGate(0.6),
+}
+
+
+def cases(family: str, model: PreTrainedModel) -> dict[str, tuple[Steering | None, dict]]:
+    """Steering, and further arguments of `generate`, by name: every gate, scorer and setting."""
+    value, reward = value_model(family), RewardScorer(reward_model(family), EOS)
+    open_at, every = EntropyGate(2.0), EveryToken()
+    return {name: (Steering(value, gate), {}) for name, gate in GATES.items()} | {
+        "unsteered": (None, {}),
+        "dense": (Steering(value, every, 2.0), {}),
+        "values alone": (Steering(value, open_at, math.inf), {}),
+        "β = 0.5, 4 candidates, temperature 0.6": (Steering(value, EntropyGate(1.0), 0.5, 4), {"temperature": 0.6}),
+        "greedy": (Steering(value, open_at), {"temperature": 0.0}),
+        "floor": (Steering(value, every, 2.0, min_probability=0.08), {}),
+        "another seed": (Steering(value, open_at), {"seed": 7}),
+        "its own prompts": (Steering(value, open_at), {"value_prompts": prompts(5, seed=1)}),
+        "reward": (Steering(reward, open_at), {}),
+        "rollouts": (Steering(RolloutScorer(model, reward, 3, candidates=4), open_at), {}),
+        "autoregressive reward": (Steering(AutoregressiveScorer(language_model(family, 3)), open_at), {}),
+    }
+
+
+def decoding() -> dict:
+    """Every case on prompts of unequal length in one batch, some responses ending early; and what gates calibrate to."""
+    tokenizer, how, found = build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)]), {"max_new_tokens": STEPS, "progress": False}, {}
+    for family in FAMILIES:
+        model = language_model(family)
+        for name, (steering, further) in cases(family, model).items():
+            made = generate(model, tokenizer, prompts(5), steering, batch_size=3, **how, **further)
+            found[f"{family}, {name}"] = described(made)
+        observed = generate(model, tokenizer, prompts(12), None, **how, observe=[Attention(), Entropy("vocabulary")])
+        thresholds = [calibrate(gate, observed, 0.3) for gate in (EntropyGate, EntropyRiseGate, AttentionGate, AttentionRiseGate)]
+        thresholds.append(calibrate(EntropyGate, observed, 0.3, over="vocabulary"))
+        found[f"{family}, calibrated"] = [gate.threshold for gate in thresholds]
+    return found
+
+
+def described(generations: Sequence[Generation]) -> dict:
+    return {
+        "tokens": [g.token_ids for g in generations],
+        "steered": ["".join("01"[opened] for opened in g.steered.tolist()) for g in generations],
+        "unsteered tokens": [g.base_token for g in generations],
+        "entropy": [g.entropy for g in generations],
+        "kl": [g.kl for g in generations],
+        "finished": [bool(g.finished) for g in generations],
+        "cost": [astuple(g.cost) for g in generations],
+        "reward": [g.reward for g in generations],
+    }
+
+
+def searches() -> dict:
+    tokenizer, asked, found = build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)]), prompts(3), {}
+    for family in FAMILIES:
+        model, reward = language_model(family), RewardScorer(reward_model(family), EOS)
+        how = {"max_new_tokens": STEPS, "progress": False}
+        for name, steering in (("plain", None), ("steered", Steering(value_model(family), EntropyGate(2.0)))):
+            found[f"{family}, best of 4, {name}"] = described(best_of_n(model, tokenizer, asked, reward, 4, steering, **how))
+            found[f"{family}, beams, {name}"] = described(chunk_beam_search(model, tokenizer, asked, reward, 2, 2, 5, steering, **how))
+    return found
+
+
+def likelihoods() -> dict:
+    asked, said, found = prompts(3), prompts(3, seed=5), {}
+    for family in FAMILIES:
+        for name, gate in (("entropy", EntropyGate(2.0)), ("position", PositionGate(2))):
+            steering = Steering(value_model(family), gate, candidates=VOCABULARY)
+            made = log_likelihoods(language_model(family), steering, asked, said, temperature=0.8)
+            found[f"{family}, {name}"] = [[one.log_probabilities, one.greedy, one.steered] for one in made]
+    return found
+
+
+def losses() -> dict:
+    """Losses of fixed numbers, and what a few steps of training come to."""
+    mask = (torch.arange(6) < torch.tensor([[6], [4], [2]])) & (torch.arange(6) > 0)
+    found: dict[str, object] = {
+        f"distillation, {loss}": distillation_loss(numbers(3, 6), mask, numbers(3, seed=1), loss) for loss in ("mean", "token")
+    }
+    asked, said = prompts(24), [[*response, EOS] for response in prompts(24, seed=6)]
+    rewards = numbers(24, seed=2).tolist()
+    how = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 8, "seed": 1}
+    whole = [[*p, *r] for p, r in zip(asked, said, strict=True)]
+    starts, half = [len(p) for p in asked], len(whole) // 2
+    for family in FAMILIES:
+        model = language_model(family, size=0.2)
+        for only in (True, False):
+            taught = language_model(family, size=0.2)
+            training.train_language_model(taught, asked, said, response_only=only, progress=lambda _: None, **how)
+            found[f"{family}, language model, {'responses' if only else 'documents'}"] = training.heldout_loss(taught, asked, said)
+        found[f"{family}, log-likelihoods"] = training.sequence_log_likelihoods(model, whole, starts)
+        for loss in ("mean", "token"):
+            values = distill(fill(ValueModel.from_backbone(model).double(), 1, 0.2), asked, said, rewards, loss=loss, **how)
+            with torch.no_grad():
+                found[f"{family}, values, {loss}"] = [values(torch.tensor([sequence]))[0, -3:] for sequence in whole[:3]]
+        judged = fill(training.new_reward_model(model, family).double(), 2, 0.2)
+        training.train_reward_model(judged, whole[:half], whole[half:], progress=lambda _: None, **how)
+        found[f"{family}, rewards"] = training.trajectory_rewards(judged, whole[:6])
+        liked = language_model(family, size=0.2)
+        training.train_autoregressive_reward(
+            liked, whole[:half], whole[half:], starts[:half], scale=0.1, progress=lambda _: None, **how
+        )  # fmt: skip
+        found[f"{family}, autoregressive rewards"] = training.sequence_log_likelihoods(liked, whole[:6], starts[:6])
+    return found
+
+
+def lab_texts() -> dict:
+    """What the world writes, and what the judge says of it, whole, cut short, repeated and about something else."""
+    found = {}
+    for seed in (0, 1):
+        world, rng = World(WorldConfig(seed=seed)), random.Random(seed)
+        asked = [p for objective in OBJECTIVES for p in world.prompts(rng, 6, objective, set())]
+        texts = [world.response(prompt.item, rng) for prompt in asked]
+        for number, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
+            said = {"whole": text, "repeated": f"{text} {text}", "cut": text[: len(text) // 2], "other": texts[number - 1]}
+            verdicts = {name: judge(world.grammar, prompt.item, words, name != "cut") for name, words in said.items()}
+            points = {name: [verdict.points, verdict.score, verdict.fluency_errors] for name, verdict in verdicts.items()}
+            found[f"world {seed}, {number}"] = {"prompt": prompt.text, "response": text, "judged": points}
+    return found
+
+
+class Untrained(Replicate):
+    """A replicate of the smoke profile, made small, whose models have exact weights and have learned nothing."""
+
+    @classmethod
+    def small(cls) -> Untrained:
+        smoke = load_profile("smoke")
+        return cls(
+            replace(
+                smoke,
+                name="untrained",
+                decoding=replace(smoke.decoding, max_new_tokens=10, batch_size=7),
+                evaluation=replace(smoke.evaluation, prompts_per_objective=3, validation_prompts_per_objective=3),
+                sweep=replace(smoke.sweep, probes=2, rollout_prompts=1, rollout_tokens=2),
+            ),
+            0,
+        )
+
+    def seed_of(self, kind: str, family: str) -> int:
+        return self.seed("exact", kind, family) % 1000
+
+    def language_model(self, kind: str, family: str) -> PreTrainedModel:
+        return language_model(family, self.seed_of(kind, family), len(self.tokenizer), size=0.3)
+
+    def reward_model(self, kind: str) -> PreTrainedModel:
+        return reward_model(self.profile.families[0], self.seed_of(kind, SHARED), len(self.tokenizer))
+
+    def value_model(self, kind: str, family: str) -> ValueModel:
+        return value_model(family, self.seed_of(kind, family), len(self.tokenizer))
+
+    def scale(self, kind: str) -> dict[str, float]:
+        return {"mean": 0.25, "sd": 1.5}
+
+
+def lab_rows() -> dict:
+    """The rows of cells of every kind, in every column that the sweep measures, with the thresholds found and traces and probes."""
+    subject, found = Untrained.small(), {}
+    token, mean = "value-token", "value-mean"
+    thresholds = (1.9, 2.0, 2.1)
+    cells = {
+        "base": Cell(0, "qwen3"),
+        "instruct": Cell(0, "llama", model="instruct"),
+        "best of 4": Cell(0, "qwen3", search="best-of", responses=4),
+        "sia": Cell(0, "qwen3", value_model=mean, gate="entropy", target_ratio=0.5, thresholds=thresholds, beta=1.0),
+        "sia, β = ∞": Cell(0, "llama", value_model=token, gate="entropy", target_ratio=0.5, thresholds=thresholds, beta=math.inf),
+        "low entropy": Cell(0, "qwen3", value_model=token, gate="inverted-entropy", target_ratio=0.5, thresholds=thresholds, beta=1.0),
+        "τ = 2": Cell(0, "qwen3", value_model=token, gate="entropy", threshold=2.0, beta=2.0),
+        "dense, floor": Cell(0, "qwen3", value_model=token, gate="every", target_ratio=1.0, beta=2.0, floor=0.05),
+        "random, best of 2": Cell(
+            0, "qwen3", value_model=token, gate="random", target_ratio=0.3, beta=1.0, search="best-of", responses=2
+        ),
+        "beams": Cell(0, "qwen3", search="beams", responses=4),
+        "args": Cell(0, "qwen3", value_model=ARGS, gate="every", target_ratio=1.0, beta=0.5),
+        "genarm": Cell(0, "llama", value_model=AUTOREGRESSIVE, gate="every", target_ratio=1.0, beta=0.5),
+        "transfer-q": Cell(0, "qwen3", value_model=ROLLOUT, gate="every", target_ratio=1.0, beta=0.5, prompts=1),
+        "validation": Cell(0, "qwen3", split="validation"),
+    }  # fmt: skip
+    for name, cell in cells.items():
+        for objective in OBJECTIVES[:2]:
+            rows = measure.measure(subject, Shard(cell, objective))
+            found[f"{name}, {objective}"] = columns(rows) | {"thresholds": rows.attrs.get("thresholds")}
+    shard = Shard(cells["sia"], OBJECTIVES[0])
+    return found | {"trace": columns(trace(subject, shard)), "probe": columns(probe(subject, shard))}
+
+
+def columns(rows: pd.DataFrame) -> dict:
+    return {name: rows[name].tolist() for name in rows}
+
+
+def laws() -> dict:
+    """Deviations from identities, which are zero, and what else random steps and trees come to."""
+    steps, trees = theory.random_steps(0).iloc[:40], theory.random_trees(0).iloc[:20]
+    exact = (steps["regret"] - steps["kl_base_optimum"]).abs().max(), (trees["regret"] - trees["sum_under_own"]).abs().max()
+    return {"identities": exact, "steps": columns(steps), "trees": columns(trees)}
+
+
+def statistics() -> dict:
+    values = numbers(2 * 3 * 8 * 2, 2).numpy()
+    weights = stats.bootstrap_weights((2, 3, 8, 2), 400, np.random.default_rng(0))
+    tests = [(test, low, low + 0.3) for test in ("more", "less", "at least") for low in (-0.4, -0.1, 0.0, 0.1)]
+    return {
+        "interval": stats.interval(values, weights, 0.95),
+        "verdicts": {f"{test} {low}": claims.decide(test, 0.0, low, high) for test, low, high in tests},
+    }

@@ -1,0 +1,234 @@
+"""`make report`: one self-contained page, figures/PROFILE/report.html: the verdicts, the junctions, every figure with its table.
+
+The page is report.html with its places filled; it asks no network. What it was made from stands in it as hashes (`made_from`).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from benchmarks import claims, junctions, style, tables
+from benchmarks.profile import LabProfile, Profile
+from benchmarks.store import read_frame, write_text
+from benchmarks.summary import label
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+REPORT = "report.html"
+COLOURS = 96  # of the pictures in the page, which keeps it small
+ROWS = 60  # of a table in the page
+LEFT_OUT = ("seeds", "estimate_by_replicate", "low_by_replicate", "high_by_replicate", "beta_by_replicate", "versus_ratio")
+NUMBERS = ("estimate", "low", "high")
+
+
+def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
+    """Writes the page and returns its path. Errors: FileNotFoundError where there are no verdicts to begin with."""
+    verdicts = tables.folder(profile) / "claims.csv"
+    if not verdicts.exists():
+        raise FileNotFoundError(f"{verdicts} is missing: make claims PROFILE={profile.name} writes it")
+    drawn = [name for name in figures if tables.has_table(profile, name) and name != "junctions"]
+    viewer = tables.has_table(profile, "junctions")
+    provenance = tables.read_provenance(profile, drawn[0])
+    page, found = TEMPLATE.read_text(encoding="utf-8"), pd.read_csv(verdicts)
+    counts = found["verdict"].value_counts()
+    parts = {
+        "TITLE": f"Sparse Inference-time Alignment on the profile {escape(profile.name)}",
+        "INTRODUCTION": _introduction(profile, provenance),
+        "CONTENTS": "".join(f'<li><a href="#{name}">{name}</a></li>' for name in ("verdicts", *(["viewer"] * viewer), *drawn)),
+        "COUNTS": ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in claims.VERDICTS),
+        "KINDS": "".join(f'<option value="{verdict}">{verdict}</option>' for verdict in claims.VERDICTS if verdict in counts),
+        "VERDICTS": _verdicts(found),
+        "VIEWER": "" if viewer else f"<p>Not measured: <code>make junctions PROFILE={escape(profile.name)}</code>.</p>",
+        "FIGURES": "\n".join(_figure(profile, name, figures[name]) for name in drawn),
+        "FOOTER": f"Made by <code>make report PROFILE={escape(profile.name)}</code> from the tables with these SHA-256 sums: "
+        f'<span id="made-from">{escape(json.dumps(made_from(profile, figures)))}</span>',
+        "DATA": _json(view_data(profile) if viewer else None),
+    }
+    page = re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], page)
+    path = tables.FIGURES / profile.name / REPORT
+    write_text(path, page)
+    return path
+
+
+def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, str]:
+    """The first digits of the hash of every file that the page shows."""
+    folder, pictures = tables.folder(profile), tables.FIGURES / profile.name
+    names = [name for name in figures if tables.has_table(profile, name)]
+    files = [folder / "claims.csv", *(folder / f"{name}.csv" for name in names), *(pictures / f"{name}.png" for name in names)]
+    return {file.name: tables.sha256(file)[:16] for file in files if file.exists()}
+
+
+def read_made_from(page: str) -> dict[str, str]:
+    """What a written page says that it was made from; empty if it says nothing."""
+    found = re.search(r'<span id="made-from">([^<]*)</span>', page)
+    return json.loads(found[1].replace("&quot;", '"')) if found else {}
+
+
+def _json(found: object) -> str:
+    """As a script element can hold it."""
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+
+
+def _introduction(profile: Profile, provenance: Mapping) -> str:
+    about = (
+        "The lab: a world of 675 words that the project makes itself, models of some hundred thousand parameters trained from nothing, and "
+        "a judge that scores responses from −5 to 5. Small models in a small world can show that a claim is not general, or when it holds; "
+        "they cannot show what an 8-billion-parameter model does."
+        if isinstance(profile, LabProfile)
+        else f"Models and prompt sets of the Hub, as the profile {escape(profile.name)} names them."
+    )
+    evaluation, replicates = profile.evaluation, len(provenance["replicates"])
+    many = f"{replicates} replicate{'s' if replicates > 1 else ''} of {profile.replicates}"
+    return (
+        f"<p>{about}</p><p>{evaluation.prompts_per_objective} prompts of each of three objectives × {evaluation.samples} samples, {many}. "
+        f'Intervals: {escape(tables.intervals(profile))}.</p><p class="soft">Measured at commit '
+        f"<code>{escape(provenance['git_commit'][:12])}</code> on {provenance['hardware']['cores']} cores of "
+        f"{escape(provenance['hardware']['processor'])}; torch {escape(provenance['packages']['torch'])}, transformers "
+        f"{escape(provenance['packages']['transformers'])}.</p>"
+    )
+
+
+def _verdicts(found: pd.DataFrame) -> str:
+    bodies = []
+    for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
+        rows = [f'<tr class="claim"><th colspan="7" scope="rowgroup">{escape(says)} <span class="soft">{escape(source)}</span></th></tr>']
+        rows += [_verdict(row) for _, row in part.iterrows()]
+        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
+    return "\n".join(bodies)
+
+
+def _verdict(row: pd.Series) -> str:
+    condition = escape(row["condition"]) if isinstance(row["condition"], str) else "–"
+    kind = row["verdict"].replace(" ", "-")
+    cells = [f"<td>{condition}</td>", f'<td class="verdict {kind}">{row["verdict"]}</td>']
+    if row["verdict"] == "not measured":
+        cells.append('<td colspan="5"></td>')
+    else:
+        alone = str(row["verdict_by_replicate"]).split("|")
+        agree = f"{sum(one == row['verdict'] for one in alone)} of {len(alone)} agree" if len(alone) > 1 else "1"
+        numbers = (
+            f"{row['estimate']:+.3g}",
+            f"{row['low']:+.3g} to {row['high']:+.3g}",
+            f"{claims.NEEDS[row['test']]} {row['margin']:g}",
+            agree,
+            f"{row['n']:.0f}",
+        )
+        cells += [f'<td class="number">{text}</td>' for text in numbers]
+    return f'<tr data-verdict="{row["verdict"]}">{"".join(cells)}</tr>'
+
+
+def view_data(profile: Profile) -> dict:
+    """What the viewer shows of the first replicate: methods, words, and by objective the prompts with every method's response."""
+    rows = read_frame(tables.folder(profile) / "junctions.parquet")
+    rows = rows[rows["replicate"] == rows["replicate"].min()].astype(
+        dict.fromkeys(("objective", "asked", "word", *junctions.CELL[:2]), str)
+    )
+    words = {word: i for i, word in enumerate(sorted(set(rows["word"])))}
+    rows = rows.assign(key=[_key(*cell) for cell in rows[junctions.CELL].itertuples(index=False)])
+    named = rows.drop_duplicates("key")
+    prompts: dict[str, list[dict]] = {}
+    for (objective, _), of_prompt in rows.groupby(["objective", "prompt"]):
+        one = {key: _response(part.sort_values(["step", "rank"]), words) for key, part in of_prompt.groupby("key")}
+        prompts.setdefault(objective, []).append({"asked": of_prompt["asked"].iloc[0].strip(), "responses": one})
+    return {
+        "methods": {row.key: _method(row) for row in named.itertuples()},
+        "base": "base",
+        "words": list(words),
+        "spaced": isinstance(profile, LabProfile),
+        "highest": math.log(profile.decoding.candidates),
+        "score": label(profile, profile.score),
+        "prompts": prompts,
+    }
+
+
+def _key(method: str, value_model: str, ratio: float) -> str:
+    return " ".join(filter(None, (method, value_model, f"{ratio:g}" if 0 < ratio < 1 else "")))
+
+
+def _method(row) -> str:
+    share = f" at {row.target_ratio:.0%}" if 0 < row.target_ratio < 1 else ""
+    loss = f", {style.LOSSES.get(row.value_model, row.value_model)}" if row.value_model else ""
+    return f"{style.NAMES[row.method]}{share}{loss}"
+
+
+def _response(part: pd.DataFrame, words: Mapping[str, int]) -> dict:
+    tokens = []
+    for _, step in part.groupby("step", sort=True):
+        value = [None if np.isnan(x) else round(float(x), 2) for x in step["value"]]
+        chances = [np.exp(step[name]).round(4).tolist() for name in ("likelihood", "tilted")]
+        candidates = [list(one) for one in zip(step["word"].map(words).tolist(), chances[0], value, chances[1], strict=True)]
+        first = step.iloc[0]
+        places = {name: int(np.argmax(step[name].to_numpy())) for name in ("chosen", "unsteered")}
+        tokens.append({"entropy": round(float(first["entropy"]), 3), "steered": bool(first["steered"]), **places, "candidates": candidates})
+    return {"score": round(float(part["score"].iloc[0]), 2), "tokens": tokens}
+
+
+def _figure(profile: Profile, name: str, module: ModuleType) -> str:
+    folder = tables.FIGURES / profile.name
+    title = escape((module.__doc__ or name).split("\n")[0].rstrip("."))
+    picture = folder / f"{name}.png"
+    shown = ""
+    if picture.exists():
+        data, caption = _picture(picture)
+        image = f'<img loading="lazy" alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        shown = f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    summary = tables.read_summary(tables.folder(profile) / f"{name}.csv")
+    stale = tables.read_table(profile, name)[1]
+    warning = "<p><strong>Stale: measured under other settings than the profile has now.</strong></p>" if stale else ""
+    return (
+        f'<section id="{name}"><h2>{title}</h2>{warning}{shown}<p><code>make {name} PROFILE={escape(profile.name)}</code> draws it from '
+        f"<code>results/{escape(profile.name)}/{name}.csv</code>; with <code>FRESH=1</code> it is measured again.</p>"
+        f"{_table(summary, profile, name)}</section>"
+    )
+
+
+def _picture(path: Path) -> tuple[str, str]:
+    """A figure in fewer colours, as base64, and its caption."""
+    with Image.open(path) as image:
+        caption = image.info.get("Description", "")
+        small, out = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE), io.BytesIO()
+    small.save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode(), caption
+
+
+def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
+    """The rows over all objectives of the metric that counts, the columns that say something."""
+    part = summary
+    for column, value in (("metric", profile.score), ("objective", "all"), ("family", "all")):
+        if column in part and (part[column] == value).any():
+            part = part[part[column] == value]
+    part, whole = part.head(ROWS), len(part)
+    part = part[[column for column in part if column not in LEFT_OUT and part[column].replace("", np.nan).notna().any()]]
+    head = "".join(f'<th scope="col">{escape(column.replace("_", " "))}</th>' for column in part)
+    body = "".join(f"<tr>{''.join(_cell(column, value) for column, value in zip(part, row, strict=True))}</tr>"
+                   for row in part.itertuples(index=False))  # fmt: skip
+    return (
+        f"<details><summary>Table: {len(part)} of {len(summary)} rows{'' if whole > ROWS else ', those over all objectives'}</summary>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {name}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def _cell(column: str, value: object) -> str:
+    if value is None or value is pd.NA or value != value:
+        return "<td></td>"
+    if isinstance(value, float):
+        return (
+            f'<td class="number">{value:.3g}</td>'
+            if column in NUMBERS or not value.is_integer()
+            else f'<td class="number">{value:.0f}</td>'
+        )
+    return (
+        f'<td class="number">{value}</td>' if isinstance(value, int) and not isinstance(value, bool) else f"<td>{escape(str(value))}</td>"
+    )

@@ -1,0 +1,313 @@
+"""`make check`: that nothing changed passes, that every planted fault is seen, and that noise is not taken for a fault."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sia.decoding
+import sia.scoring
+import sia.search
+import sia.theory
+from benchmarks import check, claims, exact, figure1, figure5, regression, stats, tables
+from benchmarks.__main__ import main
+from benchmarks.lab import judge
+from benchmarks.profile import load_profile
+from sia import distill, gates, likelihood, prefixes, sampling
+from tests.fake import FakeResults
+
+EXPECTED = json.loads((check.reference(load_profile("check")) / check.EXACT).read_text(encoding="utf-8"))["values"]
+SMOKE = load_profile("smoke")
+
+
+def wrong(section: str, only: str = "") -> list[str]:
+    """What the exact half of the check says of this section, of one family where it has several. only: one case of it."""
+    expected = {case: values for case, values in EXPECTED[section].items() if not case.startswith("llama")}
+    if only:
+        expected = {case: expected[case] for case in (f"qwen3, {only}", "qwen3, calibrated")}
+    return list(exact.differences(exact.compute([section])[section], expected, section))
+
+
+@pytest.fixture(autouse=True)
+def one_family(monkeypatch):
+    monkeypatch.setattr(exact, "FAMILIES", ("qwen3",))
+
+
+@pytest.mark.parametrize("section", EXPECTED)
+def test_nothing_changed_passes(section, monkeypatch):
+    monkeypatch.setattr(exact, "FAMILIES", ("qwen3", "llama"))
+    assert list(exact.differences(exact.compute([section])[section], EXPECTED[section])) == []
+
+
+def wrap(monkeypatch, owner, name, change) -> None:
+    """Puts change(original, *arguments) in the place of owner.name."""
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments, **further: change(original, *arguments, **further))
+
+
+def stale_cache(original, self, rows, totals, last, outputs=0, branches=None):
+    """The caches of the candidates are not cropped off: the first of them is taken for the token that followed."""
+    output = original(self, rows, totals, last, outputs, branches)
+    self.cached[rows] = (totals + (branches is not None)).clamp(max=self.capacity - 1)
+    return output
+
+
+def mask_of_another_row(original, self, cached, fresh, prefix, *arguments):
+    return original(self, cached.roll(1).clamp(max=prefix), fresh, prefix, *arguments)
+
+
+def value_of_the_prefix(original, cached, rows, responses, branches, ends):
+    before = cached.last(rows, responses, torch.full_like(rows, responses.shape[1]))
+    return before[:, None].expand(-1, branches.shape[1])
+
+
+FAULTS = {
+    "β with its sign flipped": (sia.decoding, "tilt", lambda tilt, base, values, beta: tilt(base, values, -beta), "decoding: entropy"),
+    "gate inverted": (gates.ThresholdGate, "opens", lambda opens, *a: ~opens(*a), "decoding: entropy"),
+    "candidate values shuffled": (sia.scoring.ValueSession, "score", lambda score, *a: score(*a).flip(1), "decoding: entropy"),
+    "mask of another row": (prefixes.CachedPrefixes, "_mask", mask_of_another_row, "decoding: entropy"),
+    "entropy in bits": (sia.decoding, "entropy", lambda entropy, logits: entropy(logits) / math.log(2), "decoding: entropy"),
+    "value read one position early": (sia.scoring, "_at_branch_ends", value_of_the_prefix, "decoding: dense"),
+    "temperature ignored": (sampling, "choose", lambda choose, logits, noise, _: choose(logits, noise, 1.0), "decoding: greedy"),
+    "stale cache after a junction": (prefixes.CachedPrefixes, "_catch_up", stale_cache, "decoding: random"),
+    "floor ignored": (sia.decoding, "drop_improbable", lambda _, steered, *a: steered, "decoding: floor"),
+    "KL the other way round": (sia.decoding, "kl_divergence", lambda kl, q, p: kl(p, q), "decoding: entropy"),
+    "seed ignored": (sampling, "prompt_keys", lambda keys, p, seeds, *a: keys(p, [0] * len(seeds), *a), "decoding: another seed"),
+    "values behind the temperature": (
+        sia.decoding, "tilt", lambda tilt, base, values, beta: tilt(base, values, 0.6 * beta), "decoding: dense",
+    ),
+    "noise of another step": (sampling, "step_keys", lambda keys, rows, steps: keys(rows, steps + 1)[:, 1:], "decoding: unsteered"),
+    "worst of N": (sia.scoring.CachedRewards, "rate", lambda rate, *a: -rate(*a), "searches"),
+    "likelihood without tilt": (likelihood, "tilt", lambda _, base, values, beta: base, "likelihoods"),
+    "other loss": (distill, "distillation_loss", lambda loss, v, m, r, _: loss(v, m, r, "mean"), "losses"),
+    "prompt among the response": (distill, "pad_pairs", lambda pad, p, r, d: pad([[1]] * len(p), r, d), "losses"),
+    "judge forgives repetition": (judge, "cut", lambda cut, points: cut(points + 0.8), "lab_texts"),
+    "entropies a little off": (exact, "entropy", lambda entropy, logits: entropy(logits) * 1.001, "equations"),
+    "half an interval": (stats, "interval", lambda interval, v, w, level: interval(v, w, level / 2), "statistics"),
+    "undecided is reproduced": (
+        claims, "decide", lambda decide, *a: decide(*a).replace("undecided", "reproduced"), "statistics",
+    ),
+    "regret of the wrong policy": (sia.theory, "optimal_policy", lambda best, base, values, beta: best(base, values, 2 * beta), "laws"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, monkeypatch):
+    owner, name, change, section = FAULTS[fault]
+    section, _, only = section.partition(": ")
+    if only:  # one of its cases, which is quicker
+        wrap(monkeypatch, exact, "cases", lambda cases, *a: {only: cases(*a)[only]})
+        assert wrong(section, only) == []
+    wrap(monkeypatch, owner, name, change)
+    assert wrong(section, only) != []
+
+
+def test_rows_with_a_wrong_column_are_seen(monkeypatch):
+    """Of what the sweep makes of responses, not of the responses."""
+    from benchmarks import measure
+
+    wrap(monkeypatch, measure, "distinct_bigrams", lambda distinct, *a: [2 * share for share in distinct(*a)])
+    found = wrong("lab_rows")
+    assert found
+    assert all("/distinct" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "said"),
+    [
+        ({"a": 1}, {"a": 2}, ["s/a is 1, expected 2"]),
+        ({"a": 1.0}, {"a": 1.00001}, []),
+        ({"a": 1.0}, {"a": 1.001}, ["s/a is 1.0, expected 1.001"]),
+        ({"a": True}, {"a": 1}, ["s/a is True, expected 1"]),
+        ({"a": [1, 2]}, {"a": [1]}, ["s/a has 2 entries, expected 1"]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ["s/a[1] is 2, expected 3"]),
+        ({"a": 1}, {"b": 1}, ["s/b is missing", "s/a is new"]),
+        ({"a": "inf"}, {"a": 1.0}, ["s/a is 'inf', expected 1.0"]),
+        ({"a": 1.0}, {"a": 1}, ["s/a is 1.0, expected 1"]),
+    ],
+)
+def test_differences_say_where(found, expected, said):
+    assert list(exact.differences(found, expected, "s")) == said
+
+
+# --- statistics
+
+
+def slow_sign_flip(differences: np.ndarray, tolerance: float) -> float:
+    """Over all sign patterns."""
+    mean = differences.mean()
+    if abs(mean) <= tolerance:
+        return 1.0
+    shifted = differences - np.sign(mean) * tolerance
+    means = [abs(np.mean(np.array(signs) * shifted)) for signs in itertools.product((-1, 1), repeat=len(differences))]
+    return float(np.mean(np.array(means) >= abs(shifted.mean()) - 1e-9))
+
+
+@given(st.lists(st.integers(-8, 8), min_size=3, max_size=9), st.sampled_from([0.0, 0.5]))
+@settings(max_examples=15, deadline=None)
+def test_sign_flips_are_those_of_the_plain_loop(values, tolerance):
+    differences = np.array(values, float)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regression, "FLIPS", 2**16)
+        p = regression.sign_flip(differences[None], np.array([tolerance]), np.random.default_rng(0))[0]
+    assert p == pytest.approx(slow_sign_flip(differences, tolerance), abs=0.01)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.sampled_from([0.01, 0.05, 0.3]))
+def test_holm_rejects_step_by_step(p, level):
+    rejected, left = np.zeros(len(p), bool), list(range(len(p)))
+    while left:
+        smallest = min(left, key=lambda i: p[i])
+        if p[smallest] > level / len(left):
+            break
+        rejected[smallest] = True
+        left.remove(smallest)
+    assert (regression.holm(np.array(p), level) == rejected).all()
+
+
+def test_false_alarms_are_rare_and_what_is_called_visible_is_seen(monkeypatch):
+    """Of builds of 40 tests on 45 prompts whose differences are noise, few sound an alarm; a shift of the visible size mostly does."""
+    monkeypatch.setattr(regression, "FLIPS", 2**14)
+    monkeypatch.setattr(regression, "LEVEL", 0.1)
+    rng, alarms, seen = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        noise = rng.normal(size=(40, 45)) * rng.gamma(2, size=(40, 1))
+        found = regression.run(noise, np.zeros(40), np.zeros(40), rng)
+        alarms += found.rejected.any()
+        noise[0] += found.visible[0]
+        seen += regression.run(noise, np.zeros(40), np.zeros(40), rng).rejected[0]
+    assert alarms <= 12  # 10% of 60 expected; more than this with a chance of 1%
+    assert seen >= 40  # 80% expected
+
+
+def test_a_shift_within_the_tolerance_is_no_change():
+    rng = np.random.default_rng(0)
+    shifted = rng.normal(size=(1, 45)) * 0.1 + 0.3
+    assert regression.run(shifted, np.zeros(1), np.zeros(1), rng).rejected.all()
+    assert not regression.run(shifted, np.zeros(1), np.array([0.35]), rng).rejected.any()
+
+
+def test_too_few_prompts_are_said_to_be_too_few():
+    found = regression.run(np.array([[1.0, 1, 1, np.nan], [np.nan] * 3 + [1]]), np.zeros(2), np.zeros(2), np.random.default_rng(0))
+    assert np.isnan(found.p).all()
+    assert not found.rejected.any()
+    assert regression.fewest_prompts(10) == 11
+
+
+# --- tables
+
+
+def rows_of(effect=lambda cell: 0.0) -> dict[str, pd.DataFrame]:
+    profile = load_profile("smoke")
+    results = FakeResults(profile, effect)
+    return {name: figure.collect(profile, range(1), results) for name, figure in (("figure1", figure1), ("figure5", figure5))}
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, pd.DataFrame]:
+    return rows_of()
+
+
+def retraining(tolerance: float = 0.0) -> pd.DataFrame:
+    return pd.DataFrame({"metric": check.METRICS, "tolerance": tolerance})
+
+
+def compare(again, committed, tolerance=0.0) -> list[str]:
+    return check.compare(check.per_prompt(again), check.per_prompt(committed), retraining(tolerance))
+
+
+def noisy(rows: pd.DataFrame, shift: float, seed: int = 0) -> pd.DataFrame:
+    """Other samples: each response's score moves by itself, those of the entropy gate by `shift` too."""
+    rng = np.random.default_rng(seed)
+    moved = rows["judge"] + rng.normal(size=len(rows)) + shift * (rows["gate"] == "entropy")
+    return rows.assign(judge=moved.astype("float32"))
+
+
+def test_the_same_rows_pass_and_every_cell_is_listed(committed, capsys):
+    assert compare(committed, committed) == []
+    printed = capsys.readouterr().out
+    cells = check.per_prompt(committed)["cell"].unique()
+    assert len(cells) > 20
+    for cell in cells:
+        assert f"  {cell}: " in printed
+    assert "chance of a false alarm 1% (Holm)" in printed
+    assert "judge +0 (" in printed
+
+
+def test_noise_passes_and_a_shift_does_not(committed):
+    for seed in range(3):
+        assert compare(committed | {"figure1": noisy(committed["figure1"], 0.0, seed)}, committed) == []
+    faults = compare(committed | {"figure1": noisy(committed["figure1"], 2.0)}, committed)
+    assert faults
+    assert all("entropy" in fault and ": judge moved by +" in fault for fault in faults)
+
+
+def test_cells_that_went_or_came_are_seen(committed):
+    rows = committed["figure1"]
+    faults = compare(committed | {"figure1": rows[rows["gate"] != "random"]}, committed)
+    assert any("random" in fault and "no longer measured" in fault for fault in faults)
+    assert any("is new" in fault for fault in compare(committed, committed | {"figure1": rows[rows["gate"] != "random"]}))
+
+
+def test_equal_tables_are_equal_whatever_their_dtypes(committed):
+    rows = committed["figure1"].assign(seconds=1.0)
+    assert check.equal(rows, rows.assign(seconds=2.0, objective=rows["objective"].astype(str)))
+    assert not check.equal(rows, rows.assign(judge=rows["judge"] + 1e-6))
+    assert not check.equal(rows, rows.iloc[:-1])
+
+
+def test_tolerance_comes_from_how_far_retraining_moves(committed):
+    one = check.per_prompt(committed)
+    other = one.assign(mean=one["mean"] + 0.1 * check.scales(one).reindex(pd.MultiIndex.from_frame(one[check.CELL])).to_numpy())
+    found = check.retraining_tolerance([one, other]).set_index("metric").loc["judge"]
+    assert found["shift"] == pytest.approx(0.1, abs=1e-4)
+    assert found["tolerance"] == pytest.approx(0.3, abs=1e-4)
+    assert found["runs"] == 2
+
+
+# --- the command
+
+
+@pytest.fixture
+def quick(monkeypatch, committed):
+    """`make check` on one table, with the rows that it would measure at hand."""
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1})
+    monkeypatch.setattr("benchmarks.exact.compute", lambda: EXPECTED)
+    rows = {"figure1": tables.stack([pd.read_parquet(tables.folder(load_profile("check")) / "figure1.parquet")])}
+    monkeypatch.setattr(check, "measure_again", lambda figures, profile: rows)
+    return rows
+
+
+def test_check_passes(quick, capsys):
+    assert main(["check"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "check: passed"
+    assert "rows: 1 of 1 tables have the committed rows to the last digit" in printed
+
+
+def test_check_fails_with_what_has_changed(quick, capsys, monkeypatch):
+    quick["figure1"]["judge"] += np.float32(3)
+    changed = json.loads(json.dumps(EXPECTED))
+    changed["equations"]["KL"][0] += 1
+    monkeypatch.setattr("benchmarks.exact.compute", lambda: changed)
+    assert main(["check"]) == 1
+    printed = capsys.readouterr().out
+    assert "exact/equations: 1 differences" in printed
+    assert "changed: exact/equations/KL[0] is " in printed
+    assert "judge moved by +3" in printed
+    assert "changes" in printed.splitlines()[-1]
+
+
+def test_without_a_reference_there_is_one_sentence(quick, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "reference", lambda profile: tmp_path)
+    assert main(["check"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path}/exact.json is missing, there is nothing to compare with: restore it, or run make check FRESH=1\n"
