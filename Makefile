@@ -19,7 +19,7 @@ OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(
 FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold junctions
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test lint format
+.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test faults lint format
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ speed: $(READY) ## time decoding against model.generate, into results/speed.csv
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+faults: $(READY) ## kill, damage and fill what runs, twenty times over: minutes
+	$(BIN)/python -m pytest -m faults
 
 lint: $(READY) ## style and static checks
 	$(BIN)/ruff check .

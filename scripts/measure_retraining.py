@@ -32,9 +32,9 @@ def main() -> None:
     if len(sys.argv) == 2:  # a run under one of them
         from benchmarks.__main__ import FIGURES
 
-        check.per_prompt(check.measure_again(FIGURES, load_profile(check.PROFILE))).to_parquet(sys.argv[1])
+        check.per_prompt(check.measure_again(FIGURES, load_profile(check.CHECKED))).to_parquet(sys.argv[1])
         return
-    profile, runs = load_profile(check.PROFILE), []
+    profile, runs = load_profile(check.CHECKED), []
     with tempfile.TemporaryDirectory() as folder:
         for name, variables in INSTRUCTIONS.items():
             shutil.rmtree(CACHE / profile.name, ignore_errors=True)  # its numbers may be of other instructions

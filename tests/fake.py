@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.cells import OBJECTIVES, Cell
-from benchmarks.profile import Profile
+from benchmarks.profile import Profile, load_profile
 from benchmarks.sweep import LABELS, Results
 
+SMOKE = load_profile("smoke")
+ROUNDED = 1e-4  # as summaries are written
 Effect = Callable[[Cell], float]
 
 
@@ -108,3 +110,22 @@ class FakeResults(Results):
             labels = {name: getattr(cell, name) for name in LABELS} | {"best_of": cell.responses if cell.search == "best-of" else 1}
             frames.append(pd.DataFrame({"prompt": range(rounds), "seconds": 0.1 * (number + 1)}).assign(**labels))
         return pd.concat(frames, ignore_index=True)
+
+
+def table_of(module, effect: Effect = lambda cell: 0.0, replicates: int = 2) -> pd.DataFrame:
+    """The summary of a figure from made-up rows in any order."""
+    rows = module.collect(SMOKE, range(replicates), FakeResults(SMOKE, effect))
+    return module.summarize(rows.sample(frac=1, random_state=0), SMOKE)
+
+
+def pick(table: pd.DataFrame, **wanted) -> pd.Series:
+    """The one row with these labels; empty and missing are the same."""
+    mask = np.logical_and.reduce(
+        [table[name].isna() | (table[name] == "") if value in (None, "") else table[name] == value for name, value in wanted.items()]
+    )
+    assert mask.sum() == 1, table[mask]
+    return table[mask].iloc[0]
+
+
+def ends(row: pd.Series) -> list[float]:
+    return [row["estimate"], row["low"], row["high"]]

@@ -65,6 +65,7 @@ def meanwhile(folder: Path, begun: int, do) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+@pytest.mark.faults
 def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
     made, nodes = cluster
     kept = {}

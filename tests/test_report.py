@@ -186,7 +186,7 @@ def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
     numbers = [int(re.match(r"Token (\d+)", state["title"])[1]) for state in found["states"]]
     assert numbers == [2, 3, 1, 1, found["count"]]
     assert {(state["rows"], state["stops"]) for state in found["states"]} == {(4, 1)}
-    assert found["head"] == ["candidate", "base probability", "value", "steered probability"]
+    assert found["head"] == ["candidate", "base", "value", "steered"]
 
 
 def test_verdicts_can_be_narrowed_down(page, tmp_path, project):

@@ -100,14 +100,19 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks", *arguments, "--profile", "tiny"]
 
 
+def copy_sources(path: Path) -> None:
+    for package in ("sia", "benchmarks"):
+        shutil.copytree(ROOT / package, path / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def run(checkout: Path, *arguments: str) -> str:
     done = subprocess.run(command(*arguments), cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def table(checkout: Path) -> dict[str, bytes]:
-    return {name: (checkout / "results/tiny" / name).read_bytes() for name in ("figure3.parquet", "figure3.csv")}
+def table(checkout: Path, name: str = "figure3") -> dict[str, bytes]:
+    return {file: (checkout / "results/tiny" / file).read_bytes() for file in (f"{name}.parquet", f"{name}.csv")}
 
 
 def cells(checkout: Path) -> dict[Path, int]:
@@ -118,8 +123,7 @@ def cells(checkout: Path) -> dict[Path, int]:
 def checkout(tmp_path_factory) -> Path:
     """A copy of the sources with a tiny profile, in which everything has been reproduced."""
     path = tmp_path_factory.mktemp("checkout")
-    for package in ("sia", "benchmarks"):
-        shutil.copytree(ROOT / package, path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_sources(path)
     (path / "benchmarks/profiles/tiny.toml").write_text(TINY)
     run(path, "reproduce")
     return path
@@ -192,18 +196,18 @@ def test_the_readme_steers_a_model(checkout):
 
 
 def test_fresh_measures_again_trains_nothing_and_ends_the_same(checkout):
-    expected, before = table(checkout), cells(checkout)
+    expected, before = table(checkout, "threshold"), cells(checkout)
     trained = {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/models").rglob("*")}
     smoke = load_profile("smoke")
     tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
     assert len(list((checkout / ".cache/tiny/models").glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
-    assert "measuring, as FRESH=1 asks" in run(checkout, "figure3", "--fresh")
+    assert "measuring, as FRESH=1 asks" in run(checkout, "threshold", "--fresh")
     after = cells(checkout)
     assert set(after) == set(before)
     again = {path for path in before if after[path] > before[path]}
     assert 0 < len(again) < len(before)  # its own cells, and no others
     assert trained == {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/models").rglob("*")}
-    assert table(checkout) == expected
+    assert table(checkout, "threshold") == expected
     assert not (checkout / ".cache/tiny/measuring-again").exists()
 
 
@@ -223,6 +227,7 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
     assert (checkout / "figures/tiny/figure4.png").read_bytes() == figure
 
 
+@pytest.mark.faults
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     expected, expected_cells = table(checkout), cells(checkout)
     shutil.rmtree(checkout / ".cache/tiny/cells")
@@ -249,6 +254,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     assert table(checkout) == expected  # alone, the table that all figures together made
 
 
+@pytest.mark.faults
 def test_workers_leave_with_their_parent(checkout):
     shutil.rmtree(checkout / ".cache/tiny/cells")
     process = subprocess.Popen(
@@ -281,23 +287,23 @@ def _group_members(group: int) -> list[int]:
 
 def test_a_second_replicate_makes_the_reference_and_can_be_added_later(checkout):
     """At once, or one after the other: the same rows and the same summary."""
-    run(checkout, "figure3", "--fresh", "--replicates", "2")
-    reference = checkout / "results/tiny/reference/figure3.csv"
-    together = table(checkout)
-    summary = pd.read_csv(checkout / "results/tiny/figure3.csv", dtype=str)
+    run(checkout, "threshold", "--fresh", "--replicates", "2")
+    reference = checkout / "results/tiny/reference/threshold.csv"
+    together = table(checkout, "threshold")
+    summary = pd.read_csv(checkout / "results/tiny/threshold.csv", dtype=str)
     pd.testing.assert_frame_equal(pd.read_csv(reference, dtype=str), summary[summary["objective"] == "all"].reset_index(drop=True))
-    printed = run(checkout, "figure3", "--fresh")
+    printed = run(checkout, "threshold", "--fresh")
     assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in printed
     assert "lie inside the committed intervals over 2 replicates" in printed
-    assert set(pd.read_csv(checkout / "results/tiny/figure3.csv")["replicates"]) == {1}
-    assert "figure3: measuring, as KEEP=1 asks" in run(checkout, "figure3", "--keep", "--replicates", "2")
-    assert table(checkout) == together
-    provenance = json.loads((checkout / "results/tiny/figure3.json").read_text())
+    assert set(pd.read_csv(checkout / "results/tiny/threshold.csv")["replicates"]) == {1}
+    assert "threshold: measuring, as KEEP=1 asks" in run(checkout, "threshold", "--keep", "--replicates", "2")
+    assert table(checkout, "threshold") == together
+    provenance = json.loads((checkout / "results/tiny/threshold.json").read_text())
     assert provenance["replicates"] == [0, 1]
     provenance["code_digest"] = "0123456789abcdef"
-    (checkout / "results/tiny/figure3.json").write_text(json.dumps(provenance))
-    refused = subprocess.run(command("figure3", "--keep", "--replicates", "2"), cwd=checkout, capture_output=True, text=True)
+    (checkout / "results/tiny/threshold.json").write_text(json.dumps(provenance))
+    refused = subprocess.run(command("threshold", "--keep", "--replicates", "2"), cwd=checkout, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: figure3 was measured by other code or settings than today's, so no replicate can be added: use FRESH=1\n"
+        "error: threshold was measured by other code or settings than today's, so no replicate can be added: use FRESH=1\n"
     )

@@ -1,10 +1,9 @@
-"""What the benchmarks share: statistics, store, tables, profiles, digests, the sweep and the command line."""
+"""What the benchmarks share: statistics, profiles, digests and the sweep."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import re
 
@@ -12,13 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import claims, digests, figure3, store, tables
-from benchmarks.__main__ import FIGURES, main
+from benchmarks import digests
 from benchmarks.cells import CALIBRATED, Cell, Shard
 from benchmarks.profile import load_profile, profile_digest
 from benchmarks.stats import bootstrap_weights, interval
 from benchmarks.sweep import Results, settle
-from tests.fake import FakeResults
 
 SMOKE = load_profile("smoke")
 
@@ -70,38 +67,7 @@ def test_coverage_is_what_the_module_says(replicates, spread, expected):
     assert expected[0] <= hits / 200 <= expected[1]
 
 
-# --- store, profiles, digests
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    def fail(made):
-        made.write_text("half")
-        raise RuntimeError("disk full")
-
-    path = tmp_path / "folder" / "table.csv"
-    store.write_text(path, "whole")
-    with pytest.raises(RuntimeError, match="disk full"):
-        store.write_atomically(path, fail)
-    assert path.read_text() == "whole"
-    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
-
-
-def test_frames_come_back_with_their_notes(tmp_path):
-    frame = pd.DataFrame({"a": np.array([1, 2], dtype=np.int8), "b": [0.5, 1.5]})
-    frame.attrs["thresholds"] = {"0.2": 1.25}
-    for name in ("one", "two"):
-        store.write_frame(tmp_path / name, frame)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    found = store.read_frame(tmp_path / "one")
-    pd.testing.assert_frame_equal(found, frame)
-    assert found.attrs == frame.attrs
-
-
-def test_a_truncated_frame_is_an_error(tmp_path):
-    store.write_frame(tmp_path / "cell", pd.DataFrame({"a": range(1000)}))
-    (tmp_path / "cell").write_bytes((tmp_path / "cell").read_bytes()[:100])
-    with pytest.raises(ValueError, match="cell is no readable parquet file"):
-        store.read_frame(tmp_path / "cell")
+# --- profiles, digests
 
 
 def test_profiles_are_checked(tmp_path, monkeypatch):
@@ -266,118 +232,3 @@ def test_thresholds_are_corrected_and_the_best_strength_chosen():
 def test_code_digest_sees_code_and_not_comments():
     same = [digests._without_docstrings(text) for text in ('def f():\n    "A."\n    return 1', "def f():  # note\n    return 1")]
     assert same[0] == same[1] != digests._without_docstrings("def f():\n    return 2")
-
-
-# --- tables and the command line
-
-
-@pytest.fixture
-def table(tmp_path, monkeypatch):
-    """A table of figure 3 for the smoke profile in a temporary folder."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
-    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": figure3})
-    rows = figure3.collect(SMOKE, range(2), FakeResults(SMOKE))
-    tables.write_table(SMOKE, "figure3", rows, figure3.summarize(rows, SMOKE), range(2), 1.0, {})
-    return tmp_path
-
-
-def test_figure_is_drawn_from_the_table(table, capsys):
-    assert main(["figure3", "--profile", "smoke"]) == 0
-    printed = capsys.readouterr().out
-    assert "figure3: drawing the table in results/smoke, nothing is measured (FRESH=1 measures again)" in printed
-    assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
-    drawn = [(table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")]
-    assert drawn[0].startswith(b"\x89PNG")
-    assert drawn[1].startswith(b"%PDF")
-    assert main(["figures", "--profile", "smoke"]) == 0
-    printed = capsys.readouterr().out
-    assert "  not measured    " in printed
-    assert "abstract:" in printed
-    assert "not measured; in results/smoke/claims.csv" in printed
-    assert drawn == [(table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")]
-
-
-def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
-    main(["figure3", "--profile", "smoke"])
-    fresh = (table / "figures/smoke/figure3.png").read_bytes()
-    path = table / "results/smoke/figure3.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"profile_digest": "0123456789abcdef"}))
-    assert main(["figure3", "--profile", "smoke"]) == 0
-    assert "warning: figure3.csv was measured under other settings" in capsys.readouterr().err
-    assert (table / "figures/smoke/figure3.png").read_bytes() != fresh
-
-
-@pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
-def test_a_changed_table_is_refused(table, capsys, file):
-    path = table / "results/smoke" / file
-    path.write_bytes(path.read_bytes()[:-7])
-    assert main(["figure3", "--profile", "smoke"]) == 2
-    assert f"{file} is missing or not the file that figure3.json describes" in capsys.readouterr().err
-
-
-def test_provenance_says_where_the_numbers_come_from(table):
-    provenance = json.loads((table / "results/smoke/figure3.json").read_text())
-    assert provenance["profile_digest"] == profile_digest(SMOKE)
-    assert provenance["sha256"]["figure3.csv"] == tables.sha256(table / "results/smoke/figure3.csv")
-    assert {"command", "git_commit", "packages", "hardware", "seeds", "replicates", "wall_seconds", "intervals"} <= set(provenance)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["figure2", "--profile", "nope"],
-            "error: unknown profile 'nope', expected one of: architectures, lab, llama-3.1-8b, llama-3.2-1b, "
-            "llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
-        ),
-        (["reproduce", "--replicates", "9"], "error: replicates must be 1 to 3 for the profile lab, got 9"),
-    ],
-)
-def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
-    assert main(arguments) == 2
-    assert capsys.readouterr().err == message + "\n"
-
-
-def test_unknown_figures_are_listed(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["figure9"])
-    assert stopped.value.code == 2
-    assert "figure2" in capsys.readouterr().err
-
-
-COMMITTED = digests.ROOT / "results/lab"
-
-
-needs_tables = pytest.mark.skipif(not (COMMITTED / "figure2.json").exists(), reason="no measured lab tables in results/lab")
-
-
-@needs_tables
-@pytest.mark.parametrize("name", ["figure2", "figure5", "best-of-n", "value-error"])
-def test_committed_summaries_follow_from_their_rows(name):
-    lab = load_profile("lab")
-    found, stale = tables.read_table(lab, name)
-    assert not stale
-    again = FIGURES[name].summarize(store.read_frame(COMMITTED / f"{name}.parquet"), lab)
-    for column in ("objective", "family", "metric"):
-        assert again[column].tolist() == found[column].tolist()
-    for column in {"estimate", "low", "high"} & set(found):
-        np.testing.assert_allclose(again[column].astype(float), found[column].astype(float), atol=2e-4)
-
-
-@needs_tables
-def test_committed_verdicts_follow_from_the_tables():
-    lab = load_profile("lab")
-    summaries = {name: tables.read_table(lab, name)[0] for name in FIGURES}
-    found = claims.verdicts(summaries, claims.read_claims())
-    committed = pd.read_csv(COMMITTED / "claims.csv")
-    assert found["verdict"].tolist() == committed["verdict"].tolist()
-    assert "not measured" not in set(found["verdict"])
-
-
-@needs_tables
-def test_the_readme_shows_the_committed_verdicts():
-    readme = (digests.ROOT / "README.md").read_text(encoding="utf-8")
-    for line in claims.markdown(pd.read_csv(COMMITTED / "claims.csv", keep_default_na=False)):
-        assert line in readme

@@ -1,0 +1,117 @@
+"""Files written whole or not at all, that hold their own checksums; locks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import store
+from benchmarks.profile import load_profile
+
+SMOKE = load_profile("smoke")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def fail(made):
+        made.write_text("half")
+        raise RuntimeError("disk full")
+
+    path = tmp_path / "folder" / "table.csv"
+    store.write_text(path, "whole")
+    with pytest.raises(RuntimeError, match="disk full"):
+        store.write_atomically(path, fail)
+    assert path.read_text() == "whole"
+    assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_frames_come_back_with_their_notes(tmp_path):
+    frame = pd.DataFrame({"a": np.array([1, 2], dtype=np.int8), "b": [0.5, 1.5]})
+    frame.attrs["thresholds"] = {"0.2": 1.25}
+    for name in ("one", "two"):
+        store.write_frame(tmp_path / name, frame)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    found = store.read_frame(tmp_path / "one")
+    pd.testing.assert_frame_equal(found, frame)
+    assert found.attrs == frame.attrs
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_no_damage_to_a_cell_goes_unseen(tmp_path_factory, place, bit, cut):
+    """Any bit flipped, in the pages, the footer or the notes, and any end lost."""
+    path = tmp_path_factory.mktemp("cells") / "a.cell"
+    frame = pd.DataFrame({"a": np.arange(50, dtype=np.int8)})
+    frame.attrs["thresholds"] = {"0.2": 1.25}
+    store.write_cell(path, frame)
+    found = store.read_cell(path)
+    pd.testing.assert_frame_equal(found, frame)
+    assert found.attrs == frame.attrs
+    content = bytearray(path.read_bytes())
+    where = int(place * len(content))
+    if cut:
+        del content[where:]
+    else:
+        content[where] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.cell is damaged, its checksum is not that of its content: delete it and run again"):
+        store.read_cell(path)
+
+
+def test_a_sealed_folder_is_what_was_written(tmp_path):
+    (tmp_path / "weights").write_bytes(b"1234")
+    store.seal(tmp_path)
+    assert store.check_seal(tmp_path) == tmp_path
+    for content in (b"1235", b"123"):
+        (tmp_path / "weights").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged \(weights is not what was written\): delete the folder and run again"):
+            store.check_seal(tmp_path)
+    (tmp_path / store.SEAL).write_text("{")
+    with pytest.raises(ValueError, match=r"is damaged \(sha256.json is not"):
+        store.check_seal(tmp_path)
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
+    def write(made, text="mine"):
+        made.mkdir()
+        (made / "file").write_text(text)
+        if text == "mine":
+            store.write_atomically(tmp_path / "model", lambda other: write(other, "theirs"))
+
+    store.write_atomically(tmp_path / "model", write)
+    assert (tmp_path / "model/file").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_only_one_process_at_a_time_is_inside_a_lock(tmp_path):
+    """The second waits for the first, and a killed one leaves it."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from benchmarks.store import locked
+with locked(Path({str(tmp_path / "lock")!r})):
+    print("inside", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "inside\n"
+    threading.Timer(0.5, process.kill).start()
+    started = time.monotonic()
+    with store.locked(tmp_path / "lock"):
+        assert time.monotonic() - started > 0.3
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_truncated_frame_is_an_error(tmp_path):
+    store.write_frame(tmp_path / "cell", pd.DataFrame({"a": range(1000)}))
+    (tmp_path / "cell").write_bytes((tmp_path / "cell").read_bytes()[:100])
+    with pytest.raises(ValueError, match="cell is no readable parquet file"):
+        store.read_frame(tmp_path / "cell")
