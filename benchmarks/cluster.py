@@ -86,10 +86,10 @@ class RayWorkers:
         """As `parallel.Workers.run`."""
         if not tasks:
             return []
-        self._bar.set_description(description)
         waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
         lost: Counter[int | None] = Counter()  # workers lost in each task; None: before they had any
         while waiting or busy:
+            self._bar.set_description(parallel.counted(description, len(tasks) - len(waiting) - len(busy), len(tasks)), refresh=False)
             while waiting and self._idle:
                 worker, number = self._idle.pop(), waiting.popleft()
                 busy[worker.run.remote(function, tasks[number])] = worker, number

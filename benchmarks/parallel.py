@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }
 
 RESPONSES_PER_SECOND = 500  # about what a core decodes unsteered; for the progress bar alone
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} to go"
+BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} to go"
 _units = None  # in a worker: where its progress goes
 
 
@@ -84,12 +84,13 @@ class Workers:
         """
         if not tasks:
             return []
-        self._bar.set_description(description)
+        self._bar.set_description(counted(description, 0, len(tasks)))
         numbers = {self._pool.submit(function, task): number for number, task in enumerate(tasks)}
         results: list = [None] * len(tasks)
         try:
-            for future in as_completed(numbers):
+            for finished, future in enumerate(as_completed(numbers), start=1):
                 number, result = numbers[future], future.result()
+                self._bar.set_description(counted(description, finished, len(tasks)), refresh=False)
                 if keep:
                     keep(tasks[number], result)
                 else:
@@ -98,6 +99,11 @@ class Workers:
             for future in numbers:
                 future.cancel()
         return [] if keep else results
+
+
+def counted(description: str, finished: int, tasks: int) -> str:
+    """What the bar says of tasks that run: how many of them are over."""
+    return f"{description}, {finished} of {tasks}"
 
 
 def available_cores() -> int:

@@ -82,9 +82,8 @@ class Results:
         shards = [shard for cell in dict.fromkeys(cells) for shard in self.shards(cell, what)]
         shards.sort(key=lambda shard: -shard.cell.work)  # the longest first, so that the workers end together
         missing = [shard for shard in shards if not self.has(shard, what)]
-        there = f"{len(shards) - len(missing)} of {len(shards)} parts there"
         tasks = [(what, self.profile, shard) for shard in missing]
-        self.workers.run(_measure, tasks, description=f"{description}, {there}", keep=self._keep)
+        self.workers.run(_measure, tasks, description=description, keep=self._keep)
 
     def _keep(self, task: tuple[str, Profile, Shard], rows: pd.DataFrame) -> None:
         what, _, shard = task
