@@ -31,6 +31,7 @@ METRICS = (
     "divergence_token", "divergence_mean", "objective_reached", "value_mean", "value_token", "worth",
 )  # fmt: skip
 CELL = ["cell", "metric"]
+NEGLIGIBLE = 0.05  # standard deviations between prompts: less than this is no change, however sure it is
 
 
 def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
@@ -179,7 +180,13 @@ def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFra
     units = both["unit"].unique()
     wide = both.pivot(index=CELL, columns="unit", values="difference").reindex(columns=units)
     scale = scales(both)
-    share = retraining.set_index("metric")["tolerance"].reindex(wide.index.get_level_values("metric")).fillna(0.0).to_numpy()
+    share = (
+        retraining.set_index("metric")["tolerance"]
+        .reindex(wide.index.get_level_values("metric"))
+        .fillna(0.0)
+        .clip(lower=NEGLIGIBLE)
+        .to_numpy()
+    )
     spread, tolerance = noise(both).reindex(wide.index).to_numpy(), share * scale.reindex(wide.index).to_numpy()
     found = regression.run(wide.to_numpy(float), spread, tolerance, np.random.default_rng(0))
     table = pd.DataFrame(vars(found), index=wide.index).reset_index()
