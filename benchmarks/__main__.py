@@ -154,7 +154,9 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
     if command in ("reproduce", "figures", "summaries", "claims"):
         judge_claims(profile)
     if command in ("reproduce", "figures", "summaries", "report"):
-        print(f"report: {short(report.write(profile, FIGURES))}")
+        page = report.write(profile, FIGURES)
+        tables.record_drawing(profile, "report", [page], "claims.csv")
+        print(f"report: {short(page)}")
 
 
 def measure(profile: Profile, replicates: range, names: list[str], options: argparse.Namespace, quality: bool = False) -> None:

@@ -18,18 +18,15 @@ import pandas as pd
 
 from benchmarks import regression, tables
 from benchmarks.profile import Profile, load_profile
-from benchmarks.store import CACHE, read_frame, write_text
+from benchmarks.store import CACHE, SEAL, read_frame, read_json, write_text
 from benchmarks.summary import asked_threshold
 from benchmarks.verify import CHECKED, verify_profile
 
-EXACT, RETRAINING = "exact.json", "retraining.csv"  # in results/check/reference
+EXACT, MODELS, RETRAINING = "exact.json", "models.json", "retraining.csv"  # in results/check/reference
 LABELS = (
     "experiment", "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "tau", "tuned", "floor", "search", "best_of",
 )  # fmt: skip
-METRICS = (
-    "judge", "reward", "kl", "surprise", "distinct", "tokens", "steered", "shifted", "junctions", "entropy", "entropy+0", "entropy+1",
-    "divergence_token", "divergence_mean", "objective_reached", "value_mean", "value_token", "worth",
-)  # fmt: skip
+PLACES = {"replicate", "objective", "prompt", "seed", "step", "rank", "state", "token_ids", "base_token", "threshold", "seconds", *LABELS}
 CELL = ["cell", "metric"]
 NEGLIGIBLE = 0.05  # standard deviations between prompts: less than this is no change, however sure it is
 
@@ -40,9 +37,12 @@ def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
     if fresh:
         renew(figures, profile)
         return 0
-    for path in (tables.folder(profile) / f"{next(iter(figures))}.json", reference(profile) / EXACT, reference(profile) / RETRAINING):
+    needed = [tables.folder(profile) / f"{name}.{suffix}" for name in figures for suffix in ("json", "parquet")]
+    for path in (*needed, *(reference(profile) / name for name in (EXACT, MODELS, RETRAINING))):
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing, there is nothing to compare with: restore it, or run make check FRESH=1")
+            how = "scripts/measure_retraining.py" if path.name == RETRAINING else "make check FRESH=1"
+            raise FileNotFoundError(f"{path} is missing, there is nothing to compare with: restore it, or run {how}")
+    tables.finish_writing(profile)
     faults = [*exact_faults(profile), *committed_faults(profile, figures), *measured_faults(profile, figures)]
     for fault in faults:
         print(f"changed: {fault}")
@@ -62,6 +62,7 @@ def renew(figures: Mapping[str, ModuleType], profile: Profile) -> None:
     print(f"exact: written to {EXACT}")
     shutil.rmtree(CACHE / profile.name, ignore_errors=True)
     experiment.measure(figures, profile, range(1), experiment.How())
+    write_text(reference(profile) / MODELS, json.dumps(models_of(profile), indent=1) + "\n")
     shutil.rmtree(CACHE / profile.name)
 
 
@@ -71,7 +72,7 @@ def renew(figures: Mapping[str, ModuleType], profile: Profile) -> None:
 def exact_faults(profile: Profile, shown: int = 10) -> list[str]:
     from benchmarks import exact
 
-    expected = json.loads((reference(profile) / EXACT).read_text(encoding="utf-8"))["values"]
+    expected = read_json(reference(profile) / EXACT)["values"]
     found = exact.compute()
     faults = []
     for section in sorted({*expected, *found}):
@@ -93,39 +94,60 @@ def committed_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> lis
 # --- what is measured
 
 
-def measure_again(figures: Mapping[str, ModuleType], profile: Profile) -> dict[str, pd.DataFrame]:
-    """The rows of every figure, from nothing; of an interrupted run what was finished counts."""
+def measure_again(figures: Mapping[str, ModuleType], profile: Profile) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The rows of every figure, from nothing, and `models_of`; of an interrupted run what was finished counts."""
     from benchmarks import experiment
 
-    rows, _ = experiment.rows_of(figures, profile, range(1), experiment.How())
+    rows: dict[str, pd.DataFrame] = {}
+    experiment.find_rows(figures, profile, range(1), experiment.How(), lambda name, found, _: rows.update({name: found}))
+    models = models_of(profile)
     shutil.rmtree(CACHE / profile.name)
-    return rows
+    return rows, models
+
+
+def models_of(profile: Profile) -> dict[str, str]:
+    """The hash of every trained model (its checksums, that is), by its name."""
+    folders = (CACHE / profile.name / "models").glob(f"replicate*/*/{SEAL}")
+    return {path.parent.name: tables.sha256(path) for path in sorted(folders) if not path.parent.parent.is_symlink()}
 
 
 def measured_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
-    again = measure_again(figures, profile)
+    again, models = measure_again(figures, profile)
     committed = {name: read_frame(tables.folder(profile) / f"{name}.parquet") for name in figures}
-    same = [name for name in figures if equal(again[name], committed[name])]
-    print(f"rows: {len(same)} of {len(figures)} tables have the committed rows to the last digit")
-    return compare(per_prompt(again), per_prompt(committed), pd.read_csv(reference(profile) / RETRAINING))
+    changed = {name: changed_columns(again[name], committed[name]) for name in figures}
+    same = sum(not columns for columns in changed.values())
+    print(f"rows: {same} of {len(figures)} tables have the committed rows to the last digit")
+    expected = read_json(reference(profile) / MODELS)
+    trained = sum(models.get(name) == digest for name, digest in expected.items())
+    print(f"models: {trained} of {len(expected)} came out of training as those that the committed rows are of, to the last bit")
+    faults = []
+    if models == expected:  # this machine calculates as that one did: nothing may differ
+        faults = [f"{name}: other {', '.join(columns)}, by the same models" for name, columns in changed.items() if columns]
+    found, shared = per_prompt(again)
+    return [*faults, *shared, *compare(found, per_prompt(committed)[0], pd.read_csv(reference(profile) / RETRAINING))]
 
 
-def equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two tables hold the same but for times; texts may be categories in one of them."""
-    columns = [column for column in one if column != "seconds"]
-    if set(one) != set(other) or len(one) != len(other):
-        return False
-    return all(
-        np.array_equal(one[c].to_numpy(), other[c].to_numpy(), equal_nan=True)
-        if pd.api.types.is_numeric_dtype(one[c])
-        else one[c].astype(str).tolist() == other[c].astype(str).tolist()
-        for c in columns
-    )
+def changed_columns(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """In which two tables differ, times aside; texts may be categories in one of them."""
+    if set(one) != set(other):
+        return [f"columns ({', '.join(sorted(set(one) ^ set(other)))})"]
+    if len(one) != len(other):
+        return [f"rows ({len(one)} for {len(other)})"]
+    return [
+        c
+        for c in one
+        if c != "seconds"
+        and not (
+            np.array_equal(one[c].to_numpy(), other[c].to_numpy(), equal_nan=True)
+            if pd.api.types.is_numeric_dtype(one[c]) and pd.api.types.is_numeric_dtype(other[c])
+            else one[c].astype(str).tolist() == other[c].astype(str).tolist()
+        )
+    ]
 
 
-def per_prompt(tables_of_rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def per_prompt(tables_of_rows: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, list[str]]:
     """Long: cell (what was done, in words), metric, unit (objective and prompt), mean over the rows of the unit, and their variance over
-    its samples. What several tables share is there once."""
+    its samples. What several tables share is there once; where they disagree, a sentence says so."""
     frames = []
     for name, rows in tables_of_rows.items():
         rows = rows[rows["objective"].notna() & rows["prompt"].notna()] if "objective" in rows else rows[:0]
@@ -135,7 +157,8 @@ def per_prompt(tables_of_rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             continue
         bits = [column for column in rows if column.startswith("junctions_")]
         if bits:
-            rows = rows.assign(junctions=np.bitwise_count(rows[bits].to_numpy(np.uint64)).sum(1))
+            open_ = np.unpackbits(rows[bits].to_numpy("<u8").view(np.uint8), axis=1, bitorder="little")
+            rows = rows.drop(columns=bits).assign(junctions=open_.sum(1), junction_places=open_ @ np.arange(open_.shape[1]))
         if "threshold" in rows:
             rows = rows.assign(tau=_numbers(rows["threshold"]).where((rows["gate"] != "never") & asked_threshold(rows)))
         if "tuned" in rows:
@@ -146,11 +169,16 @@ def per_prompt(tables_of_rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             words = rows[label].astype(object).map(lambda value, label=label: _words(label, value))
             cell = cell.str.cat(words.astype(str), sep="")
         unit = rows["objective"].astype(str) + " " + rows["prompt"].astype(int).astype(str)
-        for metric in (metric for metric in METRICS if metric in rows):
+        metrics = [name for name in rows if name not in PLACES and name != "tau"]
+        for metric in (name for name in metrics if rows[name].dtype.kind in "biuf" or name == "steered"):
             values = pd.DataFrame({"cell": cell.str.strip(), "unit": unit, "value": _numbers(rows[metric])})
             grouped = values.groupby(["cell", "unit"])["value"].agg(["mean", "var", "count"]).reset_index().dropna(subset="mean")
             frames.append(grouped.assign(metric=metric))
-    return pd.concat(frames, ignore_index=True).drop_duplicates(["cell", "metric", "unit"])
+    long = pd.concat(frames, ignore_index=True)
+    told = long.groupby([*CELL, "unit"])["mean"].agg(["min", "max"])
+    apart = told[(told["max"] - told["min"]) > 1e-6 * (1 + told["max"].abs())].reset_index().groupby(CELL).size()
+    shared = [f"{cell}: tables disagree about {metric} of {count} prompts" for (cell, metric), count in apart.items()]
+    return long.drop_duplicates([*CELL, "unit"]), shared
 
 
 def _numbers(column: pd.Series) -> pd.Series:

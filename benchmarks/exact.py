@@ -23,9 +23,9 @@ from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell, Sh
 from benchmarks.lab import training
 from benchmarks.lab.judge import judge
 from benchmarks.lab.replicate import SHARED, Replicate
-from benchmarks.lab.tokenizer import EOS, build_tokenizer
+from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_responses
 from benchmarks.lab.world import World, WorldConfig
-from benchmarks.probes import probe, trace
+from benchmarks.probes import probe, trace, view
 from benchmarks.profile import ModelSize, load_profile
 from sia import (
     AttentionGate,
@@ -308,7 +308,10 @@ class Untrained(Replicate):
         return self.seed("exact", kind, family) % 1000
 
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
-        return language_model(family, self.seed_of(kind, family), len(self.tokenizer), size=0.3)
+        model = language_model(family, self.seed_of(kind, family), len(self.tokenizer), size=0.6)
+        with torch.no_grad():
+            model.get_output_embeddings().weight[EOS] *= 2  # so that some responses end early
+        return model
 
     def reward_model(self, kind: str) -> PreTrainedModel:
         return reward_model(self.profile.families[0], self.seed_of(kind, SHARED), len(self.tokenizer))
@@ -324,7 +327,7 @@ def lab_rows() -> dict:
     """The rows of cells of every kind, in every column that the sweep measures, with the thresholds found and traces and probes."""
     subject, found = Untrained.small(), {}
     token, mean = "value-token", "value-mean"
-    thresholds = (1.9, 2.0, 2.1)
+    thresholds = (2.15, 2.05, 2.2)  # so that each objective needs its own
     cells = {
         "base": Cell(0, "qwen3"),
         "instruct": Cell(0, "llama", model="instruct"),
@@ -333,7 +336,7 @@ def lab_rows() -> dict:
         "sia, β = ∞": Cell(0, "llama", value_model=token, gate="entropy", target_ratio=0.5, thresholds=thresholds, beta=math.inf),
         "low entropy": Cell(0, "qwen3", value_model=token, gate="inverted-entropy", target_ratio=0.5, thresholds=thresholds, beta=1.0),
         "τ = 2": Cell(0, "qwen3", value_model=token, gate="entropy", threshold=2.0, beta=2.0),
-        "dense, floor": Cell(0, "qwen3", value_model=token, gate="every", target_ratio=1.0, beta=2.0, floor=0.05),
+        "dense, floor": Cell(0, "qwen3", value_model=token, gate="every", target_ratio=1.0, beta=2.0, floor=0.09),
         "random, best of 2": Cell(
             0, "qwen3", value_model=token, gate="random", target_ratio=0.3, beta=1.0, search="best-of", responses=2
         ),
@@ -347,8 +350,23 @@ def lab_rows() -> dict:
         for objective in OBJECTIVES[:2]:
             rows = measure.measure(subject, Shard(cell, objective))
             found[f"{name}, {objective}"] = columns(rows) | {"thresholds": rows.attrs.get("thresholds")}
+    found["texts of the world"] = texts_scored(subject)
     shard = Shard(cells["sia"], OBJECTIVES[0])
-    return found | {"trace": columns(trace(subject, shard)), "probe": columns(probe(subject, shard))}
+    return found | {"trace": columns(trace(subject, shard)), "probe": columns(probe(subject, shard)), "view": columns(view(subject, shard))}
+
+
+def texts_scored(subject: Untrained) -> dict:
+    """Every score of responses that the world wrote, whole and cut short."""
+    rng, asked, responses = random.Random(0), [], []
+    for prompt in subject.prompts["test"]:
+        for finished in (True, False):
+            text = subject.world.response(prompt.item, rng)
+            ids = np.array(encode_responses(subject.tokenizer, [text])[0][: None if finished else -6])
+            words = subject.tokenizer.decode(ids, skip_special_tokens=True)
+            asked.append(prompt)
+            responses.append(Generation(words, ids, *[np.zeros(len(ids), dtype=kind) for kind in ("f4", "?", "i8", "f4")], finished))
+    first, of_prompt = list(range(0, len(asked), 2)), [number // 2 for number in range(len(asked))]
+    return subject.scores(asked, responses, first, of_prompt, subject.reward_model)
 
 
 def columns(rows: pd.DataFrame) -> dict:
@@ -365,8 +383,13 @@ def laws() -> dict:
 def statistics() -> dict:
     values = numbers(2 * 3 * 8 * 2, 2).numpy()
     weights = stats.bootstrap_weights((2, 3, 8, 2), 400, np.random.default_rng(0))
-    tests = [(test, low, low + 0.3) for test in ("more", "less", "at least") for low in (-0.4, -0.1, 0.0, 0.1)]
+    tests = [
+        (test, margin, margin + low, margin + low + 0.3)
+        for test in ("more", "less", "at least")
+        for margin in (-0.1, 0.0, 6.0)
+        for low in (-0.4, -0.3, -0.1, 0.0, 0.1)
+    ]
     return {
         "interval": stats.interval(values, weights, 0.95),
-        "verdicts": {f"{test} {low}": claims.decide(test, 0.0, low, high) for test, low, high in tests},
+        "verdicts": {f"{test} {margin}, {low:.1f}": claims.decide(test, margin, low, high) for test, margin, low, high in tests},
     }

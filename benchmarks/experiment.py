@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 
@@ -46,13 +46,13 @@ def measure(figures: Mapping[str, ModuleType], profile: Profile, replicates: ran
         begun.touch()
     since = begun.stat().st_mtime if how.fresh else 0.0
     kept, new = _kept_rows(profile, ["models"] * how.quality + list(figures), replicates) if how.keep else ({}, list(replicates))
-    made, provenance = rows_of(figures, profile, new, how, since)
-    for name, rows in made.items():
+
+    def write(name: str, rows: pd.DataFrame, provenance: dict) -> None:
         rows = tables.stack([*kept.get(name, []), rows]) if name in figures else pd.concat([*kept.get(name, []), rows], ignore_index=True)
         measured, seconds = range(rows["replicate"].nunique()), time.monotonic() - start
         if name not in figures:
             tables.write_table(profile, name, None, rows, measured, seconds, provenance)
-            continue
+            return
         summary = figures[name].summarize(rows, profile)
         tables.write_table(profile, name, rows, summary, measured, seconds, provenance)
         where = tables.folder(profile).relative_to(tables.ROOT)
@@ -60,22 +60,26 @@ def measure(figures: Mapping[str, ModuleType], profile: Profile, replicates: ran
         reference = tables.read_reference(profile, name) if len(measured) < profile.replicates else None
         if reference is not None and "low" in reference:
             print(f"{name}: {tables.agreement(summary, reference)}")
+
+    find_rows(figures, profile, new, how, write, since)
     if how.fresh:
         begun.unlink(missing_ok=True)
 
 
-def rows_of(
-    figures: Mapping[str, ModuleType], profile: Profile, replicates: Sequence[int], how: How, since: float = 0.0
-) -> tuple[dict[str, pd.DataFrame], dict]:
-    """The rows of each figure (and of "models", where their quality is asked for), and what their provenance says besides.
-
-    since: cells that are older are measured again.
-    """
+def find_rows(
+    figures: Mapping[str, ModuleType],
+    profile: Profile,
+    replicates: Sequence[int],
+    how: How,
+    keep: Callable[[str, pd.DataFrame, dict], None],
+    since: float = 0.0,
+) -> None:
+    """Calls `keep` with the name and the rows of each figure (and of "models", where their quality is asked for, as soon as it is there),
+    and with what their provenance says besides. since: cells that are older are measured again."""
     needs = [figure.cells(profile, replicate) for figure in figures.values() for replicate in replicates]
     wanted = plan.Wanted(*([cell for need in needs for cell in need[i]] for i in range(len(plan.Wanted._fields))))
     settled, provenance = prepare(profile, wanted, how)
     models = [Replicate(profile, index) for index in replicates] if isinstance(profile, LabProfile) else []
-    made = {}
     with workers_for(settled, how.executor) as workers:
         results = Results(settled, workers, since)
         training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
@@ -83,10 +87,11 @@ def rows_of(
             if models:
                 build(models, workers)
             if how.quality:
-                made["models"] = model_quality(profile, replicates, workers)
+                keep("models", model_quality(profile, replicates, workers), provenance)
             results.measure(*wanted)
-            made |= {name: figure.collect(profile, replicates, results) for name, figure in figures.items()}
-    return made, provenance
+            made = {name: figure.collect(profile, replicates, results) for name, figure in figures.items()}
+        for name, rows in made.items():
+            keep(name, rows, provenance)
 
 
 def _kept_rows(profile: Profile, names: list[str], replicates: range) -> tuple[dict[str, list[pd.DataFrame]], list[int]]:

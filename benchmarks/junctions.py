@@ -14,6 +14,7 @@ import pandas as pd
 from benchmarks import plan, summary
 from benchmarks.profile import Profile
 
+UNIT = ["objective", "prompt", "seed"]
 CELL = ["method", "value_model", "target_ratio"]
 MEASURED = ("tokens", "steered", "shifted", "kl")
 
@@ -33,8 +34,12 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
     for replicate in replicates:
         for cell in cells(profile, replicate).views:
             settled = results.settled(cell)
-            scores = results.rows(settled)[["objective", "prompt", "seed", profile.score]].rename(columns={profile.score: "score"})
-            shown = results.rows(settled, "view").merge(scores.astype({"objective": str}), on=["objective", "prompt", "seed"], how="left")
+            scores = results.rows(settled)[[*UNIT, "tokens", profile.score]].rename(columns={profile.score: "score"})
+            shown = results.rows(settled, "view").merge(scores.astype({"objective": str}), on=UNIT, how="left", validate="many_to_one")
+            if (shown.groupby(UNIT)["step"].transform("max") + 1 != shown.pop("tokens")).any():
+                raise ArithmeticError(
+                    f"{cell.method} was viewed with other responses than were measured: this machine does not repeat itself"
+                )
             labels = {"replicate": replicate, "family": cell.family, "model": cell.model}
             frames.append(shown.assign(**labels, **{name: getattr(cell, name) for name in CELL}, gate=cell.gate, beta=cell.beta))
     table = pd.concat(frames, ignore_index=True)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Self
 
@@ -95,6 +96,8 @@ class Workers:
                     keep(tasks[number], result)
                 else:
                     results[number] = result
+        except BrokenProcessPool as error:
+            raise ValueError(f"{description}: a worker process was killed, for want of memory perhaps; finished work is kept") from error
         finally:
             for future in numbers:
                 future.cancel()

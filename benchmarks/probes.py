@@ -117,6 +117,9 @@ def view(subject: Subject, shard: Shard) -> pd.DataFrame:
     frames = []
     for i, response in enumerate(responses):
         base, tokens = logits[i], candidates[i]
+        for taken in (response.token_ids, response.base_token):  # at a tie for the last place, which rounding decides
+            lacking = ~(tokens == torch.from_numpy(taken)[:, None]).any(1)
+            tokens[lacking, -1] = torch.from_numpy(taken)[lacking]
         tilted = base if settings.scorer is None else drop_improbable(tilt(base, values[i], settings.beta), base, settings.min_probability)
         steps, count = base.shape
         words = subject.tokenizer.batch_decode(tokens.flatten()[:, None].tolist())

@@ -19,7 +19,8 @@ import numpy as np
 
 LEVEL = 0.01  # chance of a false alarm in a build
 POWER = 0.8
-FLIPS = 2**18
+FLIPS, BLOCK = 2**16, 2**14  # sign patterns for every test; those that these reject meet more
+FEW = 20  # patterns as extreme as the data, from which a p-value is known well enough
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,12 @@ def run(differences: np.ndarray, spread: np.ndarray, tolerance: np.ndarray, rng:
     p[judged] = sign_flip(differences[judged], tolerance[judged], rng)
     rejected = np.zeros(len(differences), bool)
     rejected[judged] = holm(p[judged], LEVEL)
-    observed = np.nanstd(differences, 1)
-    error = np.maximum(observed, spread) / np.sqrt(counts)
-    normal = NormalDist()
-    needed = normal.inv_cdf(1 - LEVEL / max(1, judged.sum()) / 2) + normal.inv_cdf(POWER)
-    return Tests(mean, p, rejected, np.where(judged, tolerance + needed * error, np.nan))
+    noise, normal = np.maximum(np.nanstd(differences, 1), spread), NormalDist()
+    critical, power = normal.inv_cdf(1 - LEVEL / max(1, judged.sum()) / 2), normal.inv_cdf(POWER)
+    # flipped signs of shifted data spread by √(shift² + noise²), so that √n·shift over it can reach no more than √n
+    with np.errstate(invalid="ignore"):
+        shift = noise * (critical / np.sqrt(counts - critical**2) + power / np.sqrt(counts))
+    return Tests(mean, p, rejected, np.where(judged, tolerance + shift, np.nan))
 
 
 def fewest_prompts(tests: int) -> int:
@@ -56,16 +58,22 @@ def fewest_prompts(tests: int) -> int:
 
 
 def sign_flip(differences: np.ndarray, tolerance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """p-values `(tests,)` that the mean of `(tests, prompts)` lies no further from zero than `tolerance`, by FLIPS random sign patterns,
-    the same for all tests. Prompts that are NaN do not take part."""
+    """p-values `(tests,)` that the mean of `(tests, prompts)` lies no further from zero than `tolerance`, by random sign patterns, the same
+    for all tests: FLIPS, and where these say little as many as Holm's smallest bound takes. Prompts that are NaN do not take part."""
     mean = np.nanmean(differences, 1)
-    outside = np.abs(mean) > tolerance
     shifted = np.nan_to_num(differences - (np.sign(mean) * tolerance)[:, None]) * np.isfinite(differences)
-    sums, beyond, block = np.abs(shifted.sum(1)), np.zeros(len(differences)), 2**14
-    for _ in range(0, FLIPS, block):
-        signs = rng.integers(2, size=(block, differences.shape[1]), dtype=np.int8) * np.float32(2) - 1
-        beyond += (np.abs(signs @ shifted.T.astype(np.float32)) >= sums * (1 - 1e-6)).sum(0)
-    return np.where(outside, (1 + beyond) / (1 + FLIPS), 1.0)
+    sums, beyond, patterns = np.abs(shifted.sum(1)), np.zeros(len(differences)), np.zeros(len(differences))
+    outside = np.abs(mean) > tolerance
+    wanted = max(FLIPS, int(FEW * len(differences) / LEVEL))
+    for done in range(0, wanted, BLOCK):
+        open_ = np.flatnonzero(outside & ((beyond < FEW) if done >= FLIPS else True))
+        if len(open_) == 0:
+            break
+        signs = rng.integers(2, size=(BLOCK, differences.shape[1]), dtype=np.int8) * np.float32(2) - 1
+        found = np.abs(signs @ shifted[open_].T.astype(np.float32))
+        beyond[open_] += (found >= sums[open_] * (1 - 1e-5)).sum(0)
+        patterns[open_] += BLOCK
+    return np.where(outside, (1 + beyond) / (1 + patterns), 1.0)
 
 
 def holm(p: np.ndarray, level: float) -> np.ndarray:

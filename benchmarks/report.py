@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,12 @@ from benchmarks.summary import label
 TEMPLATE = Path(__file__).with_suffix(".html")
 REPORT = "report.html"
 COLOURS = 96  # of the pictures in the page, which keeps it small
-ROWS = 60  # of a table in the page
+ROWS = 150  # of a table in the page
+SHOWN = {
+    "cost": ("reported", "positions", "megaflops", "judge"),
+    "table1": (),
+    "figure5": ("length", "ratio", "in the first half"),
+}  # metrics; (): all
 LEFT_OUT = ("seeds", "estimate_by_replicate", "low_by_replicate", "high_by_replicate", "beta_by_replicate", "versus_ratio")
 NUMBERS = ("estimate", "low", "high")
 
@@ -39,7 +44,11 @@ def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
         raise FileNotFoundError(f"{verdicts} is missing: make claims PROFILE={profile.name} writes it")
     drawn = [name for name in figures if tables.has_table(profile, name) and name != "junctions"]
     viewer = tables.has_table(profile, "junctions")
-    provenance = tables.read_provenance(profile, drawn[0])
+    if not drawn:
+        raise FileNotFoundError(
+            f"there is no table in {tables.folder(profile)} to report: make reproduce PROFILE={profile.name} measures them"
+        )
+    provenance = [tables.read_provenance(profile, name) for name in [*drawn, *(["junctions"] * viewer)]]
     page, found = TEMPLATE.read_text(encoding="utf-8"), pd.read_csv(verdicts)
     counts = found["verdict"].value_counts()
     parts = {
@@ -65,7 +74,8 @@ def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, 
     """The first digits of the hash of every file that the page shows."""
     folder, pictures = tables.folder(profile), tables.FIGURES / profile.name
     names = [name for name in figures if tables.has_table(profile, name)]
-    files = [folder / "claims.csv", *(folder / f"{name}.csv" for name in names), *(pictures / f"{name}.png" for name in names)]
+    files = [TEMPLATE, folder / "claims.csv", folder / "junctions.parquet"]
+    files += [*(folder / f"{name}.csv" for name in names), *(pictures / f"{name}.png" for name in names)]
     return {file.name: tables.sha256(file)[:16] for file in files if file.exists()}
 
 
@@ -77,10 +87,11 @@ def read_made_from(page: str) -> dict[str, str]:
 
 def _json(found: object) -> str:
     """As a script element can hold it."""
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _introduction(profile: Profile, provenance: Mapping) -> str:
+def _introduction(profile: Profile, provenance: Sequence[Mapping]) -> str:
+    """provenance: of every table."""
     about = (
         "The lab: a world of 675 words that the project makes itself, models of some hundred thousand parameters trained from nothing, and "
         "a judge that scores responses from −5 to 5. Small models in a small world can show that a claim is not general, or when it holds; "
@@ -88,14 +99,15 @@ def _introduction(profile: Profile, provenance: Mapping) -> str:
         if isinstance(profile, LabProfile)
         else f"Models and prompt sets of the Hub, as the profile {escape(profile.name)} names them."
     )
-    evaluation, replicates = profile.evaluation, len(provenance["replicates"])
-    many = f"{replicates} replicate{'s' if replicates > 1 else ''} of {profile.replicates}"
+    counts = sorted({len(one["replicates"]) for one in provenance})
+    many = f"{' or '.join(map(str, counts))} replicate{'s' if counts[-1] > 1 else ''} of {profile.replicates}"
+    commits = ", ".join(f"<code>{escape(commit[:12])}</code>" for commit in sorted({one["git_commit"] for one in provenance}))
+    evaluation, last = profile.evaluation, provenance[-1]
     return (
         f"<p>{about}</p><p>{evaluation.prompts_per_objective} prompts of each of three objectives × {evaluation.samples} samples, {many}. "
-        f'Intervals: {escape(tables.intervals(profile))}.</p><p class="soft">Measured at commit '
-        f"<code>{escape(provenance['git_commit'][:12])}</code> on {provenance['hardware']['cores']} cores of "
-        f"{escape(provenance['hardware']['processor'])}; torch {escape(provenance['packages']['torch'])}, transformers "
-        f"{escape(provenance['packages']['transformers'])}.</p>"
+        f'Intervals: {escape(tables.intervals(profile))}.</p><p class="soft">Measured at commit {commits} on '
+        f"{last['hardware']['cores']} cores of {escape(last['hardware']['processor'])}; torch {escape(last['packages']['torch'])}, "
+        f"transformers {escape(last['packages']['transformers'])}.</p>"
     )
 
 
@@ -166,7 +178,7 @@ def _response(part: pd.DataFrame, words: Mapping[str, int]) -> dict:
     tokens = []
     for _, step in part.groupby("step", sort=True):
         value = [None if np.isnan(x) else round(float(x), 2) for x in step["value"]]
-        chances = [np.exp(step[name]).round(4).tolist() for name in ("likelihood", "tilted")]
+        chances = [np.exp(step[name].astype(float)).round(4).tolist() for name in ("likelihood", "tilted")]
         candidates = [list(one) for one in zip(step["word"].map(words).tolist(), chances[0], value, chances[1], strict=True)]
         first = step.iloc[0]
         places = {name: int(np.argmax(step[name].to_numpy())) for name in ("chosen", "unsteered")}
@@ -203,18 +215,25 @@ def _picture(path: Path) -> tuple[str, str]:
 
 
 def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
-    """The rows over all objectives of the metric that counts, the columns that say something."""
-    part = summary
-    for column, value in (("metric", profile.score), ("objective", "all"), ("family", "all")):
+    """The rows that count: of the score where there is one (or of SHOWN), over all objectives and families where it is so measured; and
+    the columns that say something."""
+    part, said = summary, []
+    shown = [metric for metric in SHOWN.get(name, (profile.score,)) if (part["metric"] == metric).any()] if "metric" in part else []
+    if shown:
+        part = part[part["metric"].isin(shown)]
+        said.append(", ".join(shown))
+    for column, value in (("objective", "all"), ("family", "all")):
         if column in part and (part[column] == value).any():
             part = part[part[column] == value]
-    part, whole = part.head(ROWS), len(part)
+            said.append(f"over all {'objectives' if column == 'objective' else 'families'}")
+    whole, part = len(part), part.head(ROWS)
+    said += [f"the first {ROWS} of {whole} such"] if whole > ROWS else []
     part = part[[column for column in part if column not in LEFT_OUT and part[column].replace("", np.nan).notna().any()]]
     head = "".join(f'<th scope="col">{escape(column.replace("_", " "))}</th>' for column in part)
-    body = "".join(f"<tr>{''.join(_cell(column, value) for column, value in zip(part, row, strict=True))}</tr>"
-                   for row in part.itertuples(index=False))  # fmt: skip
+    rows = ("".join(_cell(column, value) for column, value in zip(part, row, strict=True)) for row in part.itertuples(index=False))
+    body = "".join(f"<tr>{cells}</tr>" for cells in rows)
     return (
-        f"<details><summary>Table: {len(part)} of {len(summary)} rows{'' if whole > ROWS else ', those over all objectives'}</summary>"
+        f"<details><summary>Table: {len(part)} of {len(summary)} rows{' (' + '; '.join(said) + ')' if said else ''}</summary>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {name}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></details>"
     )

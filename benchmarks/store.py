@@ -85,6 +85,17 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is no readable parquet file (truncated?): delete it and run again") from error
 
 
+def read_json(path: Path) -> dict:
+    """Errors: ValueError in one sentence for what is no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable JSON (damaged?): restore it, or make it anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} should hold a JSON object, it holds a {type(found).__name__}")
+    return found
+
+
 def write_cell(path: Path, frame: pd.DataFrame) -> None:
     """A frame of the cache: the SHA-256 of a parquet file, and the file. `attrs` are kept."""
     written = frame.to_parquet(None, index=False, compression="zstd", compression_level=3)

@@ -1,4 +1,4 @@
-"""Result tables on disk: NAME.parquet (rows), NAME.csv (summary), NAME.json (provenance, written last)."""
+"""Result tables on disk: NAME.parquet (rows), NAME.csv (summary), NAME.json (provenance), which change together."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from benchmarks.digests import ROOT, row_code
 from benchmarks.parallel import available_cores
 from benchmarks.profile import Profile, profile_digest
 from benchmarks.stats import METHOD
-from benchmarks.store import CACHE, locked, read_frame, write_atomically, write_frame, write_text
+from benchmarks.store import CACHE, locked, read_frame, read_json, write_atomically, write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
-DRAWN = "drawn.json"
+DRAWN, LOCK = "drawn.json", "lock"
+NEEDED = {"sha256", "profile_digest", "code_digest", "replicates", "git_commit", "hardware", "packages"}  # of a provenance
 REFERENCE = "reference"  # folder of summaries over all replicates
 ASIDE = ".written"  # ends the name of a folder with what is to be moved into place
 TEXTS = ("value_model", "versus", "search", "matched", "beta_by_replicate")
@@ -102,33 +103,35 @@ def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.D
             (aside / REFERENCE).mkdir()
             (aside / REFERENCE / f"{name}.csv").write_text(committed.to_csv(index=False), encoding="utf-8")
 
-    finish_writing(profile)
-    with locked(CACHE / profile.name / "lock"):
+    with locked(CACHE / profile.name / LOCK):
+        _finish(where)
         write_atomically(where / f".{name}{ASIDE}", write)
-        _move(where, name)
+        _finish(where)
 
 
 def finish_writing(profile: Profile) -> None:
     """Moves what a killed process had written aside and not yet moved."""
     if list(folder(profile).glob(f".*{ASIDE}")):
-        with locked(CACHE / profile.name / "lock"):
-            for aside in sorted(folder(profile).glob(f".*{ASIDE}")):
-                _move(folder(profile), aside.name.removeprefix(".").removesuffix(ASIDE))
+        with locked(CACHE / profile.name / LOCK):
+            _finish(folder(profile))
 
 
-def _move(where: Path, name: str) -> None:
-    aside = where / f".{name}{ASIDE}"
-    for file in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
-        target = where / file.relative_to(aside)
-        target.parent.mkdir(exist_ok=True)
-        file.replace(target)
-    shutil.rmtree(aside)
+def _finish(where: Path) -> None:
+    for aside in sorted(where.glob(f".*{ASIDE}")):
+        for file in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
+            target = where / file.relative_to(aside)
+            target.parent.mkdir(exist_ok=True)
+            file.replace(target)
+        shutil.rmtree(aside)
 
 
 def read_provenance(profile: Profile, name: str) -> dict:
-    """Errors: FileNotFoundError if there is no table; ValueError if a file differs from what its provenance says."""
+    """Errors: FileNotFoundError if there is no table; ValueError if a file differs from what its provenance says, or that is damaged."""
     where = folder(profile)
-    provenance = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
+    provenance = read_json(where / f"{name}.json")
+    lacking = sorted(NEEDED - set(provenance))
+    if lacking:
+        raise ValueError(f"{where / name}.json does not say {', '.join(lacking)} (damaged?): restore it, or measure again with FRESH=1")
     check_files(where, name, provenance)
     return provenance
 
@@ -146,16 +149,17 @@ def changed_files(where: Path, hashes: Mapping[str, str]) -> list[str]:
 
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
     """The summary, and whether it is stale: measured under another profile than today's. Errors: as `read_provenance`."""
-    stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
-    return read_summary(folder(profile) / f"{name}.csv"), stale
+    with locked(CACHE / profile.name / LOCK):  # else another run might be changing it
+        stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
+        return read_summary(folder(profile) / f"{name}.csv"), stale
 
 
-def record_drawing(profile: Profile, name: str, made: Sequence[Path]) -> None:
-    """Writes down which table these files were drawn from: DRAWN in the figures' folder."""
+def record_drawing(profile: Profile, name: str, made: Sequence[Path], table: str = "") -> None:
+    """Writes down which table these files were drawn from (NAME.csv, or `table`): DRAWN in the figures' folder."""
     path = FIGURES / profile.name / DRAWN
-    with locked(CACHE / profile.name / "lock"):
-        drawn = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        drawn[name] = {"table": sha256(folder(profile) / f"{name}.csv"), "files": {file.name: sha256(file) for file in made}}
+    with locked(CACHE / profile.name / LOCK):
+        drawn = read_json(path) if path.exists() else {}
+        drawn[name] = {"table": sha256(folder(profile) / (table or f"{name}.csv")), "files": {file.name: sha256(file) for file in made}}
         write_text(path, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
 
 

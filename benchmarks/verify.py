@@ -8,7 +8,6 @@ there, and is the file that was drawn.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ import pandas as pd
 
 from benchmarks import claims, report, tables
 from benchmarks.profile import PROFILES, Profile, load_profile, profile_digest
-from benchmarks.store import read_frame
+from benchmarks.store import read_frame, read_json
 
 KEYS = {"command", "git_commit", "packages", "hardware", "profile", "profile_digest", "code_digest", "replicates", "seeds", "wall_seconds",
         "intervals", "sha256"}  # fmt: skip
@@ -46,9 +45,10 @@ def verify_all(figures: Mapping[str, ModuleType]) -> int:
 
 def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Iterator[tuple[str, list[str]]]:
     """Each table of the profile, with what is wrong with it."""
+    tables.finish_writing(profile)
     names = [path.stem for path in sorted(tables.folder(profile).glob("*.json"))]
     drawn_path = tables.FIGURES / profile.name / tables.DRAWN
-    drawn = json.loads(drawn_path.read_text(encoding="utf-8")) if drawn_path.exists() else {}
+    drawn = _drawn(drawn_path)
     for name in names:
         faults = _hashes(tables.folder(profile), name)
         if not faults:
@@ -57,21 +57,21 @@ def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Itera
         yield name, faults
     if names and profile.name != CHECKED:
         yield "claims", _verdicts(profile, figures)
-        yield "report", _page(profile, figures)
+        yield "report", _page(profile, figures, drawn)
 
 
 def _hashes(folder: Path, name: str) -> list[str]:
     try:
-        provenance = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        provenance = read_json(folder / f"{name}.json")
     except ValueError:
         return [f"{name}.json is no readable JSON"]
-    if not isinstance(provenance, dict) or not isinstance(provenance.get("sha256"), dict) or not provenance["sha256"]:
+    if not isinstance(provenance.get("sha256"), dict) or not provenance["sha256"]:
         return [f"{name}.json names no files with their hashes"]
     return [f"{file} is missing or not the file that {name}.json describes" for file in tables.changed_files(folder, provenance["sha256"])]
 
 
 def _provenance(profile: Profile, name: str) -> list[str]:
-    provenance = tables.read_provenance(profile, name)
+    provenance = read_json(tables.folder(profile) / f"{name}.json")
     faults = [f"{name}.json does not say {key}" for key in sorted(KEYS - set(provenance))]
     if provenance.get("profile_digest") != profile_digest(profile):
         faults.append(f"it was measured under other settings than profile {profile.name} has now")
@@ -115,24 +115,33 @@ def _rounded(text: str) -> str:
         return text
 
 
-def _drawing(profile: Profile, name: str, drawn: dict) -> list[str]:
-    if name not in drawn:
+def _drawing(profile: Profile, name: str, drawn: dict, table: str = "") -> list[str]:
+    if not isinstance(drawn.get(name), dict) or not {"table", "files"} <= set(drawn[name]):
         return [f"no figure of {name} was drawn"]
-    faults = []
-    if drawn[name]["table"] != tables.sha256(tables.folder(profile) / f"{name}.csv"):
+    faults, path = [], tables.folder(profile) / (table or f"{name}.csv")
+    if not path.exists() or drawn[name]["table"] != tables.sha256(path):
         faults.append(f"the figure of {name} was drawn from another table")
     changed = tables.changed_files(tables.FIGURES / profile.name, drawn[name]["files"])
     faults += [f"{file} is missing or not what was drawn" for file in changed]
     return faults
 
 
-def _page(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+def _drawn(path: Path) -> dict:
+    """What is written down of drawings; nothing where that cannot be read."""
+    try:
+        return read_json(path)
+    except (ValueError, FileNotFoundError):
+        return {}
+
+
+def _page(profile: Profile, figures: Mapping[str, ModuleType], drawn: dict) -> list[str]:
     path = tables.FIGURES / profile.name / report.REPORT
     if not path.exists():
-        return []
-    said, now = report.read_made_from(path.read_text(encoding="utf-8")), report.made_from(profile, figures)
+        return [f"{report.REPORT} is missing"]
+    faults = _drawing(profile, "report", drawn, "claims.csv")
+    said, now = report.read_made_from(path.read_text(encoding="utf-8", errors="replace")), report.made_from(profile, figures)
     changed = sorted(name for name in {*said, *now} if said.get(name) != now.get(name))
-    return [f"{report.REPORT} was made from other files than there are now: {', '.join(changed)}"] if changed else []
+    return faults + ([f"{report.REPORT} was made from other files than there are now: {', '.join(changed)}"] if changed else [])
 
 
 def _verdicts(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:

@@ -32,7 +32,8 @@ def main() -> None:
     if len(sys.argv) == 2:  # a run under one of them
         from benchmarks.__main__ import FIGURES
 
-        check.per_prompt(check.measure_again(FIGURES, load_profile(check.CHECKED))).to_parquet(sys.argv[1])
+        rows, _ = check.measure_again(FIGURES, load_profile(check.CHECKED))
+        check.per_prompt(rows)[0].to_parquet(sys.argv[1])
         return
     profile, runs = load_profile(check.CHECKED), []
     with tempfile.TemporaryDirectory() as folder:

@@ -88,7 +88,7 @@ class FakeResults(Results):
     def _view(self, cell: Cell) -> pd.DataFrame:
         rng, frames, count = np.random.default_rng(cell.replicate), [], 4
         for place in self._places(cell).query("prompt < 2 and seed == 0").itertuples():
-            n = int(rng.integers(3, 8))
+            n = 20
             logits, values = rng.normal(size=(n, count)), rng.normal(size=(n, count))
             policies = {"likelihood": logits, "tilted": logits + (cell.gate != "never") * values}
             steered, taken = rng.random(n) < cell.target_ratio, rng.integers(count, size=n)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from benchmarks import parallel
@@ -113,7 +114,10 @@ def make(task: Task) -> None:
             (folder / SCALE_FILE).write_text(json.dumps({"mean": rewards.mean(), "sd": rewards.std()}))
         seal(folder)
 
-    write_atomically(path, write)
+    try:
+        write_atomically(path, write)
+    except SafetensorError as error:  # of a full disk, which is an OSError everywhere else
+        raise OSError(f"{path} could not be written: {error}") from None
 
 
 def make_base(replicate: Replicate, kind: str, family: str) -> PreTrainedModel:
