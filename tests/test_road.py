@@ -132,8 +132,11 @@ def checkout(tmp_path_factory) -> Path:
 def test_reproduce_leaves_tables_and_figures(checkout):
     for name in FIGURES:
         assert (checkout / f"results/tiny/{name}.json").stat().st_size > 0
-        for suffix in ("md", "tex") if name == "table1" else ("png", "pdf"):
+        for suffix in {"table1": ("md", "tex"), "junctions": ()}.get(name, ("png", "pdf")):
             assert (checkout / f"figures/tiny/{name}.{suffix}").stat().st_size > 0
+    page = (checkout / "figures/tiny/report.html").read_text(encoding="utf-8")
+    assert all(f'<section id="{name}">' in page for name in FIGURES if name != "junctions")
+    assert '"prompts":{"harmlessness":[' in page  # the viewer's
     claims = pd.read_csv(checkout / "results/tiny/claims.csv")
     assert {"reproduced", "not reproduced", "undecided", "not measured"} >= set(claims["verdict"])
     rows = pd.read_parquet(checkout / "results/tiny/figure2.parquet")
