@@ -67,7 +67,7 @@ speed: $(READY) ## time decoding against model.generate, into results/speed.csv
 	$(BIN)/python -m benchmarks.speed
 
 test: $(READY) ## the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 faults: $(READY) ## kill, damage and fill what runs, twenty times over: minutes
 	$(BIN)/python -m pytest -m faults
