@@ -232,7 +232,7 @@ def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFra
 
 
 def _metric(row) -> str:
-    seen = "too few prompts" if row.p != row.p else f"{row.visible:.2g}"
+    seen = "too few prompts" if row.visible != row.visible else f"{row.visible:.2g}"
     return f"{row.metric} {row.difference:+.2g} ({seen}{', CHANGED' if row.rejected else ''})"
 
 
