@@ -97,22 +97,21 @@ def _differences(made: pd.DataFrame, found: pd.DataFrame, what: str, source: str
         if pd.api.types.is_numeric_dtype(one) and pd.api.types.is_numeric_dtype(other):
             same = np.allclose(one.astype(float), other.astype(float), rtol=1e-6, atol=TOLERANCE, equal_nan=True)
         else:
-            same = _texts(one) == _texts(other)
+            same = all(_alike(str(a), str(b)) for a, b in zip(one, other, strict=True))
         if not same:
             return [f"the column {column} of {what} does not follow from {source}"]
     return []
 
 
-def _texts(column: pd.Series) -> list[str]:
-    """Numbers by replicate are compared with three digits."""
-    return ["|".join(_rounded(part) for part in str(value).split("|")) for value in column]
-
-
-def _rounded(text: str) -> str:
+def _alike(one: str, other: str) -> bool:
+    """Whether two texts say the same; numbers in them, one for each replicate, within TOLERANCE."""
+    if one == other:
+        return True
     try:
-        return f"{float(text):.3f}"
+        parts = [[float(part) for part in text.split("|")] for text in (one, other)]
     except ValueError:
-        return text
+        return False
+    return len(parts[0]) == len(parts[1]) and np.allclose(*parts, rtol=1e-6, atol=TOLERANCE, equal_nan=True)
 
 
 def _drawing(profile: Profile, name: str, drawn: dict, table: str = "") -> list[str]:
