@@ -26,7 +26,7 @@ from benchmarks import speed, style, tables
 from benchmarks.digests import MODELS, code_digest
 from benchmarks.parallel import available_cores
 from benchmarks.profile import PROFILES
-from benchmarks.store import write_frame, write_text
+from benchmarks.store import read_json, write_frame, write_text
 from sia import EveryToken, Gate, RandomGate, Steering, best_of_n, chunk_beam_search
 from sia.cost import Cost
 
@@ -189,7 +189,7 @@ def run(fresh: bool) -> None:
         _measure_and_write(folder)
     else:
         print(f"cost: drawing the table in results/{NAME}, nothing is measured (FRESH=1 measures again)")
-    provenance = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    provenance = read_json(folder / "cost.json")
     tables.check_files(folder, "cost", provenance)
     made = plot(pd.read_csv(folder / "cost.csv"), provenance, tables.FIGURES / NAME)
     print(f"cost: {', '.join(str(path.relative_to(tables.ROOT)) for path in made)}")
