@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from types import ModuleType
 
@@ -80,9 +80,12 @@ def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, 
 
 
 def read_made_from(page: str) -> dict[str, str]:
-    """What a written page says that it was made from; empty if it says nothing."""
+    """What a written page says that it was made from; empty if it says nothing, or is damaged there."""
     found = re.search(r'<span id="made-from">([^<]*)</span>', page)
-    return json.loads(found[1].replace("&quot;", '"')) if found else {}
+    try:
+        return json.loads(unescape(found[1])) if found else {}
+    except ValueError:
+        return {}
 
 
 def _json(found: object) -> str:

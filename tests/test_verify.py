@@ -125,6 +125,10 @@ def change_a_verdict(committed: Path) -> None:
             lambda c: (c / "figures/smoke/report.html").write_text("old"),
             "smoke/report: report.html was made from other files than there are",
         ),
+        (
+            lambda c: (c / "figures/smoke/report.html").write_text('<span id="made-from">{"cut</span>'),
+            "report.html was made from other files",
+        ),
         (lambda c: (c / "figures/smoke/drawn.json").unlink(), "no figure of figure3 was drawn"),
     ],
 )
