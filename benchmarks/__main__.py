@@ -123,7 +123,7 @@ def measure_architectures(options: argparse.Namespace) -> int:
 
 
 def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
-    tables.finish_writing(profile)
+    tables.tidy(profile)
     fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
     all_names = [name for name in FIGURES if not profile.lacks(name)]
     names = [command] if command in FIGURES else [] if command in ("models", "claims", "report", "estimate") else all_names

@@ -30,8 +30,9 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every method at every N, and paired: each steered one against the base at the same N, against itself without a search, and
-    SIA against dense. positions: of tokens through all models, the reward model's reading among them."""
+    """Every method at every N, and paired: each steered one against the base at the same N and at twice as many responses (about as
+    many positions as SIA at 20% takes), against itself without a search, and SIA against dense. positions: of tokens through all
+    models, the reward model's reading among them."""
     rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
     metrics = summary.measured(profile, METRICS)
     found = list(summary.entries(rows, metrics).values())
@@ -40,6 +41,8 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         same = {k: entry.labels[k] for k in ("family", "best_of")}
         if entry.labels["method"] != "base":
             differences.append(summary.difference(entry, summary.the(found, method="base", **same)))
+            more = summary.select(found, method="base", family=same["family"], best_of=2 * same["best_of"])
+            differences += [summary.difference(entry, other, versus="base, twice as many") for other in more]
         if entry.labels["method"] == "sia":
             differences.append(summary.difference(entry, summary.the(found, method="dense", **same)))
         if entry.labels["best_of"] > 1:

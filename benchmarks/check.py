@@ -29,6 +29,8 @@ LABELS = (
 PLACES = {"replicate", "objective", "prompt", "seed", "step", "rank", "state", "token_ids", "base_token", "threshold", "seconds", *LABELS}
 CELL = ["cell", "metric"]
 NEGLIGIBLE = 0.05  # standard deviations between prompts: less than this is no change, however sure it is
+OTHER = 0.01  # standard deviations between prompts: by more than this a prompt's value is another
+SHARE, FEW = 0.05, 3  # of the prompts, and besides: so many may have another value by rounding, whatever was seen of that
 
 
 def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
@@ -42,7 +44,7 @@ def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
         if not path.exists():
             how = "scripts/measure_retraining.py" if path.name == RETRAINING else "make check FRESH=1"
             raise FileNotFoundError(f"{path} is missing, there is nothing to compare with: restore it, or run {how}")
-    tables.finish_writing(profile)
+    tables.tidy(profile)
     faults = [*exact_faults(profile), *committed_faults(profile, figures), *measured_faults(profile, figures)]
     for fault in faults:
         print(f"changed: {fault}")
@@ -124,7 +126,8 @@ def measured_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list
     if models == expected:  # this machine calculates as that one did: nothing may differ
         faults = [f"{name}: other {', '.join(columns)}, by the same models" for name, columns in changed.items() if columns]
     found, shared = per_prompt(again)
-    return [*faults, *shared, *compare(found, per_prompt(committed)[0], pd.read_csv(reference(profile) / RETRAINING))]
+    expected_values, retraining = per_prompt(committed)[0], pd.read_csv(reference(profile) / RETRAINING).set_index("metric")
+    return [*faults, *shared, *values_changed(found, expected_values, retraining), *compare(found, expected_values, retraining)]
 
 
 def changed_columns(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
@@ -208,13 +211,7 @@ def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFra
     units = both["unit"].unique()
     wide = both.pivot(index=CELL, columns="unit", values="difference").reindex(columns=units)
     scale = scales(both)
-    share = (
-        retraining.set_index("metric")["tolerance"]
-        .reindex(wide.index.get_level_values("metric"))
-        .fillna(0.0)
-        .clip(lower=NEGLIGIBLE)
-        .to_numpy()
-    )
+    share = retraining["tolerance"].reindex(wide.index.get_level_values("metric")).fillna(0.0).clip(lower=NEGLIGIBLE).to_numpy()
     spread, tolerance = noise(both).reindex(wide.index).to_numpy(), share * scale.reindex(wide.index).to_numpy()
     found = regression.run(wide.to_numpy(float), spread, tolerance, np.random.default_rng(0))
     table = pd.DataFrame(vars(found), index=wide.index).reset_index()
@@ -229,6 +226,28 @@ def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFra
     for row in table[table["rejected"]].itertuples():
         faults.append(f"{row.cell}: {row.metric} moved by {row.difference:+.3g} (p = {row.p:.1g}, tested were {judged})")
     return faults
+
+
+def values_changed(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFrame) -> list[str]:
+    """Prints how many values of prompts are others, by metric over all cells, and returns where these are more than rounding explains:
+    models that learned otherwise, or other samples, though their means be alike."""
+    table = other_values(again, committed)
+    table["limit"] = (3 * retraining["others"].reindex(table.index).fillna(0.0)).clip(lower=SHARE)
+    told = [f"{row.Index} {row.share:.1%}" for row in table.itertuples()]
+    print(f"values of prompts that differ by more than {OTHER} standard deviations: {', '.join(told)}")
+    return [
+        f"{row.Index}: {row.share:.1%} of {row.prompts} values of prompts (all cells) are others, where rounding explains {row.limit:.0%}"
+        for row in table.itertuples()
+        if row.share * row.prompts > row.limit * row.prompts + FEW
+    ]
+
+
+def other_values(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """By metric: prompts (of all cells together), share of them whose values differ by more than OTHER of the cell's standard deviation."""
+    both = other.merge(one, on=[*CELL, "unit"], suffixes=("", "_again"))
+    scale = scales(both).reindex(pd.MultiIndex.from_frame(both[CELL])).to_numpy()
+    differs = (both["mean_again"] - both["mean"]).abs() > OTHER * scale + 1e-6
+    return differs.groupby(both["metric"]).agg(prompts="size", share="mean")
 
 
 def _metric(row) -> str:
@@ -250,16 +269,17 @@ def noise(values: pd.DataFrame) -> pd.Series:
 
 def retraining_tolerance(runs: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """metric, runs, shift, tolerance: how far training again on another processor moves the mean of a cell, in standard deviations between
-    its prompts: root mean square over pairs of runs and cells, and three times that.
+    its prompts: root mean square over pairs of runs and cells, and three times that. others: the largest share of `other_values`.
 
     runs: of `per_prompt`, of the same code under other instruction sets.
     """
-    means, scale = [], None
+    means, scale, runs = [], None, list(runs)
     for run in runs:
         means.append(run.groupby(CELL)["mean"].mean())
         scale = scales(run) if scale is None else scale
     frame = pd.concat(means, axis=1)
     pairs = [(frame.iloc[:, i] - frame.iloc[:, j]) / scale.where(scale > 0) for i in range(len(means)) for j in range(i)]
     squares = pd.concat(pairs, axis=1).pow(2).mean(axis=1).groupby("metric").mean() ** 0.5
-    found = pd.DataFrame({"runs": len(means), "shift": squares.fillna(0.0), "tolerance": 3 * squares.fillna(0.0)})
-    return found.round(4).reset_index()
+    others = pd.concat([other_values(runs[i], runs[j])["share"] for i in range(len(runs)) for j in range(i)], axis=1).max(axis=1)
+    found = pd.DataFrame({"runs": len(means), "shift": squares, "tolerance": 3 * squares}).fillna(0.0)
+    return found.assign(others=others).round(4).reset_index()

@@ -19,6 +19,7 @@ from benchmarks.summary import LAB_ONLY
 NEEDS = {"more": ">", "less": "<", "at least": "≥"}
 FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
+MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 CLAIMS = Path(__file__).with_name("claims.toml")
 COLUMNS = [
     "claim", "says", "source", "figure", "condition", "test", "margin", "verdict", "estimate", "low", "high", "n", "replicates",
@@ -132,9 +133,8 @@ def sentence(row: pd.Series) -> str:
     """One verdict for people."""
     if row["verdict"] == "not measured":
         return f"not measured    {row['says']} {_condition(row)}"
-    single = str(row["verdict_by_replicate"]).split("|")
-    agree = sum(one == row["verdict"] for one in single)
-    worlds = f"; {agree} of {len(single)} replicates say the same" if len(single) > 1 else ""
+    alone = marks(row)
+    worlds = f"; replicates alone: {alone}" if len(alone) > 1 else ""
     return (
         f"{row['verdict']:15} {row['says']} {_condition(row)}{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
         f"needs {NEEDS[row['test']]} {row['margin']:g}{worlds}"
@@ -146,7 +146,7 @@ def _condition(row: pd.Series) -> str:
 
 
 def markdown(found: pd.DataFrame) -> list[str]:
-    """The lines of a table for the README: a line for each claim, its verdicts in the order of the conditions."""
+    """The lines of a table for the README: a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates."""
     lines = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
     for (_, says, source, test, margin), part in found.groupby(["claim", "says", "source", "test", "margin"], sort=False):
         verdicts = [_cell(row) for _, row in part.iterrows()]
@@ -159,4 +159,10 @@ def _cell(row: pd.Series) -> str:
         return f"{row['condition']}: not measured".removeprefix(": ")
     exact = row["low"] == row["high"]
     number = f"{row['estimate']:.3g}" if exact else f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['condition']}: **{row['verdict']}** {number}".removeprefix(": ")
+    return f"{row['condition']}: **{row['verdict']}** {number} {marks(row)}".removeprefix(": ").rstrip()
+
+
+def marks(row: pd.Series) -> str:
+    """What each replicate alone says, in their order; empty where there are none."""
+    alone = row["verdict_by_replicate"]
+    return "".join(MARKS[verdict] for verdict in alone.split("|")) if isinstance(alone, str) and alone else ""

@@ -99,10 +99,15 @@ def _quantities(part: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     around = {o: part[f"entropy{o:+d}"].to_numpy(np.float64) for o in OFFSETS}
     everywhere = np.ones(len(part), dtype=bool)
     found = {f"entropy at {o:+d}": (values, ~np.isnan(values)) for o, values in around.items()}
-    later = np.where(np.isnan(around[3]), around[2], (around[2] + around[3]) / 2) - around[1]
-    after = around[1] - around[0]
-    found["fall: entropy after − at a junction"] = (after, ~np.isnan(after))
-    found["rebound: two and three tokens after − one after"] = (later, ~np.isnan(later))
+    later = np.where(np.isnan(around[3]), around[2], (around[2] + around[3]) / 2)
+    changes = {
+        "fall: entropy after − at a junction": around[1] - around[0],
+        "entropy after − before a junction": around[1] - around[-1],
+        "rebound: two and three tokens after − one after": later - around[1],
+        "rebound: two tokens after − one after": around[2] - around[1],
+        "rebound: three tokens after − one after": around[3] - around[1],
+    }
+    found |= {name: (values, ~np.isnan(values)) for name, values in changes.items()}
     shifted = part["shifted"].to_numpy()
     found["share of junctions shifted"] = (shifted.astype(float), everywhere)
     found["entropy of shifted junctions"] = (around[0], shifted)
@@ -129,7 +134,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
 
     target = min(profile.sweep.few)
     table = table[np.isclose(table["target_ratio"], target)]
-    figure, axes = style.grid(len(profile.families), 4, 2.6, 2.3)
+    figure, axes = style.grid(len(profile.families), 4, 3.0, 2.6)
     offsets, centres = np.array(OFFSETS), (BINS[:-1] + BINS[1:]) / 2
     for i, family in enumerate(profile.families):
         part = table[table["family"] == family]
@@ -146,7 +151,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         style.curve(axes[i, 2], "sia", shifted.dropna(subset=["estimate"]), "centre")
         shifts = part[part["metric"].str.startswith("shift ")].nlargest(FREQUENT, "estimate")[::-1]
         axes[i, 3].barh(shifts["metric"].str.removeprefix("shift "), 100 * shifts["estimate"], color=style.COLOURS["sia"])
-        axes[i, 3].tick_params(axis="y", labelsize=6)
+        axes[i, 3].tick_params(axis="y", labelsize=style.SMALL)
         titles = (
             f"{style.FAMILIES[family]}: around junctions",
             "steered junctions by entropy",
@@ -155,15 +160,17 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         )
         labels = (("tokens after the junction", "entropy (nats)"), ("entropy (nats)", "share of junctions"))
         labels += (("entropy (nats)", "share of them shifted"), ("% of all shifts", ""))
+        axes[i, 0].set_xticks(range(-4, 5, 2))
         for axis, title, (x, y) in zip(axes[i], titles, labels, strict=True):
             axis.set_title(title, loc="left")
             axis.set_xlabel(x)
             axis.set_ylabel(y)
-        axes[i, 1].legend(frameon=False, fontsize=6.5)
+        axes[i, 1].legend(frameon=False, fontsize=style.SMALL)
     names = [style.handle("base", "base responses, where the gate would open", marker="o"), style.handle("sia", "steered responses")]
     caption = (
         f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens "
         f"({style.first_loss(profile)}, β = 1), and which "
-        f"of the steered tokens are others than the same noise would have picked unsteered. {style.measured(table, profile)}"
+        f"of the steered tokens are others than the same noise would have picked unsteered. "
+        f"Histograms and shifts: all junctions together, without intervals. {style.measured(table, profile)}"
     )
     return style.finish(figure, names, caption, folder, "entropy", stale=stale)

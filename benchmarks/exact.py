@@ -8,25 +8,19 @@ Whole numbers, bits and texts are compared exactly, other numbers within TOLERAN
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks import claims, measure, stats, theory
-from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell, Shard
+from benchmarks import claims, stats, theory
+from benchmarks.exact_lab import columns, lab_rows, lab_texts, models, settling
+from benchmarks.exact_models import FAMILIES, STEPS, VOCABULARY, fill, language_model, numbers, prompts, reward_model, value_model
 from benchmarks.lab import training
-from benchmarks.lab.judge import judge
-from benchmarks.lab.replicate import SHARED, Replicate
-from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_responses
-from benchmarks.lab.world import World, WorldConfig
-from benchmarks.probes import probe, trace, view
-from benchmarks.profile import ModelSize, load_profile
+from benchmarks.lab.tokenizer import EOS, build_tokenizer
 from sia import (
     AttentionGate,
     AttentionRiseGate,
@@ -53,16 +47,25 @@ from sia.gates import Entropy
 from sia.likelihood import log_likelihoods
 from sia.steering import drop_improbable, entropy, kl_divergence, tilt
 
-FAMILIES = ("qwen3", "llama")
-SIZE = ModelSize(hidden_size=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)
-VOCABULARY, STEPS = 60, 14
 TOLERANCE = {"relative": 2e-4, "absolute": 2e-5}  # of float32 arithmetic in another order, and of numbers written with five digits
 DIGITS = 5
 
 
 def compute(sections: Sequence[str] = ()) -> dict:
     """Everything (or these sections), by section and case: numbers, texts and lists of them, as JSON can hold."""
-    every: list[Callable[[], dict]] = [equations, decoding, searches, likelihoods, losses, lab_texts, lab_rows, laws, statistics]
+    every: list[Callable[[], dict]] = [
+        equations,
+        decoding,
+        searches,
+        likelihoods,
+        losses,
+        lab_texts,
+        lab_rows,
+        models,
+        settling,
+        laws,
+        statistics,
+    ]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these models are too small for more
     try:
@@ -106,42 +109,6 @@ def same(found, expected) -> bool:
     if isinstance(found, float) and isinstance(expected, float):
         return math.isclose(found, expected, rel_tol=TOLERANCE["relative"], abs_tol=TOLERANCE["absolute"])
     return type(found) is type(expected) and found == expected
-
-
-# --- models, prompts and numbers that are the same everywhere
-
-
-def fill(model: torch.nn.Module, seed: int, size: float = 0.5) -> torch.nn.Module:
-    """Uniform weights in ±size, norms around 1. The bits of NumPy's PCG64 do not depend on the processor."""
-    rng = np.random.default_rng(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            weights = torch.from_numpy(rng.uniform(-size, size, parameter.shape))
-            parameter.copy_(1 + 0.2 * weights if "norm" in name else weights)
-    return model.eval()
-
-
-def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY, size: float = 0.5) -> PreTrainedModel:
-    return fill(training.new_language_model(family, SIZE, vocabulary, seed=0).double(), seed, size)
-
-
-def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> ValueModel:
-    return fill(ValueModel.from_backbone(language_model(family, vocabulary=vocabulary)).double(), seed)
-
-
-def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY) -> PreTrainedModel:
-    return fill(training.new_reward_model(language_model(family, vocabulary=vocabulary), family).double(), seed)
-
-
-def prompts(count: int, seed: int = 0) -> list[list[int]]:
-    """Random token ids, special ones left out, of different lengths."""
-    rng = random.Random(seed)
-    return [[rng.randrange(6, VOCABULARY) for _ in range(rng.randint(1, 12))] for _ in range(count)]
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    """float64 in ±2."""
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-2, 2, shape))
 
 
 # --- sections
@@ -270,107 +237,6 @@ def losses() -> dict:
         )  # fmt: skip
         found[f"{family}, autoregressive rewards"] = training.sequence_log_likelihoods(liked, whole[:6], starts[:6])
     return found
-
-
-def lab_texts() -> dict:
-    """What the world writes, and what the judge says of it, whole, cut short, repeated and about something else."""
-    found = {}
-    for seed in (0, 1):
-        world, rng = World(WorldConfig(seed=seed)), random.Random(seed)
-        asked = [p for objective in OBJECTIVES for p in world.prompts(rng, 6, objective, set())]
-        texts = [world.response(prompt.item, rng) for prompt in asked]
-        for number, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
-            said = {"whole": text, "repeated": f"{text} {text}", "cut": text[: len(text) // 2], "other": texts[number - 1]}
-            verdicts = {name: judge(world.grammar, prompt.item, words, name != "cut") for name, words in said.items()}
-            points = {name: [verdict.points, verdict.score, verdict.fluency_errors] for name, verdict in verdicts.items()}
-            found[f"world {seed}, {number}"] = {"prompt": prompt.text, "response": text, "judged": points}
-    return found
-
-
-class Untrained(Replicate):
-    """A replicate of the smoke profile, made small, whose models have exact weights and have learned nothing."""
-
-    @classmethod
-    def small(cls) -> Untrained:
-        smoke = load_profile("smoke")
-        return cls(
-            replace(
-                smoke,
-                name="untrained",
-                decoding=replace(smoke.decoding, max_new_tokens=10, batch_size=7),
-                evaluation=replace(smoke.evaluation, prompts_per_objective=3, validation_prompts_per_objective=3),
-                sweep=replace(smoke.sweep, probes=2, rollout_prompts=1, rollout_tokens=2),
-            ),
-            0,
-        )
-
-    def seed_of(self, kind: str, family: str) -> int:
-        return self.seed("exact", kind, family) % 1000
-
-    def language_model(self, kind: str, family: str) -> PreTrainedModel:
-        model = language_model(family, self.seed_of(kind, family), len(self.tokenizer), size=0.6)
-        with torch.no_grad():
-            model.get_output_embeddings().weight[EOS] *= 2  # so that some responses end early
-        return model
-
-    def reward_model(self, kind: str) -> PreTrainedModel:
-        return reward_model(self.profile.families[0], self.seed_of(kind, SHARED), len(self.tokenizer))
-
-    def value_model(self, kind: str, family: str) -> ValueModel:
-        return value_model(family, self.seed_of(kind, family), len(self.tokenizer))
-
-    def scale(self, kind: str) -> dict[str, float]:
-        return {"mean": 0.25, "sd": 1.5}
-
-
-def lab_rows() -> dict:
-    """The rows of cells of every kind, in every column that the sweep measures, with the thresholds found and traces and probes."""
-    subject, found = Untrained.small(), {}
-    token, mean = "value-token", "value-mean"
-    thresholds = (2.15, 2.05, 2.2)  # so that each objective needs its own
-    cells = {
-        "base": Cell(0, "qwen3"),
-        "instruct": Cell(0, "llama", model="instruct"),
-        "best of 4": Cell(0, "qwen3", search="best-of", responses=4),
-        "sia": Cell(0, "qwen3", value_model=mean, gate="entropy", target_ratio=0.5, thresholds=thresholds, beta=1.0),
-        "sia, β = ∞": Cell(0, "llama", value_model=token, gate="entropy", target_ratio=0.5, thresholds=thresholds, beta=math.inf),
-        "low entropy": Cell(0, "qwen3", value_model=token, gate="inverted-entropy", target_ratio=0.5, thresholds=thresholds, beta=1.0),
-        "τ = 2": Cell(0, "qwen3", value_model=token, gate="entropy", threshold=2.0, beta=2.0),
-        "dense, floor": Cell(0, "qwen3", value_model=token, gate="every", target_ratio=1.0, beta=2.0, floor=0.09),
-        "random, best of 2": Cell(
-            0, "qwen3", value_model=token, gate="random", target_ratio=0.3, beta=1.0, search="best-of", responses=2
-        ),
-        "beams": Cell(0, "qwen3", search="beams", responses=4),
-        "args": Cell(0, "qwen3", value_model=ARGS, gate="every", target_ratio=1.0, beta=0.5),
-        "genarm": Cell(0, "llama", value_model=AUTOREGRESSIVE, gate="every", target_ratio=1.0, beta=0.5),
-        "transfer-q": Cell(0, "qwen3", value_model=ROLLOUT, gate="every", target_ratio=1.0, beta=0.5, prompts=1),
-        "validation": Cell(0, "qwen3", split="validation"),
-    }  # fmt: skip
-    for name, cell in cells.items():
-        for objective in OBJECTIVES[:2]:
-            rows = measure.measure(subject, Shard(cell, objective))
-            found[f"{name}, {objective}"] = columns(rows) | {"thresholds": rows.attrs.get("thresholds")}
-    found["texts of the world"] = texts_scored(subject)
-    shard = Shard(cells["sia"], OBJECTIVES[0])
-    return found | {"trace": columns(trace(subject, shard)), "probe": columns(probe(subject, shard)), "view": columns(view(subject, shard))}
-
-
-def texts_scored(subject: Untrained) -> dict:
-    """Every score of responses that the world wrote, whole and cut short."""
-    rng, asked, responses = random.Random(0), [], []
-    for prompt in subject.prompts["test"]:
-        for finished in (True, False):
-            text = subject.world.response(prompt.item, rng)
-            ids = np.array(encode_responses(subject.tokenizer, [text])[0][: None if finished else -6])
-            words = subject.tokenizer.decode(ids, skip_special_tokens=True)
-            asked.append(prompt)
-            responses.append(Generation(words, ids, *[np.zeros(len(ids), dtype=kind) for kind in ("f4", "?", "i8", "f4")], finished))
-    first, of_prompt = list(range(0, len(asked), 2)), [number // 2 for number in range(len(asked))]
-    return subject.scores(asked, responses, first, of_prompt, subject.reward_model)
-
-
-def columns(rows: pd.DataFrame) -> dict:
-    return {name: rows[name].tolist() for name in rows}
 
 
 def laws() -> dict:

@@ -49,7 +49,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     judged = table[table["metric"] == profile.score]
     columns = (*OBJECTIVES, "all")
     settings = [(family, value_model) for family in profile.families for value_model in plan.values(profile)]
-    figure, axes = style.grid(len(settings) + len(profile.losses), len(columns), 2.2, 1.6, sharex=True)
+    figure, axes = style.grid(len(settings) + len(profile.losses), len(columns), 2.5, 1.8, sharex=True)
     names = ["sia" if gate == "entropy" else gate for gate in GATES]
     for j, objective in enumerate(columns):
         part = judged[(judged["objective"] == objective)]
@@ -70,7 +70,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axes[i, 0].set_ylabel(f"entropy − random\n{style.LOSSES[value_model]}")
         axes[0, j].set_title(objective if objective != "all" else "all objectives")
         axes[-1, j].set_xlabel("share of tokens steered")
-    axes[len(settings), 0].legend(frameon=False, fontsize=6.5, loc="best")
+    axes[len(settings), 0].legend(frameon=False, fontsize=style.SMALL, loc="best")
     for i in range(len(axes)):
         style.share_y(axes[i])
     caption = (

@@ -85,34 +85,36 @@ STATIC = ("base", "instruct", "instruct-reward", "best-of-n", "beams", "args", "
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Top half: judge score; bottom half: evaluation reward. Rows: settings; columns: objectives of each family."""
+    """A picture of the score, and for the lab one of the evaluation reward (NAME-reward). Rows: settings; columns: objectives of each
+    family."""
+    pictures = {"judge": "figure2", "reward": "figure2-reward"} if isinstance(profile, LabProfile) else {profile.score: "figure2"}
+    return [path for metric, name in pictures.items() for path in picture(table, profile, stale, folder, metric, name)]
+
+
+def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, metric: str, name: str) -> list[Path]:
     from benchmarks import style
 
-    level = table[(table["versus"] == "") & (table["objective"] != "all")]
-    columns = [(family, objective) for family in profile.families for objective in OBJECTIVES]
-    metrics, drawn = summary.measured(profile, ("judge", "reward")), settings(profile)[:3]
-    figure, axes = style.grid(len(metrics) * len(drawn), len(columns), sharex=True)
+    level = table[(table["versus"] == "") & (table["objective"] != "all") & (table["metric"] == metric)]
+    columns, drawn = [(family, objective) for family in profile.families for objective in OBJECTIVES], settings(profile)[:3]
+    figure, axes = style.grid(len(drawn), len(columns), 2.1, 2.2, sharex=True)
     for j, (family, objective) in enumerate(columns):
         column = level[(level["family"] == family) & (level["objective"] == objective)]
-        for m, metric in enumerate(metrics):
-            part = column[column["metric"] == metric]
-            static = part[~part["value_model"].isin(plan.values(profile))]
-            for s, (value_model, tuned) in enumerate(drawn):
-                axis = axes[m * len(drawn) + s, j]
-                for row in static.itertuples():
-                    style.horizontal(axis, method_of(row), row)
-                steered = part[(part["value_model"] == value_model) & (part["tuned"] == tuned)]
-                dense = steered[steered["method"] == "dense"]
-                for method in ("random", "sia"):
-                    style.curve(axis, method, pd.concat([steered[steered["method"] == method], dense]))
-                style.curve(axis, "dense", dense)
-                axis.set_xlim(0, 1.03)
-            style.share_y(axes[m * len(drawn) : (m + 1) * len(drawn), j])
-        axes[0, j].set_title(f"{style.FAMILIES[family]}\n{objective}")
+        static = column[~column["value_model"].isin(plan.values(profile))]
+        for axis, (value_model, tuned) in zip(axes[:, j], drawn, strict=True):
+            for row in static.itertuples():
+                style.horizontal(axis, method_of(row), row)
+            steered = column[(column["value_model"] == value_model) & (column["tuned"] == tuned)]
+            dense = steered[steered["method"] == "dense"]
+            for method in ("random", "sia"):
+                style.curve(axis, method, pd.concat([steered[steered["method"] == method], dense]))
+            style.curve(axis, "dense", dense)
+            axis.set_xlim(0, 1.03)
+            axis.set_xticks((0, 0.5, 1))
+        style.share_y(axes[:, j])
+        axes[0, j].set_title(f"{style.FAMILIES[family]}, {objective}")
         axes[-1, j].set_xlabel("share of tokens steered")
-    for m, metric in enumerate(metrics):
-        for s, setting in enumerate(drawn):
-            axes[m * len(drawn) + s, 0].set_ylabel(f"{summary.label(profile, metric)}\n({SETTINGS[setting]})")
+    for axis, setting in zip(axes[:, 0], drawn, strict=True):
+        axis.set_ylabel(f"{summary.label(profile, metric)}\n{SETTINGS[setting]}", fontsize=9)
     tuned = "their own best β" if profile.sweep.tuning else "β = 1"
     there = {method_of(row) for row in level.itertuples()}
     guided = ", ".join(style.NAMES[method] for method in ("args", "genarm", "transfer-q") if method in there)
@@ -128,4 +130,4 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         )
     plain = {} if isinstance(profile, LabProfile) else {"instruct": "instruct"}
     handles = [style.handle(m, plain.get(m, "")) for m in ("sia", "random", "dense", *STATIC) if m in there]
-    return style.finish(figure, handles, caption, folder, "figure2", stale=stale, legend_columns=6)
+    return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=6)

@@ -79,7 +79,6 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     part = table[(table["metric"] == profile.score) & (table["objective"] == "all")]
     level, gains = part[part["versus"] == ""], part[part["versus"] == "base"]
     value_model = plan.values(profile)[0]
-    shades = {"small": "#9ECAE1", "medium": "#4292C6", "large": "#08306B"}
     figure, axes = style.grid(2, 3, 2.7, 2.3)
     ratios = (*profile.sweep.claimed, 1.0)
     for j, (name, suffix) in enumerate(SIZES.items()):
@@ -88,7 +87,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for value, ending in SIZES.items():
             points = of_model[of_model["value_model"] == f"{value_model}{ending}"]
             weak = (value, name) in weaker(profile)
-            style.curve(axes[0, j], "sia", points, color=shades[value], linewidth=1.8 if weak else 1.0, linestyle="-" if weak else "--")
+            style.curve(
+                axes[0, j], "sia", points, color=style.SIZES[value], linewidth=1.8 if weak else 1.0, linestyle="-" if weak else "--"
+            )
         axes[0, j].set_title(f"{name} language model")
         axes[0, j].set_xlabel("share of tokens steered")
         rows = [
@@ -104,11 +105,12 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     axes[0, 0].set_ylabel(summary.label(profile, profile.score))
     axes[1, 0].set_ylabel("value model")
     style.share_y(axes[0])
-    handles = [style.handle("sia", f"{value} value model", color=shade) for value, shade in shades.items()] + [style.handle("base")]
+    handles = [style.handle("sia", f"{value} value model", color=shade) for value, shade in style.SIZES.items()] + [style.handle("base")]
     caption = (
         f"Weak to strong: SIA with a value model of one size and a language model of another ({style.LOSSES[value_model]}, β = 1, "
         f"{style.FAMILIES[profile.families[0]]}, all objectives; at 1: dense). Thick, solid: the value model is the smaller one. "
-        f"Bottom: paired gain in {summary.label(profile, profile.score)} over the same base model. {style.measured(level, profile)}"
+        f"Bottom: paired gain in {summary.label(profile, profile.score)} over the same base model (its intervals "
+        f"stand in the table). {style.measured(level, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure3", stale=stale)
 

@@ -153,7 +153,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         "fluency_errors": ("fluency", "share with fluency errors"),
     }
     lines = {metric: texts for metric, texts in lines.items() if metric in set(part["metric"])}
-    figure, axes = style.grid(len(profile.losses), len(lines) + 2, 2.5, 2.4)
+    figure, axes = style.grid(len(profile.losses), len(lines) + 2, 2.6, 2.5, width_ratios=[1] * len(lines) + [1.6, 1])
     place = {beta: i for i, beta in enumerate(betas)}
     names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
     for i, value_model in enumerate(plan.values(profile)):
@@ -177,7 +177,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             chosen = of_loss[of_loss["tuned"].astype(bool) & (of_loss["target_ratio"] == ratio) & (of_loss["metric"] == profile.score)]
             for beta in chosen["beta_by_replicate"].iloc[0].split("|") if len(chosen) else ():
                 axes[i, -2].add_patch(
-                    style.plt.Rectangle((place[float(beta)] + 0.06, row + 0.08), 0.88, 0.84, fill=False, color="#D55E00", linewidth=1.1)
+                    style.plt.Rectangle((place[float(beta)] + 0.06, row + 0.08), 0.88, 0.84, fill=False, color="black", linewidth=1.2)
                 )
         for axis, (title, label) in zip(axes[i], lines.values(), strict=False):
             axis.set_xticks(range(len(betas)), names)
@@ -195,7 +195,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     caption = (
         f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}"
         f"β = ∞: values in place of the logits. In the last panel each line starts at the base and goes through the β in order. "
-        f"Scores 4 points below the best and lower have one colour. "
+        f"The grid and the last panel show no intervals (the table has them); scores 4 points below the best and lower have one colour. "
         f"{style.measured(part, profile)}"
     )
     return style.finish(figure, [*handles, style.handle("base")], caption, folder, "figure4", stale=stale, legend_columns=8)

@@ -14,6 +14,7 @@ import pandas as pd
 from benchmarks import plan
 from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
+from benchmarks.summary import plural
 
 BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # of 64 positions each
 POLICIES = {"base": "base responses", "sia": "steered responses"}
@@ -100,17 +101,17 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for i, length in enumerate(lengths):
             axis.plot([length, length], [i + 0.04, i + 0.96], color="#D00000", linestyle=(0, (3, 1.5)), linewidth=1.3)
         axis.set_yticks(np.arange(len(labels)) + 0.5, [f"{style.FAMILIES[f]}, {o}" for f, o in labels])
-        axis.set_title(f"{POLICIES[method]}, {target:.0%} of tokens")
+        axis.set_title(f"{POLICIES[method]}, {target:.0%}")
         axis.set_xlabel("position in the response (token)")
-        axis.invert_yaxis()
-    bar = figure.colorbar(drawn, ax=axes[0, -1], pad=0.02)
+    axes[0, 0].invert_yaxis()  # which all share
+    bar = figure.colorbar(drawn, cax=axes[0, -1].inset_axes((1.03, 0, 0.05, 1)))
     bar.set_label("responses with a junction here (%)")
     first = table.iloc[0]
     caption = (
         f"How often each position of a response is a junction, {style.first_loss(profile)}, β = 1. "
         f"Base responses: where the same gate would open. "
         f"Positions beyond the end of a response count as none. Red, dashed: mean length of the responses (at most "
-        f"{profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from {first['replicates']} "
-        f"replicate(s) of profile {profile.name}; no intervals."
+        f"{profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
+        f"{plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
     )
     return style.finish(figure, [], caption, folder, "figure5", stale=stale)

@@ -96,15 +96,15 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
 
     for method in ("inverted-entropy", "random"):
         against(axes[0, 0], judge[usual & (judge["method"] == "sia") & (judge["versus"] == method) & (judge["floor"] == 0)], method)
-    axes[0, 0].set_title("entropy gate − another, judge score", loc="left")
+    axes[0, 0].set_title("entropy gate − another gate", loc="left")
     sparse = (judge["method"] == "sia") & (judge["versus"] == "dense") & usual
     against(axes[0, 1], judge[sparse & (judge["floor"] == 0)], "sia")
-    against(axes[0, 1], judge[sparse & (judge["floor"] > 0)], "dense", color="#56B4E9")
-    axes[0, 1].set_title("SIA − dense: without, with floor (pale)", loc="left")
+    against(axes[0, 1], judge[sparse & (judge["floor"] > 0)], "sia", color=style.CHANGED)
+    axes[0, 1].set_title("SIA − dense: with a floor (brown)", loc="left")
     without = (content["method"] == "sia") & (content["versus"] == "dense") & (content["model"] == "base") & (content["family"] == "all")
     against(axes[0, 2], judge[sparse & (judge["floor"] == 0)], "sia")
-    against(axes[0, 2], content[without & (content["floor"] == 0)], "sia", color="#D55E00")
-    axes[0, 2].set_title("SIA − dense: judge, without fluency (red)", loc="left")
+    against(axes[0, 2], content[without & (content["floor"] == 0)], "sia", color=style.CHANGED)
+    axes[0, 2].set_title("SIA − dense: without fluency (brown)", loc="left")
 
     first = judge[judge["family"] == family]
     early = first[first["value_model"].str.endswith("-early", na=False) & (first["method"] == "sia") & (first["versus"] == "dense")]
@@ -113,8 +113,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         (first["model"] == "base") & first["beta"].eq(1) & (first["method"] == "sia") & (first["versus"] == "dense") & (first["floor"] == 0)
     ]
     against(axes[1, 0], mine[mine["value_model"].isin(plan.VALUES.values())], "sia")
-    against(axes[1, 0], early, "sia", color="#D55E00")
-    axes[1, 0].set_title("SIA − dense: converged, early values (red)", loc="left")
+    against(axes[1, 0], early, "sia", color=style.CHANGED)
+    axes[1, 0].set_title("SIA − dense: early values (brown)", loc="left")
     worlds = {f"@{world.name}": world.name.replace("-", "\n") for world in profile.worlds}
     for axis, method, versus in ((axes[1, 1], "sia", "random"), (axes[1, 2], "sia", "dense")):
         for k, value_model in enumerate(plan.VALUES.values()):
@@ -125,15 +125,17 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
                 found = found[(found["method"] == method) & (found["target_ratio"] == few[0]) & found["beta"].eq(1) & (found["floor"] == 0)]
                 hollow = {"edgecolor": style.COLOURS["sia"], "fill": k == 0}
                 style.bars(axis, place + 0.4 * k - 0.2, found.iloc[0], style.COLOURS["sia"], 0.36, **hollow)
-        axis.set_xticks(range(len(worlds)), worlds.values(), fontsize=6.5)
+        axis.set_xticks(range(len(worlds)), worlds.values(), fontsize=style.SMALL)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_title(f"worlds: SIA {few[0]:.0%} − {versus}", loc="left")
     for axis in axes[:, 0]:
         axis.set_ylabel("difference in score")
     names = [style.handle("sia", "per-token loss"), style.handle("sia", "paper's loss", **looks["value-mean"])]
     names += [style.handle("inverted-entropy", "− lowest entropies"), style.handle("random", "− random gate", marker="s")]
+    names.append(style.handle("sia", "with what the title says", color=style.CHANGED))
     caption = (
-        f"What changes when one thing changes; β = 1, all objectives, paired differences. Top: both families; floor: candidates need a "
+        f"What changes when one thing changes, in judge points (without fluency: of content alone); β = 1, all "
+        f"objectives, paired differences. Top: both families; floor: candidates need a "
         f"base probability of {sweep.floor} on steered steps. Bottom ({style.FAMILIES[family]}): early values have seen "
         f"{profile.training.early:.0%} of the samples once; in other worlds base and values learn from other corpora. "
         f"{style.measured(table, profile)}"

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import claims, junctions, style, tables
 from benchmarks.profile import LabProfile, Profile
-from benchmarks.store import read_frame, write_text
+from benchmarks.store import read_frame, read_json, write_text
 from benchmarks.summary import label
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -72,11 +72,18 @@ def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
 
 def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, str]:
     """The first digits of the hash of every file that the page shows."""
-    folder, pictures = tables.folder(profile), tables.FIGURES / profile.name
+    folder = tables.folder(profile)
     names = [name for name in figures if tables.has_table(profile, name)]
-    files = [TEMPLATE, folder / "claims.csv", folder / "junctions.parquet"]
-    files += [*(folder / f"{name}.csv" for name in names), *(pictures / f"{name}.png" for name in names)]
+    files = [TEMPLATE, folder / "claims.csv", folder / "junctions.parquet", *(folder / f"{name}.csv" for name in names)]
+    files += [path for name in names for path in pictures_of(profile, name)]
     return {file.name: tables.sha256(file)[:16] for file in files if file.exists()}
+
+
+def pictures_of(profile: Profile, name: str) -> list[Path]:
+    """Those of a figure: NAME.png and any NAME-what.png."""
+    drawn = tables.FIGURES / profile.name / tables.DRAWN
+    files = read_json(drawn).get(name, {}).get("files", {}) if drawn.exists() else {}
+    return [path for path in (drawn.with_name(file) for file in sorted(files)) if path.suffix == ".png" and path.exists()]
 
 
 def read_made_from(page: str) -> dict[str, str]:
@@ -130,13 +137,11 @@ def _verdict(row: pd.Series) -> str:
     if row["verdict"] == "not measured":
         cells.append('<td colspan="5"></td>')
     else:
-        alone = str(row["verdict_by_replicate"]).split("|")
-        agree = f"{sum(one == row['verdict'] for one in alone)} of {len(alone)} agree" if len(alone) > 1 else "1"
         numbers = (
             f"{row['estimate']:+.3g}",
             f"{row['low']:+.3g} to {row['high']:+.3g}",
             f"{claims.NEEDS[row['test']]} {row['margin']:g}",
-            agree,
+            claims.marks(row),
             f"{row['n']:.0f}",
         )
         cells += [f'<td class="number">{text}</td>' for text in numbers]
@@ -190,14 +195,12 @@ def _response(part: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 
 def _figure(profile: Profile, name: str, module: ModuleType) -> str:
-    folder = tables.FIGURES / profile.name
-    title = escape((module.__doc__ or name).split("\n")[0].rstrip("."))
-    picture = folder / f"{name}.png"
+    title = escape(" ".join((module.__doc__ or name).split("\n\n")[0].split()).partition(". ")[0].rstrip("."))
     shown = ""
-    if picture.exists():
+    for picture in pictures_of(profile, name):
         data, caption = _picture(picture)
         image = f'<img loading="lazy" alt="{escape(title)}" src="data:image/png;base64,{data}">'
-        shown = f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+        shown += f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
     summary = tables.read_summary(tables.folder(profile) / f"{name}.csv")
     stale = tables.read_table(profile, name)[1]
     warning = "<p><strong>Stale: measured under other settings than the profile has now.</strong></p>" if stale else ""
@@ -218,15 +221,16 @@ def _picture(path: Path) -> tuple[str, str]:
 
 
 def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
-    """The rows that count: of the score where there is one (or of SHOWN), over all objectives and families where it is so measured; and
-    the columns that say something."""
+    """The rows that count: of the score where there is one (or of SHOWN), over all objectives where it is so measured, and over all
+    families where there is more than differences; and the columns that say something."""
     part, said = summary, []
     shown = [metric for metric in SHOWN.get(name, (profile.score,)) if (part["metric"] == metric).any()] if "metric" in part else []
     if shown:
         part = part[part["metric"].isin(shown)]
         said.append(", ".join(shown))
     for column, value in (("objective", "all"), ("family", "all")):
-        if column in part and (part[column] == value).any():
+        levels = part[part["versus"] == ""] if column == "family" and "versus" in part else part
+        if column in part and (levels[column] == value).any():
             part = part[part[column] == value]
             said.append(f"over all {'objectives' if column == 'objective' else 'families'}")
     whole, part = len(part), part.head(ROWS)

@@ -10,8 +10,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +21,7 @@ from benchmarks.digests import ROOT
 
 CACHE = ROOT / ".cache"
 SEAL = "sha256.json"
+UNFINISHED, HELD = ".unfinished", ".held"  # ends the name of a folder in which something is being written; the file that is locked there
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -27,10 +29,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     `write` may make a file or a folder; an existing folder of that name is kept as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        made = temporary / path.name
+    with _unfinished(path) as made:
         write(made)
         for file in [made, *made.rglob("*")]:
             if file.is_file():
@@ -38,8 +37,38 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                     os.fsync(handle.fileno())
         if not path.is_dir():
             _replace(made, path)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """The name of `path` in a new folder beside it, which is removed at the end, and locked until then: one that nobody locks was left."""
+    folder, handle = _new_folder(path)
+    try:
+        yield folder / path.name
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        handle.close()
+
+
+def _new_folder(path: Path) -> tuple[Path, IO[str]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=UNFINISHED, dir=path.parent))
+        with suppress(FileNotFoundError):  # another process took it for left before it was locked
+            handle = (folder / HELD).open("w")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if (folder / HELD).exists():
+                return folder, handle
+            handle.close()
+
+
+def remove_leftovers(where: Path) -> None:
+    """Removes, in a folder and all inside, what killed processes were writing; what is being written stays."""
+    for parent, names, _ in os.walk(where):
+        for folder in [Path(parent, name) for name in names if name.endswith(UNFINISHED)]:
+            with suppress(BlockingIOError, FileNotFoundError), (folder / HELD).open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def _replace(made: Path, path: Path) -> None:
@@ -61,9 +90,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def link(path: Path, target: Path) -> None:
     """Makes `path` a link to `target`, its sibling, in place of any older link."""
-    temporary = path.with_name(f".{path.name}-link-{os.getpid()}")
-    temporary.symlink_to(target.name)
-    temporary.replace(path)
+    with _unfinished(path) as made:
+        made.symlink_to(target.name)
+        made.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -118,7 +147,9 @@ def seal(folder: Path) -> None:
 
 
 def check_seal(folder: Path) -> Path:
-    """The folder itself. Errors: ValueError in one sentence if a file is not what was written."""
+    """The folder itself. Errors: ValueError in one sentence if it is not there, or a file is not what was written."""
+    if not folder.exists():
+        raise ValueError(f"{folder} is missing (was it removed, or the code edited, while this ran?): run again")
     try:
         sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         damaged = [name for name, digest in sums.items() if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest]

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks.profile import Profile
 from benchmarks.store import write_atomically
+from benchmarks.summary import plural
 
 COLOURS = {
     "sia": "#0072B2",
@@ -34,7 +35,7 @@ COLOURS = {
     "genarm": "#332288",
     "entropy-rise": "#44AA99",
     "attention": "#AA4499",
-    "attention-rise": "#B8A13A",
+    "attention-rise": "#B15928",
     "position": "#117733",
     "inverted-entropy": "#661100",
 }
@@ -82,16 +83,20 @@ class Names(dict):
 
 FAMILIES = Names({"qwen3": "Qwen3", "llama": "Llama", "all": "both families"})
 LOSSES = {"value-mean": "paper's loss", "value-token": "per-token loss"}
+SIZES = {"small": "#9ECAE1", "medium": "#4292C6", "large": "#08306B"}  # of models, where SIA has several
+CHANGED = "#8C564B"  # what is like the method beside it but for one thing
+NEUTRAL = "#4D4D4D"
+TEXT, SMALL = 10.5, 8.5  # points; a figure is as wide as a page when it is printed at about 60%
 RC = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 8,
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": TEXT,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.6,
+    "axes.linewidth": 0.7,
     "pdf.fonttype": 42,
     "svg.hashsalt": "sia",
 }
@@ -104,7 +109,7 @@ plt.rcParams.update(RC)
 
 def grid(rows: int, columns: int, width: float = 1.9, height: float = 1.55, **options) -> tuple[Figure, np.ndarray]:
     """Panels of this size in inches. options: of `plt.subplots`."""
-    return plt.subplots(rows, columns, figsize=(width * columns + 0.6, height * rows + 1.0), squeeze=False, **options)
+    return plt.subplots(rows, columns, figsize=(width * columns + 0.7, height * rows + 1.2), squeeze=False, **options)
 
 
 def horizontal(axis: Axes, method: str, row) -> None:
@@ -146,7 +151,7 @@ def heatmap(
     for (i, j), value in np.ndenumerate(values):
         strong = abs(value) > 0.6 * high if signed else value > low + 0.6 * (high - low)
         text = "" if np.isnan(value) else f"{value:.{digits}f}"
-        axis.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=6.5, color="white" if strong else "black")
+        axis.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=SMALL, color="white" if strong else "black")
     axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
     axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
     axis.tick_params(length=0)
@@ -173,12 +178,13 @@ def first_loss(profile: Profile) -> str:
 def measured(summary: pd.DataFrame, profile: Profile) -> str:
     """How many were measured, and what the intervals are, for captions."""
     first = summary[summary["n"].notna()].iloc[0]
-    n, replicates = int(summary["n"].max()), int(first["replicates"])
+    n, replicates, samples = int(summary["n"].max()), int(first["replicates"]), int(first["seeds"])
     each = int(summary[summary["objective"] != "all"]["n"].max()) if (summary["objective"] != "all").any() else n
     shown = f"{n} prompts ({each} of each objective)" if each < n else f"{n} prompts"
     return (
         f"Bands and bars: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {shown} × "
-        f"{int(first['seeds'])} samples per point, from {replicates} replicate{'s' if replicates > 1 else ''} of profile {profile.name}."
+        f"{plural(samples, 'sample')} per point, "
+        f"from {plural(replicates, 'replicate')} of profile {profile.name}."
     )
 
 
@@ -193,15 +199,15 @@ def finish(
         figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=90, rotation=30, ha="center", va="center")
         caption = f"STALE: measured under other settings than the profile has now. {caption}"
     width, height = figure.get_size_inches()
-    text = textwrap.fill(caption, int(width * 16.5))
-    column = 0.55 + 0.055 * max((len(handle.get_label()) for handle in handles), default=0)  # inches, about
+    text = textwrap.fill(caption, int(width * 13.6))
+    column = 0.65 + 0.075 * max((len(handle.get_label()) for handle in handles), default=0)  # inches, about
     columns = max(1, min(legend_columns, len(handles), int(width / column)))
     legend_rows = -(-len(handles) // columns)
-    bottom, top = (0.14 + 0.135 * (text.count("\n") + 1)) / height, 1 - (0.1 + 0.19 * legend_rows) / height
+    bottom, top = (0.16 + 0.165 * (text.count("\n") + 1)) / height, 1 - (0.12 + 0.235 * legend_rows) / height
     figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.7, w_pad=0.6)
     if handles:
         figure.legend(handles=list(handles), loc="upper center", ncol=columns, frameon=False, columnspacing=1.2, handlelength=2.4)
-    figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=7.5)
+    figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=9)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in paths:
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Description": caption}

@@ -53,6 +53,11 @@ def label(profile: Profile, metric: str) -> str:
     return "evaluation reward" if metric == "reward" and not isinstance(profile, LabProfile) else METRICS[metric]
 
 
+def plural(count: int, what: str) -> str:
+    """As many of them, in words."""
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """labels: what it is. values: `(units, metrics)`. steered, tokens: `(units,)` each, of which the realised ratio is made; None where

@@ -78,7 +78,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
     note += (
         f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
-        f"for each objective, {int(first['replicates'])} replicate(s) of profile {profile.name} (Transfer Q*: "
+        f"for each objective, {summary.plural(int(first['replicates']), 'replicate')} of profile {profile.name} (Transfer Q*: "
         f"{profile.sweep.rollout_prompts} prompts). Bold: best of its column by the estimate. β = 1 unless it says best β (chosen on "
         f"validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties half. KL: "
         f"steered steps only; −ln π: surprise of the base. Cost: token positions through all models."

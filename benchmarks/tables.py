@@ -19,7 +19,7 @@ from benchmarks.digests import ROOT, row_code
 from benchmarks.parallel import available_cores
 from benchmarks.profile import Profile, profile_digest
 from benchmarks.stats import METHOD
-from benchmarks.store import CACHE, locked, read_frame, read_json, write_atomically, write_frame, write_text
+from benchmarks.store import CACHE, locked, read_frame, read_json, remove_leftovers, write_atomically, write_frame, write_text
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
 DRAWN, LOCK = "drawn.json", "lock"
@@ -109,8 +109,10 @@ def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.D
         _finish(where)
 
 
-def finish_writing(profile: Profile) -> None:
-    """Moves what a killed process had written aside and not yet moved."""
+def tidy(profile: Profile) -> None:
+    """Moves what a killed process had written aside and not yet moved, and removes what it had not finished writing."""
+    for where in (CACHE / profile.name, folder(profile), FIGURES / profile.name):
+        remove_leftovers(where)
     if list(folder(profile).glob(f".*{ASIDE}")):
         with locked(CACHE / profile.name / LOCK):
             _finish(folder(profile))

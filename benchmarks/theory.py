@@ -152,6 +152,7 @@ def _steps(steps: pd.DataFrame) -> list[dict]:
         "regret by noise, rank correlation with entropy": noise.corr(steps["entropy"], method="spearman"),
         "regret by noise / second-order prediction": noise.sum() / steps["noise_predicted"].sum(),
         "regret of leaving alone, mean, entropy below 1": regret[low].mean(),
+        "regret of leaving alone / by noise, entropy below 1": regret[low].mean() / noise[low].mean(),
         "regret of leaving alone, mean, entropy 1 and more": regret[~low].mean(),
     }
     return [common | {"metric": name} | dict.fromkeys(("estimate", "low", "high"), float(value)) for name, value in found.items()]
@@ -248,9 +249,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         "entropy bound / Hoeffding, entropy < 1": "entropy bound / Hoeffding's, median, entropy below 1",
         "noise: regret below / above entropy 1": "regret by noise, entropy below 1 / 1 and more",
     }
-    axes[0, 0].barh(list(laws), [exact[metric] for metric in laws.values()], color="#56B4E9")
+    axes[0, 0].barh(list(laws), [exact[metric] for metric in laws.values()], color=style.NEUTRAL)
     axes[0, 0].invert_yaxis()
-    axes[0, 0].tick_params(axis="y", labelsize=6)
+    axes[0, 0].tick_params(axis="y", labelsize=style.SMALL)
     axes[0, 0].set_title("random steps and trees", loc="left")
     lab = table[table["experiment"] == "lab"]
     colours = {"sia": style.COLOURS["sia"], "base": style.COLOURS["base"], "dense": style.COLOURS["dense"]}
@@ -268,7 +269,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
                     style.bars(axis, place + 0.28 * offset - 0.28, row, colours[states], 0.26)
                 ticks.append(f"{style.FAMILIES[family]}\n{ratio:.0%}")
                 place += 1
-        axis.set_xticks(range(place), ticks, fontsize=6.5)
+        axis.set_xticks(range(place), ticks, fontsize=style.SMALL)
         axis.set_title(title, loc="left")
     gaps = lab[lab["metric"] == "J of dense − J reached"]
     sums = lab[
@@ -287,14 +288,14 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             )  # fmt: skip
     ends = [0, max(sums["high"].max(), gaps["high"].max())]
     axes[0, 3].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
-    axes[0, 3].set_xlabel("Theorem 2.2's sum, own states (nats)")
-    axes[0, 3].set_ylabel("J(dense) − J(SIA), measured")
-    axes[0, 3].set_title("does the sum predict the loss?", loc="left")
-    axes[0, 3].legend(frameon=False, fontsize=6.5)
+    axes[0, 3].set_xlabel("sum, own states (nats)")
+    axes[0, 3].set_ylabel("J(dense) − J(SIA)")
+    axes[0, 3].set_title("is the sum the loss?", loc="left")
+    axes[0, 3].legend(frameon=False, fontsize=style.SMALL)
     handles = [style.handle(m, f"states of {m if m != 'sia' else 'SIA'}", linestyle="-", marker=None, linewidth=5) for m in colours]
     steps, trees = (int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree"))
     caption = (
-        f"Left: {steps} random steps, {trees} random trees; not drawn are the two identities, which hold to rounding: a step's regret is "
+        f"Left, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's regret is "
         f"KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Right: the lab, per-token values, β = 1, "
         f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
         f"were exact. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"

@@ -47,7 +47,7 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, by objective, and against the one that
-    is best over all objectives (versus "best τ of each", "best τ of all")."""
+    is best over all objectives (versus "best τ of each", "best τ of all"); and the latter against the former."""
     metrics = summary.measured(profile, METRICS)
     found = list(summary.entries(rows, metrics).values())
     differences = []
@@ -55,9 +55,10 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         for value_model in sorted({e.labels["value_model"] for e in summary.select(found, family=family, method="sia")}):
             swept = summary.select(found, family=family, value_model=value_model, method="sia")
             usual = summary.the(swept, tau=USUAL)
-            for versus, by_objective in (("best τ of each", True), ("best τ of all", False)):
-                best = chosen(swept, by_objective, metrics.index(profile.score))
+            each, one = (chosen(swept, by_objective, metrics.index(profile.score)) for by_objective in (True, False))
+            for versus, best in (("best τ of each", each), ("best τ of all", one)):
                 differences.append(summary.difference(halved(usual, 0), best, versus=versus, chosen=best.labels["chosen"]))
+            differences.append(summary.difference(one, each, versus="best τ of each, by the best of all", chosen=one.labels["chosen"]))
     return summary.summarize([*found, *differences, *summary.over_families(differences)], metrics, profile, ["chosen"])
 
 
@@ -92,21 +93,24 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     """Columns: objectives; top: score against τ; bottom: share of steered tokens. A line for each family and loss."""
     from benchmarks import style
 
-    figure, axes = style.grid(2, len(OBJECTIVES), 2.7, 1.9, sharex=True)
+    figure, axes = style.grid(2, len(OBJECTIVES), 2.7, 2.2, sharex=True)
     looks = {
         (f, v): {"linestyle": line, "markerfacecolor": "white" if v == "value-mean" else None}
         for f, line in zip(profile.families, ("-", "--"), strict=False)
         for v in plan.values(profile)
     }
+    sized = {size: f"{plan.values(profile)[0]}-{size}" for size in sizes(profile)}
+    looks |= {(profile.families[0], sized[size]): {"color": style.SIZES[size], "marker": "s"} for size in sized}
     level = table[(table["versus"] == "") & (table["metric"] == profile.score) & (table["objective"] != "all")]
     for j, objective in enumerate(OBJECTIVES):
         part = level[level["objective"] == objective]
         for (family, value_model), look in looks.items():
             points = part[(part["method"] == "sia") & (part["family"] == family) & (part["value_model"] == value_model)]
             style.curve(axes[0, j], "sia", points, "tau", **look)
-            axes[1, j].plot(points["tau"], points["ratio"], color=style.COLOURS["sia"], marker="o", markersize=3, linewidth=1.3, **look)
+            usual = {"color": style.COLOURS["sia"], "marker": "o", "markersize": 3, "linewidth": 1.3}
+            axes[1, j].plot(points["tau"], points["ratio"], **usual | look)
             best = points.loc[points["estimate"].idxmax()]
-            axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=9, color="#D55E00", markeredgecolor="white", zorder=5)
+            axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=11, color="black", markeredgecolor="white", zorder=5)
         for axis in axes[:, j]:
             axis.axvline(USUAL, color="#999999", linewidth=0.8, linestyle=":")
         axes[0, j].set_title(objective)
@@ -114,7 +118,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[1, j].set_ylim(0, 1)
     axes[0, 0].set_ylabel(summary.label(profile, profile.score))
     axes[1, 0].set_ylabel("share of tokens steered")
-    handles = [style.handle("sia", f"{style.FAMILIES[f]}, {style.LOSSES[v]}", **look) for (f, v), look in looks.items()]
+    named = style.LOSSES | {value_model: f"{size} models" for size, value_model in sized.items()}
+    handles = [style.handle("sia", f"{style.FAMILIES[f]}, {named[v]}", **look) for (f, v), look in looks.items()]
     caption = (
         f"One threshold for all? SIA at β = 1 under the same τ for every objective. Stars: the best τ of each curve, over all its "
         f"prompts. Dotted: τ = 1, which is reported to serve everywhere. {style.measured(level, profile)}"

@@ -90,7 +90,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         "squared error of values, each candidate alike": "squared error of values,\neach candidate alike",
     }
     looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
-    figure, axes = style.grid(len(profile.families), len(panels), 2.3, 2.0)
+    figure, axes = style.grid(len(profile.families), len(panels), 2.5, 2.5)
     stretches = [f"{a:g} to {b:g}" for a, b in pairwise(BINS)]
     for i, family in enumerate(profile.families):
         for j, (metric, label) in enumerate(panels.items()):
@@ -99,7 +99,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
                 points = part[part["value_model"] == value_model].reindex(stretches).assign(place=range(len(stretches)))
                 style.curve(axes[i, j], "sia", points.dropna(subset=["estimate"]), "place", **look)
             axes[i, j].axhline(0, color="#999999", linewidth=0.8)
-            axes[i, j].set_xticks(range(len(stretches)), [s.replace(" to ", "–").replace("2.31", "2.3") for s in stretches])
+            ticks = [s.replace(" to ", "–").replace("2.31", "2.3") for s in stretches]
+            axes[i, j].set_xticks(range(len(stretches)), ticks, rotation=35, fontsize=style.SMALL)
             axes[i, j].set_ylabel(label)
             axes[i, j].set_xlabel("entropy of the step (nats)")
         axes[i, 0].set_title(style.FAMILIES[family], loc="left")
@@ -108,7 +109,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     caption = (
         f"What steering one step is worth (β = 1), against rollouts of the base model: J = expected reward (SD 2) − KL. States that base "
         f"responses visit, {profile.sweep.probe_rollouts} rollouts for each of their {profile.decoding.candidates} candidates; n = "
-        f"{int(whole['n'])} states of each family, from {int(whole['replicates'])} replicate(s) of profile {profile.name}. Bands: "
+        f"{int(whole['n'])} states of each family, from "
+        f"{summary.plural(int(whole['replicates']), 'replicate')} of profile {profile.name}. Bands: "
         f"{profile.statistics.level:.0%} bootstrap intervals over replicates and states. The error is that of differences between "
         f"candidates, the noise of the rollouts taken off."
     )

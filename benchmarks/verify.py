@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import claims, report, tables
+from benchmarks.digests import row_code
 from benchmarks.profile import PROFILES, Profile, load_profile, profile_digest
 from benchmarks.store import read_frame, read_json
 
@@ -27,25 +29,41 @@ TOLERANCE = 1.5e-4  # numbers are written with four digits
 
 def verify_all(figures: Mapping[str, ModuleType]) -> int:
     """Checks every profile that has results and a file of its own, says what was checked, and each fault in a line. Exit code: 0, or 2."""
-    checked, faults = 0, []
+    checked, faults, profiles = 0, [], []
     for folder in sorted(path for path in tables.RESULTS.iterdir() if path.is_dir()):
         if not (PROFILES / f"{folder.name}.toml").exists() or not list(folder.glob("*.json")):
             continue
         if folder.name == "architectures":
             found = [("cost", _hashes(folder, "cost"))]
         else:
-            found = list(verify_profile(load_profile(folder.name), figures))
+            profiles.append(load_profile(folder.name))
+            found = list(verify_profile(profiles[-1], figures))
         checked += len(found)
         faults += [f"{folder.name}/{name}: {fault}" for name, many in found for fault in many]
     for fault in faults:
         print(f"fault: {fault}")
+    for text in _measured_by(profiles):
+        print(text)
     print(f"verify: {checked} parts checked, {len(faults)} faults")
     return 2 if faults else 0
 
 
+def _measured_by(profiles: list[Profile]) -> Iterator[str]:
+    """Which tables other code than today's has measured. No fault, for not every change of code changes numbers; `make check` tells."""
+    for profile in profiles:
+        other: dict[str, list[str]] = {}
+        for path in sorted(tables.folder(profile).glob("*.json")):
+            with suppress(ValueError):
+                provenance = read_json(path)
+                if provenance.get("code_digest") != row_code(profile):
+                    other.setdefault(str(provenance.get("git_commit"))[:12], []).append(path.stem)
+        for commit, names in other.items():
+            yield f"{profile.name}: measured by the code of commit {commit}, which has changed since: {', '.join(names)}"
+
+
 def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Iterator[tuple[str, list[str]]]:
     """Each table of the profile, with what is wrong with it."""
-    tables.finish_writing(profile)
+    tables.tidy(profile)
     names = [path.stem for path in sorted(tables.folder(profile).glob("*.json"))]
     drawn_path = tables.FIGURES / profile.name / tables.DRAWN
     drawn = _drawn(drawn_path)

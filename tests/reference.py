@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sia import sampling
+from tests.tiny import EOS
 
 
 @dataclass
@@ -74,3 +75,10 @@ def decode(
         if response[-1] == eos:
             break
     return [list(column) for column in zip(*trace, strict=True)]
+
+
+@torch.no_grad()
+def whole_rewards(model, prefix, candidates):
+    """transformers' own reading of each sequence alone, ended by EOS once."""
+    sequences = [[*prefix, token] if token == EOS else [*prefix, token, EOS] for token in candidates]
+    return torch.stack([model(input_ids=torch.tensor([sequence])).logits[0, 0] for sequence in sequences])

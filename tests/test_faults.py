@@ -13,15 +13,19 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import changed_files
+from benchmarks.store import UNFINISHED
+from benchmarks.tables import ASIDE, changed_files
 from tests.test_road import TINY, cells, command, copy_sources
 
 pytestmark = pytest.mark.faults
 KILLS = 20
+SPANS = {"training": 12.0, "sweep": 6.0, "drawing": 6.0}  # seconds from its beginning in which a run is killed
 LIMIT = 900  # seconds that a command may take
 
 
@@ -93,34 +97,48 @@ def check_whole(checkout: Path, expected: Path) -> None:
     for path in (expected / "figures/tiny").iterdir():
         if path.stem not in ("cost", "drawn", "report"):
             assert (checkout / "figures/tiny" / path.name).read_bytes() == path.read_bytes(), path.name
-    assert not [path for path in (checkout / "results/tiny").iterdir() if path.name.endswith(".written")]
+    assert not [path for path in checkout.rglob(".*") if path.name.endswith((ASIDE, UNFINISHED))]
+
+
+def phase(checkout: Path) -> str:
+    """What a run is at, by what it has written so far."""
+    if not cells(checkout):
+        return "training"
+    return "drawing" if list(checkout.glob("figures/tiny/*.png")) else "sweep"
+
+
+def finished(checkout: Path) -> dict[Path, int]:
+    """Cells and models that are whole, and when they were written."""
+    models = checkout.glob(".cache/tiny/models/replicate*/*")
+    return cells(checkout) | {path: path.stat().st_mtime_ns for path in models if not path.name.startswith(".")}
 
 
 def test_twenty_kills_at_random_moments_end_in_the_same_tables(fresh, whole):
-    """Of training, sweep and drawing, whatever it is at. What was finished before a kill is there after it, untouched."""
-    rng, finished, kills = random.Random(0), {}, 0
-    models = fresh / ".cache/tiny/models"
-    while kills < KILLS:
+    """Of training, sweep and drawing, each several times. What was finished before a kill is there after it, untouched."""
+    rng, kills = random.Random(0), dict.fromkeys(SPANS, 0)
+    while sum(kills.values()) < KILLS or min(kills.values()) < KILLS // 5:
+        wanted = min(kills, key=lambda name: kills[name])
+        if list(SPANS).index(phase(fresh)) > list(SPANS).index(wanted):
+            for folder in (".cache", "results", "figures") if wanted == "training" else (".cache/tiny/cells", "results", "figures"):
+                shutil.rmtree(fresh / folder)
+        before = finished(fresh)
         process = subprocess.Popen(
             command("reproduce"), cwd=fresh, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
+        while phase(fresh) != wanted and process.poll() is None:
+            time.sleep(0.02)
         try:
-            process.wait(rng.uniform(3, 12))
+            process.wait(rng.uniform(0, SPANS[wanted]))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            kills += 1
-        else:  # it came to its end: from the beginning, then
+            kills[phase(fresh)] += 1
+        else:
             assert process.returncode == 0
             check_whole(fresh, whole)
-            for folder in (".cache", "results", "figures"):
-                shutil.rmtree(fresh / folder)
-            finished = {}
-            continue
         check_tables(fresh, whole)
-        now = cells(fresh) | {path: path.stat().st_mtime_ns for path in models.glob("replicate*/*") if not path.name.startswith(".")}
-        assert finished.items() <= now.items()
-        finished = now
+        assert before.items() <= finished(fresh).items()
+    print(kills)
     assert run(fresh, "reproduce").returncode == 0
     check_whole(fresh, whole)
 
@@ -195,22 +213,58 @@ def test_damaged_tables_are_named_and_not_drawn(whole, tmp_path, number):
     assert not picture.exists()
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(fresh, whole):
-    """Files may not grow beyond so much, which fails as a full disk does: at the first model, at later ones, at tables or figures."""
-    before: dict[Path, int] = {}
-    for kilobytes in (8, 100, 300):
+def test_a_full_disk_is_one_sentence_and_loses_nothing(sources, whole, tmp_path):
+    """A disk of its own, that is full at the first model, at a later one, at cells, at tables and figures."""
+    sizes = [size(sources), *(size(whole / folder) for folder in (".cache/tiny/models", ".cache/tiny/cells", "results", "figures"))]
+    room = [sum(sizes[:n]) + share * sizes[n] for n, share in ((1, 0.02), (1, 0.5), (2, 0.5), (3, 0.5), (4, 0.5))]
+    with disk(tmp_path, room[0]):
+        shutil.copytree(sources, tmp_path, dirs_exist_ok=True)
+        before: dict[Path, int] = {}
+        for kilobytes in room:
+            mount("-o", f"remount,size={kilobytes:.0f}k", tmp_path)
+            assert "No space left on device" in sentence(run(tmp_path, "reproduce"))
+            assert before.items() <= finished(tmp_path).items()
+            before = finished(tmp_path)
+            check_tables(tmp_path, whole)
+        mount("-o", f"remount,size={3 * sum(sizes):.0f}k", tmp_path)
+        assert run(tmp_path, "reproduce").returncode == 0
+        assert before.items() <= finished(tmp_path).items()
+        check_whole(tmp_path, whole)
 
-        def limit(most: int = kilobytes * 1024) -> None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-        said = sentence(run(fresh, "reproduce", preexec_fn=limit))
-        assert "File too large" in said
-        assert before.items() <= cells(fresh).items()
-        before = cells(fresh)
-        check_tables(fresh, whole)
+def size(folder: Path) -> float:
+    """Kilobytes on disk."""
+    return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
+
+
+def mount(*arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a disk of so much room can only be made by root: {done.stderr.strip()}")
+
+
+@contextmanager
+def disk(path: Path, kilobytes: float) -> Iterator[None]:
+    mount("-t", "tmpfs", "-o", f"size={kilobytes:.0f}k", "tmpfs", path)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [8, 100, 300])
+def test_files_that_may_not_grow_are_one_sentence_and_lose_nothing(fresh, whole, kilobytes):
+    """A limit on the size of files: at the first model, at later ones, at tables or figures."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+
+    assert "File too large" in sentence(run(fresh, "reproduce", preexec_fn=limit))
+    check_tables(fresh, whole)
+    before = finished(fresh)
     assert run(fresh, "reproduce").returncode == 0
-    assert before.items() <= cells(fresh).items()
+    assert before.items() <= finished(fresh).items()
     check_whole(fresh, whole)
 
 

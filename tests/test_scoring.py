@@ -17,20 +17,13 @@ from transformers import (
     MptForSequenceClassification,
 )
 
-from sia import AutoregressiveScorer, EntropyGate, EveryToken, RewardScorer, RolloutScorer, Steering, ValueModel, generate, sampling
+from sia import AutoregressiveScorer, EveryToken, RewardScorer, RolloutScorer, Steering, ValueModel, generate
 from sia.prefixes import PASS_OVERHEAD, _cheapest, branches_like_whole_sequences
 from sia.scoring import CachedRewards, WholeRewards
 from tests import tiny
-from tests.reference import whole_values
+from tests.reference import whole_rewards, whole_values
 
 TOKENIZER = tiny.tokenizer()
-
-
-@torch.no_grad()
-def whole_rewards(model, prefix, candidates):
-    """transformers' own reading of each sequence alone, ended by EOS once."""
-    sequences = [[*prefix, token] if token == tiny.EOS else [*prefix, token, tiny.EOS] for token in candidates]
-    return torch.stack([model(input_ids=torch.tensor([sequence])).logits[0, 0] for sequence in sequences])
 
 
 def encoder():
@@ -43,7 +36,7 @@ def encoder():
         return BertForSequenceClassification(config).eval()
 
 
-def ask(session, whole, prompts, responses, branches=None):
+def ask(session, whole, prompts, responses):
     """The largest error of candidates' values over rows that are asked at different times, EOS among the candidates."""
     generator = torch.Generator().manual_seed(1)
     worst = 0.0
@@ -245,72 +238,6 @@ def test_samples_of_a_prompt_compute_it_once():
     assert forwards.tolist() == [2, 1, 1, 2, 1, 1]  # the prompt but its last token, then the candidates
     assert tokens.tolist() == [5 + 2, 1 + 2, 1 + 2, 1 + 2, 1 + 2, 1 + 2]
     assert flops[1] < flops[0]
-
-
-def slow_rollout(model, reward, prefix, candidate, *, tokens, temperature, candidates, key, step):
-    """One candidate: go on token by token without a cache, then ask the reward."""
-    branch = [candidate]
-    key = sampling.mix(sampling.mix(key, step), torch.tensor([candidate]))
-    for depth in range(1, tokens + 1):
-        if branch[-1] == tiny.EOS:
-            break
-        base, options = model(input_ids=torch.tensor([[*prefix, *branch]])).logits[0, -1].topk(candidates)
-        scores = base.double() / temperature + sampling.gumbel(key, depth, options[None])[0] if temperature else base
-        branch.append(options[scores.argmax()].item())
-    return whole_rewards(reward, [*prefix, *branch[:-1]], [branch[-1]])[0]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("family", "temperature", "tokens"), [("qwen3", 1.0, 4), ("gemma3", 0.7, 7), ("llama", 0.0, 1)])
-def test_rollouts_equal_going_on_token_by_token(family, temperature, tokens):
-    model, reward = tiny.language_model(family), tiny.reward_model(family)
-    prompts = tiny.prompts(3, seed=6)
-    scorer = RolloutScorer(model, RewardScorer(reward), tokens, temperature, candidates=7, seed=4)
-    session = scorer.begin(prompts, 6)
-    keys = sampling.prompt_keys(prompts, [4] * 3)
-    responses = torch.randint(3, tiny.VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(0))
-    ended = 0
-    for step, rows in ((0, [0, 2]), (2, [1, 2]), (6, [0, 1, 2])):
-        candidates = torch.randint(3, tiny.VOCABULARY, (len(rows), 4), generator=torch.Generator().manual_seed(step))
-        candidates[0, 1] = tiny.EOS
-        values = session.score(torch.tensor(rows), responses[rows, :step], candidates)
-        for row, options, found in zip(rows, candidates.tolist(), values, strict=True):
-            prefix = [*prompts[row], *responses[row, :step].tolist()]
-            settings = {"tokens": tokens, "temperature": temperature, "candidates": 7, "key": keys[row : row + 1], "step": step}
-            expected = torch.stack([slow_rollout(model, reward, prefix, token, **settings) for token in options])
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
-            ended += tiny.EOS in options
-    assert ended > 0
-
-
-def test_steering_by_rewards_and_rollouts_is_independent_of_the_batch():
-    model, reward, prompts = tiny.language_model("qwen3"), RewardScorer(tiny.reward_model("qwen3")), tiny.prompts(6)
-    options = {"max_new_tokens": 8, "progress": False}
-    values = tiny.value_model("qwen3")
-    scorers = [values, reward, RolloutScorer(model, reward, 3), RolloutScorer(model, reward, 3, seed=1), RolloutScorer(model, values, 3)]
-    outputs = []
-    for scorer in scorers:
-        steering = Steering(scorer, EntropyGate(1.5), beta=4.0)
-        batch = generate(model, TOKENIZER, prompts, steering, **options)
-        alone = [generate(model, TOKENIZER, [prompt], steering, **options)[0] for prompt in prompts]
-        assert [g.token_ids.tolist() for g in batch] == [g.token_ids.tolist() for g in alone]
-        assert [g.cost for g in batch] == [g.cost for g in alone]
-        outputs.append(str([g.token_ids.tolist() for g in batch]))
-    assert len(set(outputs)) == len(scorers)  # every scorer and every setting of it matters
-
-
-def test_a_rollout_model_may_be_the_steered_model_under_an_attention_gate():
-    from sia import AttentionGate
-
-    model, reward, prompts = tiny.language_model("qwen3"), RewardScorer(tiny.reward_model("qwen3")), tiny.prompts(4)
-    outputs = []
-    for rolled in (model, copy.deepcopy(model)):
-        steering = Steering(RolloutScorer(rolled, reward, 3), AttentionGate(2.0), beta=4.0)
-        outputs.append(generate(model, TOKENIZER, prompts, steering, max_new_tokens=8, progress=False))
-    for a, b in zip(*outputs, strict=True):
-        assert a.token_ids.tolist() == b.token_ids.tolist()
-        assert a.steered.tolist() == b.steered.tolist()
-    assert any(g.steered.any() for g in outputs[0])
 
 
 def test_reward_models_load_from_a_folder(tmp_path):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import store
-from benchmarks.profile import load_profile
 
-SMOKE = load_profile("smoke")
+INSIDE = """
+import time
+from pathlib import Path
+from benchmarks import store
+
+def stay(_):
+    print("inside", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -76,6 +85,8 @@ def test_a_sealed_folder_is_what_was_written(tmp_path):
     (tmp_path / store.SEAL).write_text("{")
     with pytest.raises(ValueError, match=r"is damaged \(sha256.json is not"):
         store.check_seal(tmp_path)
+    with pytest.raises(ValueError, match=r"base is missing \(was it removed, or the code edited, while this ran\?\): run again"):
+        store.check_seal(tmp_path / "base")
 
 
 def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
@@ -90,24 +101,53 @@ def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@contextmanager
+def process(code: str) -> Iterator[subprocess.Popen]:
+    """Another process that says "inside" and then sleeps; it is killed at the end."""
+    code = f"{INSIDE}\n{code}"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "inside\n"
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
 def test_only_one_process_at_a_time_is_inside_a_lock(tmp_path):
     """The second waits for the first, and a killed one leaves it."""
-    code = f"""
-import sys, time
-from pathlib import Path
-from benchmarks.store import locked
-with locked(Path({str(tmp_path / "lock")!r})):
-    print("inside", flush=True)
-    time.sleep(60)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "inside\n"
-    threading.Timer(0.5, process.kill).start()
-    started = time.monotonic()
-    with store.locked(tmp_path / "lock"):
-        assert time.monotonic() - started > 0.3
-    process.wait()
-    process.stdout.close()
+    with process(f"with store.locked(Path({str(tmp_path / 'lock')!r})): stay(0)") as other:
+        threading.Timer(0.5, other.kill).start()
+        started = time.monotonic()
+        with store.locked(tmp_path / "lock"):
+            assert time.monotonic() - started > 0.3
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_what_one_is_writing_stays(tmp_path):
+    store.write_text(tmp_path / "models/base", "whole")
+    with process(f"store.write_atomically(Path({str(tmp_path / 'models/value')!r}), stay)"):
+        store.remove_leftovers(tmp_path)
+        assert len(list((tmp_path / "models").iterdir())) == 2
+    store.remove_leftovers(tmp_path)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["base"]
+    (tmp_path / f".early{store.UNFINISHED}").mkdir()  # killed before it was locked
+    store.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_folder_that_was_taken_for_left_is_made_again(tmp_path, monkeypatch):
+    """By another process, between its making and its locking."""
+    make, made = store.tempfile.mkdtemp, []
+
+    def make_and_lose(**arguments):
+        made.append(make(**arguments))
+        if len(made) == 1:
+            store.remove_leftovers(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(store.tempfile, "mkdtemp", make_and_lose)
+    store.write_text(tmp_path / "table.csv", "whole")
+    assert len(made) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
 def test_a_truncated_frame_is_an_error(tmp_path):

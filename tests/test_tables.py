@@ -71,7 +71,7 @@ def test_a_table_that_was_not_moved_whole_is_finished(table):
     for name in ("figure3.json", "figure3.parquet"):
         (where / name).rename(aside / name)
         (where / name).write_text("old")
-    tables.finish_writing(SMOKE)
+    tables.tidy(SMOKE)
     assert {path.name: path.read_bytes() for path in where.glob("figure3.*")} == whole
     assert not aside.exists()
 

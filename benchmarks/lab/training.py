@@ -87,10 +87,15 @@ def train_language_model(
     optimise(model, batches, loss, learning_rate, WEIGHT_DECAY, lambda indices: progress(sum(len(sequences[i]) for i in indices)))
 
 
+def pad_from(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """input_ids, padded on the right, and which tokens count: those from `starts` on, bool; both `(sequences, longest)`."""
+    input_ids, tokens = pad_right(sequences, device)
+    return input_ids, tokens.bool() & (torch.arange(input_ids.shape[1], device=device) >= torch.tensor(starts, device=device)[:, None])
+
+
 def next_token_loss(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     """Mean negative log-likelihood, in nats, of the tokens from `starts` on."""
-    input_ids, tokens = pad_right(sequences)
-    counted = tokens.bool() & (torch.arange(input_ids.shape[1]) >= torch.tensor(starts)[:, None])
+    input_ids, counted = pad_from(sequences, starts, "cpu")
     labels = input_ids.masked_fill(~counted, -100)[:, 1:]
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
@@ -174,8 +179,7 @@ def _optimise_pairs(
 
 def log_likelihoods(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     """Σ ln π(token) over the tokens of each sequence from `starts` on, in nats: `(sequences,)`."""
-    input_ids, tokens = pad_right(sequences, model.device)
-    counted = tokens.bool() & (torch.arange(input_ids.shape[1], device=model.device) >= torch.tensor(starts, device=model.device)[:, None])
+    input_ids, counted = pad_from(sequences, starts, model.device)
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
     losses = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none").view(len(sequences), -1)
     return -(losses * counted[:, 1:]).sum(1)
