@@ -97,7 +97,7 @@ FAULTS = {
         claims, "decide", lambda decide, *a: decide(*a).replace("undecided", "reproduced"), "statistics",
     ),
     "quality of another half": (quality, "heldout_value_loss", lambda loss, v, r, kind: loss(v, r, "mean"), "models"),
-    "thresholds as first found": (sweep.Results, "corrected", lambda corrected, self, cell: cell, "settling"),
+    "thresholds as first found": (sweep, "settle", lambda settle, target, found, *a: found[0], "settling"),
     "the weakest β": (sweep.Results, "_score", lambda score, self, cell: -cell.beta, "settling"),
     "regret of the wrong policy": (sia.theory, "optimal_policy", lambda best, base, values, beta: best(base, values, 2 * beta), "laws"),
 }  # fmt: skip
