@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 
@@ -277,9 +278,9 @@ def retraining_tolerance(runs: Iterable[pd.DataFrame]) -> pd.DataFrame:
     for run in runs:
         means.append(run.groupby(CELL)["mean"].mean())
         scale = scales(run) if scale is None else scale
-    frame = pd.concat(means, axis=1)
-    pairs = [(frame.iloc[:, i] - frame.iloc[:, j]) / scale.where(scale > 0) for i in range(len(means)) for j in range(i)]
+    frame = pd.concat(means, axis=1, keys=range(len(means)))
+    pairs = [(frame[i] - frame[j]) / scale.where(scale > 0) for i, j in combinations(range(len(runs)), 2)]
     squares = pd.concat(pairs, axis=1).pow(2).mean(axis=1).groupby("metric").mean() ** 0.5
-    others = pd.concat([other_values(runs[i], runs[j])["share"] for i in range(len(runs)) for j in range(i)], axis=1).max(axis=1)
+    others = pd.concat([other_values(later, earlier)["share"] for earlier, later in combinations(runs, 2)], axis=1).max(axis=1)
     found = pd.DataFrame({"runs": len(means), "shift": squares, "tolerance": 3 * squares}).fillna(0.0)
     return found.assign(others=others).round(4).reset_index()

@@ -118,10 +118,15 @@ def horizontal(axis: Axes, method: str, row) -> None:
     axis.axhline(row.estimate, color=COLOURS[method], linestyle=DASHES[method], linewidth=1.1)
 
 
+def line(method: str) -> dict:
+    """How a curve of this method looks."""
+    return {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 3, "linewidth": 1.3}
+
+
 def curve(axis: Axes, method: str, points: pd.DataFrame, x: str = "ratio", **look) -> None:
     """Estimate against `x`, with its interval as a band. points: x, estimate, low, high. look: what differs from the method's usual."""
     points = points.sort_values(x)
-    look = {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 3, "linewidth": 1.3} | look
+    look = line(method) | look
     axis.fill_between(points[x].astype(float), points["low"], points["high"], color=look["color"], alpha=0.15, linewidth=0)
     axis.plot(points[x].astype(float), points["estimate"], **look)
 

@@ -107,8 +107,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for (family, value_model), look in looks.items():
             points = part[(part["method"] == "sia") & (part["family"] == family) & (part["value_model"] == value_model)]
             style.curve(axes[0, j], "sia", points, "tau", **look)
-            usual = {"color": style.COLOURS["sia"], "marker": "o", "markersize": 3, "linewidth": 1.3}
-            axes[1, j].plot(points["tau"], points["ratio"], **usual | look)
+            axes[1, j].plot(points["tau"], points["ratio"], **style.line("sia") | look)
             best = points.loc[points["estimate"].idxmax()]
             axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=11, color="black", markeredgecolor="white", zorder=5)
         for axis in axes[:, j]:
