@@ -104,7 +104,8 @@ def asked(subject: Subject, shard: Shard) -> tuple[list, list[int], list[int]]:
 
 
 def measure(subject: Subject, shard: Shard) -> pd.DataFrame:
-    """One row per prompt and sample (and per N of best-of-N); `attrs` holds the thresholds that these generations calibrate to.
+    """One row per prompt and sample (and per N of best-of-N). Of validation prompts only what settles thresholds and strengths: the
+    profile's score, tokens and steered tokens, and in `attrs` the thresholds that these generations calibrate to.
 
     A response that ran out of length is scored as it stands and, for reward models, ended.
     """
@@ -117,7 +118,11 @@ def measure(subject: Subject, shard: Shard) -> pd.DataFrame:
         frame = pd.DataFrame(
             {"objective": shard.objective, "prompt": np.int16(numbers), "seed": np.int8(seeds), "best_of": np.int8(best_of)}
         )
-        frames.append(frame.assign(**metrics(subject, cell, prompts, numbers, seeds, chosen, tries[:best_of])))
+        if cell.split == "validation":
+            score = subject.score(prompts, chosen, partial(reward_model, subject))
+            frames.append(frame.assign(**{profile.score: score}, **lengths(chosen)))
+        else:
+            frames.append(frame.assign(**metrics(subject, cell, prompts, numbers, seeds, chosen, tries[:best_of])))
         best_of *= 2
     rows = pd.concat(frames, ignore_index=True)
     if cell.split == "validation" and (cell.gate == "never" or cell.calibrated):
@@ -174,12 +179,11 @@ def metrics(
         drift = np.float32(likelihoods_of(model, subject.encode([prompts[i] for i in first], cell.model), said)[of_prompt] - likelihoods)
     costs = [reduce(add, many) for many in zip(*(shared_costs(subject, cell, prompts, tries)), strict=True)]
     return {
-        **subject.scores(prompts, chosen, first, of_prompt, lambda kind: reward_model(subject, kind)),
+        **subject.scores(prompts, chosen, first, of_prompt, partial(reward_model, subject)),
         "kl": drift.round(2),
         "surprise": np.float32(-likelihoods).round(1),
         "distinct": np.float32(distinct_bigrams(numbers, [r.token_ids for r in chosen])).round(3),
-        "tokens": np.int16([len(r.token_ids) for r in chosen]),
-        "steered": np.int16([r.steered.sum() for r in chosen]),
+        **lengths(chosen),
         "shifted": np.int16([r.shifted.sum() for r in chosen]),
         "finished": [r.finished for r in chosen],
         "forwards": np.int16([cost.model_forwards for cost in costs]),
@@ -189,6 +193,11 @@ def metrics(
         "value_tokens": np.int32([cost.value_tokens for cost in costs]),
         "megaflops": np.float32([(cost.model_flops + cost.value_flops) / 1e6 for cost in costs]).round(0),
     }
+
+
+def lengths(responses: Sequence[Generation]) -> dict[str, np.ndarray]:
+    """How many tokens they have, and how many of them were steered."""
+    return {"tokens": np.int16([len(r.token_ids) for r in responses]), "steered": np.int16([r.steered.sum() for r in responses])}
 
 
 def likelihoods_of(model: PreTrainedModel, prompts: list[list[int]], responses: list[list[int]]) -> np.ndarray:

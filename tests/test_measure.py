@@ -8,9 +8,11 @@ from operator import add
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import measure, probes
-from benchmarks.cells import CALIBRATED, Cell
+from benchmarks.cells import CALIBRATED, Cell, Shard
+from benchmarks.lab.quality import token_values
 from benchmarks.lab.replicate import Replicate, ended
 from benchmarks.measure import gate_of, shared_costs, steering_of, threshold
 from benchmarks.profile import load_profile
@@ -156,3 +158,28 @@ def test_candidates_of_a_response_are_valued_as_whole_sequences_are():
             np.testing.assert_allclose(scores[step], expected, atol=2e-5)
     # and the divergence of a trace is the regret of leaving such a step alone
     assert (kl_divergence(logits[0], tilt(logits[0], found[0], 1.0)) >= 0).all()
+
+
+def test_of_validation_prompts_the_score_and_the_lengths_are_measured_and_nothing_else(models, monkeypatch):
+    prompts = tiny.prompts(4)
+    said = generate(models["base"], TOKENIZER, prompts, Steering(models["value"], RandomGate(0.5), 1.0), max_new_tokens=6, progress=False)
+    monkeypatch.setattr(measure, "asked", lambda subject, shard: (prompts, [0, 1, 2, 3], [0] * 4))
+    monkeypatch.setattr(measure, "respond", lambda subject, shard, prompts, seeds: [said])
+    subject = Lab()
+    subject.score = lambda prompts, responses, reward_model: np.float32([r.entropy.sum() for r in responses])
+    rows = measure.measure(subject, Shard(replace(CELL, split="validation"), "honesty"))
+    assert set(rows) == {"objective", "prompt", "seed", "best_of", "judge", "tokens", "steered"}
+    assert rows["judge"].tolist() == [r.entropy.sum().astype(np.float32) for r in said]
+    assert rows["tokens"].tolist() == [len(r.token_ids) for r in said]
+    assert rows["steered"].tolist() == [r.steered.sum() for r in said]
+    assert 0 < rows["steered"].sum() < rows["tokens"].sum()
+    assert rows.attrs["thresholds"] == {"entropy": {"0.2": threshold("entropy", said, 0.2)}}
+
+
+def test_values_of_a_batch_of_responses_are_those_of_each_alone():
+    values, prompts = tiny.value_model("qwen3"), tiny.prompts(4)
+    responses = [[5, 6, 7], [8], [9, 5, 6, 7, 8, 9, 5], [6, 6]]
+    for prompt, response, found in zip(prompts, responses, token_values(values, prompts, responses), strict=True):
+        with torch.no_grad():
+            alone = values(torch.tensor([[*prompt, *response]]))[0, len(prompt) :]
+        np.testing.assert_allclose(found, alone, atol=1e-5)

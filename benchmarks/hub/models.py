@@ -246,6 +246,10 @@ class HubModels(Subject):
         numbers: Sequence[int],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> dict[str, np.ndarray]:
-        """reward: raw, of the evaluation reward model."""
+        """reward: the score."""
+        return {"reward": self.score(prompts, responses, reward_model)}
+
+    def score(self, prompts: Sequence[Chat], responses: Sequence[Generation], reward_model: Callable[[str], PreTrainedModel]) -> np.ndarray:
+        """Raw rewards of the evaluation reward model."""
         whole = self.conversations(prompts, responses, EVALUATION_REWARD)
-        return {"reward": np.float32(trajectory_rewards(reward_model(EVALUATION_REWARD), whole))}
+        return np.float32(trajectory_rewards(reward_model(EVALUATION_REWARD), whole))

@@ -98,9 +98,12 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
 @torch.no_grad()
 def token_values(value_model: ValueModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """The values of each response's tokens."""
-    found = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        found.append(value_model(torch.tensor([[*prompt, *response]]))[0, len(prompt) :].numpy())
+    sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    found: list[np.ndarray] = [np.empty(0)] * len(sequences)
+    for batch in training.batches_by_length([len(sequence) for sequence in sequences], 2**12):
+        input_ids, mask = pad_right([sequences[i] for i in batch])
+        for i, values in zip(batch, value_model(input_ids, mask), strict=True):
+            found[i] = values[len(prompts[i]) : len(sequences[i])].numpy()
     return found
 
 

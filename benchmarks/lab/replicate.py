@@ -191,6 +191,12 @@ class Replicate(Subject):
             "training_reward": np.float32(trained_on).round(2),
         }
 
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[Generation], reward_model: Callable[[str], PreTrainedModel]
+    ) -> np.ndarray:
+        """What the profile's score says of responses: the judge's."""
+        return np.float32(self.judge(prompts, responses))
+
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[Generation]) -> np.ndarray:
         verdicts = [judge(self.world.grammar, p.item, r.text, r.finished) for p, r in zip(prompts, responses, strict=True)]
         return np.array([verdict.score for verdict in verdicts])
