@@ -143,7 +143,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
                 continue
             both = part.merge(costs, on=names, suffixes=("", "_cost"))
             for row in both.itertuples():
-                method = "best-of-n" if row.search == "best-of" else row.method
+                method = summary.shown_as(row.method, row.search)
                 used[method] = None
                 hollow = row.value_model == "value-mean"
                 look = {"color": style.COLOURS[method], "marker": style.MARKERS[method], "markerfacecolor": "white" if hollow else None}

@@ -60,7 +60,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             for sia in sparse:
                 others = summary.select(found, **setting, method="random", target_ratio=sia.labels["target_ratio"])
                 differences += [summary.difference(sia, other) for other in [dense, *others]]
-                differences += [summary.difference(sia, e, versus=method_name(e)) for e in static]
+                differences += [summary.difference(sia, e, versus=summary.shown_as(e.labels["method"], e.labels["search"])) for e in static]
             claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
             differences.append(summary.difference(summary.mean_of(claimed, method="sia-claimed"), dense))
     return summary.summarize([*found, *differences, *summary.over_families(differences)], metrics, profile)
@@ -69,16 +69,6 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 def settings(profile: Profile) -> list[tuple[str, bool]]:
     """Those of SETTINGS that the profile measures."""
     return [(value, tuned) for value, tuned in SETTINGS if value in plan.values(profile) and (not tuned or profile.sweep.tuning)]
-
-
-def method_name(entry: summary.Entry) -> str:
-    """What a baseline is called when something is taken against it."""
-    return "best-of-n" if entry.labels["search"] == "best-of" else entry.labels["method"]
-
-
-def method_of(row) -> str:
-    """The same of a row of the summary."""
-    return "best-of-n" if row.search == "best-of" else row.method
 
 
 STATIC = ("base", "instruct", "instruct-reward", "best-of-n", "beams", "args", "transfer-q", "genarm")
@@ -102,7 +92,7 @@ def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, me
         static = column[~column["value_model"].isin(plan.values(profile))]
         for axis, (value_model, tuned) in zip(axes[:, j], drawn, strict=True):
             for row in static.itertuples():
-                style.horizontal(axis, method_of(row), row)
+                style.horizontal(axis, summary.shown_as(row.method, row.search), row)
             steered = column[(column["value_model"] == value_model) & (column["tuned"] == tuned)]
             dense = steered[steered["method"] == "dense"]
             for method in ("random", "sia"):
@@ -116,7 +106,7 @@ def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, me
     for axis, setting in zip(axes[:, 0], drawn, strict=True):
         axis.set_ylabel(f"{summary.label(profile, metric)}\n{SETTINGS[setting]}", fontsize=9)
     tuned = "their own best β" if profile.sweep.tuning else "β = 1"
-    there = {method_of(row) for row in level.itertuples()}
+    there = {summary.shown_as(row.method, row.search) for row in level.itertuples()}
     guided = ", ".join(style.NAMES[method] for method in ("args", "genarm", "transfer-q") if method in there)
     caption = (
         f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other lines: static baselines; N = "

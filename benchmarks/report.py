@@ -162,7 +162,7 @@ def view_data(profile: Profile) -> dict:
         one = {key: _response(part.sort_values(["step", "rank"]), words) for key, part in of_prompt.groupby("key")}
         prompts.setdefault(objective, []).append({"asked": of_prompt["asked"].iloc[0].strip(), "responses": one})
     return {
-        "methods": {row.key: _method(row) for row in named.itertuples()},
+        "methods": {row.key: style.described(row.method, row.target_ratio, row.value_model) for row in named.itertuples()},
         "base": "base",
         "words": list(words),
         "spaced": isinstance(profile, LabProfile),
@@ -174,12 +174,6 @@ def view_data(profile: Profile) -> dict:
 
 def _key(method: str, value_model: str, ratio: float) -> str:
     return " ".join(filter(None, (method, value_model, f"{ratio:g}" if 0 < ratio < 1 else "")))
-
-
-def _method(row) -> str:
-    share = f" at {row.target_ratio:.0%}" if 0 < row.target_ratio < 1 else ""
-    loss = f", {style.LOSSES.get(row.value_model, row.value_model)}" if row.value_model else ""
-    return f"{style.NAMES[row.method]}{share}{loss}"
 
 
 def _response(part: pd.DataFrame, words: Mapping[str, int]) -> dict:

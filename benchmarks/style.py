@@ -81,6 +81,15 @@ class Names(dict):
         return key
 
 
+def described(method: str, target_ratio: float, value_model: str, best_of: int = 1, tuned: bool = False) -> str:
+    """A method in words: its share of the tokens, of how many responses the best is taken, its value model, whether β was chosen."""
+    name = NAMES[method] if method.startswith("instruct") else NAMES[method].partition(" (")[0]
+    share = f" at {target_ratio:.0%}" if 0 < target_ratio < 1 else ""
+    search = f" + best of {best_of}" if best_of > 1 else ""
+    loss = f", {LOSSES[value_model]}{', best β' if tuned else ''}" if value_model in LOSSES else ""
+    return name + share + search + loss
+
+
 FAMILIES = Names({"qwen3": "Qwen3", "llama": "Llama", "all": "both families"})
 LOSSES = {"value-mean": "paper's loss", "value-token": "per-token loss"}
 SIZES = {"small": "#9ECAE1", "medium": "#4292C6", "large": "#08306B"}  # of models, where SIA has several

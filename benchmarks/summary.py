@@ -112,6 +112,11 @@ def with_rates(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(kl_per_token=rows["kl"] / rows["tokens"]) if "kl" in rows else rows
 
 
+def shown_as(method: str, search: str) -> str:
+    """The name under which a method is drawn, and taken against: its own, but for best-of-N's."""
+    return "best-of-n" if search == "best-of" else method
+
+
 def select(found: Iterable[Entry], **labels) -> list[Entry]:
     """The entries with these labels; a tuple of values means any of them."""
 

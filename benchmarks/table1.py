@@ -27,6 +27,7 @@ HEADS = {
     "tokens": "length",
     "positions": "cost (positions)",
 }
+KEYS = ["method", "target_ratio", "value_model", "search", "tuned"]
 BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions": -1}
 
 
@@ -81,7 +82,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         f"for each objective, {summary.plural(int(first['replicates']), 'replicate')} of profile {profile.name} (Transfer Q*: "
         f"{profile.sweep.rollout_prompts} prompts). Bold: best of its column by the estimate. β = 1 unless it says best β (chosen on "
         f"validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties half. KL: "
-        f"steered steps only; −ln π: surprise of the base. Cost: token positions through all models."
+        f"steered steps only, without what a search's choice adds (never bold there); −ln π: surprise of the base. "
+        f"Cost: token positions through all models."
     )
     for suffix, render in (("md", _markdown), ("tex", _latex)):
         path = folder / f"table1.{suffix}"
@@ -90,29 +92,16 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     return paths
 
 
-def name_of(row: pd.Series) -> str:
-    """A method in words."""
-    plain = {
-        "base": "base",
-        "instruct": "instruct (judge)",
-        "instruct-reward": "instruct (reward model)",
-        "args": "ARGS",
-        "genarm": "GenARM",
-    }
-    plain |= {"transfer-q": "Transfer Q*", "beams": "chunk beam search"}
-    name = plain.get(row["method"]) or ("dense" if row["method"] == "dense" else f"SIA {row['target_ratio']:.0%}")
-    if row["search"] == "best-of":
-        name += f" + best of {int(row['best_of'])}"
-    if row["value_model"] in plan.VALUES.values():
-        loss = "paper's loss" if row["value_model"] == "value-mean" else "per-token loss"
-        name += f", {loss}{', best β' if row['tuned'] else ''}"
-    return name
-
-
 def _rows(level: pd.DataFrame, family: str, objective: str) -> list[tuple[str, dict[str, pd.Series]]]:
+    """Names of methods, and what each reaches by metric."""
+    from benchmarks import style
+
     part = level[(level["family"] == family) & (level["objective"] == objective)]
-    keys = ["method", "search", "value_model", "tuned", "target_ratio"]
-    return [(name_of(group.iloc[0]), {row["metric"]: row for _, row in group.iterrows()}) for _, group in part.groupby(keys, dropna=False)]
+    found = []
+    for (method, ratio, value_model, search, tuned), group in part.groupby(KEYS, dropna=False):
+        name = style.described(method, ratio, value_model, int(group["best_of"].iloc[0]) if search == "best-of" else 1, tuned)
+        found.append((name, {row["metric"]: row for _, row in group.iterrows()}))
+    return found
 
 
 def _heads(rows: list[tuple[str, dict]]) -> dict[str, str]:
@@ -121,14 +110,20 @@ def _heads(rows: list[tuple[str, dict]]) -> dict[str, str]:
 
 
 def _best(rows: list[tuple[str, dict]]) -> dict[str, float]:
-    """The best estimate of each column that has one; drift of unsteered models counts for nothing."""
+    """The best estimate of each column that has one. Drift of unsteered models counts for nothing, and neither does that of searches,
+    which leaves out what choosing among responses adds."""
     found = {}
     for metric, sign in BETTER.items():
         if metric not in rows[0][1]:
             continue
-        values = [row[metric]["estimate"] for _, row in rows if not (metric == "kl" and row["kl"]["gate"] == "never")]
+        rows_of = [row for _, row in rows if metric != "kl" or _drift_is_whole(row["kl"])]
+        values = [row[metric]["estimate"] for row in rows_of]
         found[metric] = sign * max(sign * value for value in values)
     return found
+
+
+def _drift_is_whole(row: pd.Series) -> bool:
+    return row["gate"] != "never" and row["search"] not in ("best-of", "beams")
 
 
 def _cell(row: pd.Series) -> str:
