@@ -150,7 +150,7 @@ def markdown(found: pd.DataFrame) -> list[str]:
     lines = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
     for (_, says, source, test, margin), part in found.groupby(["claim", "says", "source", "test", "margin"], sort=False):
         verdicts = [_cell(row) for _, row in part.iterrows()]
-        lines.append(f"| {says} | {source} | {NEEDS[test]} {margin:g} | {'; '.join(verdicts)} |")
+        lines.append(f"| {says} | {source} | {NEEDS[test]} {margin:g} | {'<br>'.join(verdicts)} |")
     return lines
 
 

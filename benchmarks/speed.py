@@ -219,7 +219,7 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table as the README shows it."""
+    """The table as docs/library.md shows it."""
     lines = ["| what, against what | batch | new tokens | median | range | goal |", "|---|---|---|---|---|---|"]
     for _, r in table.iterrows():
         label = f"{r.measure} ({r.ratio:.0%} of tokens)" if "steered" in r.measure else r.measure

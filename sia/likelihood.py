@@ -1,4 +1,7 @@
-"""What a steered policy thinks of given responses: exact log-likelihoods, token by token, without sampling."""
+"""What a steered policy thinks of given responses: exact log-likelihoods, token by token, without sampling.
+
+ln π* of a token that the tilt of `sia.steering` gives a step where the gate opens, ln π over the K candidates where it does not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Responses in the cache of one causal model that may lag behind them, and what the model says of their continuations."""
+"""Responses in the cache of one causal model that may lag behind them, and what the model says of their continuations.
+
+Continuations are branches after a shared prefix, all computed in one pass under one mask (tree attention, as in Miao et al., "SpecInfer:
+Accelerating large language model serving with tree-based speculative inference and verification", 2024).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ValueModel: a transformers backbone with a linear head that reads a value at every token, V(x, y≤t) = w·h_t + b."""
+"""ValueModel: a transformers backbone with a linear head that reads a value at every token, V(x, y≤t) = w·h_t + b.
+
+The token-level value model of the paper (arXiv 2602.21215), in the form in which it is published (`sia.published`).
+"""
 
 from __future__ import annotations
 

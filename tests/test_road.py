@@ -183,8 +183,9 @@ def test_searches_count_what_they_try(checkout):
 
 
 def test_the_readme_steers_a_model(checkout):
-    """The Python blocks of the README, on the tiny lab."""
-    blocks = [block.split("```")[0] for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]]
+    """The Python blocks of the README, and of the page that goes on from them, on the tiny lab."""
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/library.md"))
+    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     assert len(blocks) == 3
     assert ".cache/smoke/models" in blocks[0]
     code = "\n".join(blocks).replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
