@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import claims, junctions, style, tables
 from benchmarks.profile import LabProfile, Profile
-from benchmarks.store import read_frame, read_json, write_text
+from benchmarks.store import read_frame, write_text
 from benchmarks.summary import label
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -81,9 +81,9 @@ def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, 
 
 def pictures_of(profile: Profile, name: str) -> list[Path]:
     """Those of a figure: NAME.png and any NAME-what.png."""
-    drawn = tables.FIGURES / profile.name / tables.DRAWN
-    files = read_json(drawn).get(name, {}).get("files", {}) if drawn.exists() else {}
-    return [path for path in (drawn.with_name(file) for file in sorted(files)) if path.suffix == ".png" and path.exists()]
+    files = tables.read_drawings(profile).get(name, {}).get("files", {})
+    paths = [tables.FIGURES / profile.name / file for file in sorted(files)]
+    return [path for path in paths if path.suffix == ".png" and path.exists()]
 
 
 def read_made_from(page: str) -> dict[str, str]:

@@ -158,11 +158,17 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
 
 def record_drawing(profile: Profile, name: str, made: Sequence[Path], table: str = "") -> None:
     """Writes down which table these files were drawn from (NAME.csv, or `table`): DRAWN in the figures' folder."""
-    path = FIGURES / profile.name / DRAWN
     with locked(CACHE / profile.name / LOCK):
-        drawn = read_json(path) if path.exists() else {}
+        drawn = read_drawings(profile)
         drawn[name] = {"table": sha256(folder(profile) / (table or f"{name}.csv")), "files": {file.name: sha256(file) for file in made}}
-        write_text(path, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
+        write_text(FIGURES / profile.name / DRAWN, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
+
+
+def read_drawings(profile: Profile) -> dict:
+    """What is written down of drawings, by the name of the table: hash of the table, hashes of the files. Errors: ValueError where it is
+    damaged."""
+    path = FIGURES / profile.name / DRAWN
+    return read_json(path) if path.exists() else {}
 
 
 def intervals(profile: Profile) -> str:

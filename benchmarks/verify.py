@@ -65,8 +65,7 @@ def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Itera
     """Each table of the profile, with what is wrong with it."""
     tables.tidy(profile)
     names = [path.stem for path in sorted(tables.folder(profile).glob("*.json"))]
-    drawn_path = tables.FIGURES / profile.name / tables.DRAWN
-    drawn = _drawn(drawn_path)
+    drawn = _drawn(profile)
     for name in names:
         faults = _hashes(tables.folder(profile), name)
         if not faults:
@@ -143,11 +142,11 @@ def _drawing(profile: Profile, name: str, drawn: dict, table: str = "") -> list[
     return faults
 
 
-def _drawn(path: Path) -> dict:
+def _drawn(profile: Profile) -> dict:
     """What is written down of drawings; nothing where that cannot be read."""
     try:
-        return read_json(path)
-    except (ValueError, FileNotFoundError):
+        return tables.read_drawings(profile)
+    except ValueError:
         return {}
 
 
