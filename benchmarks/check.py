@@ -31,7 +31,8 @@ PLACES = {"replicate", "objective", "prompt", "seed", "step", "rank", "state", "
 CELL = ["cell", "metric"]
 NEGLIGIBLE = 0.05  # standard deviations between prompts: less than this is no change, however sure it is
 OTHER = 0.01  # standard deviations between prompts: by more than this a prompt's value is another
-SHARE, FEW = 0.05, 3  # of the prompts, and besides: so many may have another value by rounding, whatever was seen of that
+SHARE, FEW = 0.015, 3  # of the prompts, and besides: so many may have another value by rounding, whatever was seen of that
+CELL_SHARE = 0.25  # the same of a single cell, where few prompts and models that learned briefly make more of rounding
 
 
 def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
@@ -121,11 +122,14 @@ def measured_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list
     same = sum(not columns for columns in changed.values())
     print(f"rows: {same} of {len(figures)} tables have the committed rows to the last digit")
     expected = read_json(reference(profile) / MODELS)
+    others = sorted(name for name in {*models, *expected} if models.get(name) != expected.get(name))
     trained = sum(models.get(name) == digest for name, digest in expected.items())
     print(f"models: {trained} of {len(expected)} came out of training as those that the committed rows are of, to the last bit")
     faults = []
-    if models == expected:  # this machine calculates as that one did: nothing may differ
-        faults = [f"{name}: other {', '.join(columns)}, by the same models" for name, columns in changed.items() if columns]
+    if trained > 0:  # this machine calculates as that one did: nothing may differ
+        faults = [f"model {name} came out of training otherwise, on a machine that calculates as the reference's" for name in others]
+    if not others:
+        faults += [f"{name}: other {', '.join(columns)}, by the same models" for name, columns in changed.items() if columns]
     found, shared = per_prompt(again)
     expected_values, retraining = per_prompt(committed)[0], pd.read_csv(reference(profile) / RETRAINING).set_index("metric")
     return [*faults, *shared, *values_changed(found, expected_values, retraining), *compare(found, expected_values, retraining)]
@@ -230,25 +234,34 @@ def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFra
 
 
 def values_changed(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFrame) -> list[str]:
-    """Prints how many values of prompts are others, by metric over all cells, and returns where these are more than rounding explains:
-    models that learned otherwise, or other samples, though their means be alike."""
-    table = other_values(again, committed)
+    """Prints how many values of prompts are others, by metric over all cells, and returns where these, or those of a single cell, are more
+    than rounding explains: models that learned otherwise, or other samples, though their means be alike."""
+    table, cells = other_values(again, committed, ["metric"]), other_values(again, committed, CELL)
     table["limit"] = (3 * retraining["others"].reindex(table.index).fillna(0.0)).clip(lower=SHARE)
     told = [f"{row.Index} {row.share:.1%}" for row in table.itertuples()]
-    print(f"values of prompts that differ by more than {OTHER} standard deviations: {', '.join(told)}")
-    return [
-        f"{row.Index}: {row.share:.1%} of {row.prompts} values of prompts (all cells) are others, where rounding explains {row.limit:.0%}"
+    print(
+        f"values of prompts that differ by more than {OTHER} standard deviations: {', '.join(told)}; of one cell {cells['share'].max():.0%}"
+    )
+    faults = [
+        f"{row.Index}: {row.share:.1%} of {row.prompts} values of prompts (all cells) are others, where rounding explains {row.limit:.1%}"
         for row in table.itertuples()
         if row.share * row.prompts > row.limit * row.prompts + FEW
     ]
+    limit = table["limit"].reindex(cells.index.get_level_values("metric")).clip(lower=CELL_SHARE).to_numpy()
+    many = cells[cells["share"] * cells["prompts"] > limit * cells["prompts"] + FEW].reset_index()
+    for cell, part in many.groupby("cell"):
+        faults.append(
+            f"{cell}: {part['share'].max():.0%} of {part['prompts'].max()} prompts have other values ({', '.join(part['metric'])})"
+        )
+    return faults
 
 
-def other_values(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """By metric: prompts (of all cells together), share of them whose values differ by more than OTHER of the cell's standard deviation."""
+def other_values(one: pd.DataFrame, other: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """By `by`: prompts (of all cells), and the share whose values differ by more than OTHER of the cell's standard deviation."""
     both = other.merge(one, on=[*CELL, "unit"], suffixes=("", "_again"))
     scale = scales(both).reindex(pd.MultiIndex.from_frame(both[CELL])).to_numpy()
     differs = (both["mean_again"] - both["mean"]).abs() > OTHER * scale + 1e-6
-    return differs.groupby(both["metric"]).agg(prompts="size", share="mean")
+    return differs.groupby([both[name] for name in by]).agg(prompts="size", share="mean")
 
 
 def _metric(row) -> str:
@@ -281,6 +294,6 @@ def retraining_tolerance(runs: Iterable[pd.DataFrame]) -> pd.DataFrame:
     frame = pd.concat(means, axis=1, keys=range(len(means)))
     pairs = [(frame[i] - frame[j]) / scale.where(scale > 0) for i, j in combinations(range(len(runs)), 2)]
     squares = pd.concat(pairs, axis=1).pow(2).mean(axis=1).groupby("metric").mean() ** 0.5
-    others = pd.concat([other_values(later, earlier)["share"] for earlier, later in combinations(runs, 2)], axis=1).max(axis=1)
+    others = pd.concat([other_values(later, earlier, ["metric"])["share"] for earlier, later in combinations(runs, 2)], axis=1).max(axis=1)
     found = pd.DataFrame({"runs": len(means), "shift": squares, "tolerance": 3 * squares}).fillna(0.0)
     return found.assign(others=others).round(4).reset_index()

@@ -19,12 +19,14 @@ from benchmarks.summary import LAB_ONLY
 NEEDS = {"more": ">", "less": "<", "at least": "≥"}
 FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
+ENDS = ["estimate", "low", "high"]
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 CLAIMS = Path(__file__).with_name("claims.toml")
 COLUMNS = [
     "claim", "says", "source", "figure", "condition", "test", "margin", "verdict", "estimate", "low", "high", "n", "replicates",
-    "verdict_by_replicate", "estimate_by_replicate",
+    "verdict_by_replicate", "estimate_by_replicate", "unit",
 ]  # fmt: skip
+UNITS = {"judge": "points", "reward": "points", "kl": "nats", "fluency_errors": "of the responses"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,13 @@ class Claim:
     where: dict
     test: str
     margin: float
+
+
+def unit_of(metric: str) -> str:
+    """What an estimate is counted in; empty for shares of random instances and the like."""
+    if metric.startswith(("entropy after", "fall", "rebound")):
+        return "nats"
+    return "times" if metric.endswith(", ratio") else UNITS.get(metric, "")
 
 
 def read_claims(path: Path = CLAIMS) -> list[Claim]:
@@ -116,7 +125,7 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.Data
         row = find(claim, summaries[claim.figure]) if claim.figure in summaries else None
         record = {
             "claim": claim.name, "says": claim.says, "source": claim.source, "figure": claim.figure, "condition": claim.condition,
-            "test": claim.test, "margin": claim.margin, "verdict": "not measured",
+            "test": claim.test, "margin": claim.margin, "verdict": "not measured", "unit": unit_of(claim.where.get("metric", "")),
         }  # fmt: skip
         if row is not None:
             record |= {name: row[name] for name in ("estimate", "low", "high", "n", "replicates", "estimate_by_replicate") if name in row}
@@ -135,10 +144,13 @@ def sentence(row: pd.Series) -> str:
         return f"not measured    {row['says']} {_condition(row)}"
     alone = marks(row)
     worlds = f"; replicates alone: {alone}" if len(alone) > 1 else ""
-    return (
-        f"{row['verdict']:15} {row['says']} {_condition(row)}{row['estimate']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], "
-        f"needs {NEEDS[row['test']]} {row['margin']:g}{worlds}"
-    )
+    estimate, low, high = (f"{row[name]:{'' if row['unit'] == 'times' else '+'}.3f}" for name in ENDS)
+    return f"{row['verdict']:15} {row['says']} {_condition(row)}{estimate} [{low}, {high}], needs {needs(row)}{worlds}"
+
+
+def needs(row: pd.Series) -> str:
+    """What the interval is held against, with its unit."""
+    return f"{NEEDS[row['test']]} {row['margin']:g} {row['unit']}".rstrip()
 
 
 def _condition(row: pd.Series) -> str:
@@ -148,17 +160,17 @@ def _condition(row: pd.Series) -> str:
 def markdown(found: pd.DataFrame) -> list[str]:
     """The lines of a table for the README: a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates."""
     lines = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
-    for (_, says, source, test, margin), part in found.groupby(["claim", "says", "source", "test", "margin"], sort=False):
+    for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
         verdicts = [_cell(row) for _, row in part.iterrows()]
-        lines.append(f"| {says} | {source} | {NEEDS[test]} {margin:g} | {'<br>'.join(verdicts)} |")
+        lines.append(f"| {says} | {source} | {needs(part.iloc[0])} | {'<br>'.join(verdicts)} |")
     return lines
 
 
 def _cell(row: pd.Series) -> str:
     if row["verdict"] == "not measured":
         return f"{row['condition']}: not measured".removeprefix(": ")
-    exact = row["low"] == row["high"]
-    number = f"{row['estimate']:.3g}" if exact else f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    exact, sign = row["low"] == row["high"], "" if row["unit"] == "times" else "+"
+    number = f"{row['estimate']:.3g}" if exact else "{:{sign}.2f} [{:{sign}.2f}, {:{sign}.2f}]".format(*row[ENDS], sign=sign)
     return f"{row['condition']}: **{row['verdict']}** {number} {marks(row)}".removeprefix(": ").rstrip()
 
 

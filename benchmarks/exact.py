@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple
 
 import numpy as np
 import torch
@@ -17,8 +16,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks import claims, stats, theory
+from benchmarks.exact_further import (
+    architectures,
+    bounds,
+    entry_points,
+    further_likelihoods,
+    further_searches,
+    replicates,
+    rubric,
+    summaries,
+)
 from benchmarks.exact_lab import columns, lab_rows, lab_texts, models, settling
-from benchmarks.exact_models import FAMILIES, STEPS, VOCABULARY, fill, language_model, numbers, prompts, reward_model, value_model
+from benchmarks.exact_models import (
+    FAMILIES,
+    STEPS,
+    VOCABULARY,
+    described,
+    fill,
+    language_model,
+    numbers,
+    prompts,
+    reward_model,
+    value_model,
+)
 from benchmarks.lab import training
 from benchmarks.lab.tokenizer import EOS, build_tokenizer
 from sia import (
@@ -29,7 +49,6 @@ from sia import (
     EntropyRiseGate,
     EveryToken,
     Gate,
-    Generation,
     PositionGate,
     RandomGate,
     RewardScorer,
@@ -65,6 +84,14 @@ def compute(sections: Sequence[str] = ()) -> dict:
         settling,
         laws,
         statistics,
+        architectures,
+        entry_points,
+        further_searches,
+        further_likelihoods,
+        rubric,
+        replicates,
+        bounds,
+        summaries,
     ]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these models are too small for more
@@ -170,19 +197,6 @@ def decoding() -> dict:
         thresholds.append(calibrate(EntropyGate, observed, 0.3, over="vocabulary"))
         found[f"{family}, calibrated"] = [gate.threshold for gate in thresholds]
     return found
-
-
-def described(generations: Sequence[Generation]) -> dict:
-    return {
-        "tokens": [g.token_ids for g in generations],
-        "steered": ["".join("01"[opened] for opened in g.steered.tolist()) for g in generations],
-        "unsteered tokens": [g.base_token for g in generations],
-        "entropy": [g.entropy for g in generations],
-        "kl": [g.kl for g in generations],
-        "finished": [bool(g.finished) for g in generations],
-        "cost": [astuple(g.cost) for g in generations],
-        "reward": [g.reward for g in generations],
-    }
 
 
 def searches() -> dict:

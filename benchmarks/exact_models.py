@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.lab import training
 from benchmarks.profile import ModelSize
-from sia import ValueModel
+from sia import Generation, ValueModel
 
 FAMILIES = ("qwen3", "llama")
 SIZE = ModelSize(hidden_size=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)
@@ -49,3 +51,16 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     """float64 in ±2."""
     return torch.from_numpy(np.random.default_rng(seed).uniform(-2, 2, shape))
+
+
+def described(generations: Sequence[Generation]) -> dict:
+    return {
+        "tokens": [g.token_ids for g in generations],
+        "steered": ["".join("01"[opened] for opened in g.steered.tolist()) for g in generations],
+        "unsteered tokens": [g.base_token for g in generations],
+        "entropy": [g.entropy for g in generations],
+        "kl": [g.kl for g in generations],
+        "finished": [bool(g.finished) for g in generations],
+        "cost": [astuple(g.cost) for g in generations],
+        "reward": [g.reward for g in generations],
+    }

@@ -121,7 +121,11 @@ class Sweep:
         _require(set(self.tuning) <= set(self.betas), "sweep.tuning must be some of sweep.betas", self.tuning)
         _require(1.0 in self.thresholds and min(self.thresholds) >= 0, "sweep.thresholds must be nats, 1.0 among them", self.thresholds)
         _require(0 < self.floor < 1, "sweep.floor must lie between 0 and 1", self.floor)
-        _require(self.responses >= self.beams and self.responses.bit_count() == 1, "sweep.responses must be a power of 2", self.responses)
+        _require(
+            self.responses >= self.beams and self.responses.bit_count() == 1,
+            "sweep.responses must be a power of 2, at least sweep.beams",
+            self.responses,
+        )
         _require(self.beams % self.beam_width == 0, "sweep.beams must be a multiple of sweep.beam_width", self.beams)
 
 

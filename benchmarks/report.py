@@ -49,7 +49,7 @@ def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
             f"there is no table in {tables.folder(profile)} to report: make reproduce PROFILE={profile.name} measures them"
         )
     provenance = [tables.read_provenance(profile, name) for name in [*drawn, *(["junctions"] * viewer)]]
-    page, found = TEMPLATE.read_text(encoding="utf-8"), pd.read_csv(verdicts)
+    page, found = TEMPLATE.read_text(encoding="utf-8"), pd.read_csv(verdicts).fillna({"unit": ""})
     counts = found["verdict"].value_counts()
     parts = {
         "TITLE": f"Sparse Inference-time Alignment on the profile {escape(profile.name)}",
@@ -137,10 +137,11 @@ def _verdict(row: pd.Series) -> str:
     if row["verdict"] == "not measured":
         cells.append('<td colspan="5"></td>')
     else:
+        sign = "" if row["unit"] == "times" else "+"
         numbers = (
-            f"{row['estimate']:+.3g}",
-            f"{row['low']:+.3g} to {row['high']:+.3g}",
-            f"{claims.NEEDS[row['test']]} {row['margin']:g}",
+            f"{row['estimate']:{sign}.3g}",
+            f"{row['low']:{sign}.3g} to {row['high']:{sign}.3g}",
+            claims.needs(row),
             claims.marks(row),
             f"{row['n']:.0f}",
         )

@@ -283,4 +283,4 @@ def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
     assert (row["verdict"], row["verdict_by_replicate"], row["estimate_by_replicate"]) == (
         "undecided", "reproduced|not reproduced", "1.0000|-1.0000",
     )  # fmt: skip
-    assert claims.sentence(row) == "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0; replicates alone: ✓✗"
+    assert claims.sentence(row) == "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; replicates alone: ✓✗"

@@ -86,7 +86,7 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
         ("tuning = [1.0, 4.0]", "tuning = [2.0]", "sweep.tuning must be some of sweep.betas, got (2.0,)"),
         ("thresholds = [1.0, 1.5]", "thresholds = [1.5]", "sweep.thresholds must be nats, 1.0 among them, got (1.5,)"),
         ("floor = 0.02", "floor = 2", "sweep.floor must lie between 0 and 1, got 2"),
-        ("responses = 4", "responses = 6", "sweep.responses must be a power of 2, got 6"),
+        ("responses = 4", "responses = 6", "sweep.responses must be a power of 2, at least sweep.beams, got 6"),
         ("beam_width = 2", "beam_width = 3", "sweep.beams must be a multiple of sweep.beam_width, got 4"),
         ("level = 0.95", "level = 95", "statistics.level must lie between 0 and 1, got 95"),
         ("resamples = 500", "resamples = 0", "statistics.resamples must be at least 1, got 0"),
