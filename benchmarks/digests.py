@@ -27,11 +27,22 @@ def row_code(profile: Profile) -> str:
 @cache
 def code_digest(patterns: tuple[str, ...]) -> str:
     """Of the files of MODELS or ROWS, comments and docstrings aside, and of the packages they run on."""
-    parts = [f"{name} {version(name)}" for name in PACKAGES]
-    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.name not in REPORTING):
-        text = path.read_text(encoding="utf-8")
-        parts += [path.name, _without_docstrings(text) if path.suffix == ".py" else text]
+    paths = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.name not in REPORTING)
+    return _digest([*(f"{name} {version(name)}" for name in PACKAGES), *_sources(paths)])
+
+
+def drawing_code(name: str) -> str:
+    """Of what draws the figure of this name, or writes the report, comments and docstrings aside."""
+    return _digest(_sources([ROOT / f"benchmarks/{file}.py" for file in (name.replace("-", "_"), "style", "summary")]))
+
+
+def _digest(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _sources(paths: list[Path]) -> list[str]:
+    texts = [(path, path.read_text(encoding="utf-8")) for path in paths]
+    return [part for path, text in texts for part in (path.name, _without_docstrings(text) if path.suffix == ".py" else text)]
 
 
 def _without_docstrings(source: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.digests import ROOT, row_code
+from benchmarks.digests import ROOT, drawing_code, row_code
 from benchmarks.parallel import available_cores
 from benchmarks.profile import Profile, profile_digest
 from benchmarks.stats import METHOD
@@ -99,14 +99,18 @@ def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.D
         said = provenance | {"intervals": intervals(profile), "sha256": hashes}
         (aside / f"{name}.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if f"{name}.parquet" in hashes and len(provenance["replicates"]) == profile.replicates > 1:
-            committed = summary[summary["objective"] == "all"] if "objective" in summary else summary
             (aside / REFERENCE).mkdir()
-            (aside / REFERENCE / f"{name}.csv").write_text(committed.to_csv(index=False), encoding="utf-8")
+            (aside / REFERENCE / f"{name}.csv").write_text(over_all_objectives(summary).to_csv(index=False), encoding="utf-8")
 
     with locked(CACHE / profile.name / LOCK):
         _finish(where)
         write_atomically(where / f".{name}{ASIDE}", write)
         _finish(where)
+
+
+def over_all_objectives(summary: pd.DataFrame) -> pd.DataFrame:
+    """What is kept as the reference."""
+    return summary[summary["objective"] == "all"] if "objective" in summary else summary
 
 
 def tidy(profile: Profile) -> None:
@@ -157,16 +161,19 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
 
 
 def record_drawing(profile: Profile, name: str, made: Sequence[Path], table: str = "") -> None:
-    """Writes down which table these files were drawn from (NAME.csv, or `table`): DRAWN in the figures' folder."""
+    """Writes down which table these files were drawn from (NAME.csv, or `table`), and by what code: DRAWN in the figures' folder."""
     with locked(CACHE / profile.name / LOCK):
         drawn = read_drawings(profile)
-        drawn[name] = {"table": sha256(folder(profile) / (table or f"{name}.csv")), "files": {file.name: sha256(file) for file in made}}
+        from_table, files = sha256(folder(profile) / (table or f"{name}.csv")), {file.name: sha256(file) for file in made}
+        drawn[name] = {"table": from_table, "code": drawing_code(name), "files": files}
         write_text(FIGURES / profile.name / DRAWN, json.dumps(drawn, indent=2, sort_keys=True) + "\n")
 
 
 def read_drawings(profile: Profile) -> dict:
-    """What is written down of drawings, by the name of the table: hash of the table, hashes of the files. Errors: ValueError where it is
-    damaged."""
+    """What is written down of drawings, by the name of the table: hash of the table, digest of the code, hashes of the files.
+
+    Errors: ValueError where it is damaged.
+    """
     path = FIGURES / profile.name / DRAWN
     return read_json(path) if path.exists() else {}
 

@@ -2,7 +2,7 @@
 
 Of every profile under results/: each table is the file that its provenance describes and was measured under today's profile; its summary
 follows from its rows; the verdicts follow from the summaries; each figure was drawn from the table that is
-there, and is the file that was drawn.
+there, by the code that draws it, and is the file that was drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import claims, report, tables
-from benchmarks.digests import row_code
+from benchmarks.digests import drawing_code, row_code
 from benchmarks.profile import PROFILES, Profile, load_profile, profile_digest
 from benchmarks.store import read_frame, read_json
 
@@ -29,7 +29,8 @@ TOLERANCE = 1.5e-4  # numbers are written with four digits
 
 def verify_all(figures: Mapping[str, ModuleType]) -> int:
     """Checks every profile that has results and a file of its own, says what was checked, and each fault in a line. Exit code: 0, or 2."""
-    checked, faults, profiles = 0, [], []
+    speed = [("speed", _hashes(tables.RESULTS, "speed"))] if (tables.RESULTS / "speed.json").exists() else []
+    checked, faults, profiles = len(speed), [f"{name}: {fault}" for name, many in speed for fault in many], []
     for folder in sorted(path for path in tables.RESULTS.iterdir() if path.is_dir()):
         if not (PROFILES / f"{folder.name}.toml").exists() or not list(folder.glob("*.json")):
             continue
@@ -103,7 +104,19 @@ def _summary(profile: Profile, name: str, figures: Mapping[str, ModuleType]) -> 
     if not rows.exists() or name not in figures:
         return []
     text = figures[name].summarize(read_frame(rows), profile).to_csv(index=False)
-    return _differences(pd.read_csv(io.StringIO(text)), pd.read_csv(tables.folder(profile) / f"{name}.csv"), f"{name}.csv", "its rows")
+    found = pd.read_csv(tables.folder(profile) / f"{name}.csv")
+    return _differences(pd.read_csv(io.StringIO(text)), found, f"{name}.csv", "its rows") or _reference(profile, name, found)
+
+
+def _reference(profile: Profile, name: str, summary: pd.DataFrame) -> list[str]:
+    """Beside a table of all replicates lies its summary as the reference, which smaller runs are held against."""
+    replicates = read_json(tables.folder(profile) / f"{name}.json").get("replicates", [])
+    if not len(replicates) == profile.replicates > 1:
+        return []
+    path = tables.folder(profile) / tables.REFERENCE / f"{name}.csv"
+    if not path.exists():
+        return [f"{tables.REFERENCE}/{name}.csv is missing"]
+    return _differences(tables.over_all_objectives(summary), pd.read_csv(path), f"{tables.REFERENCE}/{name}.csv", f"{name}.csv")
 
 
 def _differences(made: pd.DataFrame, found: pd.DataFrame, what: str, source: str) -> list[str]:
@@ -137,6 +150,8 @@ def _drawing(profile: Profile, name: str, drawn: dict, table: str = "") -> list[
     faults, path = [], tables.folder(profile) / (table or f"{name}.csv")
     if not path.exists() or drawn[name]["table"] != tables.sha256(path):
         faults.append(f"the figure of {name} was drawn from another table")
+    if drawn[name].get("code") != drawing_code(name):
+        faults.append(f"the figure of {name} was drawn by other code than there is now")
     changed = tables.changed_files(tables.FIGURES / profile.name, drawn[name]["files"])
     faults += [f"{file} is missing or not what was drawn" for file in changed]
     return faults

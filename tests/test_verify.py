@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import figure3, figure5, tables
+from benchmarks import digests, figure3, figure5, tables
 from benchmarks.__main__ import main
 from benchmarks.profile import load_profile
 from benchmarks.tables import sha256
+from benchmarks.verify import _reference
 from tests.fake import FakeResults
 
 SMOKE = load_profile("smoke")
@@ -144,3 +146,43 @@ def test_a_figure_of_an_older_table_is_seen(committed, capsys):
     code, faults = verify(capsys)
     assert code == 2
     assert any("the figure of figure3 was drawn from another table" in line for line in faults)
+
+
+def test_a_figure_by_other_code_is_seen(committed, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.verify.drawing_code", lambda name: "other" if name == "figure5" else digests.drawing_code(name))
+    assert verify(capsys) == (2, ["fault: smoke/figure5: the figure of figure5 was drawn by other code than there is now"])
+
+
+def test_what_draws_a_figure_is_its_file_and_the_style(monkeypatch, tmp_path):
+    shutil.copytree(digests.ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(digests, "ROOT", tmp_path)
+    before = {name: digests.drawing_code(name) for name in ("figure3", "value-error")}
+    for file, moved in (("figure5", set()), ("value_error", {"value-error"}), ("style", {"figure3", "value-error"})):
+        path = tmp_path / f"benchmarks/{file}.py"
+        path.write_text(path.read_text() + "\n# a comment\n")
+        assert {name: digests.drawing_code(name) for name in before} == before
+        path.write_text(path.read_text() + "\nmore = 1\n")
+        after = {name: digests.drawing_code(name) for name in before}
+        assert {name for name in before if after[name] != before[name]} == moved
+        before = after
+
+
+def test_a_reference_that_is_not_of_its_table_is_seen(committed, monkeypatch):
+    """It lies beside tables of all of several replicates."""
+    profile = dataclasses.replace(SMOKE, replicates=2)
+    summary = pd.read_csv(committed / "results/smoke/figure3.csv")
+    path = committed / "results/smoke/reference/figure3.csv"
+    assert _reference(SMOKE, "figure3", summary) == []
+    assert _reference(profile, "figure3", summary) == ["reference/figure3.csv is missing"]
+    path.parent.mkdir()
+    kept = summary[summary["objective"] == "all"]
+    path.write_text(kept.to_csv(index=False))
+    assert _reference(profile, "figure3", summary) == []
+    path.write_text(kept.assign(estimate=kept["estimate"] + 1).to_csv(index=False))
+    assert _reference(profile, "figure3", summary) == ["the column estimate of reference/figure3.csv does not follow from figure3.csv"]
+
+
+def test_timings_that_are_not_those_described_are_seen(committed, capsys):
+    (committed / "results/speed.json").write_text(json.dumps({"sha256": {"speed.csv": "0"}}))
+    assert main(["verify"]) == 2
+    assert "fault: speed: speed.csv is missing or not the file that speed.json describes" in capsys.readouterr().out
