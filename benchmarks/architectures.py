@@ -163,7 +163,7 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
         axis.set_xticks(range(len(names)), [name.replace("-", "\n", 1) for name in names])
         axis.set_title(f"batch of {batch}", loc="left")
     axes[0, 0].set_ylabel("time / plain decoding")
-    handles = [style.plt.Rectangle((0, 0), 1, 1, color=shades[kind], label=kind) for kind in kinds]
+    handles = [style.plt.Rectangle((0, 0), 1, 1, color=shades[kind], label=kind.replace("sia", "SIA")) for kind in kinds]
     handles.append(style.Line2D([], [], color="#D00000", marker="_", linestyle="none", label="FLOPs, counted"))
     handles.append(style.Line2D([], [], color="#888888", marker="x", linestyle="none", label="reported accounting"))
     size = "scaled down: there was no GPU" if provenance["scaled_down"] else "full size"

@@ -60,7 +60,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     lines = [("base", 0.0, {}), ("instruct", 0.0, {})]
     lines += [("sia", ratio, {"linestyle": line}) for ratio, line in zip(profile.sweep.few, ("-", "--", ":"), strict=False)]
     lines.append(("dense", 1.0, {}))
-    figure, axes = style.grid(2, len(columns), 2.4, 2.0)
+    figure, axes = style.grid(2, len(columns), 2.1, 2.0)
     for j, objective in enumerate(columns):
         part = level[level["objective"] == objective]
         for method, ratio, look in lines:

@@ -129,7 +129,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
     axes_of = {"positions, ratio": "token positions / base", "megaflops, ratio": "FLOPs / base", "seconds, ratio": "time / base"}
     families = profile.families
-    figure, axes = style.grid(len(families), len(axes_of) + 1, 2.7, 2.5)
+    figure, axes = style.grid(2 * len(families), 2, 3.4, 2.3)
+    axes = axes.reshape(-1, len(axes_of) + 1)
     used: dict[str, None] = {}
     names = [name for name in summary.LABELS if name not in ("beta", "tau")]
     for i, family in enumerate(families):
@@ -156,7 +157,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axis.set_xscale("log")
             axis.set_xlabel(label)
             axis.set_title(style.FAMILIES[family], loc="left")
-        axes[i, 0].set_ylabel(summary.label(profile, profile.score))
+        for axis in axes[i, [0, 2]]:
+            axis.set_ylabel(summary.label(profile, profile.score))
         lengths = table[(table["metric"] == "positions at length") & (table["family"] == family)]
         usual = plan.values(profile)[0]
         lines = [("base", "", 0.0), ("sia", usual, min(profile.sweep.claimed)), ("dense", usual, 1.0)]

@@ -129,12 +129,13 @@ def _draws(part: pd.DataFrame, quantities: dict, profile: Profile) -> tuple[list
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """A row for each family: entropy around junctions; junctions by entropy, and how many of them are shifted; the most frequent shifts."""
+    """Two rows for each family: entropy around junctions, junctions by entropy; how many of them are shifted, the most frequent shifts."""
     from benchmarks import style
 
     target = min(profile.sweep.few)
     table = table[np.isclose(table["target_ratio"], target)]
-    figure, axes = style.grid(len(profile.families), 4, 3.0, 2.6)
+    figure, axes = style.grid(2 * len(profile.families), 2, 3.6, 2.3)
+    axes = axes.reshape(-1, 4)
     offsets, centres = np.array(OFFSETS), (BINS[:-1] + BINS[1:]) / 2
     for i, family in enumerate(profile.families):
         part = table[table["family"] == family]

@@ -49,7 +49,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     judged = table[table["metric"] == profile.score]
     columns = (*OBJECTIVES, "all")
     settings = [(family, value_model) for family in profile.families for value_model in plan.values(profile)]
-    figure, axes = style.grid(len(settings) + len(profile.losses), len(columns), 2.5, 1.8, sharex=True)
+    figure, axes = style.grid(len(settings) + len(profile.losses), len(columns), 2.1, 1.9, sharex=True)
     names = ["sia" if gate == "entropy" else gate for gate in GATES]
     for j, objective in enumerate(columns):
         part = judged[(judged["objective"] == objective)]
@@ -59,15 +59,17 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             dense = of_loss[of_loss["method"] == "dense"]
             style.horizontal(axes[i, j], "base", level[level["method"] == "base"].iloc[0])
             for method in names:
-                style.curve(axes[i, j], method, pd.concat([of_loss[of_loss["method"] == method], dense]))
-            axes[i, 0].set_ylabel(f"{summary.label(profile, profile.score)}\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}")
+                points = pd.concat([of_loss[of_loss["method"] == method], dense])
+                style.curve(axes[i, j], method, points, band=method in ("sia", "random"))
+            named = f"{summary.label(profile, profile.score)}\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}"
+            axes[i, 0].set_ylabel(named, fontsize=9)
         for i, value_model in enumerate(plan.values(profile), start=len(settings)):
             random = part[(part["versus"] == "random") & (part["value_model"] == value_model)]
             axes[i, j].axhline(0, color="#999999", linewidth=0.8)
             for family, line in zip((*profile.families, "all"), ("--", ":", "-"), strict=False):
                 points = random[random["family"] == family]
                 style.curve(axes[i, j], "sia", points, "target_ratio", linestyle=line, label=style.FAMILIES[family])
-            axes[i, 0].set_ylabel(f"entropy − random\n{style.LOSSES[value_model]}")
+            axes[i, 0].set_ylabel(f"entropy − random\n{style.LOSSES[value_model]}", fontsize=9)
         axes[0, j].set_title(objective if objective != "all" else "all objectives")
         axes[-1, j].set_xlabel("share of tokens steered")
     axes[len(settings), 0].legend(frameon=False, fontsize=style.SMALL, loc="best")
@@ -75,6 +77,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         style.share_y(axes[i])
     caption = (
         f"Six gates at matched ratios, β = 1; x: realised share (differences: target). All curves end in dense steering at 1. The last "
-        f"rows: paired difference of the entropy gate and the random one. {style.measured(table, profile)}"
+        f"rows: paired difference of the entropy gate and the random one. Of gates, "
+        f"bands of these two alone (the table has all). {style.measured(table, profile)}"
     )
     return style.finish(figure, [style.handle(m) for m in (*names, "base")], caption, folder, "figure1", stale=stale, legend_columns=7)

@@ -75,20 +75,25 @@ STATIC = ("base", "instruct", "instruct-reward", "best-of-n", "beams", "args", "
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """A picture of the score, and for the lab one of the evaluation reward (NAME-reward). Rows: settings; columns: objectives of each
-    family."""
+    """Of each family a picture of the score, and for the lab one of the evaluation reward: figure2, figure2-reward for the first family,
+    with the name of the family for others. Rows: settings; columns: objectives."""
     pictures = {"judge": "figure2", "reward": "figure2-reward"} if isinstance(profile, LabProfile) else {profile.score: "figure2"}
-    return [path for metric, name in pictures.items() for path in picture(table, profile, stale, folder, metric, name)]
+    paths = []
+    for metric, name in pictures.items():
+        for family in profile.families:
+            ending = "" if family == profile.families[0] else f"-{family}"
+            paths += picture(table, profile, stale, folder, metric, family, name + ending)
+    return paths
 
 
-def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, metric: str, name: str) -> list[Path]:
+def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, metric: str, family: str, name: str) -> list[Path]:
     from benchmarks import style
 
-    level = table[(table["versus"] == "") & (table["objective"] != "all") & (table["metric"] == metric)]
-    columns, drawn = [(family, objective) for family in profile.families for objective in OBJECTIVES], settings(profile)[:3]
-    figure, axes = style.grid(len(drawn), len(columns), 2.1, 2.2, sharex=True)
-    for j, (family, objective) in enumerate(columns):
-        column = level[(level["family"] == family) & (level["objective"] == objective)]
+    level = table[(table["versus"] == "") & (table["objective"] != "all") & (table["metric"] == metric) & (table["family"] == family)]
+    drawn = settings(profile)[:3]
+    figure, axes = style.grid(len(drawn), len(OBJECTIVES), 2.6, 2.3, sharex=True)
+    for j, objective in enumerate(OBJECTIVES):
+        column = level[level["objective"] == objective]
         static = column[~column["value_model"].isin(plan.values(profile))]
         for axis, (value_model, tuned) in zip(axes[:, j], drawn, strict=True):
             for row in static.itertuples():
@@ -109,8 +114,8 @@ def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, me
     there = {summary.shown_as(row.method, row.search) for row in level.itertuples()}
     guided = ", ".join(style.NAMES[method] for method in ("args", "genarm", "transfer-q") if method in there)
     caption = (
-        f"Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other lines: static baselines; N = "
-        f"{profile.sweep.beams} responses for best of N and chunk beam search; {guided} at {tuned} "
+        f"{style.FAMILIES[family]}. Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other "
+        f"lines: static baselines; N = {profile.sweep.beams} responses for best of N and chunk beam search; {guided} at {tuned} "
         f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective). {style.measured(level, profile)}"
     )
     if isinstance(profile, LabProfile):
@@ -120,4 +125,4 @@ def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, me
         )
     plain = {} if isinstance(profile, LabProfile) else {"instruct": "instruct"}
     handles = [style.handle(m, plain.get(m, "")) for m in ("sia", "random", "dense", *STATIC) if m in there]
-    return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=6)
+    return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=4)

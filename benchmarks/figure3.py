@@ -84,7 +84,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     for j, (name, suffix) in enumerate(SIZES.items()):
         of_model = level[level["model"] == f"base{suffix}"]
         style.horizontal(axes[0, j], "base", of_model[of_model["gate"] == "never"].iloc[0])
-        for value, ending in SIZES.items():
+        for value, ending in reversed(SIZES.items()):  # the thick ones on top
             points = of_model[of_model["value_model"] == f"{value_model}{ending}"]
             weak = (value, name) in weaker(profile)
             style.curve(
@@ -105,7 +105,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     axes[0, 0].set_ylabel(summary.label(profile, profile.score))
     axes[1, 0].set_ylabel("value model")
     style.share_y(axes[0])
-    handles = [style.handle("sia", f"{value} value model", color=shade) for value, shade in style.SIZES.items()] + [style.handle("base")]
+    looks = {value: "-" if any(value == smaller for smaller, _ in weaker(profile)) else "--" for value in style.SIZES}
+    handles = [style.handle("sia", f"{v} value model", color=style.SIZES[v], linestyle=look) for v, look in looks.items()]
+    handles.append(style.handle("base"))
     caption = (
         f"Weak to strong: SIA with a value model of one size and a language model of another ({style.LOSSES[value_model]}, β = 1, "
         f"{style.FAMILIES[profile.families[0]]}, all objectives; at 1: dense). Thick, solid: the value model is the smaller one. "

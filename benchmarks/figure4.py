@@ -153,7 +153,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         "fluency_errors": ("fluency", "share with fluency errors"),
     }
     lines = {metric: texts for metric, texts in lines.items() if metric in set(part["metric"])}
-    figure, axes = style.grid(len(profile.losses), len(lines) + 2, 2.6, 2.5, width_ratios=[1] * len(lines) + [1.6, 1])
+    figure, places = style.grid(2 * len(profile.losses), len(lines), 2.8, 2.3)
+    axes = np.array([[*places[2 * i], *style.join(places[2 * i + 1, :-1]), places[2 * i + 1, -1]] for i in range(len(profile.losses))])
     place = {beta: i for i, beta in enumerate(betas)}
     names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
     for i, value_model in enumerate(plan.values(profile)):

@@ -83,10 +83,13 @@ def _bit(part: pd.DataFrame, position: int) -> np.ndarray:
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """Rows: families, objectives; columns: policies at each target ratio."""
+    from matplotlib.colors import PowerNorm
+
     from benchmarks import style
 
     columns = [(target, method) for target in profile.sweep.few for method in POLICIES]
-    figure, axes = style.grid(1, len(columns), 3.0, 2.6, sharey=True)
+    figure, axes = style.grid(len(profile.sweep.few), len(POLICIES), 3.6, 2.5, sharey=True)
+    axes = axes.reshape(1, -1)
     labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
     shares = table[table["metric"] == "junction"]
     highest = 100 * shares["estimate"].max()
@@ -97,7 +100,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             of_row = part[(part["family"] == family) & (part["objective"] == objective)]
             rows.append(100 * of_row[of_row["metric"] == "junction"].sort_values("position")["estimate"].to_numpy())
             lengths.append(of_row[of_row["metric"] == "length"]["estimate"].iloc[0])
-        drawn = axis.pcolormesh(np.array(rows), cmap=style.BLUES, vmin=0, vmax=highest)
+        drawn = axis.pcolormesh(np.array(rows), cmap=style.BLUES, norm=PowerNorm(0.5, 0, highest))
         for i, length in enumerate(lengths):
             axis.plot([length, length], [i + 0.04, i + 0.96], color="#D00000", linestyle=(0, (3, 1.5)), linewidth=1.3)
         axis.set_yticks(np.arange(len(labels)) + 0.5, [f"{style.FAMILIES[f]}, {o}" for f, o in labels])
@@ -110,8 +113,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     caption = (
         f"How often each position of a response is a junction, {style.first_loss(profile)}, β = 1. "
         f"Base responses: where the same gate would open. "
-        f"Positions beyond the end of a response count as none. Red, dashed: mean length of the responses (at most "
-        f"{profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
+        f"Positions beyond the end of a response count as none. Colours: by the root of the share. Red, dashed: mean length of the "
+        f"responses (at most {profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
         f"{plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
     )
     return style.finish(figure, [], caption, folder, "figure5", stale=stale)

@@ -84,7 +84,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     family, few, sweep = profile.families[0], profile.sweep.few, profile.sweep
     part = table[(table["objective"] == "all") & (table["versus"] != "")]
     judge, content = part[part["metric"] == "judge"], part[part["metric"] == "content"]
-    figure, axes = style.grid(2, 3, 3.6, 2.3)
+    figure, places = style.grid(3, 2, 3.8, 2.2)
+    axes = places.reshape(2, 3)
     looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
     usual = (judge["model"] == "base") & (judge["family"] == "all")
 
@@ -128,15 +129,15 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axis.set_xticks(range(len(worlds)), worlds.values(), fontsize=style.SMALL)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_title(f"worlds: SIA {few[0]:.0%} − {versus}", loc="left")
-    for axis in axes[:, 0]:
+    for axis in places[:, 0]:
         axis.set_ylabel("difference in score")
     names = [style.handle("sia", "per-token loss"), style.handle("sia", "paper's loss", **looks["value-mean"])]
     names += [style.handle("inverted-entropy", "− lowest entropies"), style.handle("random", "− random gate", marker="s")]
     names.append(style.handle("sia", "with what the title says", color=style.CHANGED))
     caption = (
         f"What changes when one thing changes, in judge points (without fluency: of content alone); β = 1, all "
-        f"objectives, paired differences. Top: both families; floor: candidates need a "
-        f"base probability of {sweep.floor} on steered steps. Bottom ({style.FAMILIES[family]}): early values have seen "
+        f"objectives, paired differences. First three: both families; floor: candidates need a "
+        f"base probability of {sweep.floor} on steered steps. Others ({style.FAMILIES[family]}): early values have seen "
         f"{profile.training.early:.0%} of the samples once; in other worlds base and values learn from other corpora. "
         f"{style.measured(table, profile)}"
     )

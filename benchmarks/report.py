@@ -82,7 +82,7 @@ def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, 
 def pictures_of(profile: Profile, name: str) -> list[Path]:
     """Those of a figure: NAME.png and any NAME-what.png."""
     files = tables.read_drawings(profile).get(name, {}).get("files", {})
-    paths = [tables.FIGURES / profile.name / file for file in sorted(files)]
+    paths = [tables.FIGURES / profile.name / file for file in sorted(files, key=lambda file: Path(file).stem)]
     return [path for path in paths if path.suffix == ".png" and path.exists()]
 
 

@@ -44,8 +44,8 @@ NAMES = {
     "dense": "dense (every token)",
     "random": "random gate",
     "base": "base",
-    "instruct": "instruct (judge's favourites)",
-    "instruct-reward": "instruct (reward model's favourites)",
+    "instruct": "instruct (by the judge)",
+    "instruct-reward": "instruct (by the reward)",
     "best-of-n": "best of N",
     "beams": "chunk beam search",
     "args": "ARGS",
@@ -121,6 +121,14 @@ def grid(rows: int, columns: int, width: float = 1.9, height: float = 1.55, **op
     return plt.subplots(rows, columns, figsize=(width * columns + 0.7, height * rows + 1.2), squeeze=False, **options)
 
 
+def join(axes: np.ndarray) -> list[Axes]:
+    """One panel in the place of these neighbours, in a list."""
+    first, last, figure = axes[0].get_subplotspec(), axes[-1].get_subplotspec(), axes[0].figure
+    for axis in axes:
+        axis.remove()
+    return [figure.add_subplot(first.get_gridspec()[first.rowspan.start, first.colspan.start : last.colspan.stop])]
+
+
 def horizontal(axis: Axes, method: str, row) -> None:
     """A static method: a dashed line with its interval as a band. row: estimate, low, high."""
     axis.axhspan(row.low, row.high, color=COLOURS[method], alpha=0.10, linewidth=0)
@@ -132,11 +140,12 @@ def line(method: str) -> dict:
     return {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 3, "linewidth": 1.3}
 
 
-def curve(axis: Axes, method: str, points: pd.DataFrame, x: str = "ratio", **look) -> None:
+def curve(axis: Axes, method: str, points: pd.DataFrame, x: str = "ratio", band: bool = True, **look) -> None:
     """Estimate against `x`, with its interval as a band. points: x, estimate, low, high. look: what differs from the method's usual."""
     points = points.sort_values(x)
     look = line(method) | look
-    axis.fill_between(points[x].astype(float), points["low"], points["high"], color=look["color"], alpha=0.15, linewidth=0)
+    if band:
+        axis.fill_between(points[x].astype(float), points["low"], points["high"], color=look["color"], alpha=0.15, linewidth=0)
     axis.plot(points[x].astype(float), points["estimate"], **look)
 
 

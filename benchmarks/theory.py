@@ -236,28 +236,32 @@ def _largest(likely: np.ndarray, value_range: np.ndarray) -> np.ndarray:
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """What the laws come to: random steps and trees on the left, the lab on the right."""
+    """What the laws come to: random steps and trees first, the lab in the others."""
     from benchmarks import style
 
-    figure, axes = style.grid(1, 4, 3.1, 2.9)
+    figure, axes = style.grid(2, 2, 3.9, 2.8)
+    axes = axes.reshape(1, 4)
     exact = table[table["experiment"].isin(["step", "tree"])].set_index("metric")["estimate"]
     laws = {
-        "KL(π*‖π)/β is not the regret: median relative error": "regret − KL(π*‖π)/β, relative, median",
-        "trees beyond the sum, optimum's states": "trees whose regret exceeds the sum under the optimum's states",
-        "trees beyond the sum, base's states": "trees whose regret exceeds the sum under the base's states",
-        "regret / entropy bound, entropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
-        "entropy bound / Hoeffding, entropy < 1": "entropy bound / Hoeffding's, median, entropy below 1",
-        "noise: regret below / above entropy 1": "regret by noise, entropy below 1 / 1 and more",
+        "KL(π*‖π)/β is not the regret:\nmedian relative error": "regret − KL(π*‖π)/β, relative, median",
+        "trees beyond the sum,\noptimum's states": "trees whose regret exceeds the sum under the optimum's states",
+        "trees beyond the sum,\nbase's states": "trees whose regret exceeds the sum under the base's states",
+        "regret / entropy bound,\nentropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
+        "entropy bound / Hoeffding,\nentropy < 1": "entropy bound / Hoeffding's, median, entropy below 1",
+        "noise: regret below /\nabove entropy 1": "regret by noise, entropy below 1 / 1 and more",
     }
     axes[0, 0].barh(list(laws), [exact[metric] for metric in laws.values()], color=style.NEUTRAL)
     axes[0, 0].invert_yaxis()
     axes[0, 0].tick_params(axis="y", labelsize=style.SMALL)
     axes[0, 0].set_title("random steps and trees", loc="left")
+    axes[0, 0].set_xlabel("error, share or ratio (no unit)")
+    axes[0, 1].set_ylabel("nats for a response")
+    axes[0, 2].set_ylabel("share of the sum")
     lab = table[table["experiment"] == "lab"]
     colours = {"sia": style.COLOURS["sia"], "base": style.COLOURS["base"], "dense": style.COLOURS["dense"]}
     few = profile.sweep.few
     for axis, metric, title in (
-        (axes[0, 1], "Σ KL(π‖π*) over unsteered steps, per response", "Theorem 2.2's sum (nats)"),
+        (axes[0, 1], "Σ KL(π‖π*) over unsteered steps, per response", "Theorem 2.2's sum"),
         (axes[0, 2], "share of Σ KL(π‖π*) at the steps that the gate opens", "share of it at junctions"),
     ):
         part = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
@@ -295,9 +299,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     handles = [style.handle(m, f"states of {m if m != 'sia' else 'SIA'}", linestyle="-", marker=None, linewidth=5) for m in colours]
     steps, trees = (int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree"))
     caption = (
-        f"Left, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's regret is "
-        f"KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret below ln 2 = 0.69 "
-        f"nats alone: above, the bound is Hoeffding's. Right: the lab, per-token values, β = 1, "
+        f"First panel, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
+        f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret below ln 2 = 0.69 "
+        f"nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values, β = 1, "
         f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
         f"were exact. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
     )

@@ -109,7 +109,9 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             style.curve(axes[0, j], "sia", points, "tau", **look)
             axes[1, j].plot(points["tau"], points["ratio"], **style.line("sia") | look)
             best = points.loc[points["estimate"].idxmax()]
-            axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=11, color="black", markeredgecolor="white", zorder=5)
+            axes[0, j].plot(
+                best["tau"], best["estimate"], marker="*", markersize=11, color=style.CHANGED, markeredgecolor="white", zorder=5
+            )
         for axis in axes[:, j]:
             axis.axvline(USUAL, color="#999999", linewidth=0.8, linestyle=":")
         axes[0, j].set_title(objective)

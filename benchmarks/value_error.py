@@ -79,18 +79,19 @@ def _draws(states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """A row for each family: gain of steering a step, its two parts, and the error of the values, by the entropy of the step."""
+    """Two rows for each family: gain of steering a step, its two parts, and the error of the values, by the entropy of the step."""
     from benchmarks import style
 
     panels = {
         "gain of steering": "gain in J (reward)",
         "worth gained": "expected reward gained",
-        "KL paid": "KL(π_V‖π) (nats)",
+        "KL paid": "KL(steered‖base) (nats)",
         "squared error of values, by base probability": "squared error of values,\nby base probability",
         "squared error of values, each candidate alike": "squared error of values,\neach candidate alike",
     }
     looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
-    figure, axes = style.grid(len(profile.families), len(panels), 2.5, 2.5)
+    figure, axes = style.grid(2 * len(profile.families), 3, 2.8, 2.3)
+    axes = axes.reshape(-1, 6)
     stretches = [f"{a:g} to {b:g}" for a, b in pairwise(BINS)]
     for i, family in enumerate(profile.families):
         for j, (metric, label) in enumerate(panels.items()):
@@ -104,6 +105,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             axes[i, j].set_ylabel(label)
             axes[i, j].set_xlabel("entropy of the step (nats)")
         axes[i, 0].set_title(style.FAMILIES[family], loc="left")
+        axes[i, -1].set_axis_off()
     names = [style.handle("sia", style.LOSSES[value_model], **{"marker": "o"} | look) for value_model, look in looks.items()]
     whole = table[table["stretch"].isna()].iloc[0]
     caption = (
