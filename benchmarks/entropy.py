@@ -91,7 +91,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             labels = {"family": family, "method": steered["method"].iloc[0], "target_ratio": target, "objective": "all"}
             labels |= {"metric": what, "versus": ""}
             records.append(labels | {"estimate": count / len(shifts)})
-    return pd.DataFrame.from_records(records).round({"estimate": 4, "low": 4, "high": 4})
+    return summary.of_records(records)
 
 
 def _quantities(part: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import plan
+from benchmarks import plan, summary
 from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
-from benchmarks.summary import plural
 
 BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # of 64 positions each
 POLICIES = {"base": "base responses", "sia": "steered responses"}
@@ -54,7 +53,7 @@ def _by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Per family, objective, policy, target ratio and position: the share of responses in which it is a junction (metric "junction", of
-    all responses; "junction given reached", of those so long), and once each the mean length with its interval (metric "length"),
+    all responses; "junction given reached", of those so long), and once each the mean length (metric "length"),
     and how much of the junctions lie in the first half of their response ("in the first half")."""
     records = []
     limit = profile.decoding.max_new_tokens
@@ -73,7 +72,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         records.append(labels | {"metric": "in the first half", "estimate": first})
         records.append(labels | {"metric": "length", "estimate": part["tokens"].mean()})
         records.append(labels | {"metric": "ratio", "estimate": bits.sum() / part["tokens"].sum()})
-    return pd.DataFrame.from_records(records).round({"estimate": 4})
+    return summary.of_records(records, ["position"])
 
 
 def _bit(part: pd.DataFrame, position: int) -> np.ndarray:
@@ -115,6 +114,6 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         f"Base responses: where the same gate would open. "
         f"Positions beyond the end of a response count as none. Colours: by the root of the share. Red, dashed: mean length of the "
         f"responses (at most {profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
-        f"{plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
+        f"{summary.plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
     )
     return style.finish(figure, [], caption, folder, "figure5", stale=stale)

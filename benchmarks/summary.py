@@ -38,6 +38,11 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+def of_records(records: Sequence[dict], further: Sequence[str] = ()) -> pd.DataFrame:
+    """A summary of rows that are made one by one: the columns that every summary has, and further ones; four digits."""
+    return pd.DataFrame.from_records(records).reindex(columns=[*COLUMNS, *further]).round(dict.fromkeys(("estimate", "low", "high"), 4))
+
+
 LAB_ONLY = ("judge", "content", "fluency_errors")  # what the lab's judge says
 
 

@@ -128,7 +128,8 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
     for family in profile.families:
         records += _lab(lab[lab["family"] == family], reached[reached["family"] == family], family, profile)
-    return pd.DataFrame.from_records(records).round({"estimate": 9, "low": 9, "high": 9})
+    table = pd.DataFrame.from_records(records).round({"estimate": 9, "low": 9, "high": 9})  # deviations from identities are small
+    return table.reindex(columns=[*summary.COLUMNS, "experiment", "states"])
 
 
 def _steps(steps: pd.DataFrame) -> list[dict]:
@@ -300,8 +301,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     steps, trees = (int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree"))
     caption = (
         f"First panel, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
-        f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret below ln 2 = 0.69 "
-        f"nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values, β = 1, "
+        f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret "
+        f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values, β = 1, "
         f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
         f"were exact. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
     )

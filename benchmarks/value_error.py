@@ -67,7 +67,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             labels |= {"entropy": states["entropy"][inside].mean()}
             for i, (loss, metric) in enumerate(names):
                 records.append(labels | {"value_model": f"value-{loss}", "metric": metric} | summary.ends(draws[:, :, i], profile))
-    return pd.DataFrame.from_records(records).round({"estimate": 4, "low": 4, "high": 4, "entropy": 4})
+    return summary.of_records(records, ["stretch", "entropy"]).round({"entropy": 4})
 
 
 def _draws(states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile: Profile) -> np.ndarray:
