@@ -217,10 +217,12 @@ def test_fresh_measures_again_trains_nothing_and_ends_the_same(checkout):
 
 def test_summaries_and_figures_follow_from_the_rows_without_torch(checkout):
     expected = table(checkout)
-    figure = (checkout / "figures/tiny/figure4.png").read_bytes()
+    figure = (checkout / "figures/tiny/figure4.pdf").read_bytes()
     code = """
 import sys
+from benchmarks import style
 from benchmarks.__main__ import main
+style.DPI = 40  # of PNGs, which is quicker
 main(["summaries", "--profile", "tiny"])
 print(sorted({"torch", "transformers"} & set(sys.modules)))
 """
@@ -228,7 +230,7 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
     assert "claims: " in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     assert table(checkout) == expected
-    assert (checkout / "figures/tiny/figure4.png").read_bytes() == figure
+    assert (checkout / "figures/tiny/figure4.pdf").read_bytes() == figure
 
 
 @pytest.mark.faults
