@@ -248,6 +248,8 @@ def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
     names = [name for name in summary.columns if name in reference and name not in MEASUREMENTS]
     both = _keyed(summary, names).merge(_keyed(reference, names), on="key", suffixes=("", "_committed"))
     both = both[both["estimate_by_replicate"].notna()]  # where a replicate alone says something
+    if both.empty:
+        return "its estimates are not told of single replicates"
     ours, theirs = (both[f"estimate_by_replicate{suffix}"].str.split("|").str[0].astype(float) for suffix in ("", "_committed"))
     inside = both["estimate"].between(both["low_committed"], both["high_committed"]).mean()
     return (
@@ -260,5 +262,8 @@ def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
 def _keyed(summary: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """With one text that says what each row is of, whether it was read from a file or not."""
     missing = {"nan", "None", "<NA>"}
+    if "tuned" in summary and "beta" in summary:  # one that was chosen is found, any other is asked for
+        summary = summary.assign(asked_beta=summary["beta"].where(~summary["tuned"].astype("boolean").fillna(False)))
+        names = [*names, "asked_beta"]
     rows = summary[names].itertuples(index=False)
     return summary.assign(key=["|".join("" if str(value) in missing else str(value) for value in row) for row in rows])
