@@ -109,7 +109,7 @@ RC = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "sia",
 }
-DPI = 170
+DPI = 150
 BLUES, SIGNED = "Blues", "RdBu"
 
 
