@@ -93,6 +93,7 @@ def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
     nodes.append(made.add_node(num_cpus=1))
 
 
+@pytest.mark.faults
 def test_a_sweep_on_ray_has_the_bytes_of_a_local_one(cluster, tmp_path):
     """Figure 5 of a Hub profile: validation, thresholds, cells, traces."""
     project = tmp_path / "project"
