@@ -29,7 +29,7 @@ from benchmarks.exact_further import (
 from benchmarks.exact_lab import columns, lab_rows, lab_texts, models, settling
 from benchmarks.exact_models import (
     FAMILIES,
-    STEPS,
+    HOW,
     VOCABULARY,
     described,
     fill,
@@ -37,10 +37,11 @@ from benchmarks.exact_models import (
     numbers,
     prompts,
     reward_model,
+    tokenizer,
     value_model,
 )
 from benchmarks.lab import training
-from benchmarks.lab.tokenizer import EOS, build_tokenizer
+from benchmarks.lab.tokenizer import EOS
 from sia import (
     AttentionGate,
     AttentionRiseGate,
@@ -186,13 +187,13 @@ def cases(family: str, model: PreTrainedModel) -> dict[str, tuple[Steering | Non
 
 def decoding() -> dict:
     """Every case on prompts of unequal length in one batch, some responses ending early; and what gates calibrate to."""
-    tokenizer, how, found = build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)]), {"max_new_tokens": STEPS, "progress": False}, {}
+    words, found = tokenizer(), {}
     for family in FAMILIES:
         model = language_model(family)
         for name, (steering, further) in cases(family, model).items():
-            made = generate(model, tokenizer, prompts(5), steering, batch_size=3, **how, **further)
+            made = generate(model, words, prompts(5), steering, batch_size=3, **HOW, **further)
             found[f"{family}, {name}"] = described(made)
-        observed = generate(model, tokenizer, prompts(12), None, **how, observe=[Attention(), Entropy("vocabulary")])
+        observed = generate(model, words, prompts(12), None, **HOW, observe=[Attention(), Entropy("vocabulary")])
         thresholds = [calibrate(gate, observed, 0.3) for gate in (EntropyGate, EntropyRiseGate, AttentionGate, AttentionRiseGate)]
         thresholds.append(calibrate(EntropyGate, observed, 0.3, over="vocabulary"))
         found[f"{family}, calibrated"] = [gate.threshold for gate in thresholds]
@@ -200,13 +201,12 @@ def decoding() -> dict:
 
 
 def searches() -> dict:
-    tokenizer, asked, found = build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)]), prompts(3), {}
+    words, asked, found = tokenizer(), prompts(3), {}
     for family in FAMILIES:
         model, reward = language_model(family), RewardScorer(reward_model(family), EOS)
-        how = {"max_new_tokens": STEPS, "progress": False}
         for name, steering in (("plain", None), ("steered", Steering(value_model(family), EntropyGate(2.0)))):
-            found[f"{family}, best of 4, {name}"] = described(best_of_n(model, tokenizer, asked, reward, 4, steering, **how))
-            found[f"{family}, beams, {name}"] = described(chunk_beam_search(model, tokenizer, asked, reward, 2, 2, 5, steering, **how))
+            found[f"{family}, best of 4, {name}"] = described(best_of_n(model, words, asked, reward, 4, steering, **HOW))
+            found[f"{family}, beams, {name}"] = described(chunk_beam_search(model, words, asked, reward, 2, 2, 5, steering, **HOW))
     return found
 
 

@@ -33,9 +33,21 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks import claims, summary, theory
 from benchmarks.cells import OBJECTIVES
 from benchmarks.exact_lab import Untrained, columns
-from benchmarks.exact_models import STEPS, VOCABULARY, described, fill, language_model, numbers, prompts, reward_model, value_model
+from benchmarks.exact_models import (
+    HOW,
+    STEPS,
+    VOCABULARY,
+    described,
+    fill,
+    language_model,
+    numbers,
+    prompts,
+    reward_model,
+    tokenizer,
+    value_model,
+)
 from benchmarks.lab.judge import judge
-from benchmarks.lab.tokenizer import BOS, EOS, PAD, build_tokenizer
+from benchmarks.lab.tokenizer import BOS, EOS, PAD
 from benchmarks.lab.world import Item, World, WorldConfig
 from benchmarks.profile import OtherWorld, load_profile
 from sia import (
@@ -58,7 +70,6 @@ from sia import theory as laws_of_steering
 from sia.inputs import pad_left
 from sia.likelihood import log_likelihoods
 
-HOW = {"max_new_tokens": STEPS, "progress": False}
 WINDOW = 6  # shorter than most prompts with their responses
 MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
 ARCHITECTURES: dict[str, tuple[type, Callable, dict]] = {
@@ -67,10 +78,6 @@ ARCHITECTURES: dict[str, tuple[type, Callable, dict]] = {
     "gpt2": (GPT2Config, GPT2LMHeadModel, {}),
 }
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 128}
-
-
-def tokenizer():
-    return build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)])
 
 
 def architecture(name: str, seed: int = 0) -> PreTrainedModel:

@@ -9,15 +9,17 @@ from dataclasses import astuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.lab import training
+from benchmarks.lab.tokenizer import build_tokenizer
 from benchmarks.profile import ModelSize
 from sia import Generation, ValueModel
 
 FAMILIES = ("qwen3", "llama")
 SIZE = ModelSize(hidden_size=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)
 VOCABULARY, STEPS = 60, 14
+HOW = {"max_new_tokens": STEPS, "progress": False}  # of generating
 
 
 def fill(model: torch.nn.Module, seed: int, size: float = 0.5) -> torch.nn.Module:
@@ -40,6 +42,10 @@ def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> Val
 
 def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     return fill(training.new_reward_model(language_model(family, vocabulary=vocabulary), family).double(), seed)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)])
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
