@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import speed, style, tables
 from benchmarks.digests import MODELS, code_digest
-from benchmarks.parallel import available_cores
+from benchmarks.parallel import available_cores, threads
 from benchmarks.profile import PROFILES
 from benchmarks.store import read_json, write_frame, write_text
 from sia import EveryToken, Gate, RandomGate, Steering, best_of_n, chunk_beam_search
@@ -200,9 +200,9 @@ def _measure_and_write(folder: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = settings.new_tokens if device == "cuda" else settings.new_tokens // 4
     if device == "cpu":
-        torch.set_num_threads(available_cores())
         print(f"cost: there is no GPU; the architectures are scaled down, and responses have {tokens} tokens")
-    rows = measure(settings, device, tokens)
+    with threads(available_cores()):
+        rows = measure(settings, device, tokens)
     write_frame(folder / "cost.parquet", rows)
     write_text(folder / "cost.csv", summarize(rows, tokens).to_csv(index=False))
     provenance = {

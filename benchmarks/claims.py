@@ -144,8 +144,13 @@ def sentence(row: pd.Series) -> str:
         return f"not measured    {row['says']} {_condition(row)}"
     alone = marks(row)
     worlds = f"; replicates alone: {alone}" if len(alone) > 1 else ""
-    estimate, low, high = (f"{row[name]:{'' if row['unit'] == 'times' else '+'}.3f}" for name in ENDS)
+    estimate, low, high = (told(row[name], row["unit"], ".3f") for name in ENDS)
     return f"{row['verdict']:15} {row['says']} {_condition(row)}{estimate} [{low}, {high}], needs {needs(row)}{worlds}"
+
+
+def told(number: float, unit: str, form: str) -> str:
+    """A number in this format: a difference with its sign, a ratio without."""
+    return format(number, form if unit == "times" else f"+{form}")
 
 
 def needs(row: pd.Series) -> str:
@@ -169,8 +174,8 @@ def markdown(found: pd.DataFrame) -> list[str]:
 def _cell(row: pd.Series) -> str:
     if row["verdict"] == "not measured":
         return f"{row['condition']}: not measured".removeprefix(": ")
-    exact, sign = row["low"] == row["high"], "" if row["unit"] == "times" else "+"
-    number = f"{row['estimate']:.3g}" if exact else "{:{sign}.2f} [{:{sign}.2f}, {:{sign}.2f}]".format(*row[ENDS], sign=sign)
+    estimate, low, high = (told(row[name], row["unit"], ".2f") for name in ENDS)
+    number = f"{row['estimate']:.3g}" if row["low"] == row["high"] else f"{estimate} [{low}, {high}]"
     return f"{row['condition']}: **{row['verdict']}** {number} {marks(row)}".removeprefix(": ").rstrip()
 
 

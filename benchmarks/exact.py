@@ -42,6 +42,7 @@ from benchmarks.exact_models import (
 )
 from benchmarks.lab import training
 from benchmarks.lab.tokenizer import EOS
+from benchmarks.parallel import threads
 from sia import (
     AttentionGate,
     AttentionRiseGate,
@@ -94,12 +95,8 @@ def compute(sections: Sequence[str] = ()) -> dict:
         bounds,
         summaries,
     ]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these models are too small for more
-    try:
+    with threads(1):  # these models are too small for more
         return {section.__name__: plain(section()) for section in every if not sections or section.__name__ in sections}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def plain(found):

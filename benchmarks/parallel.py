@@ -138,6 +138,19 @@ def settle_in() -> None:
 
 
 @contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch computes on so many threads inside."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def counting() -> Iterator[list[float]]:
     """In a worker without a queue: what is reported inside comes in this list."""
     global _units

@@ -137,10 +137,10 @@ def _verdict(row: pd.Series) -> str:
     if row["verdict"] == "not measured":
         cells.append('<td colspan="5"></td>')
     else:
-        sign = "" if row["unit"] == "times" else "+"
+        estimate, low, high = (claims.told(row[name], row["unit"], ".3g") for name in claims.ENDS)
         numbers = (
-            f"{row['estimate']:{sign}.3g}",
-            f"{row['low']:{sign}.3g} to {row['high']:{sign}.3g}",
+            estimate,
+            f"{low} to {high}",
             claims.needs(row),
             claims.marks(row),
             f"{row['n']:.0f}",

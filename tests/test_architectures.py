@@ -42,6 +42,7 @@ def tiny(monkeypatch, tmp_path):
     settings = replace(SETTINGS, architectures=shapes, batches=[1, 3], prompt_tokens=5, new_tokens=24, chunk=4, rounds=2, responses=4)
     monkeypatch.setattr(architectures, "read_settings", lambda: settings)
     monkeypatch.setattr(architectures, "scaled_down", lambda shape: shape)
+    monkeypatch.setattr(architectures, "available_cores", lambda: 1)  # as every test: threads that wait for a busy core take its time
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(tables, "ROOT", tmp_path)

@@ -199,31 +199,15 @@ def test_the_readme_steers_a_model(checkout):
     assert (checkout / "my-value-model" / "value_head.safetensors").exists()
 
 
-def test_fresh_measures_again_trains_nothing_and_ends_the_same(checkout):
-    expected, before = table(checkout, "threshold"), cells(checkout)
-    trained = {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/models").rglob("*")}
-    smoke = load_profile("smoke")
-    tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
-    assert len(list((checkout / ".cache/tiny/models").glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
-    assert "measuring, as FRESH=1 asks" in run(checkout, "threshold", "--fresh")
-    after = cells(checkout)
-    assert set(after) == set(before)
-    again = {path for path in before if after[path] > before[path]}
-    assert 0 < len(again) < len(before)  # its own cells, and no others
-    assert trained == {path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/models").rglob("*")}
-    assert table(checkout, "threshold") == expected
-    assert not (checkout / ".cache/tiny/measuring-again").exists()
-
-
 def test_summaries_and_figures_follow_from_the_rows_without_torch(checkout):
     expected = table(checkout)
     figure = (checkout / "figures/tiny/figure4.pdf").read_bytes()
     code = """
 import sys
-from benchmarks import style
-from benchmarks.__main__ import main
-style.DPI = 40  # of PNGs, which is quicker
-main(["summaries", "--profile", "tiny"])
+from benchmarks import __main__
+for name in set(__main__.FIGURES) - {"figure3", "figure4", "junctions"}:  # which is quicker
+    del __main__.FIGURES[name]
+__main__.main(["summaries", "--profile", "tiny"])
 print(sorted({"torch", "transformers"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
@@ -291,17 +275,32 @@ def _group_members(group: int) -> list[int]:
     return members
 
 
-def test_a_second_replicate_makes_the_reference_and_can_be_added_later(checkout):
-    """At once, or one after the other: the same rows and the same summary."""
+def test_replicates_at_once_alone_and_one_after_the_other(checkout):
+    """Both replicates together, the first measured again, the second added to it: the same rows and the same summaries."""
+    alone = table(checkout, "threshold")
     run(checkout, "threshold", "--fresh", "--replicates", "2")
     reference = checkout / "results/tiny/reference/threshold.csv"
     together = table(checkout, "threshold")
     summary = pd.read_csv(checkout / "results/tiny/threshold.csv", dtype=str)
     pd.testing.assert_frame_equal(pd.read_csv(reference, dtype=str), summary[summary["objective"] == "all"].reset_index(drop=True))
+
+    before, models = cells(checkout), checkout / ".cache/tiny/models"
+    trained = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+    smoke = load_profile("smoke")
+    tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
+    assert len(list(models.glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
     printed = run(checkout, "threshold", "--fresh")
+    assert "measuring, as FRESH=1 asks" in printed
     assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in printed
     assert "lie inside the committed intervals over 2 replicates" in printed
-    assert set(pd.read_csv(checkout / "results/tiny/threshold.csv")["replicates"]) == {1}
+    after = cells(checkout)
+    assert set(after) == set(before)
+    again = {path for path in before if after[path] > before[path]}
+    assert 0 < len(again) < len(before)  # its own cells, and no others
+    assert trained == {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+    assert table(checkout, "threshold") == alone
+    assert not (checkout / ".cache/tiny/measuring-again").exists()
+
     assert "threshold: measuring, as KEEP=1 asks" in run(checkout, "threshold", "--keep", "--replicates", "2")
     assert table(checkout, "threshold") == together
     provenance = json.loads((checkout / "results/tiny/threshold.json").read_text())

@@ -83,6 +83,38 @@ def test_provenance_says_where_the_numbers_come_from(table):
     assert {"command", "git_commit", "packages", "hardware", "seeds", "replicates", "wall_seconds", "intervals"} <= set(provenance)
 
 
+def summary_of(estimates, **further) -> pd.DataFrame:
+    """Rows of three cells: β asked for, another β, and β chosen (`beta` is what was found)."""
+    return pd.DataFrame(
+        {
+            "method": "sia",
+            "beta": [1.0, 2.0, 4.0],
+            "tuned": [False, False, True],
+            "estimate": estimates,
+            "low": [e - 0.5 for e in estimates],
+            "high": [e + 0.5 for e in estimates],
+            "replicates": 1,
+            "estimate_by_replicate": [f"{e:.4f}" for e in estimates],
+        }
+        | further
+    )
+
+
+def test_agreement_with_the_committed_tables_pairs_like_with_like():
+    committed = summary_of([1.0, 2.0, 3.0], replicates=2, estimate_by_replicate=["1.0000|1.2", "2.0000|2.2", "3.0000|3.2"])
+    same = "of 3 estimates, 100% are those of the committed first replicate to the last digit (largest difference 0.0000), and 100%"
+    assert tables.agreement(summary_of([1.0, 2.0, 3.0]), committed) == f"{same} lie inside the committed intervals over 2 replicates"
+    # in whatever order, and whichever β was chosen
+    assert tables.agreement(summary_of([1.0, 2.0, 3.0], beta=[1.0, 2.0, 8.0])[::-1], committed).startswith(same)
+    # a β that was asked for is another cell
+    assert tables.agreement(summary_of([1.0, 2.0, 3.0], beta=[1.0, 8.0, 4.0]), committed).startswith("of 2 estimates, 100%")
+    differing = tables.agreement(summary_of([1.0, 2.25, 4.0]), committed)
+    assert differing.startswith("of 3 estimates, 33% are those")
+    assert "(largest difference 1.0000), and 67% lie inside" in differing
+    alone = summary_of([1.0, 2.0, 3.0], estimate_by_replicate=None)
+    assert tables.agreement(alone, committed) == "its estimates are not told of single replicates"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
