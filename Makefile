@@ -24,22 +24,23 @@ FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  One figure or table, drawn from its table (measured if there is none):"
-	@echo "    make $(FIGURES)" | fold -s -w 100
+	@echo "make $(FIGURES)" | fold -s -w 100 | sed 's/^/    /'
 	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again),"
 	@echo "    KEEP=1 (keep the replicates that the tables have, and add the missing ones), EXECUTOR=ray (the cluster at RAY_ADDRESS)"
 	@echo "  Of profiles of real models: LIMIT=8 (prompts of each objective, for a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
+smoke: PROFILE = smoke
 smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
-	$(RUN) reproduce --profile smoke
+	$(RUN) reproduce $(OPTIONS)
 
-reproduce: $(READY) ## train the lab, measure every table, draw every figure
+reproduce: $(READY) ## train the lab, measure every table, draw every figure: an hour and a half
 	$(RUN) reproduce $(OPTIONS)
 
 models: $(READY) ## train the lab's models and report their quality
 	$(RUN) models $(OPTIONS)
 
-figures: $(READY) ## draw every figure from its table
+figures: $(READY) ## draw every figure that has a table; measures nothing
 	$(RUN) figures $(OPTIONS)
 
 summaries: $(READY) ## write the summaries again from the rows of the tables, and draw
@@ -63,13 +64,13 @@ estimate: $(READY) ## GPU hours of the figures of a profile of real models
 $(FIGURES): $(READY)
 	$(RUN) $@ $(OPTIONS)
 
-speed: $(READY) ## time decoding against model.generate, into results/speed.csv
+speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 8 minutes
 	$(BIN)/python -m benchmarks.speed
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-faults: $(READY) ## kill, damage and fill what runs, twenty times over, and lose nodes of a cluster: minutes
+faults: $(READY) ## kill, damage and fill what runs, twenty times over, and lose nodes of a cluster: 15 minutes
 	$(BIN)/python -m pytest -m faults
 
 lint: $(READY) ## style and static checks
@@ -85,7 +86,7 @@ format: $(READY) ## rewrite the sources in the project's style
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sia needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
-	@echo "setting up .venv (once)"
+	@echo "setting up .venv (once: about a minute from a near mirror, and 2 GB of disk)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0 --editable '.[dev]'
 	@touch $(READY)

@@ -28,7 +28,7 @@ from benchmarks import (
     value_error,
     verify,
 )
-from benchmarks.commands import exit_code
+from benchmarks.commands import Parser, exit_code
 from benchmarks.digests import ROOT
 from benchmarks.profile import HubProfile, LabProfile, Profile, load_profile
 from benchmarks.store import write_text
@@ -52,6 +52,7 @@ FIGURES = {
     "junctions": junctions,
 }
 ARCHITECTURES = "architectures"  # the profile that has shapes and no models
+FROM_TABLES = ("figures", "summaries", "claims", "report")  # what needs tables, and measures nothing
 COMMANDS = {
     "reproduce": "train the models, measure every table, draw every figure",
     "models": "train the models and report their quality",
@@ -69,9 +70,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input, 130 when interrupted."""
     listing = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", formatter_class=argparse.RawDescriptionHelpFormatter, description=f"commands:\n{listing}"
-    )
+    parser = Parser(prog="python -m benchmarks", formatter_class=argparse.RawDescriptionHelpFormatter, description=f"commands:\n{listing}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("--profile", default="lab", help="a file of benchmarks/profiles (default: lab)")
     parser.add_argument("--replicates", type=int, default=1, help="measure the first N of the profile's replicates (default: 1)")
@@ -83,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     hub.add_argument("--limit", type=int, help="only so many prompts of each objective; tables go to results/PROFILE-limitN")
     hub.add_argument("--device", default="", help="cpu or cuda (default: what there is)")
     hub.add_argument("--dtype", default="", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)")
-    hub.add_argument("--batch-size", type=int, default=0, help="responses decoded together (default: what should fit)")
+    hub.add_argument("--batch-size", type=int, help="responses decoded together (default: what should fit)")
     options = parser.parse_args(arguments)
     return exit_code(lambda: follow(options), "what was finished is kept")
 
@@ -97,9 +96,11 @@ def follow(options: argparse.Namespace) -> int:
     if options.profile == ARCHITECTURES:
         return measure_architectures(options)
     profile = load_profile(options.profile)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if isinstance(profile, HubProfile):
         profile = limited(profile, options.limit)
-    elif options.limit is not None or options.device or options.dtype or options.batch_size:
+    elif options.limit is not None or options.device or options.dtype or options.batch_size is not None:
         raise ValueError(f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one")
     if options.command in FIGURES and profile.lacks(options.command):
         raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
@@ -113,7 +114,7 @@ def measure_architectures(options: argparse.Namespace) -> int:
     """The one thing that is measured of architectures without weights."""
     if options.command != "cost":
         raise ValueError(f"profile {ARCHITECTURES} has random weights: only its cost can be measured (make cost PROFILE={ARCHITECTURES})")
-    given = options.limit is not None or options.device or options.dtype or options.batch_size or options.executor != "local"
+    given = options.limit is not None or options.device or options.dtype or options.batch_size is not None or options.executor != "local"
     if given or options.keep or options.replicates != 1:
         raise ValueError(f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone")
     from benchmarks import architectures
@@ -126,15 +127,24 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
     tables.tidy(profile)
     fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
     all_names = [name for name in FIGURES if not profile.lacks(name)]
-    names = [command] if command in FIGURES else [] if command in ("models", "claims", "report", "estimate") else all_names
+    there = [name for name in FIGURES if tables.has_table(profile, name)]
+    names = {"reproduce": all_names, "figures": there, "summaries": there}.get(command, [command] if command in FIGURES else [])
     if command == "estimate":
         estimate(profile, all_names)
     if command == "models" and not lab:
         raise ValueError(f"the models of profile {profile.name} are given, there is nothing to train")
+    if command in FROM_TABLES:
+        if not there:
+            where = short(tables.folder(profile))
+            raise FileNotFoundError(f"there is no table in {where} to draw or judge: make reproduce PROFILE={profile.name} measures them")
+        for name in there:
+            tables.read_provenance(profile, name)  # before anything is written: whether all are whole
     if command in ("models", "reproduce"):
         measure(profile, replicates, names, options, quality=lab)
+    elif command == "figures":
+        for name in (name for name in all_names if name not in there):
+            print(f"{name}: not drawn, {short(tables.folder(profile))} has no table of it (make {name} PROFILE={profile.name} measures it)")
     elif command == "summaries":
-        names = [name for name in names if tables.has_table(profile, name)]
         for name in names:
             tables.rewrite_summary(profile, name, FIGURES[name].summarize)
     elif names:
@@ -163,7 +173,7 @@ def measure(profile: Profile, replicates: range, names: list[str], options: argp
     from benchmarks.experiment import How, measure
 
     figures = {name: FIGURES[name] for name in names}
-    how = How(options.fresh, options.keep, quality, options.executor, options.device, options.dtype, options.batch_size)
+    how = How(options.fresh, options.keep, quality, options.executor, options.device, options.dtype, options.batch_size or 0)
     measure(figures, profile, replicates, how)
 
 

@@ -227,7 +227,7 @@ def compare(again: pd.DataFrame, committed: pd.DataFrame, retraining: pd.DataFra
         f"committed mean, in brackets the smallest that would have been seen in {regression.POWER:.0%} of runs"
     )
     for cell, part in table.groupby("cell", sort=True):
-        print(f"  {cell}: {', '.join(_metric(row) for row in part.itertuples())}")
+        print(f"  {cell}: {_told(part)}")
     for row in table[table["rejected"]].itertuples():
         faults.append(f"{row.cell}: {row.metric} moved by {row.difference:+.3g} (p = {row.p:.1g}, tested were {judged})")
     return faults
@@ -264,9 +264,13 @@ def other_values(one: pd.DataFrame, other: pd.DataFrame, by: list[str]) -> pd.Da
     return differs.groupby([both[name] for name in by]).agg(prompts="size", share="mean")
 
 
-def _metric(row) -> str:
-    seen = "too few prompts" if row.visible != row.visible else f"{row.visible:.2g}"
-    return f"{row.metric} {row.difference:+.2g} ({seen}{', CHANGED' if row.rejected else ''})"
+def _told(part: pd.DataFrame) -> str:
+    """The metrics of a cell, those that were tested first."""
+    tested, few = part.dropna(subset="visible"), part[part["visible"].isna()]
+    texts = [", ".join(f"{r.metric} {r.difference:+.2g} ({r.visible:.2g}{', CHANGED' if r.rejected else ''})" for r in tested.itertuples())]
+    if len(few):
+        texts.append(f"too few prompts to test {', '.join(f'{r.metric} {r.difference:+.2g}' for r in few.itertuples())}")
+    return "; ".join(text for text in texts if text)
 
 
 def scales(values: pd.DataFrame) -> pd.Series:

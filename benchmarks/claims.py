@@ -144,8 +144,15 @@ def sentence(row: pd.Series) -> str:
         return f"not measured    {row['says']} {_condition(row)}"
     alone = marks(row)
     worlds = f"; replicates alone: {alone}" if len(alone) > 1 else ""
-    estimate, low, high = (told(row[name], row["unit"], ".3f") for name in ENDS)
-    return f"{row['verdict']:15} {row['says']} {_condition(row)}{estimate} [{low}, {high}], needs {needs(row)}{worlds}"
+    return f"{row['verdict']:15} {row['says']} {_condition(row)}{numbers(row, '.3f')}, needs {needs(row)}{worlds}"
+
+
+def numbers(row: pd.Series, form: str) -> str:
+    """Estimate and interval, the numbers in this format; what is exact has no interval."""
+    if row["low"] == row["high"]:
+        return f"{row['estimate']:.3g}"
+    estimate, low, high = (told(row[name], row["unit"], form) for name in ENDS)
+    return f"{estimate} [{low}, {high}]"
 
 
 def told(number: float, unit: str, form: str) -> str:
@@ -174,9 +181,7 @@ def markdown(found: pd.DataFrame) -> list[str]:
 def _cell(row: pd.Series) -> str:
     if row["verdict"] == "not measured":
         return f"{row['condition']}: not measured".removeprefix(": ")
-    estimate, low, high = (told(row[name], row["unit"], ".2f") for name in ENDS)
-    number = f"{row['estimate']:.3g}" if row["low"] == row["high"] else f"{estimate} [{low}, {high}]"
-    return f"{row['condition']}: **{row['verdict']}** {number} {marks(row)}".removeprefix(": ").rstrip()
+    return f"{row['condition']}: **{row['verdict']}** {numbers(row, '.2f')} {marks(row)}".removeprefix(": ").rstrip()
 
 
 def marks(row: pd.Series) -> str:

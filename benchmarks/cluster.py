@@ -14,7 +14,6 @@ from typing import Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from tqdm import tqdm
 
 from benchmarks import parallel
 
@@ -78,7 +77,7 @@ class RayWorkers:
     @contextmanager
     def progress(self, total: float) -> Iterator[None]:
         """As `parallel.Workers.progress`; it moves when a task is done."""
-        with tqdm(total=total, bar_format=parallel.BAR, mininterval=1.0, smoothing=0.02, disable=total == 0) as self._bar:
+        with parallel.Bar(total=total, bar_format=parallel.BAR, mininterval=1.0, smoothing=0.02, disable=total == 0) as self._bar:
             yield
             self._bar.update(max(0.0, total - self._bar.n))
 

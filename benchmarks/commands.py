@@ -1,9 +1,17 @@
-"""How the command lines end."""
+"""How the command lines begin and end."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments in one sentence, without the usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")
 
 
 def exit_code(run: Callable[[], int | None], kept: str) -> int:

@@ -38,6 +38,15 @@ def report(units: float) -> None:
         _units.put(units)
 
 
+class Bar(tqdm):
+    """A progress bar that promises nothing before a fiftieth is done: the first tasks say little of the rest."""
+
+    @property
+    def format_dict(self) -> dict:
+        known = super().format_dict
+        return known | {"rate": 0} if known["n"] < known["total"] / 50 else known
+
+
 class Workers:
     """The processes of one run. They start with the first task and import torch once.
 
@@ -67,7 +76,7 @@ class Workers:
     def progress(self, total: float) -> Iterator[None]:
         """One bar over all that is run inside, with an estimate. total: about how many seconds of one core it will take, in the
         units that the tasks `report`."""
-        with tqdm(total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=total == 0) as self._bar:
+        with Bar(total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=total == 0) as self._bar:
             drain = threading.Thread(target=_drain, args=(self._queue, self._bar), daemon=True)
             drain.start()
             try:

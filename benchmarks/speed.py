@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.commands import Parser
 from benchmarks.digests import MODELS, code_digest
 from benchmarks.lab.training import ARCHITECTURES as FAMILIES
 from benchmarks.parallel import available_cores
@@ -229,7 +230,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="measure decoding speed into results/speed.csv")
+    parser = Parser(prog="python -m benchmarks.speed", description="measure decoding speed into results/speed.csv")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"counted rounds of each comparison (default: {RUNS})")
     parser.add_argument("--peak-memory", choices=("import", "plain", "off", "steered"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

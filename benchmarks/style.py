@@ -205,7 +205,7 @@ def measured(summary: pd.DataFrame, profile: Profile) -> str:
     each = int(summary[summary["objective"] != "all"]["n"].max()) if (summary["objective"] != "all").any() else n
     shown = f"{n} prompts ({each} of each objective)" if each < n else f"{n} prompts"
     return (
-        f"Bands and bars: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; n = {shown} × "
+        f"Intervals: {profile.statistics.level:.0%} bootstrap over replicates and prompts; n = {shown} × "
         f"{plural(samples, 'sample')} per point, "
         f"from {plural(replicates, 'replicate')} of profile {profile.name}."
     )

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.commands import exit_code
+from benchmarks.commands import Parser, exit_code
 from benchmarks.hub.examples import EXAMPLE_SETS, load_examples
 from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.lab.training import trajectory_rewards
@@ -30,7 +30,7 @@ WINDOW = 256  # examples that are tokenised, scored and written together
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help=f"{', '.join(EXAMPLE_SETS)}, or NAME=FILE for a local copy")
     parser.add_argument("--reward", required=True, help="Hub id or folder of the reward model")
     parser.add_argument("--revision", default="main", help="of the reward model (default: main)")

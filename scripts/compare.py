@@ -23,6 +23,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.commands import Parser
 from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.hub.prompts import plain_text, question
 from benchmarks.profile import Source
@@ -36,7 +37,7 @@ STEERED, SHIFTED = "underline", "underline bold red"
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="Hub id or folder of the language model (default: the lab's)")
     parser.add_argument("--value-model", help="Hub id or folder of a value model for it")
     parser.add_argument("--subfolder", default="", help="of the value model")

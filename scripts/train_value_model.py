@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.commands import exit_code
+from benchmarks.commands import Parser, exit_code
 from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.hub.prompts import read_files
 from benchmarks.profile import Source
@@ -74,7 +74,7 @@ class Examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", required=True, help="Hub id or folder")
     parser.add_argument("--revision", default="main", help="of the backbone")
     parser.add_argument("--model-type", choices=KINDS, default="causal_lm", help="what the backbone is loaded as")

@@ -291,6 +291,14 @@ def test_the_same_rows_pass_and_every_cell_is_listed(committed, capsys):
     assert "judge +0 (" in printed
 
 
+def test_metrics_that_cannot_be_tested_are_named(committed, capsys):
+    few = committed["figure1"][committed["figure1"]["prompt"] < 1]
+    assert compare({"figure1": few}, {"figure1": few}) == []
+    assert "; too few prompts" not in (printed := capsys.readouterr().out)
+    assert ": too few prompts to test " in printed
+    assert "judge +0" in printed
+
+
 def test_noise_passes_and_a_shift_does_not(committed):
     for seed in range(3):
         assert compare(committed | {"figure1": noisy(committed["figure1"], 0.0, seed)}, committed) == []

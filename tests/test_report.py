@@ -84,7 +84,7 @@ def test_every_verdict_and_figure_is_there(project, page):
         assert f"{count} {verdict}" in text
     for name in ("figure1", "figure3", "figure5"):
         assert f"<code>make {name} PROFILE=smoke</code>" in text
-    assert "Bands and bars: 95% bootstrap intervals" in text  # captions
+    assert "Intervals: 95% bootstrap over replicates and prompts; n = " in text  # captions
     assert "Table: " in text
 
 

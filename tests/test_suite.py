@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import math
 import re
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import digests
+from benchmarks import digests, parallel
 from benchmarks.cells import CALIBRATED, Cell, Shard
 from benchmarks.profile import load_profile, profile_digest
 from benchmarks.stats import bootstrap_weights, interval
@@ -232,3 +233,12 @@ def test_thresholds_are_corrected_and_the_best_strength_chosen():
 def test_code_digest_sees_code_and_not_comments():
     same = [digests._without_docstrings(text) for text in ('def f():\n    "A."\n    return 1', "def f():  # note\n    return 1")]
     assert same[0] == same[1] != digests._without_docstrings("def f():\n    return 2")
+
+
+def test_the_progress_bar_promises_nothing_before_a_fiftieth_is_done():
+    bar = parallel.Bar(total=100, bar_format=parallel.BAR, file=io.StringIO())
+    bar.update(1)
+    assert str(bar).endswith("? to go")
+    bar.update(4)
+    assert str(bar).endswith(":00 to go")
+    bar.close()

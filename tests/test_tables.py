@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import claims, digests, figure3, store, tables
+from benchmarks import claims, digests, figure1, figure3, store, tables
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.profile import load_profile, profile_digest
 from tests.fake import FakeResults
@@ -60,6 +60,30 @@ def test_a_changed_table_is_refused(table, capsys, file):
     path.write_bytes(path.read_bytes()[:-7])
     assert main(["figure3", "--profile", "smoke"]) == 2
     assert f"{file} is missing or not the file that figure3.json describes" in capsys.readouterr().err
+
+
+def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1, "figure3": figure3})
+    assert main(["figures", "--profile", "smoke"]) == 0
+    printed = capsys.readouterr().out
+    assert "figure1: not drawn, results/smoke has no table of it (make figure1 PROFILE=smoke measures it)" in printed
+    assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
+    for path in (table / "results/smoke").glob("*.json"):
+        path.unlink()
+    (table / "results/smoke/claims.csv").unlink()
+    for command in ("figures", "summaries", "claims", "report"):
+        assert main([command, "--profile", "smoke"]) == 2
+        assert capsys.readouterr().err == (
+            "error: there is no table in results/smoke to draw or judge: make reproduce PROFILE=smoke measures them\n"
+        )
+        assert not (table / "results/smoke/claims.csv").exists()
+
+
+def test_nothing_is_drawn_beside_a_damaged_table(table, capsys):
+    (table / "results/smoke/figure3.parquet").write_bytes(b"x")
+    assert main(["figures", "--profile", "smoke"]) == 2
+    assert "figure3.parquet is missing or not the file that figure3.json describes" in capsys.readouterr().err
+    assert not (table / "figures").exists()
 
 
 def test_a_table_that_was_not_moved_whole_is_finished(table):
@@ -124,6 +148,7 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
             "llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
         ),
         (["reproduce", "--replicates", "9"], "error: replicates must be 1 to 3 for the profile lab, got 9"),
+        (["figure2", "--profile", "qwen3-1.7b", "--batch-size", "0"], "error: --batch-size must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
@@ -131,11 +156,21 @@ def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
     assert capsys.readouterr().err == message + "\n"
 
 
-def test_unknown_figures_are_listed(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure9"], "error: argument COMMAND: invalid choice: 'figure9' (choose from "),
+        (["figure2", "--replicates", "two"], "error: argument --replicates: invalid int value: 'two'"),
+        (["figure2", "--fresh", "--keep"], "error: argument --keep: not allowed with argument --fresh"),
+    ],
+)
+def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["figure9"])
+        main(arguments)
     assert stopped.value.code == 2
-    assert "figure2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert said.count("\n") == 1
 
 
 COMMITTED = digests.ROOT / "results/lab"

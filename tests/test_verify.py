@@ -58,7 +58,8 @@ def verify(capsys) -> tuple[int, list[str]]:
     capsys.readouterr()
     code = main(["verify"])
     *faults, last = capsys.readouterr().out.splitlines()
-    assert last == f"verify: 4 parts checked, {len(faults)} faults"
+    restore = "; git restore results figures brings back what was committed" if faults else ""
+    assert last == f"verify: 4 parts checked, {len(faults)} faults{restore}"
     return code, faults
 
 
@@ -139,6 +140,18 @@ def test_every_fault_is_seen(committed, capsys, damage, fault):
     code, faults = verify(capsys)
     assert code == 2
     assert any(fault in line for line in faults), faults
+
+
+def test_a_damaged_table_is_one_fault(committed, capsys):
+    """What stands on it is judged when it is whole again; the verdicts on other tables are judged all the same."""
+    (committed / "results/smoke/figure3.parquet").write_bytes(b"x")
+    code, faults = verify(capsys)
+    assert (code, len(faults)) == (2, 1)
+    path = committed / "results/smoke/claims.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[table["figure"] != "figure3", "verdict"] = "wrong"
+    path.write_text(table.to_csv(index=False))
+    assert any("the column verdict of claims.csv" in fault for fault in verify(capsys)[1])
 
 
 def test_a_figure_of_an_older_table_is_seen(committed, capsys):
