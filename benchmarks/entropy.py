@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary, words
-from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import LabProfile, Profile
 
 OFFSETS = range(-5, 6)
@@ -40,11 +39,9 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
             kept = tokens.assign(shifted=tokens["token_ids"] != tokens["base_token"], replicate=replicate, family=cell.family)
             frames.append(kept.assign(method=cell.method, target_ratio=cell.target_ratio)[[*KEPT, "entropy+0"]])
         for cell in [cell for cell in cells(profile, replicate).traces if cell.gate == "entropy"]:
-            thresholds = dict(zip(OBJECTIVES, results.settled(cell).thresholds, strict=True))
             for policy in (plan.base(replicate, cell.family), cell):
                 tokens = results.rows(results.settled(policy), "trace")
-                opens = tokens["entropy"] >= tokens["objective"].map(thresholds).astype(np.float32)
-                junction = opens if policy.gate == "never" else tokens["steered"]
+                junction = plan.would_open(tokens, results.settled(cell)) if policy.gate == "never" else tokens["steered"]
                 response = tokens.groupby(["objective", "prompt", "seed"], observed=True).ngroup().to_numpy()
                 around = {f"entropy{o:+d}": _shifted_by(tokens["entropy"].to_numpy(), response, o) for o in OFFSETS}
                 kept = tokens.assign(**around)[junction.to_numpy()]

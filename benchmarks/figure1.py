@@ -13,7 +13,7 @@ from benchmarks.profile import Profile
 
 GATES = ("entropy", "entropy-rise", "attention", "attention-rise", "position", "random")
 METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
+MEASURED = (*METRICS, "steered", "tokens")
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:

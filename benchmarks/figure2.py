@@ -16,7 +16,7 @@ from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import LabProfile, Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
+MEASURED = (*METRICS, "steered", "tokens")
 SETTINGS = {
     ("value-mean", False): "paper's loss, β = 1",
     ("value-token", False): "per-token loss, β = 1",

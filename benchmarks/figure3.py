@@ -16,7 +16,7 @@ from benchmarks.cells import Cell
 from benchmarks.profile import LabProfile, Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
+MEASURED = (*METRICS, "steered", "tokens")
 SIZES = {"small": "-small", "medium": "", "large": "-large"}  # → how kinds of models end
 
 

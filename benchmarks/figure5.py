@@ -30,11 +30,10 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
     frames = []
     for replicate in replicates:
         for cell in [cell for cell in cells(profile, replicate).traces if cell.gate != "never"]:
-            thresholds = dict(zip(OBJECTIVES, results.settled(cell).thresholds, strict=True))
             for policy in (plan.base(replicate, cell.family), cell):
                 tokens = results.rows(results.settled(policy), "trace")
-                opens = tokens["entropy"] >= tokens["objective"].map(thresholds).astype(np.float32)
-                tokens = tokens.assign(junction=opens if policy.gate == "never" else tokens["steered"])
+                junction = plan.would_open(tokens, results.settled(cell)) if policy.gate == "never" else tokens["steered"]
+                tokens = tokens.assign(junction=junction)
                 frames.append(_by_response(tokens, profile.decoding.max_new_tokens).assign(
                     replicate=replicate, family=cell.family, method=policy.method, target_ratio=cell.target_ratio,
                 ))  # fmt: skip

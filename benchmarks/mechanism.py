@@ -17,7 +17,7 @@ from benchmarks.cells import Cell
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "content", "fluency_errors", "kl")
-MEASURED = ("judge", "content", "fluency_errors", "kl", "steered", "tokens")
+MEASURED = (*METRICS, "steered", "tokens")
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:

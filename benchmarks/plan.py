@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from benchmarks.cells import ARGS, AUTOREGRESSIVE, ROLLOUT, Cell
+import numpy as np
+import pandas as pd
+
+from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell
 from benchmarks.profile import Profile
 
 VALUES = {"token": "value-token", "mean": "value-mean"}  # loss → value model
@@ -65,6 +68,12 @@ def baselines(profile: Profile, replicate: int, family: str) -> list[Cell]:
         (ARGS, replace(guided, value_model=ROLLOUT, prompts=sweep.rollout_prompts)),
     ]
     return [cell for kind, cell in needing if profile.has(kind)]
+
+
+def would_open(tokens: pd.DataFrame, cell: Cell) -> pd.Series:
+    """Where the entropy gate of this settled cell opens, or would have on the tokens of another policy. tokens: of a trace."""
+    thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, cell.thresholds, strict=True)))
+    return tokens["entropy"] >= thresholds.astype(np.float32)
 
 
 def table(cells: Callable[[Profile, int], Wanted], columns: Sequence[str], profile: Profile, replicates: Sequence[int], results):

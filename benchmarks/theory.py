@@ -49,8 +49,7 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
             opens = {}
             for ratio in profile.sweep.few:  # what the gate of SIA would do here
                 sparse = results.settled(plan.steered(replicate, cell.family, "token", ratio=ratio))
-                thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, sparse.thresholds, strict=True))).astype(np.float32)
-                opens[f"opens_{ratio:g}"] = (tokens["entropy"] >= thresholds).astype("int8")
+                opens[f"opens_{ratio:g}"] = plan.would_open(tokens, sparse).astype("int8")
             tokens = tokens[kept].assign(**opens, **labels, experiment="lab")
             if cell.gate != "never":  # the bound is looked at in base states alone
                 tokens = tokens.assign(**{f"range_{loss}": np.nan for loss in LOSSES})

@@ -17,7 +17,7 @@ from benchmarks.cells import OBJECTIVES, Cell
 from benchmarks.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = ("judge", "reward", "fluency_errors", "kl", "steered", "tokens")
+MEASURED = (*METRICS, "steered", "tokens")
 SIZES = ("small", "large")
 USUAL = 1.0  # nats: the τ reported to serve everywhere
 

@@ -14,13 +14,12 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.commands import Parser, exit_code
 from benchmarks.hub.examples import EXAMPLE_SETS, load_examples
-from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
+from benchmarks.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.lab.training import trajectory_rewards
 from benchmarks.profile import Source
 from sia import RewardScorer
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, help="JSON lines to write")
     parser.add_argument("--longest", type=int, default=2048, help="tokens; longer examples are left out, and counted (default: 2048)")
     parser.add_argument("--limit", type=int, help="only the first so many examples")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="cpu or cuda (default: what there is)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="cpu or cuda (default: what there is)")
     options = parser.parse_args(arguments)
     return exit_code(lambda: annotate(options), "what was scored is kept")
 
@@ -45,9 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def annotate(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {options.limit}")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU, there is none")
+    device, dtype = choose_device(options.device)
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
     disable_progress_bar()
@@ -58,7 +55,6 @@ def annotate(options: argparse.Namespace) -> None:
     part = options.output.with_name(options.output.name + ".part")
     begun = begin(part, settings)
     name, where = place(source)
-    dtype = "bfloat16" if device == "cuda" else "float32"
     tokenizer = tokenizer_of(source)
     model = RewardScorer.from_pretrained(name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **where).model
     if "score" not in dict(model.named_children()):

@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Iterator
 
-import torch
 from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
@@ -24,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.commands import Parser
-from benchmarks.hub.models import chat_ids, fetch, place, tokenizer_of
+from benchmarks.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.hub.prompts import plain_text, question
 from benchmarks.profile import Source
 from benchmarks.store import CACHE
@@ -78,8 +77,8 @@ def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
         model = AutoModelForCausalLM.from_pretrained(folder / "qwen3-base").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-base")
         return model, tokenizer, ValueModel.from_pretrained(folder / "qwen3-value-token"), tokenizer
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    how = {"dtype": "bfloat16" if device == "cuda" else "float32", "device_map": device}
+    device, dtype = choose_device()
+    how = {"dtype": dtype, "device_map": device}
     source, values = fetch(Source(options.model)), fetch(Source(options.value_model, "main", options.subfolder, options.backbone))
     name, where = place(source)
     model = AutoModelForCausalLM.from_pretrained(name, **where, **how).eval()

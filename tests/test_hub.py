@@ -111,7 +111,7 @@ def test_unknown_settings_of_a_source_are_refused(qwen, project, tmp_path):
         (["figure2", "--profile", "qwen3-4b", "--limit", "0"], "--limit must be at least 1, got 0"),
         (["figure2", "--profile", "qwen3-4b", "--device", "tpu"], "device must be cpu, or cuda where there is a GPU, got 'tpu'"),
         (["figure2", "--profile", "qwen3-4b", "--dtype", "int8"], "dtype must be float32, bfloat16 or float16, got 'int8'"),
-        (["figure2", "--profile", "qwen3-4b", "--batch-size", "-1"], "batch size must be at least 1, got -1"),
+        (["figure2", "--profile", "qwen3-4b", "--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
         (["figure2", "--profile", "qwen3-4b", "--replicates", "2"], "replicates must be 1 to 1 for the profile qwen3-4b, got 2"),
         (["figure2", "--limit", "3"], "--limit, --device, --dtype and --batch-size are for profiles of real models, lab is not one"),
     ],

@@ -148,7 +148,6 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
             "llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
         ),
         (["reproduce", "--replicates", "9"], "error: replicates must be 1 to 3 for the profile lab, got 9"),
-        (["figure2", "--profile", "qwen3-1.7b", "--batch-size", "0"], "error: --batch-size must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):

@@ -29,12 +29,11 @@ GIB = 2**30
 NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]  # the same weights in other formats
 
 
-def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batch_size: int = 0, gpus: int | None = None) -> Hardware:
-    """What there is, where nothing is said: a GPU in bfloat16, else the processor in float32; the profile's batch, or what should fit.
+def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) -> tuple[str, str]:
+    """What there is, where nothing is said: a GPU in bfloat16, else the processor in float32. gpus: how many a cluster has; None asks this
+    machine.
 
-    gpus: how many a cluster has; None asks this machine.
-
-    Errors: ValueError for a device that is not there, an unknown dtype, a batch below 1.
+    Errors: ValueError for a device that is not there or an unknown dtype.
     """
     there = torch.cuda.is_available() if gpus is None else gpus > 0
     device = device or ("cuda" if there else "cpu")
@@ -43,8 +42,15 @@ def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batc
         raise ValueError(f"device must be cpu, or cuda where there is a GPU, got {device!r}")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-    if batch_size < 0:
-        raise ValueError(f"batch size must be at least 1, got {batch_size}")
+    return device, dtype
+
+
+def detect_hardware(profile: HubProfile, device: str = "", dtype: str = "", batch_size: int = 0, gpus: int | None = None) -> Hardware:
+    """Device and dtype as `choose_device` does, and so large batches: 0, the profile's, or what should fit.
+
+    Errors: as of `choose_device`.
+    """
+    device, dtype = choose_device(device, dtype, gpus)
     if not batch_size:
         # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside the models themselves
         room = 2 * GIB
