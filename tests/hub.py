@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +18,11 @@ from transformers import (
     Qwen3Config,
 )
 
+PUBLIC = Path(__file__).resolve().parents[2] / "shared/data"
+needs_public_files = pytest.mark.skipif(
+    not PUBLIC.is_dir(),
+    reason="optional: needs the public files of AdvBench, AlpacaEval, TruthfulQA and HH-RLHF in ../shared/data",
+)
 WORDS = "how do i bake a cake ? write a poem about the sea . is the earth flat ? tell me why people lie . Human Assistant yes no"
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -25,7 +25,6 @@ from sia.likelihood import log_likelihoods
 from tests import hub, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared/data"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
 
 
@@ -196,7 +195,7 @@ def test_the_command_line_runs_a_lab_task(command, tmp_path):
     assert said == [g.text for g in expected]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public prompt sets are not in {SHARED}")
+@hub.needs_public_files
 def test_a_real_task_from_a_local_copy(places, command, tmp_path):
     """TruthfulQA's generation task: lm-eval's own prompt and scores, over the public CSV."""
     task = f"""
@@ -204,7 +203,7 @@ task: truthfulqa_local
 dataset_path: csv
 dataset_kwargs:
   data_files:
-    validation: {SHARED / "truthfulqa.csv"}
+    validation: {hub.PUBLIC / "truthfulqa.csv"}
 test_split: validation
 output_type: generate_until
 doc_to_text: "Q: {{{{Question}}}}\\nA:"

@@ -13,15 +13,12 @@ from benchmarks.hub.examples import load_examples
 from benchmarks.hub.prompts import PROMPT_SETS, dialogue, load_prompts, plain_text, question, split_prompts
 from tests import hub
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared/data"
-real_files = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public prompt sets are not in {SHARED}")
-
 
 def user(text: str) -> tuple[dict[str, str], ...]:
     return ({"role": "user", "content": text},)
 
 
-@real_files
+@hub.needs_public_files
 @pytest.mark.parametrize(
     ("name", "file", "count", "first"),
     [
@@ -31,21 +28,21 @@ def user(text: str) -> tuple[dict[str, str], ...]:
     ],
 )
 def test_the_public_files_are_read(name, file, count, first):
-    chats = load_prompts(f"{name}={SHARED / file}")
+    chats = load_prompts(f"{name}={hub.PUBLIC / file}")
     assert len(chats) == len(set(map(str, chats)))
     assert abs(len(chats) - count) <= 30
     assert chats[0] == user(first)
 
 
-@real_files
+@hub.needs_public_files
 def test_real_dialogues_end_in_a_question():
-    chats = load_prompts(f"hh-rlhf={SHARED / 'hh-rlhf-harmless-base-test.jsonl.gz'}")
+    chats = load_prompts(f"hh-rlhf={hub.PUBLIC / 'hh-rlhf-harmless-base-test.jsonl.gz'}")
     assert len(chats) > 2000
     for chat in chats:
         assert chat[-1]["role"] == "user"
         assert [turn["role"] for turn in chat[:2]] == ["user", "assistant"][: len(chat)]
         assert all(turn["content"] for turn in chat[-1:])
-    examples = load_examples(f"hh-rlhf={SHARED / 'hh-rlhf-harmless-base-test.jsonl.gz'}")
+    examples = load_examples(f"hh-rlhf={hub.PUBLIC / 'hh-rlhf-harmless-base-test.jsonl.gz'}")
     assert len(examples) > 4000
     assert all(answer and "\n\nHuman:" not in answer for _, answer in examples)
 

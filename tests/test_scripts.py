@@ -17,7 +17,6 @@ from sia import RewardScorer, ValueModel
 from tests import hub
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared/data"
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +102,10 @@ def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
     assert "error: nobody/nothing (revision main) is missing: it is not in the cache" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the public data sets are not in {SHARED}")
+@hub.needs_public_files
 def test_real_text_is_annotated_and_learned_from(places, tmp_path):
     data = tmp_path / "real.jsonl"
-    source = f"hh-rlhf={SHARED / 'hh-rlhf-harmless-base-test.jsonl.gz'}"
+    source = f"hh-rlhf={hub.PUBLIC / 'hh-rlhf-harmless-base-test.jsonl.gz'}"
     assert annotate_rewards.main(["--data", source, "--reward", str(places["reward"]), "--output", str(data), "--limit", "24"]) == 0
     arguments = ["--backbone", str(places["base"]), "--data", str(data), "--output", str(tmp_path / "values"), "--epochs", "1"]
     assert train_value_model.main([*arguments, "--longest", "512", "--heldout", "0.2"]) == 0
