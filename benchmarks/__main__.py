@@ -7,50 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import (
-    best_of_n,
-    check,
-    claims,
-    cost,
-    entropy,
-    figure1,
-    figure2,
-    figure3,
-    figure4,
-    figure5,
-    junctions,
-    mechanism,
-    report,
-    table1,
-    tables,
-    theory,
-    threshold,
-    value_error,
-    verify,
-)
+from benchmarks import check, claims, report, tables, verify
 from benchmarks.commands import Parser, exit_code
 from benchmarks.digests import ROOT
+from benchmarks.figures import FIGURES
 from benchmarks.profile import HubProfile, LabProfile, Profile, load_profile
 from benchmarks.store import write_text
 
 # torch and what needs it are imported only where something is measured: drawing takes seconds
 
-FIGURES = {
-    "figure1": figure1,
-    "figure2": figure2,
-    "figure3": figure3,
-    "figure4": figure4,
-    "figure5": figure5,
-    "best-of-n": best_of_n,
-    "cost": cost,
-    "table1": table1,
-    "entropy": entropy,
-    "theory": theory,
-    "mechanism": mechanism,
-    "value-error": value_error,
-    "threshold": threshold,
-    "junctions": junctions,
-}
 ARCHITECTURES = "architectures"  # the profile that has shapes and no models
 FROM_TABLES = ("figures", "summaries", "claims", "report")  # what needs tables, and measures nothing
 COMMANDS = {

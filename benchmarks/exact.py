@@ -40,6 +40,7 @@ from benchmarks.exact_models import (
     tokenizer,
     value_model,
 )
+from benchmarks.exact_settings import edges, ends, places, shapes, transformers_way, two_replicates
 from benchmarks.lab import training
 from benchmarks.lab.tokenizer import EOS
 from benchmarks.parallel import threads
@@ -94,6 +95,12 @@ def compute(sections: Sequence[str] = ()) -> dict:
         replicates,
         bounds,
         summaries,
+        transformers_way,
+        ends,
+        shapes,
+        edges,
+        places,
+        two_replicates,
     ]
     with threads(1):  # these models are too small for more
         return {section.__name__: plain(section()) for section in every if not sections or section.__name__ in sections}
@@ -234,6 +241,8 @@ def losses() -> dict:
             taught = language_model(family, size=0.2)
             training.train_language_model(taught, asked, said, response_only=only, progress=lambda _: None, **how)
             found[f"{family}, language model, {'responses' if only else 'documents'}"] = training.heldout_loss(taught, asked, said)
+        many, of_all_lengths = prompts(300, seed=7), [[*response, EOS] for response in prompts(300, seed=8)]
+        found[f"{family}, loss of many responses"] = training.heldout_loss(model, many, of_all_lengths)
         found[f"{family}, log-likelihoods"] = training.sequence_log_likelihoods(model, whole, starts)
         for loss in ("mean", "token"):
             values = distill(fill(ValueModel.from_backbone(model).double(), 1, 0.2), asked, said, rewards, loss=loss, **how)

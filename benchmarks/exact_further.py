@@ -7,7 +7,7 @@ import json
 import random
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,9 @@ from benchmarks.exact_models import (
     tokenizer,
     value_model,
 )
+from benchmarks.lab.build import preferences
 from benchmarks.lab.judge import judge
+from benchmarks.lab.replicate import REWARD
 from benchmarks.lab.tokenizer import BOS, EOS, PAD
 from benchmarks.lab.world import Item, World, WorldConfig
 from benchmarks.profile import OtherWorld, load_profile
@@ -212,6 +214,16 @@ def sentence(world: World, item: Item, rng: random.Random) -> str:
     return world.grammar.write(kind, rng, **{name: said for name, said in fields.items() if said and rng.random() < 0.85})
 
 
+class Preferring(Untrained):
+    """Its samples are made up."""
+
+    def samples(self, families: Sequence[str], kind: str = "samples") -> pd.DataFrame:
+        made = [(family, prompt, sample) for family in families for prompt in range(12) for sample in range(2)]
+        frame = pd.DataFrame(made, columns=["family", "prompt", "sample"])
+        judged = numbers(len(frame), seed=4).tolist()
+        return frame.assign(token_ids=[[7 + number % 9, 8, EOS] for number in range(len(frame))], judge=judged)
+
+
 def replicates() -> dict:
     """What the second replicate asks, and what its worlds write."""
     odd = OtherWorld("odd", decoys=2.0, habits=(0.8, 0.95), drift=0.5)
@@ -222,6 +234,7 @@ def replicates() -> dict:
     for family in second.profile.families:
         for world in ("", "odd"):
             found[f"corpus, {family} {world}".strip()] = [[prompt.text, text] for prompt, text in second.corpus(8, family, world)]
+    found["preferences"] = preferences(Preferring(second.profile, 1), REWARD, 0)
     found["seeds"] = [second.seed(kind, "qwen3") for kind in ("base", "samples", "value-token")]
     return found | {"steps": columns(theory.random_steps(1).iloc[:20]), "trees": columns(theory.random_trees(1).iloc[:10])}
 

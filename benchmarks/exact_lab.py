@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,11 @@ class Untrained(Replicate):
         ids = np.array(encode_responses(self.tokenizer, [self.world.response(prompt.item, rng)])[0][: None if finished else -6])
         words = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Generation(words, ids, *[np.zeros(len(ids), dtype=kind) for kind in ("f4", "?", "i8", "f4")], finished)
+
+    def encode(self, prompts: Sequence[Prompt], kind: str) -> list[list[int]]:
+        """Each kind of model in a template of its own, as real ones are: a word before the prompt."""
+        words = {"instruct": [10], "value-token": [11], "value-mean": [12, 12], ARGS: [13], AUTOREGRESSIVE: [14]}
+        return [[*words.get(kind, []), *ids] for ids in super().encode(prompts, kind)]
 
     def seed_of(self, kind: str, family: str) -> int:
         return self.seed("exact", kind, family) % 1000

@@ -69,4 +69,5 @@ def described(generations: Sequence[Generation]) -> dict:
         "finished": [bool(g.finished) for g in generations],
         "cost": [astuple(g.cost) for g in generations],
         "reward": [g.reward for g in generations],
+        "signals": [{repr(signal): values for signal, values in g.signals.items()} for g in generations],
     }
