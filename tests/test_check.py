@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ import sia.decoding
 import sia.scoring
 import sia.search
 import sia.theory
-from benchmarks import check, claims, exact, figure1, figure5, regression, stats, summary, sweep, tables
+from benchmarks import cells, check, claims, exact, exact_settings, figure1, figure5, measure, regression, stats, summary, sweep, tables
 from benchmarks.__main__ import main
 from benchmarks.lab import judge, quality, replicate
 from benchmarks.profile import load_profile
@@ -135,6 +136,31 @@ FAULTS = {
     "differences the other way round": (summary, "difference", lambda minus, a, b: minus(b, a), "summaries"),
     "a window too long": (prefixes, "attention_windows", lambda windows, *a: [w and w + 1 for w in windows(*a)], "architectures"),
     "regret of the wrong policy": (sia.theory, "optimal_policy", lambda best, base, values, beta: best(base, values, 2 * beta), "laws"),
+    "stopping criteria ignored": (custom_generate, "StoppingCriteriaList", lambda make, given: make([]), "transformers_way"),
+    "greedy is sampled": (
+        custom_generate, "Decoding", lambda make, *a, **k: make(*a, **{**k, "temperature": 1.0}), "transformers_way",
+    ),
+    "processors see a token less": (
+        sia.decoding.Decoding, "_ids", lambda ids, self, tokens: ids(self, max(0, tokens - 1)), "transformers_way",
+    ),
+    "one end alone": (sia.batch, "eos_token_ids", lambda ids, config, further: [further], "ends"),
+    "ends of rewards ignored": (
+        sia.scoring.RewardScorer, "__init__", lambda make, self, model, end=None, stops=(): make(self, model, end), "ends",
+    ),
+    "rewards of another row": (
+        sia.scoring.WholeRewards, "_rewards", lambda rewards, self, rows, texts: rewards(self, rows.flip(0), texts), "shapes",
+    ),
+    "rollouts out of their window": (
+        prefixes.CachedPrefixes, "grow", lambda grow, self, tokens, depth: grow(self, tokens, depth + 4), "shapes",
+    ),
+    "opens above its threshold alone": (
+        gates.ThresholdGate, "opens",
+        lambda opens, self, step: opens(replace(self, threshold=math.nextafter(self.threshold, math.inf)), step), "edges",
+    ),
+    "lengths in a byte": (
+        measure, "lengths", lambda lengths, r: {k: v.astype("int8") for k, v in lengths(r).items()}, "edges",
+    ),
+    "a store deaf to the sweep": (cells.Shard, "key", lambda key, self, what, digest, *a: key(self, what, digest), "places"),
 }  # fmt: skip
 
 
@@ -149,10 +175,17 @@ def test_a_planted_fault_is_seen(fault, monkeypatch):
     assert wrong(section, only) != []
 
 
+def test_a_second_replicate_that_is_the_first_again_is_seen(monkeypatch):
+    """By the summaries of two; of one figure, which is quicker."""
+    monkeypatch.setattr(exact_settings, "FIGURES", {"figure1": figure1})
+    expected = EXPECTED["two_replicates"]["figure1"]
+    assert list(exact.differences(exact.compute(["two_replicates"])["two_replicates"]["figure1"], expected)) == []
+    wrap(monkeypatch, summary, "ends_of", lambda ends, part, profile: ends(part[:1], profile))
+    assert list(exact.differences(exact.compute(["two_replicates"])["two_replicates"]["figure1"], expected)) != []
+
+
 def test_rows_with_a_wrong_column_are_seen(monkeypatch):
     """Of what the sweep makes of responses, not of the responses."""
-    from benchmarks import measure
-
     wrap(monkeypatch, measure, "distinct_bigrams", lambda distinct, *a: [2 * share for share in distinct(*a)])
     found = wrong("lab_rows")
     assert found

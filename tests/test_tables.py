@@ -204,5 +204,11 @@ def test_committed_verdicts_follow_from_the_tables():
 @needs_tables
 def test_the_readme_shows_the_committed_verdicts():
     readme = (digests.ROOT / "README.md").read_text(encoding="utf-8")
-    for line in claims.markdown(pd.read_csv(COMMITTED / "claims.csv", keep_default_na=False)):
+    committed = pd.read_csv(COMMITTED / "claims.csv", keep_default_na=False)
+    for line in claims.markdown(committed):
         assert line in readme
+    counts = committed["verdict"].value_counts()
+    assert (
+        f'of {len(committed)} verdicts {counts["reproduced"]} are "reproduced", {counts["not reproduced"]} "not reproduced" '
+        f"and {counts['undecided']} undecided"
+    ) in readme
