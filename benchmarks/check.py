@@ -7,6 +7,7 @@ tables, or rows whose metrics differ from them by no more than noise (`regressio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import regression, tables
+from benchmarks.parallel import threads
 from benchmarks.profile import Profile, load_profile
 from benchmarks.store import CACHE, SEAL, read_frame, read_json, write_text
 from benchmarks.summary import asked_threshold
@@ -32,6 +34,7 @@ CELL = ["cell", "metric"]
 NEGLIGIBLE = 0.05  # standard deviations between prompts: less than this is no change, however sure it is
 OTHER = 0.01  # standard deviations between prompts: by more than this a prompt's value is another
 SHARE, FEW = 0.015, 3  # of the prompts, and besides: so many may have another value by rounding, whatever was seen of that
+LONGER = 1.2  # times what a plain response takes, at least, where more is computed
 CELL_SHARE = 0.25  # the same of a single cell, where few prompts and models that learned briefly make more of rounding
 
 
@@ -67,7 +70,7 @@ def renew(figures: Mapping[str, ModuleType], profile: Profile) -> None:
     # after that, for some of it is computed of the rows
     write_text(reference(profile) / EXACT, json.dumps(tables.circumstances("benchmarks") | {"values": exact.compute()}) + "\n")
     print(f"exact: written to {EXACT}")
-    write_text(reference(profile) / MODELS, json.dumps(models_of(profile), indent=1) + "\n")
+    write_text(reference(profile) / MODELS, json.dumps({"arithmetic": arithmetic(), "models": models_of(profile)}, indent=1) + "\n")
     shutil.rmtree(CACHE / profile.name)
 
 
@@ -110,6 +113,33 @@ def measure_again(figures: Mapping[str, ModuleType], profile: Profile) -> tuple[
     return rows, models
 
 
+def arithmetic() -> str:
+    """What some steps of training come to on this processor, to the last bit, as a digest: by transformers and torch alone, so that no
+    change of this project's code can make a machine look like another."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    shape = {"vocab_size": 681, "hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    found, rng = hashlib.sha256(), np.random.default_rng(0)
+    with threads(1):
+        for config_class, model_class in ((Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)):
+            with torch.random.fork_rng():
+                model = model_class(config_class(**shape, num_key_value_heads=1, head_dim=12, tie_word_embeddings=True))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(torch.from_numpy(rng.normal(0.05, 0.05, parameter.shape)))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+            for _ in range(10):
+                ids = torch.from_numpy(rng.integers(0, 681, (32, 50)))
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            for parameter in model.parameters():
+                found.update(parameter.detach().numpy().tobytes())
+    return found.hexdigest()
+
+
 def models_of(profile: Profile) -> dict[str, str]:
     """The hash of every trained model (its checksums, that is), by its name."""
     folders = (CACHE / profile.name / "models").glob(f"replicate*/*/{SEAL}")
@@ -122,18 +152,31 @@ def measured_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list
     changed = {name: changed_columns(again[name], committed[name]) for name in figures}
     same = sum(not columns for columns in changed.values())
     print(f"rows: {same} of {len(figures)} tables have the committed rows to the last digit")
-    expected = read_json(reference(profile) / MODELS)
+    made = read_json(reference(profile) / MODELS)
+    expected, alike = made["models"], made["arithmetic"] == arithmetic()
     others = sorted(name for name in {*models, *expected} if models.get(name) != expected.get(name))
     trained = sum(models.get(name) == digest for name, digest in expected.items())
     print(f"models: {trained} of {len(expected)} came out of training as those that the committed rows are of, to the last bit")
     faults = []
-    if trained > 0:  # this machine calculates as that one did: nothing may differ
+    if trained > 0 or alike:  # this machine calculates as that one did: nothing may differ
         faults = [f"model {name} came out of training otherwise, on a machine that calculates as the reference's" for name in others]
     if not others:
         faults += [f"{name}: other {', '.join(columns)}, by the same models" for name, columns in changed.items() if columns]
+    faults += too_fast(again["cost"])
     found, shared = per_prompt(again)
     expected_values, retraining = per_prompt(committed)[0], pd.read_csv(reference(profile) / RETRAINING).set_index("metric")
     return [*faults, *shared, *values_changed(found, expected_values, retraining), *compare(found, expected_values, retraining)]
+
+
+def too_fast(cost: pd.DataFrame) -> list[str]:
+    """What took less time than it can, of the rows of the target cost. Times are noisy, but two responses take longer than one, and values
+    of every candidate longer than none."""
+    timed = cost[cost["seconds"].notna()]
+    base, several = (timed["method"] == "base") & (timed["best_of"] == 1), (timed["method"] == "base") & (timed["best_of"] > 1)
+    seconds = timed["seconds"][base].median()
+    ratios = {"dense steering": timed["seconds"][timed["method"] == "dense"].median() / seconds}
+    ratios["the best of several"] = timed["seconds"][several].median() / seconds
+    return [f"cost: {name} took {ratio:.2f} × the time of one plain response" for name, ratio in ratios.items() if ratio < LONGER]
 
 
 def changed_columns(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:

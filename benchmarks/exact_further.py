@@ -122,7 +122,7 @@ def entry_points() -> dict:
     return {"transformers": described(out.generations), "texts": described(texts), "published layout": published()}
 
 
-def published() -> torch.Tensor:
+def published() -> dict:
     """Values of a backbone with an adapter and a head, saved as the paper's value models are."""
     disable_progress_bar()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -138,9 +138,13 @@ def published() -> torch.Tensor:
         torch.save({"token_reward_head": head.state_dict()}, place / "values" / "token_reward_head.pt")
         settings = {"model_type": "causal_lm", "hidden_size": SHAPE["hidden_size"]}
         (place / "values" / "model_config.json").write_text(json.dumps(settings))
-        model = ValueModel.from_pretrained(place / "values", backbone=place / "base")
-        with torch.no_grad():
-            return model(torch.tensor([prompts(1, seed=8)[0], prompts(1, seed=8)[0][::-1]]))
+        language_model("qwen3", 9).float().save_pretrained(place / "other")
+        asked, found = torch.tensor([prompts(1, seed=8)[0], prompts(1, seed=8)[0][::-1]]), {}
+        for backbone in ("base", "other"):  # whatever the adapter says that it is of
+            with torch.no_grad():
+                found[backbone] = ValueModel.from_pretrained(place / "values", backbone=place / backbone)(asked)
+        halved = ValueModel.from_pretrained(place / "values", backbone=place / "base", dtype=torch.bfloat16)
+        return found | {"dtype": str(halved.backbone.dtype)}
 
 
 def further_searches() -> dict:

@@ -84,11 +84,10 @@ def transformers_way() -> dict:
     }
     for name, case in cases.items():
         how = {"seed": 5, "do_sample": True, "max_new_tokens": STEPS, "pad_token_id": PAD} | case
-        rows = 1 if "streamer" in case else None
         with torch.random.fork_rng():
             torch.manual_seed(11)
             out = model.generate(
-                input_ids=input_ids[:rows], attention_mask=attention_mask[:rows], custom_generate=steered_generate, steering=steering,
+                input_ids=input_ids, attention_mask=attention_mask, custom_generate=steered_generate, steering=steering,
                 return_dict_in_generate=True, **how,
             )  # fmt: skip
         found[name] = described(out.generations) | {"sequences": out.sequences}
@@ -206,6 +205,13 @@ def places() -> dict:
                 pair = [results.path(Shard(one, OBJECTIVES[0]), what) for results in (Results(profile, None), other)]
                 found[f"{name}, {what} of {kind}"] = pair[0] != pair[1]
     return found
+
+
+def real_models() -> dict:
+    """Which cells a profile of real models asks for, where nothing is tuned, and the parts in which they are measured."""
+    profile = load_profile("qwen3-1.7b")
+    asked = plan.baselines(profile, 0, profile.families[0])
+    return {"baselines": [str(cell) for cell in asked], "parts": [str(part.prompts) for part in Results(profile, None).shards(asked[0])]}
 
 
 def two_replicates() -> dict:

@@ -99,7 +99,7 @@ def _json(found: object) -> str:
 def _introduction(profile: Profile, provenance: Sequence[Mapping]) -> str:
     """provenance: of every table."""
     about = (
-        "The lab: a world of 675 words that the project makes itself, models of some hundred thousand parameters trained from nothing, and "
+        "The lab: a world that the project makes itself, models of some hundred thousand parameters trained from nothing, and "
         "a judge that scores responses from −5 to 5. Small models in a small world can show that a claim is not general, or when it holds; "
         "they cannot show what an 8-billion-parameter model does."
         if isinstance(profile, LabProfile)
@@ -224,6 +224,7 @@ def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
         if column in part and (levels[column] == value).any():
             part = part[part[column] == value]
             said.append(f"over all {'objectives' if column == 'objective' else 'families'}")
+    part = _relevant_first(part, profile)
     whole, part = len(part), part.head(ROWS)
     said += [f"the first {ROWS} of {whole} such"] if whole > ROWS else []
     part = part[[column for column in part if column not in LEFT_OUT and part[column].replace("", np.nan).notna().any()]]
@@ -235,6 +236,17 @@ def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {name}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></details>"
     )
+
+
+def _relevant_first(part: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Estimates before differences, and of each the first family's, which most pictures show, before those of all and of others."""
+    order = {family: number for number, family in enumerate((profile.families[0], "all", *profile.families[1:]))}
+    keys = pd.DataFrame(index=part.index)
+    if "versus" in part:
+        keys["difference"] = part["versus"] != ""
+    if "family" in part:
+        keys["family"] = part["family"].map(order).fillna(len(order))
+    return part.loc[keys.sort_values(list(keys), kind="stable").index] if len(keys.columns) else part
 
 
 def _cell(column: str, value: object) -> str:

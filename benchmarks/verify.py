@@ -74,6 +74,9 @@ def verify_profile(profile: Profile, figures: Mapping[str, ModuleType]) -> Itera
             faults = [*_provenance(profile, name), *_summary(profile, name, figures)]
             faults += _drawing(profile, name, drawn) if name in figures and profile.name != CHECKED else []
         yield name, faults
+    written = {path.stem for kind in ("csv", "parquet") for path in tables.folder(profile).glob(f"*.{kind}")} - {"claims"}
+    for name in sorted(written - set(names)):
+        yield name, [f"{name}.json, which says where its numbers come from, is missing"]
     if names and profile.name != CHECKED:
         yield "claims", _verdicts(profile, figures)
         yield "report", _page(profile, figures, drawn)

@@ -20,7 +20,22 @@ import sia.decoding
 import sia.scoring
 import sia.search
 import sia.theory
-from benchmarks import cells, check, claims, exact, exact_settings, figure1, figure5, measure, regression, stats, summary, sweep, tables
+from benchmarks import (
+    cells,
+    check,
+    claims,
+    cost,
+    exact,
+    exact_settings,
+    figure1,
+    figure5,
+    measure,
+    regression,
+    stats,
+    summary,
+    sweep,
+    tables,
+)
 from benchmarks.__main__ import main
 from benchmarks.lab import judge, quality, replicate
 from benchmarks.profile import load_profile
@@ -28,6 +43,7 @@ from sia import custom_generate, distill, gates, likelihood, prefixes, published
 from tests.fake import FakeResults
 
 EXPECTED = json.loads((check.reference(load_profile("check")) / check.EXACT).read_text(encoding="utf-8"))["values"]
+ARITHMETIC = json.loads((check.reference(load_profile("check")) / check.MODELS).read_text(encoding="utf-8"))["arithmetic"]
 SMOKE = load_profile("smoke")
 
 
@@ -403,11 +419,13 @@ def test_tolerance_comes_from_how_far_retraining_moves(committed):
 @pytest.fixture
 def quick(monkeypatch, committed):
     """`make check` on one table, with the rows that it would measure at hand."""
-    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1})
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1, "cost": cost})
     monkeypatch.setattr("benchmarks.exact.compute", lambda: EXPECTED)
     profile = load_profile("check")
     rows = {"figure1": tables.stack([pd.read_parquet(tables.folder(profile) / "figure1.parquet")])}
-    models = json.loads((check.reference(profile) / check.MODELS).read_text())
+    models = json.loads((check.reference(profile) / check.MODELS).read_text())["models"]
+    rows["cost"] = tables.stack([pd.read_parquet(tables.folder(profile) / "cost.parquet")])
+    monkeypatch.setattr(check, "arithmetic", lambda: ARITHMETIC)
     monkeypatch.setattr(check, "measure_again", lambda figures, profile: (rows, models))
     return rows
 
@@ -416,7 +434,7 @@ def test_check_passes(quick, capsys):
     assert main(["check"]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == "check: passed"
-    assert "rows: 1 of 1 tables have the committed rows to the last digit" in printed
+    assert "rows: 2 of 2 tables have the committed rows to the last digit" in printed
 
 
 def test_by_the_same_models_nothing_may_differ(quick, capsys, monkeypatch):
@@ -426,6 +444,9 @@ def test_by_the_same_models_nothing_may_differ(quick, capsys, monkeypatch):
     assert main(["check"]) == 1
     assert "changed: figure1: other fluency_errors, by the same models" in capsys.readouterr().out
     monkeypatch.setattr(check, "measure_again", lambda figures, profile: (quick, {"qwen3-base": "other"}))
+    assert main(["check"]) == 1  # all models learned otherwise, on a machine that calculates as the reference's
+    assert "changed: model qwen3-base came out of training otherwise, on a machine" in capsys.readouterr().out
+    monkeypatch.setattr(check, "arithmetic", lambda: "that of another machine")
     assert main(["check"]) == 0
     assert "models: 0 of 26 came out of training as those that the committed rows are of" in capsys.readouterr().out
 
@@ -436,6 +457,16 @@ def test_one_model_that_learned_otherwise_is_seen(quick, capsys, monkeypatch):
     monkeypatch.setattr(check, "measure_again", lambda figures, profile: (quick, models | {"qwen3-value-mean-early": "other"}))
     assert main(["check"]) == 1
     assert "changed: model qwen3-value-mean-early came out of training otherwise, on a machine that" in capsys.readouterr().out
+
+
+def test_times_that_cannot_be_are_seen():
+    """However noisy the machine."""
+    methods = pd.DataFrame({"method": ["base", "base", "dense", "sia"], "best_of": [1, 4, 1, 1], "seconds": [1.0, 3.0, 2.0, 1.5]})
+    assert check.too_fast(methods) == []
+    assert check.too_fast(methods.assign(seconds=[1.0, 0.75, 1.1, 1.0])) == [
+        "cost: dense steering took 1.10 × the time of one plain response",
+        "cost: the best of several took 0.75 × the time of one plain response",
+    ]
 
 
 def test_a_cell_whose_prompts_have_other_values_is_seen(committed):

@@ -118,6 +118,7 @@ def change_a_verdict(committed: Path) -> None:
             "figure3.parquet is missing or not the file that figure3.json describes",
         ),
         (lambda c: (c / "results/smoke/figure3.json").write_text("{"), "figure3.json is no readable JSON"),
+        (lambda c: (c / "results/smoke/figure3.json").unlink(), "figure3.json, which says where its numbers come from, is missing"),
         (lambda c: change_provenance(c, profile_digest="0"), "it was measured under other settings than profile smoke has now"),
         (lambda c: change_provenance(c, hardware=None), "figure3.json does not say hardware"),
         (lambda c: change_provenance(c, git_commit="c0ffee+changes"), "it was measured by sources that were never committed"),
