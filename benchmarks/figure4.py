@@ -4,7 +4,8 @@ with and without a floor on the candidates' base probability (both families).
 
 At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same, linear in the root of the KL between
 measured β (and the base, at KL 0) in every resample. A floor alone costs some KL: SIA with a floor stands against the better of
-dense steering with and without it.
+dense steering with and without it. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
+for reward model overoptimization", 2023.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Table 1: every method, objective and family: what it reaches, how far it drifts, what it costs. Best in bold, with intervals.
 
-win: share of responses that score above the base's to the same prompt under the same noise, ties half.
+win: share of responses that score above the base's to the same prompt under the same noise, ties half. distinct-2: different bigrams
+among all of a prompt's samples (Li et al., "A diversity-promoting objective function for neural conversation models", 2016).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The signal of one step: attention of the newest position, averaged over layers and heads, position 0 left out, each weight
 multiplied by min(distance, 10), summed. Only this one row of every attention matrix is computed, beside the model's usual
-attention and only while somebody asks for the signal.
+attention and only while somebody asks for the signal. It is the attention gate's of the paper (Hu et al., arXiv 2602.21215).
 """
 
 from __future__ import annotations

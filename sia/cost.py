@@ -2,7 +2,8 @@
 
 A multiplication and an addition are two FLOPs. Counted are the matrix products: the linear layers, queries × keys and
 weights × values over the keys that a token may see, and the head that reads the result. Norms, rotations and softmax, below a
-few percent in any model worth steering, are not; of a mixture of experts only the dense layers are.
+few percent in any model worth steering, are not; of a mixture of experts only the dense layers are. For the linear layers this is the
+usual 2·N a token (Kaplan et al., "Scaling laws for neural language models", 2020, table 1).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training a value model from trajectory rewards.
 
 Two losses, both of which have seen nothing but one reward R per response (V_t: value at response token t):
-  "mean"   (mean_t V_t − R)²   the paper's: the mean of the token values matches the reward
+  "mean"   (mean_t V_t − R)²   the paper's (Hu et al., arXiv 2602.21215): the mean of the token values matches the reward
   "token"  mean_t (V_t − R)²   every token's value predicts the reward of what it is part of
 """
 

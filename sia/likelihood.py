@@ -1,6 +1,7 @@
 """What a steered policy thinks of given responses: exact log-likelihoods, token by token, without sampling.
 
-ln π* of a token that the tilt of `sia.steering` gives a step where the gate opens, ln π over the K candidates where it does not.
+ln π* of a token that the tilt of `sia.steering` gives a step where the gate opens, ln π over the K candidates where it does not, divided
+by the temperature: what `generate` samples from, multiplied up by the chain rule.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The best of many responses: best-of-N, and chunk-level beam search.
 
 Both decode several samples of each prompt side by side, under any steering, and ask a reward for the best; the samples share
-the prompt's caches. Chunk-level beam search follows Zhou et al., "Weak-to-strong search: Align large language models via searching
-over small language models", 2024.
+the prompt's caches. Best-of-N as in Stiennon et al., "Learning to summarize with human feedback", 2020; chunk-level beam search as
+in Zhou et al., "Weak-to-strong search: Align large language models via searching over small language models", 2024.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def train_reward_model(
     seed: int,
     progress: Progress,
 ) -> None:
-    """Bradley–Terry: −ln σ(r(chosen) − r(rejected)), over prompt and response."""
+    """Bradley–Terry (1952): −ln σ(r(chosen) − r(rejected)), over prompt and response."""
 
     def loss(indices: list[int]) -> Tensor:
         input_ids, _ = pad_right([chosen[i] for i in indices] + [rejected[i] for i in indices])
