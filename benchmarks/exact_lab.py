@@ -52,7 +52,7 @@ class Untrained(Replicate):
             replace(
                 smoke,
                 name="untrained",
-                decoding=replace(smoke.decoding, max_new_tokens=10, batch_size=7),
+                decoding=replace(smoke.decoding, max_new_tokens=10, batch_size=7, temperature=0.8, candidates=9),
                 evaluation=replace(smoke.evaluation, prompts_per_objective=3, validation_prompts_per_objective=3),
                 training=replace(smoke.training, heldout_prompts=6),
                 sweep=replace(smoke.sweep, probes=2, rollout_prompts=1, rollout_tokens=2),

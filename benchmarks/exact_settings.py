@@ -83,7 +83,7 @@ def transformers_way() -> dict:
         "as long as the prompt and six": {"max_new_tokens": None, "max_length": input_ids.shape[1] + 6},
     }
     for name, case in cases.items():
-        how = {"seed": 5, "do_sample": True, "max_new_tokens": STEPS, "pad_token_id": PAD} | case
+        how = {"seed": 5, "do_sample": True, "max_new_tokens": STEPS, "pad_token_id": 5} | case
         with torch.random.fork_rng():
             torch.manual_seed(11)
             out = model.generate(
