@@ -40,7 +40,7 @@ from benchmarks.exact_models import (
     tokenizer,
     value_model,
 )
-from benchmarks.exact_settings import edges, ends, places, real_models, shapes, transformers_way, two_replicates
+from benchmarks.exact_settings import drawings, edges, ends, places, real_models, shapes, transformers_way, two_replicates
 from benchmarks.lab import training
 from benchmarks.lab.tokenizer import EOS
 from benchmarks.parallel import threads
@@ -101,6 +101,7 @@ def compute(sections: Sequence[str] = ()) -> dict:
         edges,
         places,
         real_models,
+        drawings,
         two_replicates,
     ]
     with threads(1):  # these models are too small for more

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.patches import Rectangle
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks import claims, figure5, measure, plan, tables, value_error
+from benchmarks import claims, figure5, measure, plan, style, tables, value_error
 from benchmarks.cells import ARGS, OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.exact_further import SHAPE, architecture
 from benchmarks.exact_models import HOW, STEPS, VOCABULARY, described, fill, language_model, prompts, reward_model, tokenizer
@@ -212,6 +215,33 @@ def real_models() -> dict:
     profile = load_profile("qwen3-1.7b")
     asked = plan.baselines(profile, 0, profile.families[0])
     return {"baselines": [str(cell) for cell in asked], "parts": [str(part.prompts) for part in Results(profile, None).shards(asked[0])]}
+
+
+def drawings() -> dict:
+    """What every figure shows of the committed tables: of each panel its words, and where its lines, bars, bands and images lie; and what
+    table 1 says."""
+    profile, found = load_profile("check"), {}
+
+    def keep(figure, handles, caption: str, folder: Path, name: str, **how) -> list[Path]:
+        words = {"caption": caption, "legend": [handle.get_label() for handle in handles]}
+        found[name] = words | {f"panel {number}": _panel(axis) for number, axis in enumerate(figure.axes)}
+        style.plt.close(figure)
+        return []
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(style, "finish", keep):
+        for name, figure in FIGURES.items():
+            texts = figure.plot(tables.read_table(profile, name)[0], profile, False, Path(folder))
+            found |= {path.name: path.read_text(encoding="utf-8").splitlines() for path in texts}
+    return found
+
+
+def _panel(axis) -> dict:
+    places = [np.ma.filled(np.ma.asarray(line.get_xydata(), float), np.nan) for line in axis.lines]
+    places += [path.vertices for band in axis.collections for path in band.get_paths()]
+    places += [np.array([[bar.get_x(), bar.get_height()]]) for bar in axis.patches if isinstance(bar, Rectangle)]
+    places += [np.stack([np.arange(image.get_array().size), np.ravel(image.get_array())], axis=1) for image in axis.images]
+    where = [[len(xy), *np.nanmean(np.column_stack([xy, xy.prod(1)]), axis=0)] for xy in places if np.isfinite(xy).any()]
+    return {"words": [axis.get_title(loc="left"), axis.get_title(), axis.get_xlabel(), axis.get_ylabel()], "where": where}
 
 
 def two_replicates() -> dict:

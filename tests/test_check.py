@@ -171,7 +171,8 @@ FAULTS = {
     ),
     "opens above its threshold alone": (
         gates.ThresholdGate, "opens",
-        lambda opens, self, step: opens(replace(self, threshold=math.nextafter(self.threshold, math.inf)), step), "edges",
+        lambda opens, self, step: opens(replace(self, threshold=float(np.nextafter(np.float32(self.threshold), np.float32(9)))), step),
+        "edges",
     ),
     "lengths in a byte": (
         measure, "lengths", lambda lengths, r: {k: v.astype("int8") for k, v in lengths(r).items()}, "edges",
