@@ -177,6 +177,7 @@ FAULTS = {
     "lengths in a byte": (
         measure, "lengths", lambda lengths, r: {k: v.astype("int8") for k, v in lengths(r).items()}, "edges",
     ),
+    "the other end of the Pareto front": (cost, "pareto", lambda front, costs, scores: front(costs, -scores), "drawings"),
     "a store deaf to the sweep": (cells.Shard, "key", lambda key, self, what, digest, *a: key(self, what, digest), "places"),
 }  # fmt: skip
 
