@@ -70,7 +70,7 @@ speed: $(READY) ## time decoding against model.generate, into results/speed.csv:
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-faults: $(READY) ## kill, damage and fill what runs, twenty times over, and lose nodes of a cluster: 15 minutes
+faults: $(READY) ## kill, damage and fill what runs, twenty times over, and lose nodes of a cluster: 15 to 24 minutes
 	$(BIN)/python -m pytest -m faults
 
 lint: $(READY) ## style and static checks
