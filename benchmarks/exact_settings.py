@@ -19,8 +19,19 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks import claims, figure5, measure, plan, style, tables, value_error
 from benchmarks.cells import ARGS, OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.exact_further import SHAPE, architecture
-from benchmarks.exact_models import HOW, STEPS, VOCABULARY, described, fill, language_model, prompts, reward_model, tokenizer
-from benchmarks.exact_models import value_model as values_of
+from benchmarks.exact_lab import columns
+from benchmarks.exact_models import (
+    HOW,
+    STEPS,
+    VOCABULARY,
+    described,
+    fill,
+    language_model,
+    prompts,
+    reward_model,
+    tokenizer,
+    value_model,
+)
 from benchmarks.figures import FIGURES
 from benchmarks.lab.tokenizer import BOS, EOS, PAD
 from benchmarks.profile import load_profile
@@ -70,7 +81,7 @@ class Heard(BaseStreamer):
 
 def transformers_way() -> dict:
     """Every argument of `generate` that steering has to heed, one at a time."""
-    model, steering, heard, found = language_model("qwen3"), Steering(values_of("qwen3"), EntropyGate(2.0), 2.0), Heard(), {}
+    model, steering, heard, found = language_model("qwen3"), Steering(value_model("qwen3"), EntropyGate(2.0), 2.0), Heard(), {}
     input_ids, attention_mask = pad_left(prompts(3), "cpu")
     cases = {
         "greedy": {"do_sample": False},
@@ -99,7 +110,7 @@ def transformers_way() -> dict:
 
 def ends() -> dict:
     """Several tokens that end a response: of the model, of the reward model, and of what a rollout says."""
-    model, values, found = language_model("qwen3"), values_of("qwen3"), {}
+    model, values, found = language_model("qwen3"), value_model("qwen3"), {}
     model.generation_config.eos_token_id = [9, 14, 30]
     found["model"] = described(generate(model, tokenizer(), prompts(4), Steering(values, EntropyGate(2.0)), **HOW))
     for stops in ([], [9, 14, 30]):
@@ -133,19 +144,19 @@ def shapes() -> dict:
     found["a cache that grows"] = out.logits[0, -1, :10]
     likely = [g.token_ids.tolist() for g in generate(model, tokenizer(), prompts(5), **HOW)]
     made = log_likelihoods(
-        model, Steering(values_of("qwen3"), EntropyGate(2.0)), prompts(5), likely, value_prompts=prompts(5, seed=1), batch_size=2
+        model, Steering(value_model("qwen3"), EntropyGate(2.0)), prompts(5), likely, value_prompts=prompts(5, seed=1), batch_size=2
     )
     found["likelihoods, two at a time"] = [one.log_probabilities for one in made]
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        values_of("qwen3").float().save_pretrained(folder)
+        value_model("qwen3").float().save_pretrained(folder)
         found["value model in another dtype"] = str(ValueModel.from_pretrained(folder, dtype=torch.bfloat16).dtype)
     return found
 
 
 def edges() -> dict:
     """A signal that is the threshold itself, positions beyond 64, entropies between two bins, long responses, claims about no setting."""
-    model, values, found = language_model("qwen3"), values_of("qwen3"), {}
+    model, values, found = language_model("qwen3"), value_model("qwen3"), {}
     plain = generate(model, tokenizer(), prompts(4), **HOW)
     entropies = np.concatenate([g.entropy for g in plain])
     rises = np.concatenate([np.diff(g.entropy.astype(np.float64)) for g in plain])
@@ -168,13 +179,13 @@ def edges() -> dict:
     steps = pd.DataFrame({"step": np.arange(125), "junction": np.arange(125) % 3 == 0, "seed": 0, "prompt": 1, "objective": OBJECTIVES[0]})
     rows = figure5._by_response(pd.concat([steps, steps.iloc[:70].assign(prompt=2)]), 130)
     labels = {"replicate": 0, "family": "qwen3", "method": "sia", "target_ratio": 0.5}
-    found["positions"] = _columns(figure5.summarize(rows.assign(**labels), long), ["objective", "metric", "position", "estimate", "n"])
+    found["positions"] = columns(figure5.summarize(rows.assign(**labels), long)[["objective", "metric", "position", "estimate", "n"]])
     edge = value_error.BINS[1:-1]
     states = pd.DataFrame({"state": range(len(edge)), "entropy": edge, "replicate": 0, "family": "qwen3", "objective": OBJECTIVES[0]})
     shown = {"value_mean": 0.5, "value_token": 0.4, "likelihood": -0.7, "worth_error": 0.1}
     two = [states.assign(rank=rank, worth=1.0 + rank, **shown) for rank in (0, 1)]
     table = value_error.summarize(pd.concat(two).sort_values(["state", "rank"]), profile)
-    found["states by entropy"] = _columns(table, ["stretch", "metric", "value_model", "estimate", "n"])
+    found["states by entropy"] = columns(table[["stretch", "metric", "value_model", "estimate", "n"]])
     where = {"method": "sia", "search": ""}
     asked = claims.Claim("one", "It holds.", "abstract", "figure2", "", where, "more", 0.0)
     lines = pd.DataFrame({"method": ["sia", "sia"], "search": ["best-of", ""], "estimate": [1.0, 2.0]})
@@ -184,6 +195,7 @@ def edges() -> dict:
 def places() -> dict:
     """Which settings send a cell to another place of the store."""
     profile, found = load_profile("smoke"), {}
+    usual = Results(profile, None)
     cell = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=0.5, thresholds=(1.0, 1.1, 1.2), beta=1.0)
     cells = {
         "test": cell, "validation": replace(cell, split="validation"), "rollouts": replace(cell, value_model=ROLLOUT),
@@ -205,8 +217,8 @@ def places() -> dict:
         other = Results(replace(profile, **{part: replace(vars(profile)[part], **values)}), None)
         for kind, one in cells.items():
             for what in ("rows", "probe") if kind == "test" else ("rows",):
-                pair = [results.path(Shard(one, OBJECTIVES[0]), what) for results in (Results(profile, None), other)]
-                found[f"{name}, {what} of {kind}"] = pair[0] != pair[1]
+                shard = Shard(one, OBJECTIVES[0])
+                found[f"{name}, {what} of {kind}"] = usual.path(shard, what) != other.path(shard, what)
     return found
 
 
@@ -252,9 +264,9 @@ def two_replicates() -> dict:
     for name, figure in FIGURES.items():
         rows = read_frame(tables.folder(profile) / f"{name}.parquet")
         table = figure.summarize(tables.stack([rows, second_replicate(rows)]), profile)
-        columns = [column for column in ("estimate", "low", "high", "n", "ratio", "beta") if column in table]
-        numbers_of = table.assign(**{column: pd.to_numeric(table[column], errors="coerce").astype(float) for column in columns})
-        means = numbers_of.replace([np.inf, -np.inf], np.nan).groupby("metric")[columns].mean()
+        told = [column for column in ("estimate", "low", "high", "n", "ratio", "beta") if column in table]
+        numbers_of = table.assign(**{column: pd.to_numeric(table[column], errors="coerce").astype(float) for column in told})
+        means = numbers_of.replace([np.inf, -np.inf], np.nan).groupby("metric")[told].mean()
         found[name] = {metric: row.tolist() for metric, row in means.iterrows()} | {"rows": len(table)}
         if "estimate_by_replicate" in table:
             single = table["estimate_by_replicate"].dropna().astype(str).str.split("|", expand=True)
@@ -272,7 +284,3 @@ def second_replicate(rows: pd.DataFrame) -> pd.DataFrame:
     if "tuned" in rows and "beta" in rows:
         changed["beta"] = rows["beta"].where(~rows["tuned"].astype(bool), 2 * rows["beta"])
     return rows.assign(**changed)
-
-
-def _columns(table: pd.DataFrame, names: list[str]) -> dict:
-    return {name: table[name].tolist() for name in names}

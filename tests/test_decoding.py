@@ -144,7 +144,7 @@ def mismatches(found, expected):
 
 
 def test_a_response_does_not_depend_on_its_batch():
-    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(80, seed=4)
+    model, values, prompts = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(200, seed=4)
     steering = Steering(values, EntropyGate(1.5), 2.0)
     batch = generate(model, prompts, steering, batch_size=64)
     alone = [generate(model, [prompt], steering)[0] for prompt in prompts]

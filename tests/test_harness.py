@@ -152,10 +152,14 @@ def command(monkeypatch):
 
 def test_the_command_line_ends_in_one_sentence(command, tmp_path, capsys):
     where = ("--tasks", "lab_honesty", "--include_path", "benchmarks/tasks", "--output_path", str(tmp_path))
-    with pytest.raises(SystemExit) as stopped:
-        command("--model_args", "pretrained=x,gate=nope,value_model=y", *where)
-    assert stopped.value.code == 2
-    assert "error: unknown gate 'nope'" in capsys.readouterr().err
+    for settings, message in (
+        ("pretrained=x,gate=nope,value_model=y", "error: unknown gate 'nope'"),
+        ("pretrained=x", "error: model sia needs"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            command("--model_args", settings, *where)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_lab_tasks_hold_the_test_prompts_of_the_lab():

@@ -293,6 +293,7 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     assert "measuring, as FRESH=1 asks" in printed
     assert "100% are those of the committed first replicate to the last digit (largest difference 0.0000)" in printed
     assert "lie inside the committed intervals over 2 replicates" in printed
+    assert set(pd.read_csv(checkout / "results/tiny/threshold.csv")["replicates"]) == {1}
     after = cells(checkout)
     assert set(after) == set(before)
     again = {path for path in before if after[path] > before[path]}

@@ -172,6 +172,12 @@ def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys)
     assert said.count("\n") == 1
 
 
+def test_unknown_figures_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["figure9"])
+    assert "figure2" in capsys.readouterr().err
+
+
 COMMITTED = digests.ROOT / "results/lab"
 
 

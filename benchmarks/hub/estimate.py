@@ -1,7 +1,6 @@
 """How many GPU hours the figures of a Hub profile take, by a roofline (Williams, Waterman and Patterson, 2009): each pass of
 a model takes the longer of reading its weights and of its multiplications, at a share of what the GPU can do, and some time to launch.
-`make estimate PROFILE=qwen3-8b`. An estimate, to plan
-with; nothing here is measured.
+`make estimate PROFILE=qwen3-8b`. An estimate, to plan with; nothing here is measured.
 """
 
 from __future__ import annotations
