@@ -1,9 +1,9 @@
 """Running cells: what is not in the store yet is measured in worker processes and kept, shard by shard.
 
 Figures ask for cells whose thresholds, and strength where it is tuned, are open. Unsteered validation generations give first
-thresholds. Steered validation generations correct them where the realised ratio of an objective is far from its target (for
-steering changes what follows), once more from what the corrected ones did, and choose the best β. Then the test cells are
-measured. A killed run loses the shards in hand; started again it goes on from there.
+thresholds. Steered validation generations show the two best β, correct their thresholds where the realised ratio of an objective is far
+from its target (for steering changes what follows), once more from what the corrected ones did, and choose the best β. Then the test
+cells are measured. A killed run loses the shards in hand; started again it goes on from there.
 """
 
 from __future__ import annotations
@@ -117,9 +117,14 @@ class Results:
         far = [abs(ratio - cell.target_ratio) > FAR for ratio in ratios]
         return replace(cell, thresholds=tuple(new if wrong else same for wrong, (_, same, new) in zip(far, old, strict=True)))
 
+    def promising(self, cell: Cell) -> list[Cell]:
+        """Its measured validation cells; of several the two whose β scored best, the best first: correcting thresholds moves scores
+        too little to bring up another."""
+        return sorted((self.first(one) for one in self.validations(cell)), key=self._score, reverse=True)[:2]
+
     def settled(self, cell: Cell) -> Cell:
         """The cell as it is measured, once its validation cells are there."""
-        tried = [self.first(one) for one in self.validations(cell)]
+        tried = self.promising(cell)
         if not tried:
             return cell
         best = max(tried, key=lambda one: self._score(self.corrected(one)))
@@ -165,7 +170,7 @@ class Results:
         unsteered, steered = self.stages([*cells, *traces, *views])
         sweep = self.profile.sweep
         validation = evaluation.validation_prompts_per_objective * evaluation.validation_samples
-        twice = 1.5  # about half of the thresholds are corrected twice
+        twice = 1.25  # about a quarter of the thresholds are corrected
         total = sum(cell.work * len(OBJECTIVES) * validation for cell in unsteered)
         total += sum(
             cell.work * len(OBJECTIVES) * (cell.prompts * evaluation.validation_samples or validation) * (twice if cell.calibrated else 1)
@@ -179,10 +184,12 @@ class Results:
 
     def measure(self, cells: Sequence[Cell], traces: Sequence[Cell] = (), probes: Sequence[Cell] = (), views: Sequence[Cell] = ()) -> None:
         """Everything that these cells of the test split need, and the cells. traces, probes, views: of which these are kept too."""
-        unsteered, steered = self.stages([*cells, *traces, *probes, *views])
+        wanted = [*cells, *traces, *probes, *views]
+        unsteered, steered = self.stages(wanted)
         self.complete(unsteered, "sweep 1/5: thresholds")
         self.complete([self.first(cell) for cell in steered], "sweep 2/5: validation")
-        self.complete([self.corrected(self.first(cell)) for cell in steered], "sweep 3/5: validation, thresholds corrected")
+        corrected = [self.corrected(one) for cell in wanted for one in self.promising(cell)]
+        self.complete(corrected, "sweep 3/5: validation, thresholds corrected")
         self.complete([self.settled(cell) for cell in cells], "sweep 4/5: cells")
         self.complete([self.settled(cell) for cell in probes], "sweep 5/5: worth of candidates", "probe")
         self.complete([self.settled(cell) for cell in traces], "sweep 5/5: traces", "trace")

@@ -230,6 +230,24 @@ def test_thresholds_are_corrected_and_the_best_strength_chosen():
     assert results.work([cell]) > results.work([Cell(0, "qwen3")]) > 0
 
 
+def test_of_several_strengths_only_the_two_best_are_corrected():
+    asked = []
+
+    class Noting(Validations):
+        def complete(self, cells, description, what="rows"):
+            asked.append(list(cells))
+
+    betas = (1.0, 2.0, 4.0)
+    results = Noting(dataclasses.replace(SMOKE, sweep=dataclasses.replace(SMOKE.sweep, betas=betas, tuning=betas)), None)
+    cell = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=0.5, tuned=True)
+    assert [one.beta for one in results.promising(cell)] == [4.0, 1.0]  # β = 1 and 2 are equals
+    results.measure([cell])
+    _, first, corrected, settled, *_ = asked
+    assert [one.beta for one in first] == list(betas)
+    assert corrected == [results.corrected(one) for one in (first[2], first[0])]
+    assert settled == [results.settled(cell)]
+
+
 def test_code_digest_sees_code_and_not_comments():
     same = [digests._without_docstrings(text) for text in ('def f():\n    "A."\n    return 1', "def f():  # note\n    return 1")]
     assert same[0] == same[1] != digests._without_docstrings("def f():\n    return 2")

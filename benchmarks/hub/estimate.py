@@ -63,7 +63,7 @@ def cell_seconds(profile: HubProfile, cell: Cell, prompts: int, samples: int, gp
 
 
 def hours(profile: HubProfile, cells: Iterable[Cell], validations: Iterable[Cell], gpu: Gpu = H100) -> float:
-    """Of these test cells and validation cells (thresholds are corrected once: they count twice)."""
+    """Of these test cells and validation cells (which count twice: thresholds may have to be corrected)."""
     evaluation = profile.evaluation
     total = sum(cell_seconds(profile, c, c.prompts or evaluation.prompts_per_objective, evaluation.samples, gpu) for c in cells)
     held = (evaluation.validation_prompts_per_objective, evaluation.validation_samples)

@@ -100,7 +100,7 @@ def token_values(value_model: ValueModel, prompts: Sequence[Sequence[int]], resp
     """The values of each response's tokens."""
     sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     found: list[np.ndarray] = [np.empty(0)] * len(sequences)
-    for batch in training.batches_by_length([len(sequence) for sequence in sequences], 2**12):
+    for batch in training.batches_by_length([len(sequence) for sequence in sequences], training.positions_at_once(value_model.device)):
         input_ids, mask = pad_right([sequences[i] for i in batch])
         for i, values in zip(batch, value_model(input_ids, mask), strict=True):
             found[i] = values[len(prompts[i]) : len(sequences[i])].numpy()

@@ -143,11 +143,17 @@ class Replicate(Subject):
 
     def encode(self, prompts: Sequence[Prompt], kind: str) -> list[list[int]]:
         """Token ids of prompts for a kind of model: all read the same template."""
-        return encode_prompts(self.tokenizer, prompts)
+        new = {prompt.text: prompt for prompt in prompts if prompt.text not in self._encoded}
+        self._encoded.update(zip(new, encode_prompts(self.tokenizer, list(new.values())) if new else [], strict=True))
+        return [self._encoded[prompt.text] for prompt in prompts]
+
+    @cached_property
+    def _encoded(self) -> dict[str, list[int]]:
+        return {}  # by text: every cell asks the same prompts
 
     def conversations(self, prompts: Sequence[Prompt], responses: Sequence[Generation], kind: str) -> list[list[int]]:
         """Token ids of prompts with their responses, as a reward model of this kind reads them: ended."""
-        return [[*p, *ended(r)] for p, r in zip(encode_prompts(self.tokenizer, prompts), responses, strict=True)]
+        return [[*p, *ended(r)] for p, r in zip(self.encode(prompts, kind), responses, strict=True)]
 
     def scorer(self, kind: str, family: str, language_model: Callable, reward_model: Callable) -> Scorer:
         """What values candidates: a value model, or one of the other scorers, these over models at hand."""

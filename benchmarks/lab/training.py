@@ -185,6 +185,11 @@ def log_likelihoods(model: PreTrainedModel, sequences: Sequence[Sequence[int]], 
     return -(losses * counted[:, 1:]).sum(1)
 
 
+def positions_at_once(device: torch.device) -> int:
+    """How many token positions to compute together: on a processor what its caches hold, which takes two thirds of the time of many."""
+    return 2**11 if device.type == "cpu" else 2**15
+
+
 def batches_by_length(lengths: Sequence[int], positions: int, rows: int = 256) -> Iterator[list[int]]:
     """Numbers of sequences to compute together, by ascending length: at most `rows`, and so many token positions with padding."""
     batch: list[int] = []
@@ -201,7 +206,7 @@ def batches_by_length(lengths: Sequence[int], positions: int, rows: int = 256) -
 def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
     """Reward of each prompt with its response, read at its last token, float64 `(sequences,)`."""
     rewards = np.zeros(len(sequences))
-    for batch in batches_by_length([len(sequence) for sequence in sequences], 2**15):
+    for batch in batches_by_length([len(sequence) for sequence in sequences], positions_at_once(model.device)):
         input_ids, tokens = pad_right([sequences[i] for i in batch], model.device)
         # padding is on the right and attention is causal: no token sees it
         read = model.score(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).squeeze(-1)
@@ -214,6 +219,7 @@ def sequence_log_likelihoods(model: PreTrainedModel, sequences: Sequence[Sequenc
     """`log_likelihoods` of many sequences, float64 `(sequences,)`."""
     found = np.zeros(len(sequences))
     logits_at_once = 2**28
-    for batch in batches_by_length([len(sequence) for sequence in sequences], logits_at_once // model.config.get_text_config().vocab_size):
+    positions = min(positions_at_once(model.device), logits_at_once // model.config.get_text_config().vocab_size)
+    for batch in batches_by_length([len(sequence) for sequence in sequences], positions):
         found[batch] = log_likelihoods(model, [sequences[i] for i in batch], [starts[i] for i in batch]).cpu().numpy()
     return found
