@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 from operator import add
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, probes
+from benchmarks import measure, probes, timing
 from benchmarks.cells import CALIBRATED, Cell, Shard
 from benchmarks.lab.quality import token_values
 from benchmarks.lab.replicate import Replicate, ended
@@ -139,6 +140,29 @@ def test_the_best_try_is_the_earliest_of_highest_reward(models, monkeypatch):
     best = measure.choose_best(Lab(), tries, tiny.prompts(2))
     assert best[0] is tries[1][0]
     assert best[1] is tries[0][1]
+
+
+def test_what_is_timed_is_responding_and_the_choice_of_the_best_once_for_each_prompt(monkeypatch):
+    clock, said = [0.0], []
+
+    def takes(seconds, result):
+        clock[0] += seconds
+        return result
+
+    def respond(subject, shard, prompts, seeds):
+        said.append((shard.objective, prompts, seeds))
+        return takes(6.0 * shard.cell.responses, [["a", "b"]] * shard.cell.responses)
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(timing, "subject_of", lambda profile, replicate: takes(100.0, "the subject"))
+    monkeypatch.setattr(timing, "asked", lambda subject, shard: takes(100.0, (["p", "q", "p", "q"], [0, 1, 0, 1], [0, 0, 1, 1])))
+    monkeypatch.setattr(timing, "respond", respond)
+    monkeypatch.setattr(timing, "choose_best", lambda subject, tries, prompts: takes(1.0, None))
+    found = timing.time_cells((SMOKE, [Cell(0, "qwen3"), Cell(0, "qwen3", search="best-of", responses=4)], 2))
+    assert found.to_dict("list") == {"cell": [0, 1, 0, 1], "prompt": [1, 1, 2, 2], "seconds": [3.0, 12.5, 3.0, 12.5]}
+    # the first round, which is not kept, is of the first objective
+    assert [objective for objective, *_ in said] == ["harmlessness"] * 2 + ["helpfulness"] * 2 + ["honesty"] * 2
+    assert all((prompts, seeds) == (["p", "q"], [0, 0]) for _, prompts, seeds in said)
 
 
 def test_bigrams_are_counted_over_the_samples_of_a_prompt():
