@@ -57,6 +57,16 @@ def test_generation_is_steered(places):
     assert plain != found
 
 
+def test_a_prompt_that_is_repeated_gets_further_samples(places):
+    sia, text = model(places, threshold=0.5, beta=3.0, seed=4), "how do i bake a cake ?"
+    ids = [hub.tokenizer()(text).input_ids] * 3
+    expected = [g.text for g in generate(sia.model, hub.tokenizer(), ids, sia.steering, 6, 1.0, seed=[4, 5, 6], progress=False)]
+    assert len(set(expected)) == 3
+    for _ in range(2):  # another call begins again
+        asked = [request(text, do_sample=True, temperature=1.0) for _ in range(3)]
+        assert sia.generate_until(asked, disable_tqdm=True) == expected
+
+
 def test_stop_sequences_end_a_response(places):
     sia = model(places, beta=3.0)
     (whole,) = sia.generate_until([request("tell me why", do_sample=False)], disable_tqdm=True)

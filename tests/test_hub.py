@@ -20,7 +20,7 @@ from benchmarks.cells import OBJECTIVES, Cell, Shard
 from benchmarks.claims import claims_for
 from benchmarks.experiment import How, prepare
 from benchmarks.hub import models as hub_models
-from benchmarks.hub.models import HubModels, detect_hardware, fetch, kinds_of, place
+from benchmarks.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
 from benchmarks.plan import Wanted, baselines
 from benchmarks.profile import PROFILES, Hardware, HubProfile, Source, load_profile, profile_digest
 from benchmarks.sweep import Results
@@ -131,6 +131,24 @@ def test_sources(tmp_path):
     assert fetch(Source(str(tmp_path))) == Source(str(tmp_path))
     assert place(Source(str(tmp_path), subfolder="x")) == (str(tmp_path), {"subfolder": "x"})
     assert place(Source("a/b", "c0ffee")) == ("a/b", {"revision": "c0ffee"})
+
+
+def test_a_revision_is_the_one_that_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commits = {"main": "a" * 40, "v2": "b" * 40}
+    for name, commit in commits.items():
+        for folder, content in (("refs", commit), (f"snapshots/{commit}", None)):
+            where = tmp_path / "models--owner--name" / folder
+            where.mkdir(parents=True, exist_ok=True)
+            (where / name if content else where / "config.json").write_text(content or "{}")
+    for asked in ("v2", "main"):
+        assert fetch(Source("owner/name", asked)) == Source("owner/name", commits[asked])
+    profile = load_profile("qwen3-4b")
+    models = {"base": Source("owner/name", "v2"), "value-mean": Source("owner/name", backbone="owner/name@v2")}
+    pinned = pin(replace(profile, models=profile.models | models), models).models
+    assert (pinned["base"].revision, pinned["value-mean"].revision) == (commits["v2"], commits["main"])
+    assert pinned["value-mean"].backbone == f"owner/name@{commits['v2']}"
 
 
 def test_limits_have_a_name_and_tables_of_their_own():
