@@ -18,6 +18,7 @@ from benchmarks.summary import LAB_ONLY
 
 NEEDS = {"more": ">", "less": "<", "at least": "≥"}
 FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
+LOSSES = ("paper's loss", "per-token loss")  # as conditions name the value losses
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
 ENDS = ["estimate", "low", "high"]
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
@@ -170,18 +171,24 @@ def _condition(row: pd.Series) -> str:
 
 
 def markdown(found: pd.DataFrame) -> list[str]:
-    """The lines of a table for the README: a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates."""
-    lines = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
+    """The lines of tables for the README, a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates:
+    of claims that both value losses decide, with a column for each, then of the others."""
+    by_loss = ["| claim | where | needs | " + " | ".join(LOSSES) + " |", "|---|---|---|---|---|"]
+    others = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
     for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
-        verdicts = [_cell(row) for _, row in part.iterrows()]
-        lines.append(f"| {says} | {source} | {needs(part.iloc[0])} | {'<br>'.join(verdicts)} |")
-    return lines
+        sides = [[_cell(row, loss) for _, row in part.iterrows() if loss in row["condition"]] for loss in LOSSES]
+        both = all(sides) and sum(map(len, sides)) == len(part)
+        cells = sides if both else [[_cell(row) for _, row in part.iterrows()]]
+        (by_loss if both else others).append("| " + " | ".join([says, source, needs(part.iloc[0]), *map("<br>".join, cells)]) + " |")
+    return [*by_loss, "", *others]
 
 
-def _cell(row: pd.Series) -> str:
+def _cell(row: pd.Series, loss: str = "") -> str:
+    """loss: what the column says already."""
+    condition = ", ".join(part for part in row["condition"].split(", ") if part != loss)
     if row["verdict"] == "not measured":
-        return f"{row['condition']}: not measured".removeprefix(": ")
-    return f"{row['condition']}: **{row['verdict']}** {numbers(row, '.2f')} {marks(row)}".removeprefix(": ").rstrip()
+        return f"{condition}: not measured".removeprefix(": ")
+    return f"{condition}: **{row['verdict']}** {numbers(row, '.2f')} {marks(row)}".removeprefix(": ").rstrip()
 
 
 def marks(row: pd.Series) -> str:

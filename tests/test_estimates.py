@@ -273,6 +273,34 @@ def test_a_claim_that_fits_several_rows_is_an_error():
         claims.find(claim, pd.DataFrame({"method": ["sia", "sia", "dense"]}))
 
 
+def test_verdicts_by_value_loss_stand_side_by_side():
+    def verdict(claim: str, condition: str, estimate: float) -> dict:
+        named = {"claim": claim, "says": f"It {claim}.", "source": "abstract", "condition": condition, "test": "more", "margin": 0.0}
+        ends = {"estimate": estimate, "low": estimate - 0.1, "high": estimate + 0.1, "unit": "points"}
+        return named | ends | {"verdict": "reproduced", "verdict_by_replicate": "reproduced|undecided"}
+
+    rows = [
+        verdict("helps", "paper's loss, β = 1", 0.5),
+        verdict("helps", "paper's loss, β = 1, floor", 0.6),
+        verdict("helps", "per-token loss, β = 1", 0.7),
+        verdict("shrinks", "Qwen3", 0.8),
+        verdict("grows", "per-token loss", 0.9),  # one loss alone
+        verdict("holds", "", 1.0) | {"verdict": "not measured"},
+    ]
+    assert claims.markdown(pd.DataFrame(rows)) == [
+        "| claim | where | needs | paper's loss | per-token loss |",
+        "|---|---|---|---|---|",
+        "| It helps. | abstract | > 0 points | β = 1: **reproduced** +0.50 [+0.40, +0.60] ✓?"
+        "<br>β = 1, floor: **reproduced** +0.60 [+0.50, +0.70] ✓? | β = 1: **reproduced** +0.70 [+0.60, +0.80] ✓? |",
+        "",
+        "| claim | where | needs | verdict |",
+        "|---|---|---|---|",
+        "| It shrinks. | abstract | > 0 points | Qwen3: **reproduced** +0.80 [+0.70, +0.90] ✓? |",
+        "| It grows. | abstract | > 0 points | per-token loss: **reproduced** +0.90 [+0.80, +1.00] ✓? |",
+        "| It holds. | abstract | > 0 points | not measured |",
+    ]
+
+
 def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
     table = table_of(figure1, lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy"))
     claim = claims.Claim("c", "It holds.", "abstract", "figure1", "under", {
