@@ -170,17 +170,17 @@ def _condition(row: pd.Series) -> str:
     return f"({row['condition']}) " if row["condition"] else ""
 
 
-def markdown(found: pd.DataFrame) -> list[str]:
-    """The lines of tables for the README, a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates:
+def markdown(found: pd.DataFrame) -> str:
+    """Tables for the README, a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates:
     of claims that both value losses decide, with a column for each, then of the others."""
     by_loss = ["| claim | where | needs | " + " | ".join(LOSSES) + " |", "|---|---|---|---|---|"]
     others = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
     for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
-        sides = [[_cell(row, loss) for _, row in part.iterrows() if loss in row["condition"]] for loss in LOSSES]
+        sides = [[_cell(row, loss) for _, row in part.iterrows() if loss in row["condition"].split(", ")] for loss in LOSSES]
         both = all(sides) and sum(map(len, sides)) == len(part)
         cells = sides if both else [[_cell(row) for _, row in part.iterrows()]]
         (by_loss if both else others).append("| " + " | ".join([says, source, needs(part.iloc[0]), *map("<br>".join, cells)]) + " |")
-    return [*by_loss, "", *others]
+    return "\n\n".join("\n".join(table) for table in (by_loss, others) if len(table) > 2)
 
 
 def _cell(row: pd.Series, loss: str = "") -> str:

@@ -287,7 +287,7 @@ def test_verdicts_by_value_loss_stand_side_by_side():
         verdict("grows", "per-token loss", 0.9),  # one loss alone
         verdict("holds", "", 1.0) | {"verdict": "not measured"},
     ]
-    assert claims.markdown(pd.DataFrame(rows)) == [
+    assert claims.markdown(pd.DataFrame(rows)).split("\n") == [
         "| claim | where | needs | paper's loss | per-token loss |",
         "|---|---|---|---|---|",
         "| It helps. | abstract | > 0 points | β = 1: **reproduced** +0.50 [+0.40, +0.60] ✓?"
@@ -299,6 +299,7 @@ def test_verdicts_by_value_loss_stand_side_by_side():
         "| It grows. | abstract | > 0 points | per-token loss: **reproduced** +0.90 [+0.80, +1.00] ✓? |",
         "| It holds. | abstract | > 0 points | not measured |",
     ]
+    assert claims.markdown(pd.DataFrame(rows[-1:])).count("claim") == 1  # no empty table
 
 
 def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():

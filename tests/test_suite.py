@@ -230,22 +230,28 @@ def test_thresholds_are_corrected_and_the_best_strength_chosen():
     assert results.work([cell]) > results.work([Cell(0, "qwen3")]) > 0
 
 
-def test_of_several_strengths_only_the_two_best_are_corrected():
+def test_of_several_strengths_the_two_best_are_corrected_and_the_better_one_chosen():
+    first, corrected = {1.0: 1.0, 2.0: 3.0, 4.0: 4.0}, {1.0: 9.0, 2.0: 5.0, 4.0: 4.0}  # β → score; β = 1 does not get that far
     asked = []
 
     class Noting(Validations):
         def complete(self, cells, description, what="rows"):
             asked.append(list(cells))
 
-    betas = (1.0, 2.0, 4.0)
+        def _read(self, shard):
+            again = bool(shard.cell.thresholds) and shard.cell.thresholds[2] != 1.0
+            assert not again or shard.cell in asked[2]
+            return super()._read(shard).assign(judge=(corrected if again else first).get(shard.cell.beta, 0.0))
+
+    betas = tuple(first)
     results = Noting(dataclasses.replace(SMOKE, sweep=dataclasses.replace(SMOKE.sweep, betas=betas, tuning=betas)), None)
     cell = Cell(0, "qwen3", value_model="value-token", gate="entropy", target_ratio=0.5, tuned=True)
-    assert [one.beta for one in results.promising(cell)] == [4.0, 1.0]  # β = 1 and 2 are equals
+    assert [one.beta for one in results.promising(cell)] == [4.0, 2.0]
     results.measure([cell])
-    _, first, corrected, settled, *_ = asked
-    assert [one.beta for one in first] == list(betas)
-    assert corrected == [results.corrected(one) for one in (first[2], first[0])]
-    assert settled == [results.settled(cell)]
+    assert [one.beta for one in asked[1]] == list(betas)
+    assert asked[2] == [results.corrected(one) for one in results.promising(cell)]
+    assert asked[3] == [results.settled(cell)]
+    assert asked[3][0].beta == 2.0
 
 
 def test_code_digest_sees_code_and_not_comments():
