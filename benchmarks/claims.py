@@ -18,7 +18,6 @@ from benchmarks.summary import LAB_ONLY
 
 NEEDS = {"more": ">", "less": "<", "at least": "≥"}
 FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
-LOSSES = ("paper's loss", "per-token loss")  # as conditions name the value losses
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not measured")
 ENDS = ["estimate", "low", "high"]
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
@@ -173,10 +172,13 @@ def _condition(row: pd.Series) -> str:
 def markdown(found: pd.DataFrame) -> str:
     """Tables for the README, a line for each claim, its verdicts in the order of the conditions, with MARKS of replicates:
     of claims that both value losses decide, with a column for each, then of the others."""
-    by_loss = ["| claim | where | needs | " + " | ".join(LOSSES) + " |", "|---|---|---|---|---|"]
+    from benchmarks.style import LOSSES  # with matplotlib, which verdicts do without
+
+    losses = LOSSES.values()
+    by_loss = ["| claim | where | needs | " + " | ".join(losses) + " |", "|---|---|---|---|---|"]
     others = ["| claim | where | needs | verdict |", "|---|---|---|---|"]
     for (_, says, source), part in found.groupby(["claim", "says", "source"], sort=False):
-        sides = [[_cell(row, loss) for _, row in part.iterrows() if loss in row["condition"].split(", ")] for loss in LOSSES]
+        sides = [[_cell(row, loss) for _, row in part.iterrows() if loss in row["condition"].split(", ")] for loss in losses]
         both = all(sides) and sum(map(len, sides)) == len(part)
         cells = sides if both else [[_cell(row) for _, row in part.iterrows()]]
         (by_loss if both else others).append("| " + " | ".join([says, source, needs(part.iloc[0]), *map("<br>".join, cells)]) + " |")
