@@ -21,10 +21,10 @@ from benchmarks import check, tables
 from benchmarks.profile import load_profile
 from benchmarks.store import CACHE, write_text
 
-INSTRUCTIONS = {  # PyTorch's own kernels, and the matrix products of MKL
+INSTRUCTIONS = {  # PyTorch's own kernels, and the matrix products of MKL and of oneDNN
     "avx512": {},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"},
-    "compatible": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "compatible": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
 
 

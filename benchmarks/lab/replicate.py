@@ -23,6 +23,7 @@ from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell
 from benchmarks.digests import MODELS, code_digest
 from benchmarks.lab import training
 from benchmarks.lab.judge import FLUENCY, cut, judge
+from benchmarks.lab.linear import by_onednn
 from benchmarks.lab.tokenizer import EOS, build_tokenizer, encode_prompts
 from benchmarks.lab.world import Prompt, World, WorldConfig
 from benchmarks.profile import LabProfile, OtherWorld, digest
@@ -208,13 +209,14 @@ class Replicate(Subject):
         return np.array([verdict.score for verdict in verdicts])
 
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(check_seal(self.path(kind, family)), local_files_only=True).eval()
+        return by_onednn(AutoModelForCausalLM.from_pretrained(check_seal(self.path(kind, family)), local_files_only=True).eval())
 
     def reward_model(self, kind: str) -> PreTrainedModel:
-        return AutoModelForSequenceClassification.from_pretrained(check_seal(self.path(kind, SHARED)), local_files_only=True).eval()
+        model = AutoModelForSequenceClassification.from_pretrained(check_seal(self.path(kind, SHARED)), local_files_only=True)
+        return by_onednn(model.eval())
 
     def value_model(self, kind: str, family: str) -> ValueModel:
-        return ValueModel.from_pretrained(check_seal(self.path(kind, family)))
+        return by_onednn(ValueModel.from_pretrained(check_seal(self.path(kind, family))))
 
     def rewards(self, kind: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """By this reward model, in standard deviations of the base models' training responses from their mean."""

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
+from benchmarks.lab.linear import by_onednn
 from benchmarks.lab.tokenizer import BOS, EOS, PAD
 from benchmarks.profile import ModelSize
 from sia.distill import epoch_batches, optimise
@@ -51,7 +52,7 @@ def new_language_model(family: str, size: ModelSize, vocabulary: int, seed: int)
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return model_class(config).eval()
+        return by_onednn(model_class(config).eval())
 
 
 def new_reward_model(base: PreTrainedModel, family: str) -> PreTrainedModel:
@@ -61,7 +62,7 @@ def new_reward_model(base: PreTrainedModel, family: str) -> PreTrainedModel:
     model = ARCHITECTURES[family][2](config)
     model.base_model.load_state_dict(base.base_model.state_dict())
     torch.nn.init.zeros_(model.score.weight)
-    return model.eval()
+    return by_onednn(model.eval())
 
 
 def train_language_model(
