@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import plan, summary
@@ -30,9 +32,9 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every method at every N, and paired: each steered one against the base at the same N and at twice as many responses (about as
-    many positions as SIA at 20% takes), against itself without a search, and SIA against dense. positions: of tokens through all
-    models, the reward model's reading among them."""
+    """Every method at every N, and paired: each steered one against the base at the same N, at twice as many responses and at equal
+    cost, against itself without a search, and SIA against dense. positions: of tokens through all models, the reward model's reading
+    among them; of these is the cost."""
     rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
     metrics = summary.measured(profile, METRICS)
     found = list(summary.entries(rows, metrics).values())
@@ -43,12 +45,26 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             differences.append(summary.difference(entry, summary.the(found, method="base", **same)))
             more = summary.select(found, method="base", family=same["family"], best_of=2 * same["best_of"])
             differences += [summary.difference(entry, other, versus="base, twice as many") for other in more]
+            curve = summary.select(found, method="base", family=same["family"])
+            differences += [summary.difference(entry, other, versus="base, at equal cost") for other in at_cost(entry, curve, metrics)]
         if entry.labels["method"] == "sia":
             differences.append(summary.difference(entry, summary.the(found, method="dense", **same)))
         if entry.labels["best_of"] > 1:
             alone = {k: entry.labels[k] for k in ("method", "family", "target_ratio")}
             differences.append(summary.difference(entry, summary.the(found, best_of=1, **alone), versus="one response"))
     return summary.summarize([*found, *differences], metrics, profile)
+
+
+def at_cost(entry: summary.Entry, curve: Sequence[summary.Entry], metrics: Sequence[str]) -> list[summary.Entry]:
+    """What this curve of several N gives at the mean positions of `entry`, linear in their logarithm between two N, unit by unit; none
+    beyond its ends."""
+    cost = [np.log(one.values[:, metrics.index("positions")].mean()) for one in (entry, *curve)]
+    curve = [one for _, one in sorted(zip(cost[1:], curve, strict=True), key=lambda pair: pair[0])]
+    for (at_low, at_high), (low, high) in zip(pairwise(sorted(cost[1:])), pairwise(curve), strict=True):
+        if at_low <= cost[0] <= at_high:
+            share = (cost[0] - at_low) / (at_high - at_low)
+            return [replace(low, labels=low.labels | {"best_of": None}, values=(1 - share) * low.values + share * high.values)]
+    return []
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:

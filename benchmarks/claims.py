@@ -26,7 +26,7 @@ COLUMNS = [
     "claim", "says", "source", "figure", "condition", "test", "margin", "verdict", "estimate", "low", "high", "n", "replicates",
     "verdict_by_replicate", "estimate_by_replicate", "unit",
 ]  # fmt: skip
-UNITS = {"judge": "points", "reward": "points", "kl": "nats", "fluency_errors": "of the responses"}
+UNITS = {"judge": "points", "reward": "points", "kl": "nats", "fluency_errors": "of the responses", "gain of steering": "in J"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def unit_of(metric: str) -> str:
     """What an estimate is counted in; empty for shares of random instances and the like."""
     if metric.startswith(("entropy after", "fall", "rebound")):
         return "nats"
-    return "times" if metric.endswith(", ratio") else UNITS.get(metric, "")
+    return "times" if metric.endswith(", ratio") or " / " in metric else UNITS.get(metric, "")
 
 
 def read_claims(path: Path = CLAIMS) -> list[Claim]:

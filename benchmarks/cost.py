@@ -51,7 +51,7 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every method in score and counted costs, and as ratios: cost over that of the base (metric "… / base"), and each baseline's over
-    that of SIA at the smallest claimed ratio (versus "sia"); seconds as ratios to plain decoding, median and range of the rounds."""
+    that of SIA at the smallest claimed ratio (versus "sia …"); seconds likewise, as ratios within a round."""
     counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
     k = profile.decoding.candidates
     passes = counted["method"].astype(str).map({"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)}).fillna(k)
@@ -80,7 +80,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             rivals = [e for e in of_family if e.labels["method"] in RIVALS and e.labels["value_model"] in ("", ARGS, AUTOREGRESSIVE, loss)]
             rivals = [e for e in rivals if e.labels["method"] != "base" or e.labels["search"] == "best-of"]
             ratios += _ratios(rivals, sparse, f"sia {smallest:.0%}, {loss}", profile, method="largest")
-    parts = [table, pd.DataFrame.from_records(ratios), _times(timing), _lengths(counted)]
+    parts = [table, pd.DataFrame.from_records([*ratios, *_times(timing, profile)]), _lengths(counted)]
     return pd.concat(parts, ignore_index=True)[[*summary.COLUMNS, "length"]].round({"estimate": 4, "low": 4, "high": 4})
 
 
@@ -109,16 +109,36 @@ def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
     return found[found["n"] >= 30].assign(metric="positions at length", objective="all")
 
 
-def _times(timing: pd.DataFrame) -> pd.DataFrame:
-    records = []
-    plain = timing[(timing["method"] == "base") & (timing["search"] == "")].set_index(["replicate", "prompt"])["seconds"]
+def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
+    """Ratios of seconds within a round, geometric means over the rounds: of every method to plain decoding (versus "base") and to SIA at
+    the smallest claimed ratio, and the largest of the latter among the rivals (method "largest"). Intervals: bootstrap over replicates
+    and rounds."""
     names_of = [name for name in summary.LABELS if name not in ("beta", "tau")]
-    for labels, part in timing.groupby(names_of, observed=True, dropna=False):
-        ratio = part.set_index(["replicate", "prompt"])["seconds"] / plain
-        names = dict(zip(names_of, labels, strict=True)) | {"objective": "all", "versus": "base", "n": len(ratio)}
-        ends = {"estimate": ratio.median(), "low": ratio.min(), "high": ratio.max()}
-        records.append(names | {"metric": "seconds, ratio"} | ends)
-    return pd.DataFrame.from_records(records)
+    rounds = timing.sort_values(["replicate", "prompt"], kind="stable").groupby(names_of, observed=True, dropna=False)
+    methods = [dict(zip(names_of, labels, strict=True)) for labels, _ in rounds]
+    logs = np.log(np.stack([part["seconds"].to_numpy(np.float64) for _, part in rounds], axis=1))  # (rounds, methods)
+    replicates = timing["replicate"].nunique()
+    shape = (replicates, 1, len(logs) // replicates, 1)
+    smallest = min(profile.sweep.claimed)
+    plain, sparse = (
+        next(i for i, m in enumerate(methods) if m["method"] == method and m["search"] == "" and m["target_ratio"] == ratio)
+        for method, ratio in (("base", 0.0), ("sia", smallest))
+    )
+    records = []
+
+    def note(labels: dict, many: list[int], other: int, versus: str) -> None:
+        ratio = logs[:, many] - logs[:, [other]]
+        draws = np.exp(summary.ratio_draws(ratio, np.ones_like(ratio), shape, profile).max(2))
+        labels = labels | {"objective": "all", "metric": "seconds, ratio", "versus": versus, "n": len(logs), "replicates": replicates}
+        records.append(labels | summary.ends(draws, profile))
+
+    against = f"sia {smallest:.0%}, {methods[sparse]['value_model']}"
+    for i, labels in enumerate(methods):
+        note(labels, [i], plain, "base")
+        note(labels, [i], sparse, against)
+    rivals = [i for i, m in enumerate(methods) if m["method"] in RIVALS and (m["method"] != "base" or m["search"] == "best-of")]
+    note({k: methods[sparse][k] for k in ("family", "model", "value_model")} | {"method": "largest"}, rivals, sparse, against)
+    return records
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
@@ -152,8 +172,20 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
                     row.estimate_cost, row.estimate, yerr=[[row.estimate - row.low], [row.high - row.estimate]],
                     xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]], markersize=4.5, elinewidth=0.7, **look,
                 )  # fmt: skip
-            front = pareto(both["estimate_cost"].to_numpy(), both["estimate"].to_numpy())
-            axis.plot(both["estimate_cost"].to_numpy()[front], both["estimate"].to_numpy()[front], color="#BBBBBB", linewidth=1, zorder=0)
+                if method == "sia" and not hollow and row.target_ratio <= max(profile.sweep.few):
+                    axis.annotate(
+                        f"{row.target_ratio:.0%}",
+                        (row.estimate_cost, row.estimate),
+                        (-5, 3),
+                        textcoords="offset points",
+                        ha="right",
+                        fontsize=7,
+                    )
+            steered_base = both[(both["model"] == "base") & (both["value_model"] != AUTOREGRESSIVE)]
+            for some, look in ((both, {"linestyle": "-"}), (steered_base, {"linestyle": "--"})):
+                at, score = (some[column].to_numpy() for column in ("estimate_cost", "estimate"))
+                front = pareto(at, score)
+                axis.plot(at[front], score[front], color="#AAAAAA", linewidth=1, zorder=0, **look)
             axis.set_xscale("log")
             axis.set_xlabel(label)
             axis.set_title(style.FAMILIES[family], loc="left")
@@ -171,11 +203,15 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
     ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
     tuned = "their best β" if profile.sweep.tuning else "β = 1"
+    rounds = int(table.loc[table["metric"] == "seconds, ratio", "n"].max())
     where = "one core" if isinstance(profile, LabProfile) else "one worker"
     caption = (
-        f"What alignment costs, all objectives. Grey line: Pareto front. SIA at {ratios} of the tokens and dense, β = 1; filled: per-token "
-        f"loss, hollow: paper's loss; ARGS, GenARM, Transfer Q* at {tuned}. Time: {where}, median and range of the rounds. Against "
-        f"length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}. {style.measured(scores, profile)}"
+        f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
+        f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
+        f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
+        f"replicate). Time: {where}, {style.first_loss(profile)}, some methods; geometric mean of {rounds} rounds in turns, 95% bootstrap. "
+        f"Against length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
+        f"length without intervals. {style.measured(scores, profile)}"
     )
     return style.finish(figure, [style.point(method) for method in used], caption, folder, "cost", stale=stale, legend_columns=5)
 

@@ -126,10 +126,12 @@ def _draws(part: pd.DataFrame, quantities: dict, profile: Profile) -> tuple[list
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Two rows for each family: entropy around junctions, junctions by entropy; how many of them are shifted, the most frequent shifts."""
+    """Two rows for each family: entropy around junctions, entropies of shifted and of other tokens under dense steering; how many are
+    shifted there and at SIA's junctions, the most frequent shifts."""
     from benchmarks import style
 
     target = min(profile.sweep.few)
+    everywhere = table[(table["method"] == "dense") & (table["versus"] == "")]
     table = table[np.isclose(table["target_ratio"], target)]
     figure, axes = style.grid(2 * len(profile.families), 2, 3.6, 2.3)
     axes = axes.reshape(-1, 4)
@@ -140,35 +142,44 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         for method in ("base", "sia"):
             around = level.loc[method].loc[[f"entropy at {o:+d}" for o in OFFSETS]].assign(offset=offsets)
             style.curve(axes[i, 0], method, around, "offset")
-        steered = level.loc["sia"]
-        shares = steered.loc[[f"junctions with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]]
-        shifted = steered.loc[[f"shifted with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]].assign(centre=centres)
+        dense = everywhere[everywhere["family"] == family].set_index("metric")
+        at_junctions, shifted = (
+            of.loc[[f"shifted with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]].assign(centre=centres)
+            for of in (level.loc["sia"], dense)
+        )
+        shares = dense.loc[[f"junctions with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]]
         moved = shares["estimate"].to_numpy() * np.nan_to_num(shifted["estimate"].to_numpy())
-        axes[i, 1].bar(centres, shares["estimate"] - moved, 0.18, bottom=moved, color="#9ECAE1", label="token stays")
-        axes[i, 1].bar(centres, moved, 0.18, color="#08306B", label="token shifted")
-        style.curve(axes[i, 2], "sia", shifted.dropna(subset=["estimate"]), "centre")
+        stayed = shares["estimate"].to_numpy() - moved
+        axes[i, 1].bar(centres - 0.045, stayed / stayed.sum(), 0.09, color="#9ECAE1", label="tokens that stay")
+        axes[i, 1].bar(centres + 0.045, moved / moved.sum(), 0.09, color="#08306B", label="shifted tokens")
+        style.curve(axes[i, 2], "dense", shifted.dropna(subset=["estimate"]), "centre")
+        style.curve(axes[i, 2], "sia", at_junctions.dropna(subset=["estimate"]), "centre")
         shifts = part[part["metric"].str.startswith("shift ")].nlargest(FREQUENT, "estimate")[::-1]
         axes[i, 3].barh(shifts["metric"].str.removeprefix("shift "), 100 * shifts["estimate"], color=style.COLOURS["sia"])
         axes[i, 3].tick_params(axis="y", labelsize=style.SMALL)
         titles = (
             f"{style.FAMILIES[family]}: around junctions",
-            "steered junctions by entropy",
+            "dense: where tokens shift",
             "shifted, by entropy",
             "most frequent shifts",
         )
-        labels = (("tokens after the junction", "entropy (nats)"), ("entropy (nats)", "share of junctions"))
-        labels += (("entropy (nats)", "share of them shifted"), ("% of all shifts", ""))
+        labels = (("tokens after the junction", "entropy (nats)"), ("entropy (nats)", "share of these tokens"))
+        labels += (("entropy (nats)", "share of them shifted"), ("% of SIA's shifts", ""))
         axes[i, 0].set_xticks(range(-4, 5, 2))
         for axis, title, (x, y) in zip(axes[i], titles, labels, strict=True):
             axis.set_title(title, loc="left")
             axis.set_xlabel(x)
             axis.set_ylabel(y)
         axes[i, 1].legend(frameon=False, fontsize=style.SMALL)
-    names = [style.handle("base", "base responses, where the gate would open", marker="o"), style.handle("sia", "steered responses")]
+    names = [
+        style.handle("base", "base responses, where the gate would open", marker="o"),
+        style.handle("sia", "SIA: its responses, its junctions"),
+    ]
+    names.append(style.handle("dense", "dense: every token"))
     caption = (
         f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens "
         f"({style.first_loss(profile)}, β = 1), and which "
-        f"of the steered tokens are others than the same noise would have picked unsteered. "
-        f"Histograms and shifts: all junctions together, without intervals. {style.measured(table, profile)}"
+        f"of the steered tokens, there and under dense steering, are others than the same noise would have picked unsteered. "
+        f"Histograms and most frequent shifts: all together, without intervals. {style.measured(table, profile)}"
     )
     return style.finish(figure, names, caption, folder, "entropy", stale=stale)

@@ -1,7 +1,7 @@
 """Figure 2: alignment against the share of steered tokens, beside static baselines, in four settings.
 
 Settings: values by the paper's loss ("mean") or by the per-token loss ("token"), each at β = 1 and with every method at
-its own best β, chosen by the judge on validation prompts. The drawing shows three of them; the table has all four.
+its own best β, chosen by the judge on validation prompts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
 SETTINGS = {
     ("value-mean", False): "paper's loss, β = 1",
+    ("value-mean", True): "paper's loss, best β",
     ("value-token", False): "per-token loss, β = 1",
     ("value-token", True): "per-token loss, best β",
-    ("value-mean", True): "paper's loss, best β",
 }
 
 
@@ -90,8 +90,8 @@ def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, me
     from benchmarks import style
 
     level = table[(table["versus"] == "") & (table["objective"] != "all") & (table["metric"] == metric) & (table["family"] == family)]
-    drawn = settings(profile)[:3]
-    figure, axes = style.grid(len(drawn), len(OBJECTIVES), 2.6, 2.3, sharex=True)
+    drawn = settings(profile)
+    figure, axes = style.grid(len(drawn), len(OBJECTIVES), 2.6, 2.1, sharex=True)
     for j, objective in enumerate(OBJECTIVES):
         column = level[level["objective"] == objective]
         static = column[~column["value_model"].isin(plan.values(profile))]
@@ -116,7 +116,8 @@ def picture(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path, me
     caption = (
         f"{style.FAMILIES[family]}. Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other "
         f"lines: static baselines; N = {profile.sweep.beams} responses for best of N and chunk beam search; {guided} at {tuned} "
-        f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective). {style.measured(level, profile)}"
+        f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and replicate). "
+        f"{style.measured(level, profile)}"
     )
     if isinstance(profile, LabProfile):
         caption += (

@@ -1,5 +1,5 @@
 """Figure 4: strength. The grid of β and ratio for both value losses (first family); what each ratio reaches at its own best β; and
-sparse against dense in every setting of the claims: at β = 1, at each method's best β, and at equal drift, each
+sparse against dense in every setting of the claims (figure4-sparse-dense): at β = 1, at each method's best β, and at equal drift, each
 with and without a floor on the candidates' base probability (both families).
 
 At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same, linear in the root of the KL between
@@ -200,7 +200,60 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         f"The grid and the last panel show no intervals (the table has them); scores 4 points below the best and lower have one colour. "
         f"{style.measured(part, profile)}"
     )
-    return style.finish(figure, [*handles, style.handle("base")], caption, folder, "figure4", stale=stale, legend_columns=8)
+    made = style.finish(figure, [*handles, style.handle("base")], caption, folder, "figure4", stale=stale, legend_columns=8)
+    return made + sparse_against_dense(table, profile, stale, folder)
+
+
+def sparse_against_dense(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """A forest of the paired differences that decide about sparse and dense steering: a panel for each loss, a row for each setting, and
+    within it a point for each share of the tokens and for the mean over those that are claimed."""
+    from benchmarks import style
+
+    families = summary.pooled_family(profile)
+    part = table[(table["versus"] == "dense") & (table["metric"] == profile.score) & (table["objective"] == "all")]
+    part = part[(part["family"] == families) & part["method"].isin(["sia", "sia-claimed"])]
+    tuned, drift, floor = part["tuned"].fillna(False).astype(bool), part["matched"] == "kl", part["floor"] > 0
+    settings = {
+        "β = 1": ~tuned & ~drift & part["beta"].eq(1),
+        "each at its best β": tuned & ~drift,
+        "at equal KL": drift,
+    }
+    settings = {
+        name + end: here & (floor == with_floor) for with_floor, end in ((False, ""), (True, ",\nfloor")) for name, here in settings.items()
+    }
+    settings = {name: here for name, here in settings.items() if here.any()}
+    claimed = profile.sweep.claimed
+    shades = dict(zip((*profile.sweep.ratios, 1.0), _shades(len(profile.sweep.ratios) + 1), strict=True))
+    figure, axes = style.grid(1, len(profile.losses), 4.1, 0.62 * len(settings) + 0.6, sharex=True, sharey=True)
+    for axis, value_model in zip(axes[0], plan.values(profile), strict=True):
+        of_loss = part["value_model"] == value_model
+        for place, here in enumerate(settings.values()):
+            of_ratio = part[of_loss & here].set_index("target_ratio")
+            rows = [(shades[ratio], "o", of_ratio[of_ratio["method"] == "sia"].loc[ratio]) for ratio in claimed]
+            rows.append((style.COLOURS["sia"], "D", of_ratio[of_ratio["method"] == "sia-claimed"].iloc[0]))
+            for i, (colour, marker, row) in enumerate(rows):
+                y = place + 0.15 * (i - (len(rows) - 1) / 2)
+                axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
+                edge = {"markeredgecolor": "black", "markersize": 6} if marker == "D" else {"markersize": 4.5}
+                axis.plot(row["estimate"], y, marker=marker, color=colour, linestyle="none", **edge)
+            alone = [float(number) for number in str(row["estimate_by_replicate"]).split("|") if number]
+            axis.plot(alone, [y] * len(alone), marker="|", markersize=7, color="#555555", linestyle="none")
+        axis.axvline(0, color="#999999", linewidth=0.8)
+        axis.axvline(-0.1, color="#999999", linewidth=0.8, linestyle=":")
+        axis.set_title(style.LOSSES[value_model], loc="left")
+        axis.set_xlabel(f"SIA − dense, {summary.label(profile, profile.score)}")
+    axes[0, 0].set_yticks(range(len(settings)), settings)
+    axes[0, 0].invert_yaxis()
+    handles = [style.handle("sia", f"{ratio:.0%}", color=shades[ratio], marker="o") for ratio in claimed]
+    handles.append(style.handle("sia", f"mean of {min(claimed):.0%} to {max(claimed):.0%}", marker="D", markeredgecolor="black"))
+    handles.append(style.handle("sia", "the same, each replicate", color="#555555", marker="|", linestyle="none"))
+    caption = (
+        f"Sparse against dense steering, {style.FAMILIES[families]}: paired differences under each setting of the verdicts. Right of 0 "
+        f"sparse steering is better; dotted: −0.1, from which on it counts as reaching dense. Floor: candidates need a base probability of "
+        f"{profile.sweep.floor:g} on steered steps. Equal KL: dense at the strength that drifts as far from the base as SIA at β = 1. "
+        f"{style.measured(part, profile)}"
+    )
+    return style.finish(figure, handles, caption, folder, "figure4-sparse-dense", stale=stale)
 
 
 def _shades(count: int) -> list[str]:

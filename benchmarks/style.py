@@ -206,9 +206,13 @@ def measured(summary: pd.DataFrame, profile: Profile) -> str:
     shown = f"{n} prompts ({each} of each objective)" if each < n else f"{n} prompts"
     return (
         f"Intervals: {profile.statistics.level:.0%} bootstrap over replicates and prompts; n = {shown} × "
-        f"{plural(samples, 'sample')} per point, "
-        f"from {plural(replicates, 'replicate')} of profile {profile.name}."
+        f"{plural(samples, 'sample')} per point, {together(replicates)} of profile {profile.name}."
     )
+
+
+def together(replicates: int) -> str:
+    """Over how many replicates n is counted."""
+    return "1 replicate" if replicates == 1 else f"all {replicates} replicates together,"
 
 
 def finish(

@@ -38,9 +38,10 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def of_records(records: Sequence[dict], further: Sequence[str] = ()) -> pd.DataFrame:
-    """A summary of rows that are made one by one: the columns that every summary has, and further ones; four digits."""
-    return pd.DataFrame.from_records(records).reindex(columns=[*COLUMNS, *further]).round(dict.fromkeys(("estimate", "low", "high"), 4))
+def of_records(records: Sequence[dict], further: Sequence[str] = (), digits: int = 4) -> pd.DataFrame:
+    """A summary of rows that are made one by one: the columns that every summary has, and further ones; so many digits."""
+    frame = pd.DataFrame.from_records(records).reindex(columns=[*COLUMNS, *further])
+    return frame.round(dict.fromkeys(("estimate", "low", "high"), digits))
 
 
 LAB_ONLY = ("judge", "content", "fluency_errors")  # what the lab's judge says
@@ -183,6 +184,11 @@ def over_families(found: Sequence[Entry]) -> list[Entry]:
         if len(many) > 1:
             pooled.append(mean_of(many, family="all"))
     return pooled
+
+
+def pooled_family(profile: Profile) -> str:
+    """What the mean over all families goes by: "all", or the one there is."""
+    return "all" if len(profile.families) > 1 else profile.families[0]
 
 
 def summarize(found: Sequence[Entry], metrics: Sequence[str], profile: Profile, extra: Sequence[str] = ()) -> pd.DataFrame:

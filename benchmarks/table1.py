@@ -73,6 +73,8 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """The table as Markdown and LaTeX (table1.csv in results is the whole summary)."""
+    from benchmarks import style
+
     level = table[(table["versus"] == "")]
     sections = [(family, objective) for family in profile.families for objective in (*OBJECTIVES, "all")]
     paths = []
@@ -80,10 +82,11 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
     note += (
         f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
-        f"for each objective, {summary.plural(int(first['replicates']), 'replicate')} of profile {profile.name} (Transfer Q*: "
-        f"{profile.sweep.rollout_prompts} prompts). Bold: best of its column by the estimate. β = 1 unless it says best β (chosen on "
-        f"validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties half. KL: "
-        f"steered steps only, without what a search's choice adds (never bold there); −ln π: surprise of the base. "
+        f"for each objective, {style.together(int(first['replicates']))} of profile {profile.name} (Transfer Q*: "
+        f"{profile.sweep.rollout_prompts} prompts a replicate). Bold: best of its column, as it is written. β = 1 unless it says best β "
+        f"(chosen on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties "
+        f"half. KL: against the base, of steered steps, without what a search's choice adds (never bold there); of instruct models the "
+        f"log-likelihood ratio of the first sample; −ln π: surprise of the base. "
         f"Cost: token positions through all models."
     )
     for suffix, render in (("md", _markdown), ("tex", _latex)):
@@ -111,26 +114,43 @@ def _heads(rows: list[tuple[str, dict]]) -> dict[str, str]:
 
 
 def _best(rows: list[tuple[str, dict]]) -> dict[str, float]:
-    """The best estimate of each column that has one. Drift of unsteered models counts for nothing, and neither does that of searches,
-    which leaves out what choosing among responses adds."""
+    """The best estimate of each column that has one, as it is written. Drift of the base counts for nothing, and neither does that of
+    searches, which leaves out what choosing among responses adds."""
     found = {}
     for metric, sign in BETTER.items():
         if metric not in rows[0][1]:
             continue
         rows_of = [row for _, row in rows if metric != "kl" or _drift_is_whole(row["kl"])]
-        values = [row[metric]["estimate"] for row in rows_of]
+        values = [_rounded(row[metric]) for row in rows_of]
         found[metric] = sign * max(sign * value for value in values)
     return found
 
 
 def _drift_is_whole(row: pd.Series) -> bool:
-    return row["gate"] != "never" and row["search"] not in ("best-of", "beams")
+    return not _is_base(row) and row["search"] not in ("best-of", "beams")
+
+
+def _is_base(row: pd.Series) -> bool:
+    """Whether its tokens are the base's own; of a search over them, the choice is another matter."""
+    return row["gate"] == "never" and row["model"] == "base"
+
+
+def _digits(metric: str) -> int:
+    return {"positions": 0, "tokens": 1, "surprise": 1}.get(metric, 2)
+
+
+def _rounded(row: pd.Series) -> float:
+    return round(row["estimate"], _digits(row["metric"]))
+
+
+def _is_best(row: pd.Series, best: dict[str, float]) -> bool:
+    return _cell(row) != "–" and _rounded(row) == best.get(row["metric"]) and (row["metric"] != "kl" or _drift_is_whole(row))
 
 
 def _cell(row: pd.Series) -> str:
-    if row["metric"] == "kl" and row["gate"] == "never":
+    if row["metric"] == "kl" and _is_base(row):
         return "–"
-    digits = {"positions": 0, "tokens": 1, "surprise": 1}.get(row["metric"], 2)
+    digits = _digits(row["metric"])
     return f"{row['estimate']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
@@ -145,7 +165,7 @@ def _markdown(sections: list, note: str) -> str:
         ]
         lines.append("|---|" + "---|" * len(heads))
         for name, row in rows:
-            cells = [f"**{_cell(row[m])}**" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _cell(row[m]) for m in heads]
+            cells = [f"**{_cell(row[m])}**" if _is_best(row[m], best) else _cell(row[m]) for m in heads]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -163,10 +183,7 @@ def _latex(sections: list, note: str) -> str:
             r"\midrule",
         ]
         for name, row in rows:
-            cells = [
-                rf"\textbf{{{_tex(_cell(row[m]))}}}" if row[m]["estimate"] == best.get(m) and _cell(row[m]) != "–" else _tex(_cell(row[m]))
-                for m in heads
-            ]
+            cells = [rf"\textbf{{{_tex(_cell(row[m]))}}}" if _is_best(row[m], best) else _tex(_cell(row[m])) for m in heads]
             lines.append(f"{_tex(name)} & " + " & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(lines)

@@ -17,7 +17,8 @@ from benchmarks import plan, summary
 from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
-STEPS, TREES, CANDIDATES, NOISES = 3000, 1000, 10, 64
+STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
+NOISES = (0.1, 0.3, 1.0, 3.0)  # standard deviations of errors of V, whose own is up to 3
 TAU = 1.0  # nats
 LOSSES = ("token", "mean")
 
@@ -65,7 +66,8 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 
 def random_steps(replicate: int) -> pd.DataFrame:
-    """Single steps: π from normal logits of spread 0 to 4, V normal of spread 0 to 3, β from 0.1 to 4."""
+    """Single steps: π from normal logits of spread 0 to 4, V normal of spread 0 to 3, β from 0.1 to 4. noise_regret_SD: what steering by V
+    with independent normal errors of this size loses, mean of DRAWS."""
     import torch
 
     from sia import theory
@@ -82,9 +84,10 @@ def random_steps(replicate: int) -> pd.DataFrame:
     best = theory.optimal_policy(base, values, beta)
     regret = theory.objective(best, base, values, beta[:, 0]) - theory.objective(base, base, values, beta[:, 0])
     spread, entropy = values.amax(1) - values.amin(1), torch.special.entr(base).sum(-1)
-    sigma = 0.3
-    noisy = torch.stack([theory.divergence(theory.optimal_policy(base, values + sigma * normal(), beta), best) for _ in range(NOISES)])
-    predicted = beta[:, 0] * sigma**2 / 2 * (1 - best.square().sum(-1))
+    noise = {}
+    for size in NOISES:
+        draws = (theory.divergence(theory.optimal_policy(base, values + size * normal(), beta), best) for _ in range(DRAWS))
+        noise[f"noise_regret_{size:g}"] = (sum(draws) / DRAWS / beta[:, 0]).float()
     columns = {
         "entropy": entropy,
         "beta": beta[:, 0],
@@ -93,8 +96,8 @@ def random_steps(replicate: int) -> pd.DataFrame:
         "kl_optimum_base": theory.divergence(best, base) / beta[:, 0],
         "bound": torch.from_numpy(_bounds(entropy.numpy(), spread.numpy(), beta[:, 0].numpy())),
         "hoeffding": beta[:, 0] * spread**2 / 8,
-        "noise_regret": noisy.mean(0) / beta[:, 0],
-        "noise_predicted": predicted,
+        "noise_predicted": beta[:, 0] / 2 * (1 - best.square().sum(-1)),  # `theory.expected_noise_regret` of SD 1, by β
+        **noise,
     }
     return pd.DataFrame({name: column.numpy() for name, column in columns.items()}).assign(experiment="step")
 
@@ -127,8 +130,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
     for family in profile.families:
         records += _lab(lab[lab["family"] == family], reached[reached["family"] == family], family, profile)
-    table = pd.DataFrame.from_records(records).round({"estimate": 9, "low": 9, "high": 9})  # deviations from identities are small
-    return table.reindex(columns=[*summary.COLUMNS, "experiment", "states"])
+    return summary.of_records(records, ["experiment", "states", "noise"], 9)  # deviations from identities are small
 
 
 def _steps(steps: pd.DataFrame) -> list[dict]:
@@ -136,7 +138,6 @@ def _steps(steps: pd.DataFrame) -> list[dict]:
     regret, low = steps["regret"], steps["entropy"] < TAU
     large = regret > 1e-3
     relative = ((steps["kl_optimum_base"] - regret).abs() / regret)[large]
-    noise = steps["noise_regret"]
     found = {
         "regret − KL(π‖π*)/β, largest": (regret - steps["kl_base_optimum"]).abs().max(),
         "regret − KL(π*‖π)/β, relative, median": relative.median(),
@@ -146,16 +147,26 @@ def _steps(steps: pd.DataFrame) -> list[dict]:
         "regret / entropy bound, median, entropy 1 and more": (regret / steps["bound"])[~low & large].median(),
         "entropy bound / Hoeffding's, median, entropy below 1": (steps["bound"] / steps["hoeffding"])[low].median(),
         "entropy bound / Hoeffding's, median, entropy below 0.1": (steps["bound"] / steps["hoeffding"])[steps["entropy"] < 0.1].median(),
-        "regret by noise, mean, entropy below 1": noise[low].mean(),
-        "regret by noise, mean, entropy 1 and more": noise[~low].mean(),
-        "regret by noise, entropy below 1 / 1 and more": noise[low].mean() / noise[~low].mean(),
-        "regret by noise, rank correlation with entropy": noise.corr(steps["entropy"], method="spearman"),
-        "regret by noise / second-order prediction": noise.sum() / steps["noise_predicted"].sum(),
         "regret of leaving alone, mean, entropy below 1": regret[low].mean(),
-        "regret of leaving alone / by noise, entropy below 1": regret[low].mean() / noise[low].mean(),
         "regret of leaving alone, mean, entropy 1 and more": regret[~low].mean(),
     }
-    return [common | {"metric": name} | dict.fromkeys(("estimate", "low", "high"), float(value)) for name, value in found.items()]
+    records = [_exact(common, name, value) for name, value in found.items()]
+    for size in NOISES:
+        noise, predicted = steps[f"noise_regret_{size:g}"], steps["noise_predicted"] * size**2
+        found = {
+            "regret by noise, mean, entropy below 1": noise[low].mean(),
+            "regret by noise, mean, entropy 1 and more": noise[~low].mean(),
+            "regret by noise, entropy below 1 / 1 and more": noise[low].mean() / noise[~low].mean(),
+            "regret by noise, rank correlation with entropy": noise.corr(steps["entropy"], method="spearman"),
+            "regret by noise / second-order prediction": noise.sum() / predicted.sum(),
+            "regret of leaving alone / by noise, entropy below 1": regret[low].mean() / noise[low].mean(),
+        }
+        records += [_exact(common | {"noise": size}, name, value) for name, value in found.items()]
+    return records
+
+
+def _exact(labels: dict, metric: str, value: float) -> dict:
+    return labels | {"metric": metric} | dict.fromkeys(("estimate", "low", "high"), float(value))
 
 
 def _trees(trees: pd.DataFrame) -> list[dict]:
@@ -165,7 +176,7 @@ def _trees(trees: pd.DataFrame) -> list[dict]:
     for states in ("optimum", "base"):
         found[f"trees whose regret exceeds the sum under the {states}'s states"] = (regret > trees[f"sum_under_{states}"] + 1e-6).mean()
         found[f"sum under the {states}'s states / regret, median"] = (trees[f"sum_under_{states}"] / regret).median()
-    return [common | {"metric": name} | dict.fromkeys(("estimate", "low", "high"), float(value)) for name, value in found.items()]
+    return [_exact(common, name, value) for name, value in found.items()]
 
 
 def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
@@ -239,30 +250,39 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     """What the laws come to: random steps and trees first, the lab in the others."""
     from benchmarks import style
 
-    figure, axes = style.grid(2, 2, 3.9, 2.8)
-    axes = axes.reshape(1, 4)
-    exact = table[table["experiment"].isin(["step", "tree"])].set_index("metric")["estimate"]
-    laws = {
-        "KL(π*‖π)/β is not the regret:\nmedian relative error": "regret − KL(π*‖π)/β, relative, median",
-        "trees beyond the sum,\noptimum's states": "trees whose regret exceeds the sum under the optimum's states",
-        "trees beyond the sum,\nbase's states": "trees whose regret exceeds the sum under the base's states",
+    figure, axes = style.grid(3, 2, 3.9, 2.5)
+    axes = axes.reshape(1, 6)
+    exact = table[table["experiment"].isin(["step", "tree"])]
+    laws = exact[exact["noise"].isna()].set_index("metric")["estimate"]
+    shares = {
+        "KL(π*‖π)/β for a step's regret:\nmedian relative error": "regret − KL(π*‖π)/β, relative, median",
+        "trees beyond the sum under\nthe optimum's states": "trees whose regret exceeds the sum under the optimum's states",
+        "trees beyond the sum under\nthe base's states": "trees whose regret exceeds the sum under the base's states",
+        "steps beyond the\nentropy bound": "steps whose regret exceeds the entropy bound",
         "regret / entropy bound,\nentropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
-        "entropy bound / Hoeffding,\nentropy < 1": "entropy bound / Hoeffding's, median, entropy below 1",
-        "noise: regret below /\nabove entropy 1": "regret by noise, entropy below 1 / 1 and more",
+        "the same, entropy ≥ 1": "regret / entropy bound, median, entropy 1 and more",
     }
-    axes[0, 0].barh(list(laws), [exact[metric] for metric in laws.values()], color=style.NEUTRAL)
+    axes[0, 0].barh(list(shares), [100 * laws[metric] for metric in shares.values()], color=style.NEUTRAL)
     axes[0, 0].invert_yaxis()
-    axes[0, 0].tick_params(axis="y", labelsize=style.SMALL)
+    axes[0, 0].tick_params(axis="y", labelsize=7)
     axes[0, 0].set_title("random steps and trees", loc="left")
-    axes[0, 0].set_xlabel("error, share or ratio (no unit)")
-    axes[0, 1].set_ylabel("nats for a response")
-    axes[0, 2].set_ylabel("share of the sum")
+    axes[0, 0].set_xlabel("%")
+    for where, colour in (("below 1", "#9ECAE1"), ("1 and more", "#08306B")):
+        noisy = exact[exact["metric"] == f"regret by noise, mean, entropy {where}"]
+        axes[0, 1].plot(noisy["noise"], noisy["estimate"], color=colour, marker="o", markersize=3, label=f"noise, entropy {where}")
+        alone = laws[f"regret of leaving alone, mean, entropy {where}"]
+        axes[0, 1].axhline(alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {where}")
+    axes[0, 1].set(xscale="log", yscale="log", xlabel="SD of the noise in V", ylabel="regret (mean)")
+    axes[0, 1].set_title("random steps: what noise costs", loc="left")
+    axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
+    axes[0, 2].set_ylabel("nats for a response")
+    axes[0, 3].set_ylabel("share of the KL of all steps")
     lab = table[table["experiment"] == "lab"]
     colours = {"sia": style.COLOURS["sia"], "base": style.COLOURS["base"], "dense": style.COLOURS["dense"]}
     few = profile.sweep.few
     for axis, metric, title in (
-        (axes[0, 1], "Σ KL(π‖π*) over unsteered steps, per response", "Theorem 2.2's sum"),
-        (axes[0, 2], "share of Σ KL(π‖π*) at the steps that the gate opens", "share of it at junctions"),
+        (axes[0, 2], "Σ KL(π‖π*) over unsteered steps, per response", "lab: Theorem 2.2's sum"),
+        (axes[0, 3], "share of Σ KL(π‖π*) at the steps that the gate opens", "lab: share at junctions"),
     ):
         part = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
         place, ticks = 0, []
@@ -284,24 +304,35 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     for family, marker in zip(profile.families, ("o", "s"), strict=False):
         for ratio, hollow in zip(few, (False, True), strict=False):
             x, y = (part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio)].iloc[0] for part in (sums, gaps))
-            axes[0, 3].errorbar(
+            axes[0, 4].errorbar(
                 x["estimate"], y["estimate"], xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
                 yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]], marker=marker, color=style.COLOURS["sia"], markersize=5,
                 markerfacecolor="white" if hollow else None, linestyle="none", elinewidth=0.8,
                 label=f"{style.FAMILIES[family]}, {ratio:.0%}",
             )  # fmt: skip
     ends = [0, max(sums["high"].max(), gaps["high"].max())]
-    axes[0, 3].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
-    axes[0, 3].set_xlabel("sum, own states (nats)")
-    axes[0, 3].set_ylabel("J(dense) − J(SIA)")
-    axes[0, 3].set_title("is the sum the loss?", loc="left")
-    axes[0, 3].legend(frameon=False, fontsize=style.SMALL)
+    axes[0, 4].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
+    axes[0, 4].set_xlabel("sum, own states (nats)")
+    axes[0, 4].set_ylabel("J(dense) − J(SIA)")
+    axes[0, 4].set_title("lab: is the sum the loss?", loc="left")
+    axes[0, 4].legend(frameon=False, fontsize=style.SMALL)
+    bounds = lab[lab["metric"].isin(["steps below τ = 1: regret, mean", "steps below τ = 1: entropy bound, mean"])]
+    names = []
+    for place, (family, loss) in enumerate((family, loss) for family in profile.families for loss in LOSSES):
+        rows = bounds[(bounds["family"] == family) & (bounds["value_model"] == f"value-{loss}")].set_index("metric")["estimate"]
+        names.append(f"{style.FAMILIES[family]}\n{style.LOSSES[f'value-{loss}'].split()[0]}")
+        for offset, (metric, colour) in enumerate((("regret", "#08306B"), ("entropy bound", "#9ECAE1"))):
+            if len(rows):
+                axes[0, 5].bar(place + 0.4 * offset - 0.2, rows[f"steps below τ = 1: {metric}, mean"], 0.36, color=colour)
+    axes[0, 5].set_xticks(range(len(names)), names, fontsize=7)
+    axes[0, 5].set(yscale="log", ylabel="nats, mean")
+    axes[0, 5].set_title("lab, steps below τ = 1:\nregret (dark) and bound (pale)", loc="left", fontsize=9)
     handles = [style.handle(m, f"states of {m if m != 'sia' else 'SIA'}", linestyle="-", marker=None, linewidth=5) for m in colours]
     steps, trees = (int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree"))
     caption = (
-        f"First panel, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
+        f"First two panels, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
         f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret "
-        f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values, β = 1, "
+        f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values where not said, β = 1, "
         f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
         f"were exact. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
     )

@@ -1,7 +1,8 @@
 """Does one threshold serve? Score and share of steered tokens against τ for every model and objective; β = 1. Small and large models (first
 family) are steered by value models of their own size, by the profile's first loss.
 
-The best τ of each model and objective is chosen on the odd prompts and judged on the even ones, beside τ = 1 there.
+The best τ of each model and objective, and the one τ that is best over all objectives and models under values of the same loss, are chosen
+on the odd prompts and judged on the even ones, beside τ = 1 there.
 """
 
 from __future__ import annotations
@@ -46,16 +47,23 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, by objective, and against the one that
-    is best over all objectives (versus "best τ of each", "best τ of all"); and the latter against the former."""
+    """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, of each model and objective, and against
+    the one that is best over all of them (versus "best τ of each", "best τ of all"); and the latter against the former."""
     metrics = summary.measured(profile, METRICS)
     found = list(summary.entries(rows, metrics).values())
     differences = []
-    for family in profile.families:
-        for value_model in sorted({e.labels["value_model"] for e in summary.select(found, family=family, method="sia")}):
-            swept = summary.select(found, family=family, value_model=value_model, method="sia")
+    for loss in profile.losses:
+        models = [
+            summary.select(found, family=family, value_model=value_model, method="sia")
+            for family in profile.families
+            for value_model in (plan.VALUES[loss], *(f"{plan.VALUES[loss]}-{size}" for size in SIZES))
+        ]
+        models = [swept for swept in models if swept]
+        scores = [scored(swept, metrics.index(profile.score)) for swept in models]
+        best_of_all = np.mean(scores, axis=(0, 3)).argmax(0)  # (replicates,)
+        for swept, of_model in zip(models, scores, strict=True):
             usual = summary.the(swept, tau=USUAL)
-            each, one = (chosen(swept, by_objective, metrics.index(profile.score)) for by_objective in (True, False))
+            each, one = picked(swept, of_model.argmax(0)), picked(swept, np.repeat(best_of_all[:, None], of_model.shape[2], axis=1))
             for versus, best in (("best τ of each", each), ("best τ of all", one)):
                 differences.append(summary.difference(halved(usual, 0), best, versus=versus, chosen=best.labels["chosen"]))
             differences.append(summary.difference(one, each, versus="best τ of each, by the best of all", chosen=one.labels["chosen"]))
@@ -73,16 +81,19 @@ def halved(entry: summary.Entry, parity: int) -> summary.Entry:
     return summary.Entry(entry.labels, cut(entry.values), cut(entry.steered), cut(entry.tokens), shape)
 
 
-def chosen(swept: list[summary.Entry], by_objective: bool, score: int) -> summary.Entry:
-    """On even prompts, what the τ gives that scored best on odd ones, in each replicate (and objective). score: the metric's number."""
-    odd, even = ([halved(entry, parity) for entry in swept] for parity in (1, 0))
-    scores = np.stack([e.values[:, score].reshape(e.shape).mean((2, 3)) for e in odd])  # (τ, replicates, objectives)
-    best = scores.argmax(0) if by_objective else np.broadcast_to(scores.mean(2).argmax(0)[:, None], scores.shape[1:])
+def scored(swept: list[summary.Entry], score: int) -> np.ndarray:
+    """What each τ scores on the odd prompts: `(τ, replicates, objectives)`. score: the metric's number."""
+    return np.stack([e.values[:, score].reshape(e.shape).mean((2, 3)) for e in (halved(entry, 1) for entry in swept)])
+
+
+def picked(swept: list[summary.Entry], best: np.ndarray) -> summary.Entry:
+    """On the even prompts, what the τ of these numbers give, `(replicates, objectives)`."""
+    even = [halved(entry, 0) for entry in swept]
 
     def pick(name: str) -> np.ndarray:
         many = np.stack([getattr(e, name).reshape(*e.shape, -1) for e in even])
-        picked = np.stack([np.stack([many[best[r, o], r, o] for o in range(best.shape[1])]) for r in range(best.shape[0])])
-        return picked.reshape(len(getattr(even[0], name)), -1)
+        cells = np.stack([np.stack([many[best[r, o], r, o] for o in range(best.shape[1])]) for r in range(best.shape[0])])
+        return cells.reshape(len(getattr(even[0], name)), -1)
 
     taus = ";".join(",".join(f"{swept[i].labels['tau']:g}" for i in replicate) for replicate in best)
     labels = even[0].labels | {"tau": None, "method": "sia", "chosen": taus}
@@ -109,9 +120,8 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             style.curve(axes[0, j], "sia", points, "tau", **look)
             axes[1, j].plot(points["tau"], points["ratio"], **style.line("sia") | look)
             best = points.loc[points["estimate"].idxmax()]
-            axes[0, j].plot(
-                best["tau"], best["estimate"], marker="*", markersize=11, color=style.CHANGED, markeredgecolor="white", zorder=5
-            )
+            colour = look.get("color", style.COLOURS["sia"])
+            axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=9, color=colour, markeredgecolor="black", zorder=5)
         for axis in axes[:, j]:
             axis.axvline(USUAL, color="#999999", linewidth=0.8, linestyle=":")
         axes[0, j].set_title(objective)

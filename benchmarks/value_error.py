@@ -4,6 +4,9 @@ At states that base responses visit, every candidate is rolled out many times by
 what it is worth, W. Steering this step alone gains J(π_V) − J(π) = Σ (π_V − π)·W − (1/β)·KL(π_V‖π), π_V ∝ π·exp(β·V), which is linear
 in W and so unbiased by the noise of the rollouts. The error of the values is that of their differences between candidates, for a
 constant changes no policy; the variance of the rollouts is taken off. β = 1.
+
+At the same states, with the values taken for exact: what leaving the step alone loses, J(π_V) − J(π), against both directions of the KL
+(Lemma 2.1), and what steering it loses by values with independent normal errors of known size (Proposition 2.3).
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from benchmarks import plan, summary
 from benchmarks.profile import Profile
 
 BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
+TAU = 1.0  # nats
+NOISES = (0.1, 0.3, 1.0, 3.0)  # standard deviations of errors; values are distilled from rewards of SD 2
+DRAWS = 32
+LEFT_ALONE, BY_NOISE = "regret of leaving alone", "regret by noise"
 COLUMNS = ("entropy", "likelihood", "value_mean", "value_token", "worth", "worth_error")
 
 
@@ -35,59 +42,103 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Means over the states of each stretch of entropy (all: stretch empty): gain of steering there, its two parts, errors of values."""
+    """Means over the states of each stretch of entropy (all: stretch empty): gain of steering there, its two parts, errors of values; with
+    the values taken for exact, what leaving alone loses, and what noise does (`noise`: its size). Family "all": both."""
     rows = rows.sort_values(["family", "replicate", "objective", "state", "rank"], kind="stable")
     candidates = rows["rank"].nunique()
     cube = {name: rows[name].to_numpy(np.float64).reshape(-1, candidates) for name in COLUMNS}
     states = rows[rows["rank"] == 0].reset_index(drop=True)
     stretch = np.digitize(states["entropy"], BINS) - 1
     base = np.exp(cube["likelihood"])
-    columns = {}
+    columns, deviations = {}, {}
     for loss in ("mean", "token"):
         values = cube[f"value_{loss}"]
-        tilted = base * np.exp(values - values.max(1, keepdims=True))
-        steered = tilted / tilted.sum(1, keepdims=True)
-        divergence = (steered * (np.log(np.maximum(steered, 1e-300)) - cube["likelihood"])).sum(1)
+        steered = _tilted(base, values)
+        divergence = _divergence(steered, base)
         worth = ((steered - base) * cube["worth"]).sum(1)
-        columns |= {(loss, "gain of steering"): worth - divergence, (loss, "worth gained"): worth, (loss, "KL paid"): divergence}
+        columns |= {(loss, "gain of steering", None): worth - divergence, (loss, "worth gained", None): worth}
+        columns[loss, "KL paid", None] = divergence
+        regret, alone = ((steered - base) * values).sum(1) - divergence, _divergence(base, steered)
+        deviations[loss] = regret - alone, np.abs(divergence - regret)[regret > 1e-3] / regret[regret > 1e-3]
+        columns[loss, LEFT_ALONE, None] = alone
+        draw = np.random.default_rng(profile.statistics.seed)
+        for size in NOISES:
+            noisy = (_tilted(base, values + size * draw.normal(size=values.shape)) for _ in range(DRAWS))
+            columns[loss, BY_NOISE, size] = sum(_divergence(policy, steered) for policy in noisy) / DRAWS
         error = values - cube["worth"]
         for weights, how in ((np.full_like(base, 1 / candidates), "each candidate alike"), (base, "by base probability")):
             # variance of the error under these weights, less what the noise of the rollouts adds to it
             variance = (weights * error**2).sum(1) - (weights * error).sum(1) ** 2
-            columns[loss, f"squared error of values, {how}"] = variance - ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
+            columns[loss, f"squared error of values, {how}", None] = variance - ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
     records = []
     names, values = list(columns), np.stack(list(columns.values()), axis=1)
-    for family in profile.families:
-        of_family = (states["family"] == family).to_numpy()
-        for number in (None, *range(len(BINS) - 1)):
-            inside = of_family if number is None else of_family & (stretch == number)
-            draws = _draws(states, values, inside, profile)
-            labels = {"family": family, "objective": "all", "replicates": states["replicate"].nunique(), "n": int(inside.sum())}
-            labels |= {"stretch": "" if number is None else f"{BINS[number]:g} to {BINS[number + 1]:g}"}
-            labels |= {"entropy": states["entropy"][inside].mean()}
-            for i, (loss, metric) in enumerate(names):
-                records.append(labels | {"value_model": f"value-{loss}", "metric": metric} | summary.ends(draws[:, :, i], profile))
-    return summary.of_records(records, ["stretch", "entropy"]).round({"entropy": 4})
+    below = (states["entropy"] < TAU).to_numpy()
+    halves = {f"below {TAU:g}": below, f"{TAU:g} and more": ~below}
+    stretches = {"": below | ~below} | halves | {f"{low:g} to {high:g}": stretch == i for i, (low, high) in enumerate(pairwise(BINS))}
+    for family in dict.fromkeys([*profile.families, summary.pooled_family(profile)]):
+        of_family = np.ones(len(states), dtype=bool) if family == "all" else (states["family"] == family).to_numpy()
+        common = {"family": family, "objective": "all", "replicates": states["replicate"].nunique()}
+        draws = {name: _draws(states, values, of_family & inside, profile) for name, inside in stretches.items()}
+        for name, inside in stretches.items():
+            labels = common | {
+                "n": int((of_family & inside).sum()),
+                "stretch": name,
+                "entropy": states["entropy"][of_family & inside].mean(),
+            }
+            for i, (loss, metric, noise) in enumerate(names):
+                ends = summary.ends(draws[name][:, :, i], profile)
+                records.append(labels | {"value_model": f"value-{loss}", "metric": metric, "noise": noise} | ends)
+        below_and_more = [draws[half] for half in halves]
+        for i, (loss, metric, noise) in enumerate(names):
+            if metric == BY_NOISE:
+                alone = below_and_more[0][:, :, names.index((loss, LEFT_ALONE, None))]
+                labels = common | {"n": int(of_family.sum()), "value_model": f"value-{loss}", "noise": noise}
+                for ratio, (top, bottom) in {
+                    f"{BY_NOISE}, entropy below 1 / 1 and more": [half[:, :, i] for half in below_and_more],
+                    f"{LEFT_ALONE} / by noise, entropy below 1": (alone, below_and_more[0][:, :, i]),
+                }.items():
+                    records.append(labels | {"metric": ratio} | summary.ends(top / bottom, profile))
+    exact = []
+    for loss, (identity, relative) in deviations.items():  # of all states; deviations from an identity are small
+        found = {"regret − KL(π‖π*), largest": np.abs(identity).max(), "regret − KL(π*‖π), relative, median": np.median(relative)}
+        labels = {"family": summary.pooled_family(profile), "objective": "all", "n": len(states), "value_model": f"value-{loss}"}
+        exact += [labels | {"metric": metric} | dict.fromkeys(("estimate", "low", "high"), number) for metric, number in found.items()]
+    further = ["stretch", "entropy", "noise"]
+    return pd.concat([summary.of_records(records, further).round({"entropy": 4}), summary.of_records(exact, further, 9)], ignore_index=True)
+
+
+def _tilted(base: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """π·exp(V), normalised: `(states, K)`."""
+    tilted = base * np.exp(values - values.max(1, keepdims=True))
+    return tilted / tilted.sum(1, keepdims=True)
+
+
+def _divergence(q: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """KL(q‖p) of rows, `(states,)`."""
+    return (q * (np.log(np.maximum(q, 1e-300)) - np.log(np.maximum(p, 1e-300)))).sum(1)
 
 
 def _draws(states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile: Profile) -> np.ndarray:
     """Means over the states inside; resampled are replicates, and states within replicate and objective."""
     place, shape = summary.unit_places(states, "state", profile.sweep.probes)
     sums, counts = np.zeros((np.prod(shape), values.shape[1])), np.zeros((np.prod(shape), 1))
-    sums[place[inside]], counts[place[inside]] = values[inside], 1
+    np.add.at(sums, place[inside], values[inside])  # states of both families share a place
+    np.add.at(counts, place[inside], 1)
     return summary.ratio_draws(sums, np.broadcast_to(counts, sums.shape), shape, profile)
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Two rows for each family: gain of steering a step, its two parts, and the error of the values, by the entropy of the step."""
+    """Two rows for each family: gain of steering a step, its two parts, the error of the values, and what leaving alone and noise lose, by
+    the entropy of the step."""
     from benchmarks import style
 
     panels = {
         "gain of steering": "gain in J (reward)",
-        "worth gained": "expected reward gained",
-        "KL paid": "KL(steered‖base) (nats)",
-        "squared error of values, by base probability": "squared error of values,\nby base probability",
-        "squared error of values, each candidate alike": "squared error of values,\neach candidate alike",
+        "worth gained": "reward gained (SD 2)",
+        "KL paid": "KL paid (nats)",
+        "squared error of values, by base probability": "squared error,\nby base probability",
+        "squared error of values, each candidate alike": "squared error,\ncandidates alike",
+        LEFT_ALONE: "loss in J if the\nvalues were exact",
     }
     looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
     figure, axes = style.grid(2 * len(profile.families), 3, 2.8, 2.3)
@@ -99,21 +150,34 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             for value_model, look in looks.items():
                 points = part[part["value_model"] == value_model].reindex(stretches).assign(place=range(len(stretches)))
                 style.curve(axes[i, j], "sia", points.dropna(subset=["estimate"]), "place", **look)
-            axes[i, j].axhline(0, color="#999999", linewidth=0.8)
+            if metric == LEFT_ALONE:
+                axes[i, j].set_yscale("log")
+                for size, shade in zip(NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True):
+                    by_noise = table[(table["family"] == family) & (table["metric"] == BY_NOISE) & (table["noise"] == size)]
+                    by_noise = by_noise[by_noise["value_model"] == "value-token"].set_index("stretch").reindex(stretches)
+                    axes[i, j].plot(range(len(stretches)), by_noise["estimate"], color=shade, linestyle=":", marker="x", markersize=3)
+            else:
+                axes[i, j].axhline(0, color="#999999", linewidth=0.8)
             ticks = [s.replace(" to ", "–").replace("2.31", "2.3") for s in stretches]
             axes[i, j].set_xticks(range(len(stretches)), ticks, rotation=35, fontsize=style.SMALL)
             axes[i, j].set_ylabel(label)
             axes[i, j].set_xlabel("entropy of the step (nats)")
         axes[i, 0].set_title(style.FAMILIES[family], loc="left")
-        axes[i, -1].set_axis_off()
+        axes[i, -1].set_title("left alone, or noise", loc="left")
     names = [style.handle("sia", style.LOSSES[value_model], **{"marker": "o"} | look) for value_model, look in looks.items()]
-    whole = table[table["stretch"].isna()].iloc[0]
+    names += [
+        style.handle("base", f"noise of SD {size:g}", color=shade, linestyle=":", marker="x")
+        for size, shade in zip(NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True)
+    ]
+    whole = table[table["stretch"].isna() & (table["family"] == profile.families[0])].iloc[0]
+    inside = table[table["stretch"].isin(stretches) & table["family"].isin(profile.families)]["n"]
     caption = (
         f"What steering one step is worth (β = 1), against rollouts of the base model: J = expected reward (SD 2) − KL. States that base "
         f"responses visit, {profile.sweep.probe_rollouts} rollouts for each of their {profile.decoding.candidates} candidates; n = "
-        f"{int(whole['n'])} states of each family, from "
-        f"{summary.plural(int(whole['replicates']), 'replicate')} of profile {profile.name}. Bands: "
+        f"{int(whole['n'])} states of each family ({int(inside.min())} to {int(inside.max())} in a stretch of entropy), "
+        f"{style.together(int(whole['replicates']))} of profile {profile.name}. Bands: "
         f"{profile.statistics.level:.0%} bootstrap intervals over replicates and states. The error is that of differences between "
-        f"candidates, the noise of the rollouts taken off."
+        f"candidates, the noise of the rollouts taken off. Last panel: what leaving the step alone would lose if the values were exact, "
+        f"and steering it by them with noise added (crosses, per-token values, no intervals)."
     )
     return style.finish(figure, names, caption, folder, "value-error", stale=stale)

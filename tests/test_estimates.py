@@ -145,6 +145,26 @@ def test_best_of_n_is_paired_with_the_base_at_the_same_n():
     assert positions["estimate"] == 30 * 4 + 40
 
 
+def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
+    rows = best_of_n.collect(SMOKE, range(2), FakeResults(SMOKE))
+    rows["judge"] = rows["best_of"].where(rows["method"] == "base", 0.0)  # the base scores N
+    table = best_of_n.summarize(rows, SMOKE)
+    wanted = {"method": "sia", "target_ratio": 0.2, "objective": "all", "metric": "judge", "versus": "base, at equal cost"}
+    # one response at 20% takes 70 positions, base responses 30 each: between the best of 2 and of 4
+    assert ends(pick(table, **wanted, best_of=1)) == pytest.approx([-(2 + 2 * math.log(70 / 60) / math.log(2))] * 3, abs=ROUNDED)
+    beyond = (table["versus"] == "base, at equal cost") & (table["best_of"] == 4) & (table["method"] == "sia")
+    assert not beyond.any()  # 160 positions: more than all that was tried
+
+
+def test_one_threshold_is_chosen_over_all_models_of_a_loss():
+    """Each model likes a τ of its own, and one of them likes its own much more."""
+    table = table_of(threshold, lambda cell: {("qwen3", 1.0): 3.0, ("llama", 1.5): 1.0}.get((cell.family, cell.threshold), 0.0))
+    wanted = {"value_model": "value-mean", "versus": "best τ of each, by the best of all", "objective": "all", "metric": "judge"}
+    for family, lost in (("qwen3", 0.0), ("llama", -1.0), ("all", -0.5)):
+        assert ends(pick(table, **wanted, family=family)) == pytest.approx([lost] * 3, abs=ROUNDED)
+    assert set(table[table["versus"] == "best τ of all"]["chosen"]) == {"1,1,1;1,1,1"}
+
+
 def test_the_best_threshold_is_chosen_on_other_prompts():
     table = table_of(threshold, lambda cell: 0.5 * (cell.threshold == 1.5))
     for versus in ("best τ of each", "best τ of all"):
@@ -198,10 +218,29 @@ def test_ratios_of_costs_and_time():
     lengths = table[(table["metric"] == "positions at length") & (table["family"] == "qwen3") & (table["value_model"] == "value-mean")]
     assert set(lengths["length"]) == {20}
     assert lengths[lengths["method"] == "dense"]["estimate"].tolist() == [230]
-    times = table[table["metric"] == "seconds, ratio"].set_index(["method", "search", "target_ratio"])["estimate"]
+    times = table[table["metric"] == "seconds, ratio"]
     timed = cost.timed(SMOKE, 0)
+    sparse = next(number for number, cell in enumerate(timed) if cell.method == "sia")
     for number, cell in enumerate(timed):
-        assert times.loc[(cell.method, cell.search, cell.target_ratio)] == pytest.approx(number + 1)
+        labels = {"method": cell.method, "search": cell.search, "target_ratio": cell.target_ratio}
+        assert ends(pick(times, **labels, versus="base")) == pytest.approx([number + 1] * 3, rel=1e-4)
+        assert pick(times, **labels, versus="sia 20%, value-token")["estimate"] == pytest.approx((number + 1) / (sparse + 1), rel=1e-3)
+    rivals = [n for n, cell in enumerate(timed) if cell.method in cost.RIVALS and (cell.method != "base" or cell.search == "best-of")]
+    assert pick(times, method="largest")["estimate"] == pytest.approx((max(rivals) + 1) / (sparse + 1), rel=1e-3)
+
+
+def test_times_are_compared_within_a_round_and_vary_between_rounds():
+    rows = cost.collect(SMOKE, range(2), FakeResults(SMOKE))
+    rows["seconds"] *= 1 + rows["prompt"].where(rows["seconds"].notna(), 0)  # a machine that slows down changes no ratio
+    slow = (rows["method"] == "dense") & rows["seconds"].notna() & (rows["prompt"] % 2 == 1)
+    rows.loc[slow, "seconds"] *= 4
+    table = cost.summarize(rows, SMOKE)
+    plain, dense = (pick(table, method=m, search="", metric="seconds, ratio", versus="base") for m in ("genarm", "dense"))
+    timed = [cell.method for cell in cost.timed(SMOKE, 0)]
+    assert plain["low"] == plain["high"]
+    assert dense["estimate"] == pytest.approx((timed.index("dense") + 1) * 2, rel=1e-3)  # the geometric mean of 1 and 4
+    assert dense["low"] < dense["estimate"] < dense["high"]
+    assert dense["n"] == 2 * cost.ROUNDS
 
 
 def test_pareto_keeps_what_no_other_beats():
@@ -216,11 +255,17 @@ def test_table1_marks_the_best_and_counts_ties_half():
     assert (wins["dense"], wins["sia"], wins["base"]) == (1.0, 0.5, 0.5)
     table = table1.summarize(rows, SMOKE)
     section = table1._rows(table[table["versus"].isna()], "qwen3", "all")
-    assert table1._best(section)["judge"] == max(row["judge"]["estimate"] for _, row in section)
+    assert table1._best(section)["judge"] == round(max(row["judge"]["estimate"] for _, row in section), 2)
     # the choice of a search drifts too, and its KL leaves that out: it is never the best
     drifts = {name: row["kl"]["estimate"] for name, row in section if row["kl"]["gate"] != "never"}
-    assert table1._best(section)["kl"] == min(drift for name, drift in drifts.items() if "best of" not in name)
+    assert table1._best(section)["kl"] == 0  # of the instruct models of this made-up table
+    assert (
+        sum(table1._is_best(row["kl"], {"kl": round(drifts["SIA at 20%, per-token loss"], 2)}) for _, row in section) == 4
+    )  # alike as written
     assert min(drifts.values()) == drifts["SIA at 20% + best of 4, per-token loss"]
+    written = {name: table1._cell(row["kl"]) for name, row in section}
+    assert (written["base"], written["base + best of 4"]) == ("–", "–")
+    assert written["instruct (by the judge)"].startswith("0.00 [")
     text = table1._markdown([(("qwen3", "all"), section)], "note")
     assert "| base | " in text
     assert "| SIA at 20%, paper's loss, best β | " in text

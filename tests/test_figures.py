@@ -47,7 +47,11 @@ def test_every_figure_is_drawn_from_its_summary(drawn, name):
         assert paths == []
         return
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".md": b"# Table", ".tex": b"% Estim"}
-    stems = ["figure2", "figure2-llama", "figure2-reward", "figure2-reward-llama"] if name == "figure2" else [name]
+    several = {
+        "figure2": ["figure2", "figure2-llama", "figure2-reward", "figure2-reward-llama"],
+        "figure4": ["figure4", "figure4-sparse-dense"],
+    }
+    stems = several.get(name, [name])
     assert [path.stem for path in paths] == [stem for stem in stems for _ in range(2)]
     for path in paths:
         assert path.read_bytes().startswith(starts[path.suffix])
@@ -60,7 +64,7 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
     assert table.columns[:16].tolist() == promised.split()
     keys = ["objective", "family", "model", "value_model", "method", "target_ratio", "best_of", "metric"]
     keys += ["beta", "tuned", "floor", "tau", "search", "matched", "versus"]
-    keys += [name for name in ("position", "experiment", "states", "stretch") if name in table]
+    keys += [name for name in ("position", "experiment", "states", "stretch", "noise") if name in table]
     assert not table.duplicated(keys).any(), table[table.duplicated(keys, keep=False)]
 
 
@@ -70,12 +74,13 @@ def test_every_claim_finds_its_row_or_none(drawn):
     missing = found[found["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
         "forty-percent-is-enough", "sixty-percent-is-enough", "eighty-percent-is-enough", "entropy-beats-random-at-80",
-        "stronger-guidance", "helps-best-of-n", "helps-best-of-n-at-equal-cost", "best-of-n-helps", "sparse-best-of-n",
+        "stronger-guidance", "stronger-guidance-floor", "helps-best-of-n", "helps-best-of-n-at-equal-positions",
+        "helps-best-of-n-at-equal-cost", "best-of-n-helps", "sparse-best-of-n",
     }  # fmt: skip
     assert len(found) > 120
     measured = found[found["verdict"] != "not measured"]
     assert measured["verdict"].isin(claims.VERDICTS).all()
-    exact = measured["figure"] == "theory"
+    exact = (measured["figure"] == "theory") | measured["claim"].str.startswith("lemma-2-1")
     assert (measured[~exact]["verdict_by_replicate"].str.split("|").str.len() == 2).all()
     assert (measured[exact]["verdict_by_replicate"] == "").all()
 
@@ -155,6 +160,33 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     assert pick(table, **(exact | {"value_model": "value-mean"}), metric="squared error of values, each candidate alike")["estimate"] > 0.5
 
 
+def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
+    rows = value_error.collect(SMOKE, range(2), FakeResults(SMOKE))
+    table = value_error.summarize(rows.sample(frac=1, random_state=0), SMOKE)
+    part = rows.sort_values(["family", "replicate", "objective", "state", "rank"])
+    base = torch.tensor(np.exp(part["likelihood"].to_numpy(float))).view(-1, SMOKE.decoding.candidates)
+    values = torch.tensor(part["value_mean"].to_numpy(float)).view_as(base)
+    low = torch.special.entr(base).sum(-1) < 1
+    regret, best = laws.step_regret(base, base, values, 1.0), laws.optimal_policy(base, values, 1.0)
+    pooled = {"family": "all", "value_model": "value-mean"}
+    for stretch, inside in (("", low | ~low), ("below 1", low), ("1 and more", ~low)):
+        row = pick(table, **pooled, stretch=stretch, metric="regret of leaving alone")
+        assert row["estimate"] == pytest.approx(regret[inside].mean().item(), abs=ROUNDED)
+        assert row["n"] == int(inside.sum())
+        small = pick(table, **pooled, stretch=stretch, metric="regret by noise", noise=0.1)["estimate"]
+        assert small == pytest.approx(laws.expected_noise_regret(base, values, 1.0, 0.1)[inside].mean().item(), rel=0.15, abs=2e-4)
+    relative = ((laws.divergence(best, base) - regret).abs() / regret)[regret > 1e-3]
+    assert pick(table, **pooled, metric="regret − KL(π‖π*), largest")["estimate"] == pytest.approx(0, abs=1e-9)
+    assert pick(table, **pooled, metric="regret − KL(π*‖π), relative, median")["estimate"] == pytest.approx(np.median(relative), abs=1e-3)
+    halves = [pick(table, **pooled, stretch=s, metric="regret by noise", noise=1.0)["estimate"] for s in ("below 1", "1 and more")]
+    ratio = pick(table, **pooled, noise=1.0, metric="regret by noise, entropy below 1 / 1 and more")
+    assert ratio["estimate"] == pytest.approx(halves[0] / halves[1], rel=2e-3)
+    assert ratio["low"] < ratio["estimate"] < ratio["high"]
+    alone = pick(table, **pooled, stretch="below 1", metric="regret of leaving alone")["estimate"]
+    ratio = pick(table, **pooled, noise=1.0, metric="regret of leaving alone / by noise, entropy below 1")
+    assert ratio["estimate"] == pytest.approx(alone / halves[0], rel=2e-3)
+
+
 # --- theory
 
 
@@ -166,9 +198,16 @@ def test_random_instances_obey_the_laws():
     assert (step["regret"] <= step["bound"] + 1e-9).all()
     assert (step["bound"] <= step["hoeffding"] + 1e-9).all()
     np.testing.assert_allclose(tree["regret"], tree["sum_under_own"], atol=1e-9)
-    metrics = {r["metric"]: r["estimate"] for r in [*theory._steps(step), *theory._trees(tree)]}
-    assert 0.2 < metrics["trees whose regret exceeds the sum under the optimum's states"] < 0.8
-    assert metrics["regret by noise, entropy below 1 / 1 and more"] < 1
+    metrics = {(r["metric"], r.get("noise")): r["estimate"] for r in [*theory._steps(step), *theory._trees(tree)]}
+    assert 0.2 < metrics["trees whose regret exceeds the sum under the optimum's states", None] < 0.8
+    assert metrics["regret by noise, entropy below 1 / 1 and more", 0.3] < 1
+    of_noise = [[metrics[name, size] for size in theory.NOISES] for name in (
+        "regret by noise, mean, entropy below 1", "regret of leaving alone / by noise, entropy below 1",
+        "regret by noise / second-order prediction",
+    )]  # fmt: skip
+    assert of_noise[0] == sorted(of_noise[0])  # the more noise, the more it loses, and the sooner leaving alone is better
+    assert of_noise[1] == sorted(of_noise[1], reverse=True)
+    assert of_noise[2][0] == pytest.approx(1, abs=0.05)
 
 
 def test_the_bound_without_torch_is_the_librarys():

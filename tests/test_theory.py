@@ -61,7 +61,11 @@ def test_the_other_direction_is_no_identity():
 @given(SEEDS, SPREADS, SPREADS, BETAS, st.floats(0, 1))
 def test_a_sparse_policy_pays_at_its_own_unsteered_states(seed, concentration, spread, beta, share):
     g = generator(seed)
-    tree = Tree.random(3, 3, concentration, spread, g)
+    for _ in range(4):
+        check_sparse_policy(Tree.random(3, 3, concentration, spread, g), beta, share, g)
+
+
+def check_sparse_policy(tree, beta, share, g):
     steered = [torch.rand(len(base), generator=g) < share for base in tree.base]
     policy, optimum = tree.sparse(steered, beta), tree.optimum(beta)
     regret = tree.objective(optimum, beta) - tree.objective(policy, beta)
@@ -118,6 +122,22 @@ def test_the_bound_is_reached_by_two_candidates():
 def test_binary_entropy_is_inverted(rest):
     entropy = -(rest * math.log(rest) + (1 - rest) * math.log(1 - rest))
     assert inverse_binary_entropy(torch.tensor([entropy], dtype=torch.float64)).item() == pytest.approx(rest, rel=1e-6, abs=1e-8)
+
+
+@THOROUGH
+@given(SEEDS, SPREADS, SPREADS, BETAS, st.floats(1e-3, 3.0))
+def test_noise_of_any_size_loses_at_most_what_its_range_allows(seed, concentration, spread, beta, sigma):
+    """Proposition 2.3, for each draw of the noise: KL(π̂‖π*)/β ≤ β·range²/8, and (β/2)·Var under π* as long as β·range is small."""
+    base, _, values = instance(seed, concentration, spread)
+    noise = sigma * torch.randn(values.shape, generator=generator(seed + 1), dtype=torch.float64)
+    best = optimal_policy(base, values, beta)
+    lost = divergence(optimal_policy(base, values + noise, beta), best) / beta
+    width = noise.amax(-1) - noise.amin(-1)
+    assert (lost >= -1e-12).all()
+    assert (lost <= beta * width.square() / 8 + 1e-9).all()
+    variance = (best * noise.square()).sum(-1) - (best * noise).sum(-1).square()
+    small = beta * width < 0.3
+    assert ((lost - beta / 2 * variance).abs() <= 0.7 * beta * width * beta / 2 * variance + 1e-12)[small].all()
 
 
 @pytest.mark.parametrize("concentration", [0.3, 1.0, 3.0])
