@@ -82,8 +82,18 @@ def stack(frames: list[pd.DataFrame]) -> pd.DataFrame:
 def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> None:
     """Summarises the rows of a table again; its provenance keeps what was said of the measuring."""
     provenance = read_provenance(profile, name) | {"summarized_at_commit": git_commit()}
-    summary = summarize(read_frame(folder(profile) / f"{name}.parquet"), profile)
-    _write(profile, name, None, summary, provenance)
+    _write(profile, name, None, summarized(profile, name, summarize), provenance)
+
+
+def summarized(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> pd.DataFrame:
+    """The summary of the rows of a table. Errors: ValueError where they are of earlier code and lack a column that it reads."""
+    rows = read_frame(folder(profile) / f"{name}.parquet")
+    try:
+        return summarize(rows, profile)
+    except KeyError as error:
+        if error.args[0] in rows:
+            raise
+        raise ValueError(f"{name}.parquet lacks what today's summary reads ({error.args[0]}): measure it again with FRESH=1") from error
 
 
 def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, provenance: dict) -> None:

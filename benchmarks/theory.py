@@ -334,6 +334,6 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret "
         f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values where not said, β = 1, "
         f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
-        f"were exact. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
+        f"were exact; last panel: no intervals. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
     )
     return style.finish(figure, handles, caption, folder, "theory", stale=stale)

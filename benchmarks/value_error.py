@@ -100,7 +100,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
                     records.append(labels | {"metric": ratio} | summary.ends(top / bottom, profile))
     exact = []
     for loss, (identity, relative) in deviations.items():  # of all states; deviations from an identity are small
-        found = {"regret − KL(π‖π*), largest": np.abs(identity).max(), "regret − KL(π*‖π), relative, median": np.median(relative)}
+        found = {"regret − KL(π‖π*), largest": np.abs(identity).max(), "regret − KL(π*‖π), relative, median": pd.Series(relative).median()}
         labels = {"family": summary.pooled_family(profile), "objective": "all", "n": len(states), "value_model": f"value-{loss}"}
         exact += [labels | {"metric": metric} | dict.fromkeys(("estimate", "low", "high"), number) for metric, number in found.items()]
     further = ["stretch", "entropy", "noise"]

@@ -19,7 +19,7 @@ import pandas as pd
 from benchmarks import claims, report, tables
 from benchmarks.digests import drawing_code, row_code
 from benchmarks.profile import PROFILES, Profile, load_profile, profile_digest
-from benchmarks.store import read_frame, read_json
+from benchmarks.store import read_json
 
 KEYS = {"command", "git_commit", "packages", "hardware", "profile", "profile_digest", "code_digest", "replicates", "seeds", "wall_seconds",
         "intervals", "sha256"}  # fmt: skip
@@ -107,7 +107,10 @@ def _summary(profile: Profile, name: str, figures: Mapping[str, ModuleType]) -> 
     rows = tables.folder(profile) / f"{name}.parquet"
     if not rows.exists() or name not in figures:
         return []
-    text = figures[name].summarize(read_frame(rows), profile).to_csv(index=False)
+    try:
+        text = tables.summarized(profile, name, figures[name].summarize).to_csv(index=False)
+    except ValueError as error:
+        return [str(error)]
     found = pd.read_csv(tables.folder(profile) / f"{name}.csv")
     return _differences(pd.read_csv(io.StringIO(text)), found, f"{name}.csv", "its rows") or _reference(profile, name, found)
 

@@ -143,6 +143,20 @@ def test_every_fault_is_seen(committed, capsys, damage, fault):
     assert any(fault in line for line in faults), faults
 
 
+def test_rows_of_earlier_code_are_a_fault_and_are_not_summarised(committed, capsys):
+    path = committed / "results/smoke/figure3.parquet"
+    pd.read_parquet(path).drop(columns="judge").to_parquet(path, index=False)
+    rehash(committed, "figure3")
+    told = "figure3.parquet lacks what today's summary reads (['judge'] not in index): measure it again with FRESH=1"
+    code, faults = verify(capsys)
+    assert code == 2
+    assert f"fault: smoke/figure3: {told}" in faults, faults
+    before = (committed / "results/smoke/figure3.csv").read_bytes()
+    assert main(["summaries", "--profile", "smoke"]) == 2
+    assert told in capsys.readouterr().err
+    assert (committed / "results/smoke/figure3.csv").read_bytes() == before
+
+
 def test_a_damaged_table_is_one_fault(committed, capsys):
     """What stands on it is judged when it is whole again; the verdicts on other tables are judged all the same."""
     (committed / "results/smoke/figure3.parquet").write_bytes(b"x")
