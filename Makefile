@@ -34,7 +34,7 @@ smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
 	$(RUN) reproduce $(OPTIONS)
 
-reproduce: $(READY) ## train the lab, measure every table, draw every figure: an hour and a half
+reproduce: $(READY) ## train the lab, measure every table, draw every figure: an hour and a quarter
 	$(RUN) reproduce $(OPTIONS)
 
 models: $(READY) ## train the lab's models and report their quality
