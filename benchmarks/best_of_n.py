@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +55,23 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 
 def at_cost(entry: summary.Entry, curve: Sequence[summary.Entry], metrics: Sequence[str]) -> list[summary.Entry]:
-    """What this curve of several N gives at the mean positions of `entry`, linear in their logarithm between two N, unit by unit; none
-    beyond its ends."""
-    cost = [np.log(one.values[:, metrics.index("positions")].mean()) for one in (entry, *curve)]
-    curve = [one for _, one in sorted(zip(cost[1:], curve, strict=True), key=lambda pair: pair[0])]
-    for (at_low, at_high), (low, high) in zip(pairwise(sorted(cost[1:])), pairwise(curve), strict=True):
-        if at_low <= cost[0] <= at_high:
-            share = (cost[0] - at_low) / (at_high - at_low)
-            return [replace(low, labels=low.labels | {"best_of": None}, values=(1 - share) * low.values + share * high.values)]
-    return []
+    """What this curve of several N gives at the mean positions of `entry`, unit by unit: a share of one N and the rest of the next, so
+    that both take as many positions in each replicate and objective. None where that lies beyond the ends of the curve."""
+    place, replicates, objectives = metrics.index("positions"), *entry.shape[:2]
+    curve = sorted(curve, key=lambda one: one.values[:, place].mean())
+    cost, *at = (one.values[:, place].reshape(replicates, objectives, -1).mean(2) for one in (entry, *curve))
+    shares = np.zeros((len(curve), replicates, objectives))
+    for r, o in np.ndindex(replicates, objectives):
+        costs = [one[r, o] for one in at]
+        low = int(np.searchsorted(costs, cost[r, o], side="right")) - 1
+        if low < 0 or cost[r, o] > costs[-1]:
+            return []
+        high = min(low + 1, len(curve) - 1)
+        shares[high, r, o] = (cost[r, o] - costs[low]) / (costs[high] - costs[low]) if high > low else 0.0
+        shares[low, r, o] += 1 - shares[high, r, o]
+    units = [one.values.reshape(replicates, objectives, -1, len(metrics)) for one in curve]
+    mixed = sum(share[:, :, None, None] * values for share, values in zip(shares, units, strict=True))
+    return [replace(curve[0], labels=curve[0].labels | {"best_of": None}, values=mixed.reshape(-1, len(metrics)))]
 
 
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:

@@ -89,7 +89,11 @@ def claims_for(profile: Profile) -> list[Claim]:
         if foreign or tuned or asked != family or profile.lacks(claim.figure):
             continue
         if where.get("metric") not in LAB_ONLY and where.get("versus") != "instruct-reward":
-            adapted.append(replace(claim, where=where, says=claim.says.replace(" (the judge's favourites)", "")))
+            adapted.append(
+                replace(
+                    claim, where=where, says=claim.says.replace(" (the judge's favourites)", "").removeprefix("Qwen3, per-token loss: ")
+                )
+            )
     return adapted
 
 

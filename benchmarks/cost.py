@@ -114,9 +114,10 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
     the smallest ratio that is timed, and the largest of the latter among the rivals (method "largest"). Intervals: bootstrap over
     replicates and rounds."""
     names_of = [name for name in summary.LABELS if name not in ("beta", "tau")]
-    rounds = timing.sort_values(["replicate", "prompt"], kind="stable").groupby(names_of, observed=True, dropna=False)
+    rounds = timing.groupby(names_of, observed=True, dropna=False)
     methods = [dict(zip(names_of, labels, strict=True)) for labels, _ in rounds]
-    logs = np.log(np.stack([part["seconds"].to_numpy(np.float64) for _, part in rounds], axis=1))  # (rounds, methods)
+    by_round = [part.set_index(["replicate", "prompt"])["seconds"].sort_index() for _, part in rounds]
+    logs = np.log(pd.concat(by_round, axis=1, join="outer").to_numpy(np.float64))  # (rounds, methods)
     replicates = timing["replicate"].nunique()
     shape = (replicates, 1, len(logs) // replicates, 1)
     plain = next(i for i, m in enumerate(methods) if (m["method"], m["search"]) == ("base", ""))
@@ -200,13 +201,14 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
         axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
     ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
     tuned = "their best β" if profile.sweep.tuning else "β = 1"
-    rounds = int(table.loc[table["metric"] == "seconds, ratio", "n"].max())
+    rounds = table.loc[table["metric"] == "seconds, ratio", "n"].max()
     where = "one core" if isinstance(profile, LabProfile) else "one worker"
     caption = (
         f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
         f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
         f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
-        f"replicate). Time: {where}, {style.first_loss(profile)}, some methods; geometric mean of {rounds} rounds in turns, 95% bootstrap. "
+        f"replicate). Time: {where}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
+        f"turns, bootstrap over rounds. "
         f"Against length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
         f"length without intervals. {style.measured(scores, profile)}"
     )

@@ -213,15 +213,10 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile, stale: bool, fol
     part = table[(table["versus"] == "dense") & (table["metric"] == profile.score) & (table["objective"] == "all")]
     part = part[(part["family"] == families) & part["method"].isin(["sia", "sia-claimed"])]
     tuned, drift, floor = part["tuned"].fillna(False).astype(bool), part["matched"] == "kl", part["floor"] > 0
-    settings = {
-        "β = 1": ~tuned & ~drift & part["beta"].eq(1),
-        "each at its best β": tuned & ~drift,
-        "at equal KL": drift,
-    }
-    settings = {
-        name + end: here & (floor == with_floor) for with_floor, end in ((False, ""), (True, ",\nfloor")) for name, here in settings.items()
-    }
-    settings = {name: here for name, here in settings.items() if here.any()}
+    strengths = {"β = 1": ~tuned & ~drift & part["beta"].eq(1), "each at its best β": tuned & ~drift, "at equal KL": drift}
+    without = {name: here & ~floor for name, here in strengths.items()}
+    with_floor = {f"{name},\nfloor": here & floor for name, here in strengths.items()}
+    settings = {name: here for name, here in (without | with_floor).items() if here.any()}
     claimed = profile.sweep.claimed
     shades = dict(zip((*profile.sweep.ratios, 1.0), _shades(len(profile.sweep.ratios) + 1), strict=True))
     figure, axes = style.grid(1, len(profile.losses), 4.1, 0.62 * len(settings) + 0.6, sharex=True, sharey=True)
@@ -230,14 +225,16 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile, stale: bool, fol
         for place, here in enumerate(settings.values()):
             of_ratio = part[of_loss & here].set_index("target_ratio")
             rows = [(shades[ratio], "o", of_ratio[of_ratio["method"] == "sia"].loc[ratio]) for ratio in claimed]
-            rows.append((style.COLOURS["sia"], "D", of_ratio[of_ratio["method"] == "sia-claimed"].iloc[0]))
+            mean = of_ratio[of_ratio["method"] == "sia-claimed"].iloc[0]
+            rows.append((style.COLOURS["sia"], "D", mean))
             for i, (colour, marker, row) in enumerate(rows):
                 y = place + 0.15 * (i - (len(rows) - 1) / 2)
                 axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
                 edge = {"markeredgecolor": "black", "markersize": 6} if marker == "D" else {"markersize": 4.5}
                 axis.plot(row["estimate"], y, marker=marker, color=colour, linestyle="none", **edge)
-            alone = [float(number) for number in str(row["estimate_by_replicate"]).split("|") if number]
-            axis.plot(alone, [y] * len(alone), marker="|", markersize=7, color="#555555", linestyle="none")
+            alone = [float(number) for number in str(mean["estimate_by_replicate"]).split("|") if number]
+            last = place + 0.15 * (len(rows) - 1) / 2
+            axis.plot(alone, [last] * len(alone), marker="|", markersize=7, color="#555555", linestyle="none")
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.axvline(-0.1, color="#999999", linewidth=0.8, linestyle=":")
         axis.set_title(style.LOSSES[value_model], loc="left")

@@ -13,6 +13,8 @@ from benchmarks.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell
 from benchmarks.profile import Profile
 
 VALUES = {"token": "value-token", "mean": "value-mean"}  # loss → value model
+TAU = 1.0  # nats: the threshold that is reported to serve everywhere
+NOISES = (0.1, 0.3, 1.0, 3.0)  # SD of errors added to values (of random steps: of SD up to 3; of the lab: of rewards of SD 2)
 
 
 class Wanted(NamedTuple):

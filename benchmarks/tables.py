@@ -86,14 +86,14 @@ def rewrite_summary(profile: Profile, name: str, summarize: Callable[[pd.DataFra
 
 
 def summarized(profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]) -> pd.DataFrame:
-    """The summary of the rows of a table. Errors: ValueError where they are of earlier code and lack a column that it reads."""
+    """The summary of the rows of a table. Errors: ValueError where they lack a column or a cell that it reads."""
     rows = read_frame(folder(profile) / f"{name}.parquet")
     try:
         return summarize(rows, profile)
-    except KeyError as error:
-        if error.args[0] in rows:
-            raise
-        raise ValueError(f"{name}.parquet lacks what today's summary reads ({error.args[0]}): measure it again with FRESH=1") from error
+    except LookupError as error:
+        raise ValueError(
+            f"{name}.parquet lacks what its summary reads ({error.args[0]}); if earlier code measured it, measure again with FRESH=1"
+        ) from error
 
 
 def _write(profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, provenance: dict) -> None:

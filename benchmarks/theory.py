@@ -18,8 +18,6 @@ from benchmarks.cells import OBJECTIVES
 from benchmarks.profile import Profile
 
 STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
-NOISES = (0.1, 0.3, 1.0, 3.0)  # standard deviations of errors of V, whose own is up to 3
-TAU = 1.0  # nats
 LOSSES = ("token", "mean")
 
 
@@ -85,7 +83,7 @@ def random_steps(replicate: int) -> pd.DataFrame:
     regret = theory.objective(best, base, values, beta[:, 0]) - theory.objective(base, base, values, beta[:, 0])
     spread, entropy = values.amax(1) - values.amin(1), torch.special.entr(base).sum(-1)
     noise = {}
-    for size in NOISES:
+    for size in plan.NOISES:
         draws = (theory.divergence(theory.optimal_policy(base, values + size * normal(), beta), best) for _ in range(DRAWS))
         noise[f"noise_regret_{size:g}"] = (sum(draws) / DRAWS / beta[:, 0]).float()
     columns = {
@@ -124,18 +122,19 @@ def random_trees(replicate: int) -> pd.DataFrame:
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """One row per law. Of random instances: shares and largest deviations over all of them (low and high are the number itself);
-    of the lab: means with intervals."""
-    records = [*_steps(rows[rows["experiment"] == "step"]), *_trees(rows[rows["experiment"] == "tree"])]
+    """One row per law. Of random instances: shares and largest deviations over all of them (low and high are the number itself), of
+    losses by noise means and their ratios with intervals over the steps; of the lab: means with intervals."""
+    records = [*_steps(rows[rows["experiment"] == "step"], profile), *_trees(rows[rows["experiment"] == "tree"])]
     lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
     for family in profile.families:
         records += _lab(lab[lab["family"] == family], reached[reached["family"] == family], family, profile)
     return summary.of_records(records, ["experiment", "states", "noise"], 9)  # deviations from identities are small
 
 
-def _steps(steps: pd.DataFrame) -> list[dict]:
+def _steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
+    steps = steps.sort_values("replicate", kind="stable")
     common = {"experiment": "step", "n": len(steps)}
-    regret, low = steps["regret"], steps["entropy"] < TAU
+    regret, low = steps["regret"], steps["entropy"] < plan.TAU
     large = regret > 1e-3
     relative = ((steps["kl_optimum_base"] - regret).abs() / regret)[large]
     found = {
@@ -151,17 +150,24 @@ def _steps(steps: pd.DataFrame) -> list[dict]:
         "regret of leaving alone, mean, entropy 1 and more": regret[~low].mean(),
     }
     records = [_exact(common, name, value) for name, value in found.items()]
-    for size in NOISES:
-        noise, predicted = steps[f"noise_regret_{size:g}"], steps["noise_predicted"] * size**2
-        found = {
-            "regret by noise, mean, entropy below 1": noise[low].mean(),
-            "regret by noise, mean, entropy 1 and more": noise[~low].mean(),
-            "regret by noise, entropy below 1 / 1 and more": noise[low].mean() / noise[~low].mean(),
-            "regret by noise, rank correlation with entropy": noise.corr(steps["entropy"], method="spearman"),
-            "regret by noise / second-order prediction": noise.sum() / predicted.sum(),
-            "regret of leaving alone / by noise, entropy below 1": regret[low].mean() / noise[low].mean(),
+    replicates = steps["replicate"].nunique()
+    shape = (replicates, 1, len(steps) // replicates, 1)
+    for size in plan.NOISES:
+        noise, predicted = steps[f"noise_regret_{size:g}"].astype(np.float64), steps["noise_predicted"] * size**2
+        sums = np.stack([noise * low, noise * ~low, regret * low], axis=1)
+        counts = np.stack([low, ~low, low], axis=1).astype(np.float64)
+        draws = summary.ratio_draws(sums, counts, shape, profile)
+        below, above, alone = (draws[:, :, i] for i in range(3))
+        means = {
+            "regret by noise, mean, entropy below 1": below,
+            "regret by noise, mean, entropy 1 and more": above,
+            "regret by noise, entropy below 1 / 1 and more": below / above,
+            "regret of leaving alone / by noise, entropy below 1": alone / below,
         }
-        records += [_exact(common | {"noise": size}, name, value) for name, value in found.items()]
+        of_size = common | {"noise": size, "replicates": replicates}
+        records += [of_size | {"metric": name} | summary.ends(values, profile) for name, values in means.items()]
+        records.append(_exact(of_size, "regret by noise, rank correlation with entropy", noise.corr(steps["entropy"], method="spearman")))
+        records.append(_exact(of_size, "regret by noise / second-order prediction", noise.sum() / predicted.sum()))
     return records
 
 
@@ -198,7 +204,7 @@ def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Prof
                 for metric, (top, bottom) in wanted.items():
                     labels = common | {"method": "sia", "target_ratio": ratio, "value_model": f"value-{loss}", "states": method}
                     records.append(labels | {"metric": metric} | summary.ends(_per_prompt(part, top, bottom, profile)[:, :, 0], profile))
-    low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < TAU)]
+    low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < plan.TAU)]
     for loss in LOSSES if len(low) else ():  # an untrained model is never that sure
         regret = low[f"divergence_{loss}"].to_numpy(np.float64)
         bound = _bounds(low["entropy"].to_numpy(np.float64), low[f"range_{loss}"].to_numpy(np.float64))

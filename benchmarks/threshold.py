@@ -20,7 +20,6 @@ from benchmarks.profile import Profile
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
 SIZES = ("small", "large")
-USUAL = 1.0  # nats: the τ reported to serve everywhere
 
 
 def cells(profile: Profile, replicate: int) -> plan.Wanted:
@@ -62,7 +61,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         scores = [scored(swept, metrics.index(profile.score)) for swept in models]
         best_of_all = np.mean(scores, axis=(0, 3)).argmax(0)  # (replicates,)
         for swept, of_model in zip(models, scores, strict=True):
-            usual = summary.the(swept, tau=USUAL)
+            usual = summary.the(swept, tau=plan.TAU)
             each, one = picked(swept, of_model.argmax(0)), picked(swept, np.repeat(best_of_all[:, None], of_model.shape[2], axis=1))
             for versus, best in (("best τ of each", each), ("best τ of all", one)):
                 differences.append(summary.difference(halved(usual, 0), best, versus=versus, chosen=best.labels["chosen"]))
@@ -123,7 +122,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
             colour = look.get("color", style.COLOURS["sia"])
             axes[0, j].plot(best["tau"], best["estimate"], marker="*", markersize=9, color=colour, markeredgecolor="black", zorder=5)
         for axis in axes[:, j]:
-            axis.axvline(USUAL, color="#999999", linewidth=0.8, linestyle=":")
+            axis.axvline(plan.TAU, color="#999999", linewidth=0.8, linestyle=":")
         axes[0, j].set_title(objective)
         axes[1, j].set_xlabel("threshold τ (nats)")
         axes[1, j].set_ylim(0, 1)

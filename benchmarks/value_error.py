@@ -22,8 +22,6 @@ from benchmarks import plan, summary
 from benchmarks.profile import Profile
 
 BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
-TAU = 1.0  # nats
-NOISES = (0.1, 0.3, 1.0, 3.0)  # standard deviations of errors; values are distilled from rewards of SD 2
 DRAWS = 32
 LEFT_ALONE, BY_NOISE = "regret of leaving alone", "regret by noise"
 COLUMNS = ("entropy", "likelihood", "value_mean", "value_token", "worth", "worth_error")
@@ -50,6 +48,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     states = rows[rows["rank"] == 0].reset_index(drop=True)
     stretch = np.digitize(states["entropy"], BINS) - 1
     base = np.exp(cube["likelihood"])
+    base /= base.sum(1, keepdims=True)  # kept in float32, they add up to 1 but for rounding
     columns, deviations = {}, {}
     for loss in ("mean", "token"):
         values = cube[f"value_{loss}"]
@@ -62,7 +61,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         deviations[loss] = regret - alone, np.abs(divergence - regret)[regret > 1e-3] / regret[regret > 1e-3]
         columns[loss, LEFT_ALONE, None] = alone
         draw = np.random.default_rng(profile.statistics.seed)
-        for size in NOISES:
+        for size in plan.NOISES:
             noisy = (_tilted(base, values + size * draw.normal(size=values.shape)) for _ in range(DRAWS))
             columns[loss, BY_NOISE, size] = sum(_divergence(policy, steered) for policy in noisy) / DRAWS
         error = values - cube["worth"]
@@ -72,8 +71,8 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
             columns[loss, f"squared error of values, {how}", None] = variance - ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
     records = []
     names, values = list(columns), np.stack(list(columns.values()), axis=1)
-    below = (states["entropy"] < TAU).to_numpy()
-    halves = {f"below {TAU:g}": below, f"{TAU:g} and more": ~below}
+    below = (states["entropy"] < plan.TAU).to_numpy()
+    halves = {f"below {plan.TAU:g}": below, f"{plan.TAU:g} and more": ~below}
     stretches = {"": below | ~below} | halves | {f"{low:g} to {high:g}": stretch == i for i, (low, high) in enumerate(pairwise(BINS))}
     for family in dict.fromkeys([*profile.families, summary.pooled_family(profile)]):
         of_family = np.ones(len(states), dtype=bool) if family == "all" else (states["family"] == family).to_numpy()
@@ -152,7 +151,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
                 style.curve(axes[i, j], "sia", points.dropna(subset=["estimate"]), "place", **look)
             if metric == LEFT_ALONE:
                 axes[i, j].set_yscale("log")
-                for size, shade in zip(NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True):
+                for size, shade in zip(plan.NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True):
                     by_noise = table[(table["family"] == family) & (table["metric"] == BY_NOISE) & (table["noise"] == size)]
                     by_noise = by_noise[by_noise["value_model"] == "value-token"].set_index("stretch").reindex(stretches)
                     axes[i, j].plot(range(len(stretches)), by_noise["estimate"], color=shade, linestyle=":", marker="x", markersize=3)
@@ -167,7 +166,7 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     names = [style.handle("sia", style.LOSSES[value_model], **{"marker": "o"} | look) for value_model, look in looks.items()]
     names += [
         style.handle("base", f"noise of SD {size:g}", color=shade, linestyle=":", marker="x")
-        for size, shade in zip(NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True)
+        for size, shade in zip(plan.NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True)
     ]
     whole = table[table["stretch"].isna() & (table["family"] == profile.families[0])].iloc[0]
     inside = table[table["stretch"].isin(stretches) & table["family"].isin(profile.families)]["n"]

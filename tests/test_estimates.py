@@ -148,21 +148,31 @@ def test_best_of_n_is_paired_with_the_base_at_the_same_n():
 def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
     rows = best_of_n.collect(SMOKE, range(2), FakeResults(SMOKE))
     rows["judge"] = rows["best_of"].where(rows["method"] == "base", 0.0)  # the base scores N
+    rows.loc[rows["objective"] == "honesty", "value_tokens"] //= 2  # steered responses are cheaper there
     table = best_of_n.summarize(rows, SMOKE)
-    wanted = {"method": "sia", "target_ratio": 0.2, "objective": "all", "metric": "judge", "versus": "base, at equal cost"}
-    # one response at 20% takes 70 positions, base responses 30 each: between the best of 2 and of 4
-    assert ends(pick(table, **wanted, best_of=1)) == pytest.approx([-(2 + 2 * math.log(70 / 60) / math.log(2))] * 3, abs=ROUNDED)
+    wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base, at equal cost", "best_of": 1}
+    # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the best of 2 and of 4 (of 1 and 2)
+    for objective, expected in (("helpfulness", 2 + 2 * 10 / 60), ("honesty", 1 + 20 / 30)):
+        assert ends(pick(table, **wanted, objective=objective, metric="judge")) == pytest.approx([-expected] * 3, abs=ROUNDED)
+    for objective in ("harmlessness", "helpfulness", "honesty", "all"):
+        assert pick(table, **wanted, objective=objective, metric="positions")["estimate"] == pytest.approx(0, abs=ROUNDED)
     beyond = (table["versus"] == "base, at equal cost") & (table["best_of"] == 4) & (table["method"] == "sia")
     assert not beyond.any()  # 160 positions: more than all that was tried
 
 
 def test_one_threshold_is_chosen_over_all_models_of_a_loss():
     """Each model likes a τ of its own, and one of them likes its own much more."""
-    table = table_of(threshold, lambda cell: {("qwen3", 1.0): 3.0, ("llama", 1.5): 1.0}.get((cell.family, cell.threshold), 0.0))
+    likes = {("qwen3", "base", 1.0): 3.0, ("llama", "base", 1.5): 1.0}
+    table = table_of(threshold, lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0))
     wanted = {"value_model": "value-mean", "versus": "best τ of each, by the best of all", "objective": "all", "metric": "judge"}
     for family, lost in (("qwen3", 0.0), ("llama", -1.0), ("all", -0.5)):
         assert ends(pick(table, **wanted, family=family)) == pytest.approx([lost] * 3, abs=ROUNDED)
-    assert set(table[table["versus"] == "best τ of all"]["chosen"]) == {"1,1,1;1,1,1"}
+    assert set(table[(table["versus"] == "best τ of all") & (table["value_model"] == "value-mean")]["chosen"]) == {"1,1,1;1,1,1"}
+    likes["qwen3", "base-large", 1.5] = 5.0  # large models take part in choosing, of the loss that they have
+    table = table_of(threshold, lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0))
+    one = {"family": "qwen3", "objective": "all", "metric": "judge", "versus": "best τ of all"}
+    assert pick(table, **one, value_model="value-token")["chosen"] == "1.5,1.5,1.5;1.5,1.5,1.5"
+    assert pick(table, **one, value_model="value-mean")["chosen"] == "1,1,1;1,1,1"
 
 
 def test_the_best_threshold_is_chosen_on_other_prompts():

@@ -58,6 +58,14 @@ def test_a_gradient_that_nobody_needs_is_not_made():
     assert torch.equal(layer.bias.grad, torch.full((9,), 5.0))
 
 
+def test_a_second_derivative_is_refused():
+    _, layer = pair(7, 9, True)
+    x = numbers(5, 7).requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_left_to_torch(dtype):
     plain, layer = (one.to(dtype) for one in pair(7, 9, True))

@@ -147,7 +147,7 @@ def test_rows_of_earlier_code_are_a_fault_and_are_not_summarised(committed, caps
     path = committed / "results/smoke/figure3.parquet"
     pd.read_parquet(path).drop(columns="judge").to_parquet(path, index=False)
     rehash(committed, "figure3")
-    told = "figure3.parquet lacks what today's summary reads (['judge'] not in index): measure it again with FRESH=1"
+    told = "figure3.parquet lacks what its summary reads (['judge'] not in index); if earlier code measured it, measure again with FRESH=1"
     code, faults = verify(capsys)
     assert code == 2
     assert f"fault: smoke/figure3: {told}" in faults, faults

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,6 +42,7 @@ class _Linear(Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = context.saved_tensors
         of_x, of_weight, of_bias = context.needs_input_grad
