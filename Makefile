@@ -88,5 +88,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sia needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	@echo "setting up .venv (once: about a minute from a near mirror, and 2 GB of disk)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0 --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0 \
+		--config-settings editable_mode=compat --editable '.[dev]'
 	@touch $(READY)

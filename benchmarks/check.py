@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from types import ModuleType
 
@@ -138,7 +138,7 @@ def arithmetic() -> str:
             for parameter in model.parameters():
                 found.update(parameter.detach().numpy().tobytes())
         if torch.backends.mkldnn.is_available():  # lab models multiply by it (lab/linear.py), and it may know other instructions
-            for rows, inputs, outputs in ((1600, 48, 128), (128, 1600, 48), (100, 48, 681)):
+            for rows, inputs, outputs in ((1563, *sizes) for sizes in permutations((32, 48, 64, 128, 160, 681), 2)):
                 x, weight = (torch.from_numpy(rng.normal(size=shape)).float() for shape in ((rows, inputs), (outputs, inputs)))
                 found.update(torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "").numpy().tobytes())
     return found.hexdigest()
