@@ -12,7 +12,7 @@ from benchmarks.profile import LabProfile, Profile
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides a trained model, and what besides decides a measured row; reporting, summarising and drawing are not among them.
-MODELS = ("sia/*.py", "benchmarks/subject.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml")
+MODELS = ("sia/**/*.py", "benchmarks/subject.py", "benchmarks/lab/*.py", "benchmarks/lab/*.toml")
 ROWS = (*MODELS, "benchmarks/measure.py", "benchmarks/probes.py")
 HUB_ROWS = (*ROWS, "benchmarks/hub/*.py")
 REPORTING = ("quality.py", "theory.py", "harness.py")
