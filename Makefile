@@ -25,7 +25,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  One figure or table, drawn from its table (measured if there is none):"
 	@echo "make $(FIGURES)" | fold -s -w 100 | sed 's/^/    /'
-	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again),"
+	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/spec/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again),"
 	@echo "    KEEP=1 (keep the replicates that the tables have, and add the missing ones), EXECUTOR=ray (the cluster at RAY_ADDRESS)"
 	@echo "  Of profiles of real models: LIMIT=8 (prompts of each objective, for a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
@@ -65,7 +65,7 @@ $(FIGURES): $(READY)
 	$(RUN) $@ $(OPTIONS)
 
 speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 8 minutes
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.perf.speed
 
 test: $(READY) ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -7,17 +7,24 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import check, claims, report, tables, verify
-from benchmarks.commands import Parser, exit_code
-from benchmarks.digests import ROOT
-from benchmarks.figures import FIGURES
-from benchmarks.profile import HubProfile, LabProfile, Profile, load_profile
-from benchmarks.store import write_text
+from benchmarks.analysis import claims, tables
+from benchmarks.checks import check, verify
+from benchmarks.figures.registry import FIGURES
+from benchmarks.report import render
+from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.runtime.files import write_text
+from benchmarks.runtime.fingerprints import ROOT
+from benchmarks.spec.profile import HubProfile, LabProfile, Profile, load_profile
 
 # torch and what needs it are imported only where something is measured: drawing takes seconds
 
 ARCHITECTURES = "architectures"  # the profile that has shapes and no models
-FROM_TABLES = ("figures", "summaries", "claims", "report")  # what needs tables, and measures nothing
+FROM_TABLES = (
+    "figures",
+    "summaries",
+    "claims",
+    "report",
+)  # what needs tables, and measures nothing
 COMMANDS = {
     "reproduce": "train the models, measure every table, draw every figure",
     "models": "train the models and report their quality",
@@ -35,19 +42,49 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input, 130 when interrupted."""
     listing = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
-    parser = Parser(prog="python -m benchmarks", formatter_class=argparse.RawDescriptionHelpFormatter, description=f"commands:\n{listing}")
+    parser = Parser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"commands:\n{listing}",
+    )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    parser.add_argument("--profile", default="lab", help="a file of benchmarks/profiles (default: lab)")
-    parser.add_argument("--replicates", type=int, default=1, help="measure the first N of the profile's replicates (default: 1)")
+    parser.add_argument(
+        "--profile", default="lab", help="a file of benchmarks/spec/profiles (default: lab)"
+    )
+    parser.add_argument(
+        "--replicates",
+        type=int,
+        default=1,
+        help="measure the first N of the profile's replicates (default: 1)",
+    )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--fresh", action="store_true", help="measure again, whatever has been measured")
-    again.add_argument("--keep", action="store_true", help="keep the replicates that the tables have, and add the missing ones")
-    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="this machine, or the Ray cluster at RAY_ADDRESS")
+    again.add_argument(
+        "--fresh", action="store_true", help="measure again, whatever has been measured"
+    )
+    again.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the replicates that the tables have, and add the missing ones",
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="this machine, or the Ray cluster at RAY_ADDRESS",
+    )
     hub = parser.add_argument_group("profiles of real models")
-    hub.add_argument("--limit", type=int, help="only so many prompts of each objective; tables go to results/PROFILE-limitN")
+    hub.add_argument(
+        "--limit",
+        type=int,
+        help="only so many prompts of each objective; tables go to results/PROFILE-limitN",
+    )
     hub.add_argument("--device", default="", help="cpu or cuda (default: what there is)")
-    hub.add_argument("--dtype", default="", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)")
-    hub.add_argument("--batch-size", type=int, help="responses decoded together (default: what should fit)")
+    hub.add_argument(
+        "--dtype", default="", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)"
+    )
+    hub.add_argument(
+        "--batch-size", type=int, help="responses decoded together (default: what should fit)"
+    )
     options = parser.parse_args(arguments)
     return exit_code(lambda: follow(options), "what was finished is kept")
 
@@ -65,12 +102,21 @@ def follow(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if isinstance(profile, HubProfile):
         profile = limited(profile, options.limit)
-    elif options.limit is not None or options.device or options.dtype or options.batch_size is not None:
-        raise ValueError(f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one")
+    elif (
+        options.limit is not None
+        or options.device
+        or options.dtype
+        or options.batch_size is not None
+    ):
+        raise ValueError(
+            f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one"
+        )
     if options.command in FIGURES and profile.lacks(options.command):
         raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
     if not 1 <= options.replicates <= profile.replicates:
-        raise ValueError(f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}")
+        raise ValueError(
+            f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}"
+        )
     run(options.command, profile, range(options.replicates), options)
     return 0
 
@@ -78,11 +124,21 @@ def follow(options: argparse.Namespace) -> int:
 def measure_architectures(options: argparse.Namespace) -> int:
     """The one thing that is measured of architectures without weights."""
     if options.command != "cost":
-        raise ValueError(f"profile {ARCHITECTURES} has random weights: only its cost can be measured (make cost PROFILE={ARCHITECTURES})")
-    given = options.limit is not None or options.device or options.dtype or options.batch_size is not None or options.executor != "local"
+        raise ValueError(
+            f"profile {ARCHITECTURES} has random weights: only its cost can be measured (make cost PROFILE={ARCHITECTURES})"
+        )
+    given = (
+        options.limit is not None
+        or options.device
+        or options.dtype
+        or options.batch_size is not None
+        or options.executor != "local"
+    )
     if given or options.keep or options.replicates != 1:
-        raise ValueError(f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone")
-    from benchmarks import architectures
+        raise ValueError(
+            f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone"
+        )
+    from benchmarks.perf import architectures
 
     architectures.run(options.fresh)
     return 0
@@ -93,22 +149,32 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
     fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
     all_names = [name for name in FIGURES if not profile.lacks(name)]
     there = [name for name in FIGURES if tables.has_table(profile, name)]
-    names = {"reproduce": all_names, "figures": there, "summaries": there}.get(command, [command] if command in FIGURES else [])
+    names = {"reproduce": all_names, "figures": there, "summaries": there}.get(
+        command, [command] if command in FIGURES else []
+    )
     if command == "estimate":
         estimate(profile, all_names)
     if command == "models" and not lab:
-        raise ValueError(f"the models of profile {profile.name} are given, there is nothing to train")
+        raise ValueError(
+            f"the models of profile {profile.name} are given, there is nothing to train"
+        )
     if command in FROM_TABLES:
         if not there:
             where = short(tables.folder(profile))
-            raise FileNotFoundError(f"there is no table in {where} to draw or judge: make reproduce PROFILE={profile.name} measures them")
+            raise FileNotFoundError(
+                f"there is no table in {where} to draw or judge: make reproduce PROFILE={profile.name} measures them"
+            )
         for name in there:
-            tables.read_provenance(profile, name)  # before anything is written: whether all are whole
+            tables.read_provenance(
+                profile, name
+            )  # before anything is written: whether all are whole
     if command in ("models", "reproduce"):
         measure(profile, replicates, names, options, quality=lab)
     elif command == "figures":
         for name in (name for name in all_names if name not in there):
-            print(f"{name}: not drawn, {short(tables.folder(profile))} has no table of it (make {name} PROFILE={profile.name} measures it)")
+            print(
+                f"{name}: not drawn, {short(tables.folder(profile))} has no table of it (make {name} PROFILE={profile.name} measures it)"
+            )
     elif command == "summaries":
         for name in names:
             tables.rewrite_summary(profile, name, FIGURES[name].summarize)
@@ -117,7 +183,9 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
         wanted = [name for name in names if fresh or keep or not tables.has_table(profile, name)]
         for name in names:
             if name not in wanted:
-                print(f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
+                print(
+                    f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)"
+                )
             elif tables.has_table(profile, name):
                 print(f"{name}: measuring, as {'FRESH=1' if fresh else 'KEEP=1'} asks")
             else:
@@ -129,16 +197,30 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
     if command in ("reproduce", "figures", "summaries", "claims"):
         judge_claims(profile)
     if command in ("reproduce", "figures", "summaries", "report"):
-        page = report.write(profile, FIGURES)
-        tables.record_drawing(profile, "report", [page], "claims.csv")
-        print(f"report: {short(page)}")
+        written = render.write(profile, FIGURES)
+        tables.record_drawing(profile, "report", [written], "claims.csv")
+        print(f"report: {short(written)}")
 
 
-def measure(profile: Profile, replicates: range, names: list[str], options: argparse.Namespace, quality: bool = False) -> None:
-    from benchmarks.experiment import How, measure
+def measure(
+    profile: Profile,
+    replicates: range,
+    names: list[str],
+    options: argparse.Namespace,
+    quality: bool = False,
+) -> None:
+    from benchmarks.engine.run import How, measure
 
     figures = {name: FIGURES[name] for name in names}
-    how = How(options.fresh, options.keep, quality, options.executor, options.device, options.dtype, options.batch_size or 0)
+    how = How(
+        options.fresh,
+        options.keep,
+        quality,
+        options.executor,
+        options.device,
+        options.dtype,
+        options.batch_size or 0,
+    )
     measure(figures, profile, replicates, how)
 
 
@@ -165,9 +247,11 @@ def limited(profile: HubProfile, limit: int | None) -> HubProfile:
 def estimate(profile: Profile, names: list[str]) -> None:
     """Prints about how many GPU hours each figure takes alone, and all together, where cells are shared."""
     if not isinstance(profile, HubProfile):
-        raise ValueError(f"GPU hours are estimated for profiles of real models, {profile.name} is not one")
-    from benchmarks.hub.estimate import H100, hours
-    from benchmarks.sweep import Results
+        raise ValueError(
+            f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
+        )
+    from benchmarks.engine.estimate import H100, hours
+    from benchmarks.engine.sweep import Results
 
     wanted = {name: FIGURES[name].cells(profile, 0) for name in names}
     everything = {name: [*need.cells, *need.traces] for name, need in wanted.items()}
@@ -198,12 +282,18 @@ def draw(name: str, profile: Profile) -> None:
 def judge_claims(profile: Profile) -> None:
     """Prints what became of every claim, and writes claims.csv."""
     wanted = claims.claims_for(profile)
-    summaries = {name: tables.read_table(profile, name)[0] for name in FIGURES if tables.has_table(profile, name)}
+    summaries = {
+        name: tables.read_table(profile, name)[0]
+        for name in FIGURES
+        if tables.has_table(profile, name)
+    }
     found = claims.verdicts(summaries, wanted)
     path = tables.folder(profile) / "claims.csv"
     write_text(path, found.to_csv(index=False))
     if profile.name == "smoke":
-        print("smoke: its models talk near-nonsense; what follows shows that everything runs, not what the lab shows")
+        print(
+            "smoke: its models talk near-nonsense; what follows shows that everything runs, not what the lab shows"
+        )
     for source, part in found.groupby("source", sort=False):
         print(f"{source}:")
         for _, row in part.iterrows():

@@ -17,11 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.commands import Parser, exit_code
-from benchmarks.hub.examples import EXAMPLE_SETS, load_examples
-from benchmarks.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
-from benchmarks.lab.training import trajectory_rewards
-from benchmarks.profile import Source
+from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.spec.profile import Source
+from benchmarks.subjects.hub.examples import EXAMPLE_SETS, load_examples
+from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
+from benchmarks.subjects.lab.models import trajectory_rewards
 from sia import RewardScorer
 
 WINDOW = 256  # examples that are tokenised, scored and written together
@@ -30,13 +30,22 @@ WINDOW = 256  # examples that are tokenised, scored and written together
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input, 130 when interrupted."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help=f"{', '.join(EXAMPLE_SETS)}, or NAME=FILE for a local copy")
+    parser.add_argument(
+        "--data", required=True, help=f"{', '.join(EXAMPLE_SETS)}, or NAME=FILE for a local copy"
+    )
     parser.add_argument("--reward", required=True, help="Hub id or folder of the reward model")
     parser.add_argument("--revision", default="main", help="of the reward model (default: main)")
     parser.add_argument("--output", required=True, type=Path, help="JSON lines to write")
-    parser.add_argument("--longest", type=int, default=2048, help="tokens; longer examples are left out, and counted (default: 2048)")
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=2048,
+        help="tokens; longer examples are left out, and counted (default: 2048)",
+    )
     parser.add_argument("--limit", type=int, help="only the first so many examples")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="cpu or cuda (default: what there is)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="", help="cpu or cuda (default: what there is)"
+    )
     options = parser.parse_args(arguments)
     return exit_code(lambda: annotate(options), "what was scored is kept")
 
@@ -50,22 +59,38 @@ def annotate(options: argparse.Namespace) -> None:
     disable_progress_bar()
     examples = load_examples(options.data)[: options.limit]
     source = fetch(Source(options.reward, options.revision))
-    settings = {"data": options.data, "reward": options.reward, "revision": source.revision, "longest": options.longest}
+    settings = {
+        "data": options.data,
+        "reward": options.reward,
+        "revision": source.revision,
+        "longest": options.longest,
+    }
     settings |= {"examples": len(examples)}
     part = options.output.with_name(options.output.name + ".part")
     begun = begin(part, settings)
     name, where = place(source)
     tokenizer = tokenizer_of(source)
-    model = RewardScorer.from_pretrained(name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **where).model
+    model = RewardScorer.from_pretrained(
+        name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **where
+    ).model
     if "score" not in dict(model.named_children()):
-        raise ValueError(f"{options.reward} must be a decoder with a linear score head, got {type(model).__name__}")
-    with part.open("a", encoding="utf-8") as file, tqdm(total=len(examples), initial=begun, desc="rewards", unit="example") as bar:
+        raise ValueError(
+            f"{options.reward} must be a decoder with a linear score head, got {type(model).__name__}"
+        )
+    with (
+        part.open("a", encoding="utf-8") as file,
+        tqdm(total=len(examples), initial=begun, desc="rewards", unit="example") as bar,
+    ):
         for start in range(begun, len(examples), WINDOW):
             window = examples[start : start + WINDOW]
-            chats = ([*chat, {"role": "assistant", "content": response}] for chat, response in window)
+            chats = (
+                [*chat, {"role": "assistant", "content": response}] for chat, response in window
+            )
             ids = chat_ids(tokenizer, chats, answered=True)
             short = [i for i in range(len(window)) if len(ids[i]) <= options.longest]
-            rewards = dict(zip(short, trajectory_rewards(model, [ids[i] for i in short]).tolist(), strict=True))
+            rewards = dict(
+                zip(short, trajectory_rewards(model, [ids[i] for i in short]).tolist(), strict=True)
+            )
             for i, (chat, response) in enumerate(window):
                 example = {"prompt": list(chat), "response": response, "reward": rewards.get(i)}
                 file.write(json.dumps(example, ensure_ascii=False) + "\n")
@@ -73,7 +98,9 @@ def annotate(options: argparse.Namespace) -> None:
             os.fsync(file.fileno())
             bar.update(len(window))
     left_out = finish(part, options.output)
-    print(f"{options.output}: {len(examples) - left_out} examples, {left_out} left out with more than {options.longest} tokens")
+    print(
+        f"{options.output}: {len(examples) - left_out} examples, {left_out} left out with more than {options.longest} tokens"
+    )
 
 
 def begin(part: Path, settings: dict) -> int:
@@ -89,7 +116,9 @@ def begin(part: Path, settings: dict) -> int:
     whole = content[: content.rfind(b"\n") + 1]
     lines = whole.splitlines()
     if lines and json.loads(lines[0]) != settings:
-        raise ValueError(f"{part} was begun with other settings, {lines[0].decode()}: delete it, or name another output")
+        raise ValueError(
+            f"{part} was begun with other settings, {lines[0].decode()}: delete it, or name another output"
+        )
     if not lines:
         part.unlink()
         return begin(part, settings)

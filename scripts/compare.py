@@ -19,14 +19,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.commands import Parser
-from benchmarks.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
-from benchmarks.hub.prompts import plain_text, question
-from benchmarks.profile import Source
-from benchmarks.store import CACHE
+from benchmarks.runtime.command_line import Parser
+from benchmarks.runtime.files import CACHE
+from benchmarks.spec.profile import Source
+from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
+from benchmarks.subjects.hub.prompts import plain_text, question
 from sia import EntropyGate, Generation, Never, Steering, ValueModel
 from sia.batch import begin, check_options
 
@@ -37,23 +42,44 @@ STEERED, SHIFTED = "underline", "underline bold red"
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 for bad input."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder of the language model (default: the lab's)")
+    parser.add_argument(
+        "--model", help="Hub id or folder of the language model (default: the lab's)"
+    )
     parser.add_argument("--value-model", help="Hub id or folder of a value model for it")
     parser.add_argument("--subfolder", default="", help="of the value model")
-    parser.add_argument("--backbone", default="", help="of a value model in the published layout, where it does not name it")
-    parser.add_argument("--threshold", type=float, default=1.0, help="entropy, in nats, from which on a token is steered (default: 1.0)")
-    parser.add_argument("--beta", type=float, default=4.0, help="strength; inf: values alone (default: 4.0)")
+    parser.add_argument(
+        "--backbone",
+        default="",
+        help="of a value model in the published layout, where it does not name it",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=1.0,
+        help="entropy, in nats, from which on a token is steered (default: 1.0)",
+    )
+    parser.add_argument(
+        "--beta", type=float, default=4.0, help="strength; inf: values alone (default: 4.0)"
+    )
     parser.add_argument("--candidates", type=int, default=10)
     parser.add_argument("--max-new-tokens", type=int, default=80)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--chat", action="store_true", help="use the model's chat template (always that of lab models)")
-    parser.add_argument("--prompt", help="answer this one and leave; otherwise prompts are asked for")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="use the model's chat template (always that of lab models)",
+    )
+    parser.add_argument(
+        "--prompt", help="answer this one and leave; otherwise prompts are asked for"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     try:
         model, tokenizer, value_model, value_tokenizer = load(options)
-        steering = Steering(value_model, EntropyGate(options.threshold), options.beta, options.candidates)
+        steering = Steering(
+            value_model, EntropyGate(options.threshold), options.beta, options.candidates
+        )
         for prompt in [options.prompt] if options.prompt is not None else ask(console):
             compare(console, model, tokenizer, steering, value_tokenizer, prompt, options)
     except (ValueError, TypeError, ArithmeticError, OSError) as error:
@@ -64,22 +90,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def load(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ValueModel, PreTrainedTokenizerBase]:
+def load(
+    options: argparse.Namespace,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ValueModel, PreTrainedTokenizerBase]:
     """Language model, value model, and the tokenizer of each."""
     disable_progress_bar()
     if bool(options.model) != bool(options.value_model):
-        raise ValueError("--model and --value-model go together: name both, or neither for the lab's")
+        raise ValueError(
+            "--model and --value-model go together: name both, or neither for the lab's"
+        )
     if not options.model:
         folder = next((folder for folder in LAB if (folder / "qwen3-value-token").exists()), None)
         if folder is None:
-            raise FileNotFoundError(f"there are no lab models yet in {' or '.join(map(str, LAB))}: make smoke, or make models, trains them")
+            raise FileNotFoundError(
+                f"there are no lab models yet in {' or '.join(map(str, LAB))}: make smoke, or make models, trains them"
+            )
         options.chat = True
         model = AutoModelForCausalLM.from_pretrained(folder / "qwen3-base").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-base")
         return model, tokenizer, ValueModel.from_pretrained(folder / "qwen3-value-token"), tokenizer
     device, dtype = choose_device()
     how = {"dtype": dtype, "device_map": device}
-    source, values = fetch(Source(options.model)), fetch(Source(options.value_model, "main", options.subfolder, options.backbone))
+    source, values = (
+        fetch(Source(options.model)),
+        fetch(Source(options.value_model, "main", options.subfolder, options.backbone)),
+    )
     name, where = place(source)
     model = AutoModelForCausalLM.from_pretrained(name, **where, **how).eval()
     name, where = place(values)
@@ -93,7 +128,15 @@ def ask(console: Console) -> Iterator[str]:
         yield prompt
 
 
-def compare(console: Console, model, tokenizer, steering: Steering, value_tokenizer, prompt: str, options: argparse.Namespace) -> None:
+def compare(
+    console: Console,
+    model,
+    tokenizer,
+    steering: Steering,
+    value_tokenizer,
+    prompt: str,
+    options: argparse.Namespace,
+) -> None:
     chat = question(prompt)
     if not chat:
         raise ValueError("a prompt needs at least one character, got an empty one")
@@ -104,7 +147,17 @@ def compare(console: Console, model, tokenizer, steering: Steering, value_tokeni
         ids = tokenizer(plain_text(chat)).input_ids
     (value_ids,) = chat_ids(value_tokenizer, [chat])
     both = [
-        begin(model, tokenizer, [ids], [value_ids], [0], how, options.max_new_tokens, options.temperature, [options.seed])
+        begin(
+            model,
+            tokenizer,
+            [ids],
+            [value_ids],
+            [0],
+            how,
+            options.max_new_tokens,
+            options.temperature,
+            [options.seed],
+        )
         for how in (Steering(None, Never(), candidates=options.candidates), steering)
     ]
     with Live(console=console, refresh_per_second=12) as live:
@@ -112,10 +165,18 @@ def compare(console: Console, model, tokenizer, steering: Steering, value_tokeni
             for decoding in both:
                 if len(decoding.going):
                     decoding.run(1)
-            live.update(side_by_side(tokenizer, [decoding.generations(tokenizer)[0] for decoding in both], console.width))
+            live.update(
+                side_by_side(
+                    tokenizer,
+                    [decoding.generations(tokenizer)[0] for decoding in both],
+                    console.width,
+                )
+            )
 
 
-def side_by_side(tokenizer: PreTrainedTokenizerBase, generations: list[Generation], width: int) -> Columns:
+def side_by_side(
+    tokenizer: PreTrainedTokenizerBase, generations: list[Generation], width: int
+) -> Columns:
     """Base and steered answer, with what they took below."""
     panels = []
     for title, generation in zip(("base", "steered"), generations, strict=True):
@@ -123,8 +184,17 @@ def side_by_side(tokenizer: PreTrainedTokenizerBase, generations: list[Generatio
         kl = float(generation.kl.sum())
         note = f"{len(generation.token_ids)} tokens"
         if title == "steered":
-            note += f", {ratio:.0%} steered, {int(generation.shifted.sum())} changed, KL {kl:.2f} nats"
-        panels.append(Panel(highlighted(tokenizer, generation), title=title, subtitle=note, width=max(20, width // 2 - 1)))
+            note += (
+                f", {ratio:.0%} steered, {int(generation.shifted.sum())} changed, KL {kl:.2f} nats"
+            )
+        panels.append(
+            Panel(
+                highlighted(tokenizer, generation),
+                title=title,
+                subtitle=note,
+                width=max(20, width // 2 - 1),
+            )
+        )
     return Columns(panels, padding=0)
 
 

@@ -17,14 +17,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import check, tables
-from benchmarks.profile import load_profile
-from benchmarks.store import CACHE, write_text
+from benchmarks.analysis import tables
+from benchmarks.checks import check
+from benchmarks.runtime.files import CACHE, write_text
+from benchmarks.spec.profile import load_profile
 
 INSTRUCTIONS = {  # PyTorch's own kernels, and the matrix products of MKL and of oneDNN
     "avx512": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "compatible": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "compatible": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
 }
 
 
@@ -38,7 +43,9 @@ def main() -> None:
     profile, runs = load_profile(check.CHECKED), []
     with tempfile.TemporaryDirectory() as folder:
         for name, variables in INSTRUCTIONS.items():
-            shutil.rmtree(CACHE / profile.name, ignore_errors=True)  # its numbers may be of other instructions
+            shutil.rmtree(
+                CACHE / profile.name, ignore_errors=True
+            )  # its numbers may be of other instructions
             path = Path(folder) / f"{name}.parquet"
             print(name)
             subprocess.run([sys.executable, __file__, path], check=True, env=os.environ | variables)

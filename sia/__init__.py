@@ -6,9 +6,8 @@ steering = Steering(ValueModel.from_pretrained(path), gate=EntropyGate(threshold
 model.generate(**inputs, custom_generate=steered_generate, steering=steering, do_sample=True)
 """
 
-from sia.attention import Attention
+from sia._attention import Attention
 from sia.batch import generate
-from sia.custom_generate import steered_generate
 from sia.gates import (
     AttentionGate,
     AttentionRiseGate,
@@ -22,11 +21,12 @@ from sia.gates import (
     RandomGate,
     calibrate,
 )
-from sia.scoring import AutoregressiveScorer, RewardScorer, RolloutScorer
+from sia.generation import Generation
+from sia.integrations.transformers import steered_generate
+from sia.scorers.base import AutoregressiveScorer, RewardScorer, RolloutScorer
+from sia.scorers.value_model import ValueModel
 from sia.search import best_of_n, chunk_beam_search
 from sia.steering import Steering
-from sia.trace import Generation
-from sia.values import ValueModel
 
 __all__ = [
     "Attention",

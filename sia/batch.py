@@ -9,13 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia import sampling
-from sia.caching import input_device
-from sia.decoding import Decoding
+from sia import _sampling
+from sia._decoding import Decoding
+from sia._inputs import eos_token_ids, pad_left
+from sia._kv_cache import input_device
 from sia.gates import Signal
-from sia.inputs import eos_token_ids, pad_left
+from sia.generation import Generation
 from sia.steering import Steering
-from sia.trace import Generation
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 
@@ -49,21 +49,38 @@ def generate(
     """
     check_options(prompts, temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     if isinstance(tokenizer, PreTrainedModel):
-        raise TypeError("generate(model, tokenizer, …) takes the model first, got a model as the tokenizer")
+        raise TypeError(
+            "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
+        )
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
     seeds = [seed] * len(ids) if isinstance(seed, int) else seed
     if len(seeds) != len(ids):
-        raise ValueError(f"seed must be one number, or one for each of the {len(ids)} prompts, got {len(seeds)}")
+        raise ValueError(
+            f"seed must be one number, or one for each of the {len(ids)} prompts, got {len(seeds)}"
+        )
     generations: list[Generation | None] = [None] * len(ids)
     for chunk in batches(ids, batch_size, "generate", progress):
-        decoding = begin(model, tokenizer, ids, value_ids, chunk, steering, max_new_tokens, temperature, seeds, observe=observe)
+        decoding = begin(
+            model,
+            tokenizer,
+            ids,
+            value_ids,
+            chunk,
+            steering,
+            max_new_tokens,
+            temperature,
+            seeds,
+            observe=observe,
+        )
         decoding.run(max_new_tokens)
         for i, generation in zip(chunk, decoding.generations(tokenizer), strict=True):
             generations[i] = generation
     return generations
 
 
-def batches(ids: Sequence[Sequence[int]], batch_size: int, description: str, progress: bool) -> Iterator[list[int]]:
+def batches(
+    ids: Sequence[Sequence[int]], batch_size: int, description: str, progress: bool
+) -> Iterator[list[int]]:
     """Numbers of the prompts to decode together, of like length for little padding; the progress bar counts those that are done."""
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with tqdm(total=len(ids), desc=description, unit="prompt", disable=not progress) as bar:
@@ -94,7 +111,7 @@ def begin(
         input_ids,
         attention_mask,
         steering=steering,
-        row_keys=sampling.prompt_keys([ids[i] for i in chunk], [seeds[i] for i in chunk], device),
+        row_keys=_sampling.prompt_keys([ids[i] for i in chunk], [seeds[i] for i in chunk], device),
         value_prompts=[value_ids[i] for i in chunk],
         numbers=chunk,
         max_new_tokens=max_new_tokens,
@@ -108,7 +125,7 @@ def begin(
 def check_options(prompts: Prompts, temperature: float, **counts: int) -> None:
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list of prompts, got a single text")
-    sampling.check_temperature(temperature)
+    _sampling.check_temperature(temperature)
     for name, number in counts.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
@@ -119,7 +136,9 @@ def prompt_ids(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of the prompts, and of the same prompts in another model's template (`other`), by default the same."""
     if other is not None and len(other) != len(prompts):
-        raise ValueError(f"{name}_prompts must be as many as prompts: expected {len(prompts)}, got {len(other)}")
+        raise ValueError(
+            f"{name}_prompts must be as many as prompts: expected {len(prompts)}, got {len(other)}"
+        )
     ids = tokenize(tokenizer, prompts, "prompt")
     return ids, ids if other is None else tokenize(tokenizer, other, f"{name} prompt")
 
@@ -134,9 +153,15 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, what: str) ->
             prompt = tokenizer(prompt, add_special_tokens=special).input_ids if prompt else []
         if isinstance(prompt, Tensor | np.ndarray):
             prompt = prompt.tolist()
-        if not isinstance(prompt, Sequence) or not all(isinstance(token, int | np.integer) for token in prompt):
-            given = "a list of other things" if isinstance(prompt, Sequence) else type(prompt).__name__
-            raise TypeError(f"a {what} must be a text or a list of token ids (apply chat templates first), number {i} is {given}")
+        if not isinstance(prompt, Sequence) or not all(
+            isinstance(token, int | np.integer) for token in prompt
+        ):
+            given = (
+                "a list of other things" if isinstance(prompt, Sequence) else type(prompt).__name__
+            )
+            raise TypeError(
+                f"a {what} must be a text or a list of token ids (apply chat templates first), number {i} is {given}"
+            )
         if not len(prompt):
             raise ValueError(f"a {what} needs at least one token, number {i} is empty")
         ids.append(list(prompt))

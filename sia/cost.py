@@ -53,11 +53,17 @@ class Architecture:
     def of(cls, backbone: PreTrainedModel, head: Tensor) -> Architecture:
         """backbone: without its head. head: the weight that reads the output, `(outputs, hidden)`."""
         config = backbone.config.get_text_config()
-        linear = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, (nn.Linear, Conv1D)))
+        linear = sum(
+            m.weight.numel() for m in backbone.modules() if isinstance(m, (nn.Linear, Conv1D))
+        )
         size = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
         layers = Counter(attention_windows(backbone))
         per_layer = 4 * config.num_attention_heads * size  # two products of 2 FLOPs each
-        return cls(2 * linear, 2 * head.numel(), tuple((window, per_layer * count) for window, count in layers.items()))
+        return cls(
+            2 * linear,
+            2 * head.numel(),
+            tuple((window, per_layer * count) for window, count in layers.items()),
+        )
 
 
 def attention_windows(model: PreTrainedModel) -> list[int | None]:
@@ -86,7 +92,9 @@ class Meter:
         self._stretches: list[tuple[Tensor, ...]] = []
         self._branches: list[tuple[Tensor, Tensor]] = []
 
-    def count(self, rows: Tensor, forwards: Tensor, start: Tensor, end: Tensor, outputs: Tensor) -> None:
+    def count(
+        self, rows: Tensor, forwards: Tensor, start: Tensor, end: Tensor, outputs: Tensor
+    ) -> None:
         """These rows computed their tokens number `start` to `end` − 1, in so many forward passes, and read so many outputs; `(n,)`."""
         self._stretches.append((rows, forwards, start, end, outputs))
 
@@ -98,7 +106,9 @@ class Meter:
         """Forward passes and tokens, int64, and FLOPs, float64, each `(rows,)`."""
         architecture = self.architecture
         if self._stretches:
-            rows, forwards, start, end, outputs = (torch.cat(column) for column in zip(*self._stretches, strict=True))
+            rows, forwards, start, end, outputs = (
+                torch.cat(column) for column in zip(*self._stretches, strict=True)
+            )
             flops = architecture.linear * (end - start) + architecture.head * outputs
             for window, per_key in architecture.attention:
                 flops += per_key * (_keys_seen(end, window) - _keys_seen(start, window))
@@ -106,9 +116,13 @@ class Meter:
             self._tokens.index_add_(0, rows, end - start)
             self._flops.index_add_(0, rows, flops.double())
         for rows, contexts in self._branches:
-            flops = (architecture.linear + architecture.head) * torch.full_like(rows, contexts.shape[1])
+            flops = (architecture.linear + architecture.head) * torch.full_like(
+                rows, contexts.shape[1]
+            )
             for window, per_key in architecture.attention:
-                flops += per_key * (contexts if window is None else contexts.clamp(max=window)).sum(1)
+                flops += per_key * (contexts if window is None else contexts.clamp(max=window)).sum(
+                    1
+                )
             self._tokens.index_add_(0, rows, torch.full_like(rows, contexts.shape[1]))
             self._flops.index_add_(0, rows, flops.double())
         self._stretches, self._branches = [], []
@@ -126,6 +140,13 @@ def costs(model: Meter, scorers: Iterable[Meter], junctions: Tensor) -> list[Cos
     columns = [column.tolist() for column in model.totals()]
     value_columns = [torch.zeros(len(junctions), dtype=column.dtype) for column in model.totals()]
     for meter in scorers:
-        value_columns = [sum_ + column.cpu() for sum_, column in zip(value_columns, meter.totals(), strict=True)]
-    rows = zip(*columns, *(column.tolist() for column in value_columns), junctions.tolist(), strict=True)
-    return [Cost(f, t, vf, vt, opened, flops, value_flops) for f, t, flops, vf, vt, value_flops, opened in rows]
+        value_columns = [
+            sum_ + column.cpu() for sum_, column in zip(value_columns, meter.totals(), strict=True)
+        ]
+    rows = zip(
+        *columns, *(column.tolist() for column in value_columns), junctions.tolist(), strict=True
+    )
+    return [
+        Cost(f, t, vf, vt, opened, flops, value_flops)
+        for f, t, flops, vf, vt, value_flops, opened in rows
+    ]

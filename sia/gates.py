@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from sia import sampling
-from sia.attention import Attention
+from sia import _sampling
+from sia._attention import Attention
 
 if TYPE_CHECKING:
-    from sia.trace import Generation
+    from sia.generation import Generation
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class EntropyRiseGate(ThresholdGate):
 class AttentionGate(ThresholdGate):
     """Opens where the newest token's attention, weighted by distance, is at least `threshold` (0 to 10).
 
-    layers, heads: whose attention is averaged, by number; None: all. See `sia.attention`.
+    layers, heads: whose attention is averaged, by number; None: all. See `sia._attention`.
     """
 
     layers: tuple[int, ...] | None = None
@@ -209,7 +209,7 @@ class RandomGate(Gate):
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio!r}")
 
     def opens(self, step: Step) -> Tensor:
-        return sampling.uniform(sampling.mix(step.keys, self.seed)) < self.ratio
+        return _sampling.uniform(_sampling.mix(step.keys, self.seed)) < self.ratio
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,9 @@ THRESHOLD_GATES: dict[str, type[ThresholdGate]] = {
 GateT = TypeVar("GateT", bound=ThresholdGate)
 
 
-def calibrate(gate_class: type[GateT], generations: Sequence[Generation], ratio: float, **settings) -> GateT:
+def calibrate(
+    gate_class: type[GateT], generations: Sequence[Generation], ratio: float, **settings
+) -> GateT:
     """A gate whose threshold opens it on `ratio` of the tokens of `generations`.
 
     settings: of the gate besides its threshold (`over`, or `layers` and `heads`). Attention, and the entropy over the
@@ -245,9 +247,15 @@ def calibrate(gate_class: type[GateT], generations: Sequence[Generation], ratio:
     The threshold is the largest at which at least that share of the tokens is steered. Steering changes what
     follows: for a realised ratio close to the target, calibrate on generations that were steered.
     """
-    if not isinstance(gate_class, type) or not issubclass(gate_class, ThresholdGate) or gate_class is ThresholdGate:
+    if (
+        not isinstance(gate_class, type)
+        or not issubclass(gate_class, ThresholdGate)
+        or gate_class is ThresholdGate
+    ):
         kinds = ", ".join(kind.__name__ for kind in THRESHOLD_GATES.values())
-        raise TypeError(f"only a gate with a threshold can be calibrated ({kinds}), got {gate_class!r}")
+        raise TypeError(
+            f"only a gate with a threshold can be calibrated ({kinds}), got {gate_class!r}"
+        )
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must be greater than 0 and at most 1, got {ratio}")
     if not isinstance(generations, Sequence):
@@ -265,5 +273,7 @@ def calibrate(gate_class: type[GateT], generations: Sequence[Generation], ratio:
     threshold = float(level[math.ceil(ratio * len(level) - 1e-9) - 1])
     if math.isinf(threshold):
         most = float(level.isfinite().float().mean())
-        raise ValueError(f"no threshold opens {gate_class.__name__} on {ratio:.0%} of these tokens, the most it can be is {most:.1%}")
+        raise ValueError(
+            f"no threshold opens {gate_class.__name__} on {ratio:.0%} of these tokens, the most it can be is {most:.1%}"
+        )
     return replace(gate, threshold=threshold)

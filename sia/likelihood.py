@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributions import Categorical
 from transformers import PreTrainedModel
 
-from sia import sampling
-from sia.caching import input_device
-from sia.decoding import check, check_values
+from sia import _sampling
+from sia._decoding import check, check_values
+from sia._inputs import pad_left, pad_right
+from sia._kv_cache import input_device
 from sia.gates import Entropy, Signal, Step
-from sia.inputs import pad_left, pad_right
 from sia.steering import Steering, drop_improbable, entropy, tilt
 
 
@@ -56,50 +56,87 @@ def log_likelihoods(
 
     Errors: as of `generate`; ValueError for a gate on attention, and for an empty response.
     """
-    sampling.check_temperature(temperature)
+    _sampling.check_temperature(temperature)
     if temperature == 0:
         raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
     if not len(prompts) == len(responses) == len(value_prompts or prompts):
-        raise ValueError(f"prompts and responses must be as many, got {len(prompts)} and {len(responses)}")
+        raise ValueError(
+            f"prompts and responses must be as many, got {len(prompts)} and {len(responses)}"
+        )
     for name, sequences in (("prompt", prompts), ("response", responses)):
         empty = [i for i, sequence in enumerate(sequences) if len(sequence) == 0]
         if empty:
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
     foreign = [signal for signal in steering.gate.signals if not isinstance(signal, Entropy)]
     if foreign:
-        raise ValueError(f"log-likelihoods need a gate that looks at entropies, positions or noise, got {steering.gate}")
+        raise ValueError(
+            f"log-likelihoods need a gate that looks at entropies, positions or noise, got {steering.gate}"
+        )
     found: list[Likelihood | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         values = [(value_prompts or prompts)[i] for i in chunk]
-        these = _batch(model, steering, [prompts[i] for i in chunk], [responses[i] for i in chunk], temperature, seed, values, chunk)
+        these = _batch(
+            model,
+            steering,
+            [prompts[i] for i in chunk],
+            [responses[i] for i in chunk],
+            temperature,
+            seed,
+            values,
+            chunk,
+        )
         for i, likelihood in zip(chunk, these, strict=True):
             found[i] = likelihood
     return found
 
 
-def _batch(model, steering: Steering, prompts, responses, temperature: float, seed: int, value_prompts, numbers) -> list[Likelihood]:
+def _batch(
+    model,
+    steering: Steering,
+    prompts,
+    responses,
+    temperature: float,
+    seed: int,
+    value_prompts,
+    numbers,
+) -> list[Likelihood]:
     device = input_device(model)
     tokens, written = pad_right(responses, device)
     rows, longest = tokens.shape
     check(model, *pad_left(prompts, device), value_prompts, steering, longest, numbers)
     starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # padding is on the right and attention is causal: no token sees it, and no mask is needed
-    whole, _ = pad_right([[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device)
+    whole, _ = pad_right(
+        [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device
+    )
     first = int(starts.min()) - 1  # the first position that predicts a response token
-    logits = model(input_ids=whole, use_cache=False, logits_to_keep=torch.arange(first, whole.shape[1], device=device)).logits
+    logits = model(
+        input_ids=whole,
+        use_cache=False,
+        logits_to_keep=torch.arange(first, whole.shape[1], device=device),
+    ).logits
     session = steering.scorer.begin(value_prompts, longest) if steering.scorer is not None else None
-    keys = sampling.gate_keys(sampling.step_keys(sampling.prompt_keys(prompts, [seed] * rows, device), longest))
-    results = torch.full((rows, longest), math.nan, device=device), *torch.zeros(2, rows, longest, dtype=torch.bool, device=device)
-    last = {signal: torch.full((rows,), math.nan, device=device) for signal in steering.gate.signals}
+    keys = _sampling.gate_keys(
+        _sampling.step_keys(_sampling.prompt_keys(prompts, [seed] * rows, device), longest)
+    )
+    results = (
+        torch.full((rows, longest), math.nan, device=device),
+        *torch.zeros(2, rows, longest, dtype=torch.bool, device=device),
+    )
+    last = {
+        signal: torch.full((rows,), math.nan, device=device) for signal in steering.gate.signals
+    }
     for number in range(longest):
         there = written[:, number].nonzero().squeeze(1)
         at_step = logits[there, starts[there] - 1 - first + number].float()
         scores, candidates = at_step.topk(steering.candidates)
         signals = {signal: _entropy(signal, at_step, scores) for signal in steering.gate.signals}
         before = {signal: values[there] for signal, values in last.items()}
-        opened = steering.gate.opens(Step(number, entropy(scores), at_step, keys[there, number], signals, before))
+        opened = steering.gate.opens(
+            Step(number, entropy(scores), at_step, keys[there, number], signals, before)
+        )
         for signal, values in signals.items():
             last[signal][there] = values
         where = opened.nonzero().squeeze(1)
@@ -108,15 +145,28 @@ def _batch(model, steering: Steering, prompts, responses, temperature: float, se
             values = session.score(asked, tokens[asked, :number], candidates[where]).to(device)
             check_values(values, asked, numbers, 1, number)
             base = scores[where]
-            scores = scores.index_copy(0, where, drop_improbable(tilt(base, values, steering.beta), base, steering.min_probability))
+            scores = scores.index_copy(
+                0,
+                where,
+                drop_improbable(tilt(base, values, steering.beta), base, steering.min_probability),
+            )
         target = candidates == tokens[there, number : number + 1]  # (n, K)
         log_probabilities = (scores / temperature).log_softmax(-1)
-        results[0][there, number] = torch.where(target.any(1), (log_probabilities.where(target, 0.0)).sum(1), -math.inf)
+        results[0][there, number] = torch.where(
+            target.any(1), (log_probabilities.where(target, 0.0)).sum(1), -math.inf
+        )
         results[1][there, number] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         results[2][there, number] = opened
     columns = [column.cpu().numpy() for column in results]
-    return [Likelihood(*(column[row, : len(response)] for column in columns)) for row, response in enumerate(responses)]
+    return [
+        Likelihood(*(column[row, : len(response)] for column in columns))
+        for row, response in enumerate(responses)
+    ]
 
 
 def _entropy(signal: Signal, logits: Tensor, scores: Tensor) -> Tensor:
-    return entropy(scores) if signal == Entropy() else Categorical(logits=logits, validate_args=False).entropy()
+    return (
+        entropy(scores)
+        if signal == Entropy()
+        else Categorical(logits=logits, validate_args=False).entropy()
+    )

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sia._decoding import check_values, check_vocabulary
+from sia._kv_cache import input_device
 from sia.batch import Prompts, batches, begin, check_options, prompt_ids
-from sia.caching import input_device
-from sia.decoding import check_values, check_vocabulary
-from sia.scoring import Scorer
+from sia.generation import Generation
+from sia.scorers.base import Scorer
 from sia.steering import Steering
-from sia.trace import Generation
 
 
 def best_of_n(
@@ -76,23 +76,44 @@ def chunk_beam_search(
     Returns per prompt the response of highest reward, with `reward`, and with the `cost` of all that was tried. The order of
     rewards decides; a response that has ended stays as long as it is among the best. Errors as of `generate`.
     """
-    counts = {"width": width, "expansions": expansions, "chunk": chunk, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    counts = {
+        "width": width,
+        "expansions": expansions,
+        "chunk": chunk,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }
     check_options(prompts, temperature, **counts)
     if temperature == 0 and width * expansions > 1:
-        raise ValueError("temperature must be above 0 in a search: greedy samples of a prompt are all the same")
+        raise ValueError(
+            "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
+        )
     check_vocabulary(model, reward, "reward")
     ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
     _, reward_ids = prompt_ids(tokenizer, prompts, reward_prompts, "reward")
     samples, seeds = width * expansions, [seed] * len(ids)
     found: list[Generation | None] = [None] * len(ids)
     for numbers in batches(ids, max(1, batch_size // samples), "search", progress):
-        decoding = begin(model, tokenizer, ids, value_ids, numbers, steering, max_new_tokens, temperature, seeds, samples)
+        decoding = begin(
+            model,
+            tokenizer,
+            ids,
+            value_ids,
+            numbers,
+            steering,
+            max_new_tokens,
+            temperature,
+            seeds,
+            samples,
+        )
         session = reward.begin([reward_ids[i] for i in numbers], max_new_tokens, samples)
         responses = decoding.responses
         rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))
         while len(rows := decoding.going):
             decoding.run(chunk)
-            rated = session.rate(rows, responses.tokens[rows, : decoding.number], responses.lengths[rows])
+            rated = session.rate(
+                rows, responses.tokens[rows, : decoding.number], responses.lengths[rows]
+            )
             check_values(rated[:, None], rows, numbers, samples, decoding.number - 1)
             rewards.view(-1)[rows] = rated.to(rewards.device)
             if len(decoding.going) == 0:
@@ -105,14 +126,22 @@ def chunk_beam_search(
             session.continue_from(sources)
         best = rewards.argmax(1)
         costs = decoding.costs(session.meters)
-        chosen = responses.generations(tokenizer, (torch.arange(len(numbers), device=best.device) * samples + best).tolist(), costs)
+        chosen = responses.generations(
+            tokenizer,
+            (torch.arange(len(numbers), device=best.device) * samples + best).tolist(),
+            costs,
+        )
         for place, (number, generation) in enumerate(zip(numbers, chosen, strict=True)):
             tried = reduce(add, costs[place * samples : (place + 1) * samples])
-            found[number] = replace(generation, cost=tried, reward=float(rewards[place, best[place]]))
+            found[number] = replace(
+                generation, cost=tried, reward=float(rewards[place, best[place]])
+            )
     return found
 
 
-def select_beams(rewards: Tensor, going: Tensor, width: int, expansions: int) -> tuple[Tensor, Tensor, Tensor]:
+def select_beams(
+    rewards: Tensor, going: Tensor, width: int, expansions: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which responses go on. rewards `(prompts, samples)`, −∞ where there is none; going: those that have not ended.
 
     Of each prompt the `width` best stay (the earlier on ties): one that goes on fills `expansions` rows, one that has ended fills one.
@@ -128,7 +157,9 @@ def select_beams(rewards: Tensor, going: Tensor, width: int, expansions: int) ->
         filled = [b for b in best[prompt] if on[prompt][b] for _ in range(expansions)]
         filled += [b for b in best[prompt] if not on[prompt][b] and rewards[prompt, b] > -torch.inf]
         start = prompt * samples
-        sources[start : start + len(filled)] = torch.tensor(filled, dtype=torch.int64, device=sources.device) + start
+        sources[start : start + len(filled)] = (
+            torch.tensor(filled, dtype=torch.int64, device=sources.device) + start
+        )
         held[prompt, : len(filled)] = True
     goes_on = going.flatten()[sources] & held.flatten()
     return sources, goes_on, held

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sia.gates import Gate, Never
-from sia.scoring import Scorer
+from sia.scorers.base import Scorer
 
 LARGEST_BETA = 1e9  # beyond it, float32 has no room left beside the values: that is math.inf
 
@@ -38,17 +38,36 @@ class Steering:
 
     def __post_init__(self) -> None:
         if not isinstance(self.gate, Gate):
-            raise TypeError(f"gate must be a gate such as EntropyGate(threshold=1.0), got {self.gate!r}")
+            raise TypeError(
+                f"gate must be a gate such as EntropyGate(threshold=1.0), got {self.gate!r}"
+            )
         if self.scorer is None and not isinstance(self.gate, Never):
             raise TypeError(f"a gate that may open needs a scorer, got None with {self.gate!r}")
         if self.scorer is not None and not isinstance(self.scorer, Scorer):
-            raise TypeError(f"scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}")
-        if not isinstance(self.beta, (int, float)) or math.isnan(self.beta) or self.beta < 0 or LARGEST_BETA < self.beta < math.inf:
-            raise ValueError(f"beta must be 0 to {LARGEST_BETA:g}, or math.inf (values alone), got {self.beta!r}")
-        if isinstance(self.candidates, bool) or not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(f"candidates must be a whole number of at least 1, got {self.candidates!r}")
+            raise TypeError(
+                f"scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}"
+            )
+        if (
+            not isinstance(self.beta, (int, float))
+            or math.isnan(self.beta)
+            or self.beta < 0
+            or LARGEST_BETA < self.beta < math.inf
+        ):
+            raise ValueError(
+                f"beta must be 0 to {LARGEST_BETA:g}, or math.inf (values alone), got {self.beta!r}"
+            )
+        if (
+            isinstance(self.candidates, bool)
+            or not isinstance(self.candidates, int)
+            or self.candidates < 1
+        ):
+            raise ValueError(
+                f"candidates must be a whole number of at least 1, got {self.candidates!r}"
+            )
         if not 0 <= self.min_probability < 1:
-            raise ValueError(f"min_probability must be at least 0 and less than 1, got {self.min_probability}")
+            raise ValueError(
+                f"min_probability must be at least 0 and less than 1, got {self.min_probability}"
+            )
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -75,7 +94,9 @@ def drop_improbable(steered: Tensor, logits: Tensor, min_probability: float) -> 
     if min_probability == 0:
         return steered
     probabilities = logits.softmax(-1)
-    improbable = (probabilities < min_probability) & (probabilities < probabilities.amax(-1, keepdim=True))
+    improbable = (probabilities < min_probability) & (
+        probabilities < probabilities.amax(-1, keepdim=True)
+    )
     return steered.masked_fill(improbable, -math.inf)
 
 

@@ -41,7 +41,9 @@ def divergence(q: Tensor, p: Tensor) -> Tensor:
 
 def step_regret(policy: Tensor, base: Tensor, values: Tensor, beta: float) -> Tensor:
     """J(π*) − J(q), from the definition of J. `(…)`."""
-    return objective(optimal_policy(base, values, beta), base, values, beta) - objective(policy, base, values, beta)
+    return objective(optimal_policy(base, values, beta), base, values, beta) - objective(
+        policy, base, values, beta
+    )
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,14 @@ class Tree:
     rewards: Tensor
 
     @classmethod
-    def random(cls, steps: int, tokens: int, concentration: float, spread: float, generator: torch.Generator) -> Tree:
+    def random(
+        cls,
+        steps: int,
+        tokens: int,
+        concentration: float,
+        spread: float,
+        generator: torch.Generator,
+    ) -> Tree:
         """Policies from normal logits of standard deviation `concentration`, normal rewards of standard deviation `spread`."""
 
         def normal(*shape: int) -> Tensor:
@@ -82,17 +91,25 @@ class Tree:
         return (response * self.rewards).sum() - divergence(response, base) / beta
 
     def optimum(self, beta: float) -> list[Tensor]:
-        return [optimal_policy(base, values, beta) for base, values in zip(self.base, self.soft_values(beta), strict=True)]
+        return [
+            optimal_policy(base, values, beta)
+            for base, values in zip(self.base, self.soft_values(beta), strict=True)
+        ]
 
     def sparse(self, steered: list[Tensor], beta: float) -> list[Tensor]:
         """π* at the states where `steered`, bool `(K^t,)`, π elsewhere."""
         optimum = self.optimum(beta)
-        return [torch.where(on[:, None], best, base) for on, best, base in zip(steered, optimum, self.base, strict=True)]
+        return [
+            torch.where(on[:, None], best, base)
+            for on, best, base in zip(steered, optimum, self.base, strict=True)
+        ]
 
     def regret_by_steps(self, policy: list[Tensor], under: list[Tensor], beta: float) -> Tensor:
         """(1/β)·Σ_t E_{s_t}[KL(q‖π*)], with states as the policy `under` visits them. The regret where `under` is q itself."""
         total = self.rewards.new_zeros(())
-        for reached, step, best in zip(self.visits(under), policy, self.optimum(beta), strict=False):
+        for reached, step, best in zip(
+            self.visits(under), policy, self.optimum(beta), strict=False
+        ):
             total = total + (reached * divergence(step, best)).sum()
         return total / beta
 
@@ -125,7 +142,9 @@ def regret_bound(base: Tensor, value_range: float, beta: float) -> Tensor:
     entropy = torch.special.entr(base).sum(-1)
     rest = inverse_binary_entropy(entropy)
     x = beta * value_range
-    turning = (math.expm1(x) - x) / (x * math.expm1(x)) if x > 0 else 0.5  # where largest_regret has its one maximum
+    turning = (
+        (math.expm1(x) - x) / (x * math.expm1(x)) if x > 0 else 0.5
+    )  # where largest_regret has its one maximum
     low = largest_regret(rest.clamp(max=turning), value_range, beta)
     high = largest_regret((1 - rest).clamp(min=turning), value_range, beta)
     return torch.maximum(low, high)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from benchmarks.lab.judge import judge
-from benchmarks.lab.replicate import Replicate
-from benchmarks.lab.world import Prompt
-from benchmarks.profile import load_profile
+from benchmarks.spec.profile import load_profile
+from benchmarks.subjects.lab.judge import judge
+from benchmarks.subjects.lab.replicate import Replicate
+from benchmarks.subjects.lab.world import Prompt
 
 
 @cache

@@ -1,0 +1,53 @@
+"""Steered decoding with the cost structure reported for the paper's published code, to measure against.
+
+No cache for either model, all attention matrices at every step, and the K candidates scored as K whole sequences. Only the
+structure is reproduced, in our own words; the noise is `sia`'s, so that both loops must produce the same tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sia import ValueModel, _sampling
+from sia.gates import Entropy, Gate, Step
+from sia.steering import entropy, tilt
+
+
+@torch.no_grad()
+def published_loop(
+    model: PreTrainedModel,
+    value_model: ValueModel,
+    prompt: list[int],
+    gate: Gate,
+    beta: float,
+    candidates: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[int]:  # fmt: skip
+    """Response tokens to one prompt, at temperature 1, without a stop token.
+
+    model: with eager attention, which keeps its matrices. gate: one that looks at nothing but the candidates' entropy, if anything.
+    """
+    ids, key = torch.tensor([prompt]), _sampling.prompt_keys([prompt], [seed])
+    last = torch.tensor([torch.nan])
+    for number in range(max_new_tokens):
+        logits = model(input_ids=ids, output_attentions=True, use_cache=False).logits[:, -1].float()
+        scores, tokens = logits.topk(candidates)
+        uncertainty, keys = entropy(scores), _sampling.gate_keys(_sampling.mix(key, number))
+        if gate.opens(
+            Step(number, uncertainty, logits, keys, {Entropy(): uncertainty}, {Entropy(): last})
+        ).item():
+            scores = tilt(scores, _values(value_model, ids, tokens), beta)
+        last = uncertainty
+        chosen = _sampling.choose(scores, _sampling.gumbel(key, number, tokens), 1.0)
+        ids = torch.cat([ids, tokens[:, chosen]], dim=1)
+    return ids[0, len(prompt) :].tolist()
+
+
+def _values(value_model: ValueModel, ids: Tensor, tokens: Tensor) -> Tensor:
+    """`(1, K)` by K whole sequences."""
+    return value_model(torch.cat([ids.expand(tokens.shape[1], -1), tokens[0, :, None]], dim=1))[
+        None, :, -1
+    ]

@@ -1,0 +1,64 @@
+"""The lab models' matrix products by oneDNN, which uses the whole vector width of a processor; MKL, which torch takes for float32, stops
+at half of it on AMD's. The same but for the order of summation; `scripts/time_linear_layers.py` times both."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def by_onednn(model: Module) -> Module:
+    """Has the linear layers of a model compute by oneDNN, where torch was built with it; in place, and returned."""
+    if torch.backends.mkldnn.is_available():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = OneDnnLinear
+    return model
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer for float32 on a processor. Whatever else it meets it leaves to torch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (
+            not input.numel()
+            or input.dtype != torch.float32
+            or self.weight.dtype != torch.float32
+            or input.device.type != "cpu"
+        ):
+            return super().forward(input)
+        if torch.is_grad_enabled():
+            return _Linear.apply(input, self.weight, self.bias)
+        return _product(input, self.weight, self.bias)
+
+
+class _Linear(Function):
+    """y = x·Wᵀ + b, its gradients by the same products. x `(…, in)`, W `(out, in)`."""
+
+    @staticmethod
+    def forward(context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = context.saved_tensors
+        of_x, of_weight, of_bias = context.needs_input_grad
+        rows = gradient.reshape(-1, len(weight))  # (n, out)
+        return (
+            _product(gradient, weight.t()) if of_x else None,
+            _product(x.reshape(-1, weight.shape[1]).t(), rows.t()).t() if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x·Wᵀ + b by the operator to which torch's own compiler lowers linear layers; it has no derivative."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -1,0 +1,37 @@
+"""What models are given: padded token ids, and the tokens that end a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+
+def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, both `(rows, longest)`."""
+    longest = max(len(row) for row in ids)
+    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+    return input_ids, mask
+
+
+def pad_right(
+    sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask, both int64 `(batch, longest)`."""
+    longest = max(len(sequence) for sequence in sequences)
+    input_ids = torch.tensor(
+        [[*sequence, *[padding] * (longest - len(sequence))] for sequence in sequences],
+        device=device,
+    )
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    return input_ids, (torch.arange(longest, device=device) < lengths[:, None]).long()
+
+
+def eos_token_ids(config: GenerationConfig, further: int | None = None) -> list[int]:
+    """Every token that ends a response: of the generation config, and a further one, of a tokenizer or a reward model."""
+    configured = config.eos_token_id
+    ids = {*(configured if isinstance(configured, (list, tuple)) else [configured]), further}
+    return sorted(token for token in ids if token is not None)

@@ -1,0 +1,170 @@
+"""ValueModel: a transformers backbone with a linear head that reads a value at every token, V(x, y≤t) = w·h_t + b.
+
+The token-level value model of the paper (arXiv 2602.21215), in the form in which it is published (`sia.scorers.published`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, PreTrainedModel
+
+from sia._kv_cache import input_device
+from sia.scorers import published
+from sia.scorers.base import ValueSession
+from sia.scorers.published import local_folder
+
+HEAD_FILE = "value_head.safetensors"
+
+
+class ValueModel(nn.Module):
+    """Gives every token of a sequence a value. The head works in float32 whatever the backbone's dtype.
+
+    Make one with `from_backbone` (to train) or `from_pretrained`.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, head: nn.Linear) -> None:
+        super().__init__()
+        size = backbone.config.get_text_config().hidden_size
+        if head.in_features != size or head.out_features != 1:
+            raise ValueError(
+                f"the value head must be Linear({size}, 1) for this backbone, got Linear({head.in_features}, {head.out_features})"
+            )
+        self.backbone = backbone
+        self.head = head.float()
+
+    @classmethod
+    def from_backbone(cls, model: PreTrainedModel) -> ValueModel:
+        """A fresh head, all zeros, on the backbone of any transformers model; the backbone is shared, not copied.
+
+        model: may be wrapped by PEFT: its adapters stay in the backbone.
+        """
+        backbone = (
+            model if isinstance(model, PreTrainedModel) else model.get_base_model()
+        ).base_model
+        size = backbone.config.get_text_config().hidden_size
+        head = nn.Linear(size, 1, device=input_device(backbone))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return cls(backbone, head)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        backbone: str | Path | None = None,
+        *,
+        subfolder: str = "",
+        revision: str | None = None,
+        **options,
+    ) -> ValueModel:
+        """Reads what `save_pretrained` wrote, or a checkpoint in the published layout (`sia.scorers.published`).
+
+        path: a local folder, or a Hub id; subfolder, revision: within it.
+        backbone: of a checkpoint in the published layout, path or Hub id; by default the one that the checkpoint names.
+        options: for transformers' from_pretrained (dtype, device_map, attn_implementation, …).
+
+        Errors: FileNotFoundError if there is no such folder or a part of it is missing, ValueError for parts that do not fit
+        together or cannot be read; weights are never made up.
+        """
+        folder = local_folder(path, subfolder, revision)
+        layout = [
+            (folder / name).is_file()
+            for name in (HEAD_FILE, published.HEAD_FILE, published.CONFIG_FILE)
+        ]
+        if not layout[0] and any(layout):
+            return cls(*published.read(folder, backbone, options)).eval()
+        if backbone is not None:
+            raise ValueError(
+                f"{folder} brings its own backbone: backbone must be None, got {backbone}"
+            )
+        for needed in ("config.json", HEAD_FILE):
+            if not (folder / needed).is_file():
+                raise FileNotFoundError(
+                    f"no value model in {folder}: expected config.json, model.safetensors and {HEAD_FILE}"
+                    f" (or the published layout with {published.HEAD_FILE}), {needed} is missing"
+                )
+        if not list(folder.glob("model*.safetensors")):
+            raise FileNotFoundError(
+                f"no value model in {folder}: the weights of its backbone, model.safetensors is missing"
+            )
+        try:
+            state = safetensors.torch.load_file(folder / HEAD_FILE)
+            model, loading = AutoModel.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, **options
+            )
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
+            ) from error
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights in {folder} do not fit its config.json: {str(error).strip().splitlines()[0]}"
+            ) from error
+        if loading["missing_keys"]:
+            raise ValueError(
+                f"the value model in {folder} lacks weights of its backbone: {', '.join(sorted(loading['missing_keys']))}"
+            )
+        return cls(model, published.linear_head(state, folder / HEAD_FILE).to(model.device)).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes the backbone as transformers does, and the head beside it (safetensors). A cut-off save has no head and is refused."""
+        folder = Path(path)
+        (folder / HEAD_FILE).unlink(missing_ok=True)
+        self.backbone.save_pretrained(folder)
+        state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        unfinished = folder / f".{HEAD_FILE}"
+        safetensors.torch.save_file(state, unfinished)
+        unfinished.replace(folder / HEAD_FILE)
+
+    def _apply(self, fn, recurse: bool = True) -> ValueModel:
+        """What moves or casts a module (`to`, `cuda`, `bfloat16`, …); the head moves along and stays in float32."""
+        exact = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
+        super()._apply(fn, recurse)
+        for name, parameter in self.head.named_parameters():
+            parameter.data = exact[name].to(parameter.device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return input_device(self.backbone)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the backbone."""
+        return self.backbone.dtype
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.backbone.config.get_text_config().vocab_size
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Values, float32 `(batch, length)`, of the tokens `input_ids` `(batch, length)`.
+
+        attention_mask: `(batch, length)` with 1 for tokens and 0 for padding, or a prepared 4-D mask.
+        past_key_values: a cache to go on from, which is then extended; None computes without one.
+        """
+        hidden = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        ).last_hidden_state
+        return self.head(hidden.to(self.head.weight.device, torch.float32)).squeeze(-1)
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
+    ) -> ValueSession:
+        """Opens a scoring session over prompts (token ids without padding), each of `samples` rows."""
+        return ValueSession(self, prompts, max_new_tokens, samples)

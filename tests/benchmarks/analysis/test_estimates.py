@@ -1,0 +1,600 @@
+"""What summaries estimate and pair, on made-up rows: differences, searches, costs; and what becomes of the claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.analysis import claims, estimates
+from benchmarks.figures import (
+    best_of_n,
+    cost,
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    mechanism,
+    table1,
+    threshold,
+)
+from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
+
+# --- estimates and pairs
+
+
+def test_estimates_are_means_and_differences_are_paired():
+    table = table_of(
+        figure1,
+        lambda cell: {"entropy": 1.0, "random": 0.25}.get(cell.gate, 0.0) * cell.target_ratio,
+    )
+    rows = FakeResults(SMOKE).rows(figure1.cells(SMOKE, 0).cells[0])
+    level = {
+        "family": "qwen3",
+        "metric": "judge",
+        "versus": "",
+        "method": "sia",
+        "target_ratio": 0.5,
+        "value_model": "value-token",
+    }
+    honesty = pick(table, **level, objective="honesty")
+    both = [FakeResults(SMOKE).rows(figure1.cells(SMOKE, r).cells[0]) for r in range(2)]
+    expected = (
+        np.mean([rows[rows["objective"] == "honesty"]["judge"].mean() for rows in both]) + 0.5
+    )
+    assert honesty["estimate"] == pytest.approx(expected, abs=ROUNDED)
+    assert honesty["low"] < honesty["estimate"] < honesty["high"]
+    samples, prompts = SMOKE.evaluation.samples, SMOKE.evaluation.prompts_per_objective
+    assert (honesty["ratio"], honesty["n"], honesty["seeds"], honesty["replicates"]) == (
+        0.5,
+        2 * prompts,
+        samples,
+        2,
+    )
+    assert pick(table, **level, objective="all")["n"] == 6 * prompts
+    assert honesty["estimate_by_replicate"].count("|") == 1
+    for name in ("estimate", "low", "high"):
+        assert pick(table, **level, objective="all")[f"{name}_by_replicate"].count("|") == 1
+    # the noise is shared, so a constant effect has an interval of no width
+    for family in ("qwen3", "llama", "all"):
+        row = pick(table, **(level | {"family": family, "versus": "random"}), objective="all")
+        assert ends(row) == pytest.approx([0.375] * 3, abs=ROUNDED)
+    assert len(rows) == 3 * prompts * samples
+
+
+def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
+    effects = {"entropy": 1.0, "random": 0.5, "every": 2.0, "never": 0.0}
+    table = table_of(figure2, lambda cell: effects[cell.gate] + 3 * (cell.model == "instruct"))
+    common = {
+        "objective": "all",
+        "metric": "judge",
+        "value_model": "value-token",
+        "target_ratio": 0.2,
+        "method": "sia",
+        "family": "all",
+    }
+    for versus, tuned, expected in (
+        ("dense", False, -1.0), ("dense", True, -1.0), ("random", False, 0.5), ("base", False, 1.0), ("instruct", True, -2.0),
+        ("best-of-n", False, 1.0), ("args", False, -1.0),
+    ):  # fmt: skip
+        row = pick(table, **common, versus=versus, tuned=tuned)
+        assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), versus
+    few = pick(table, **common, versus="transfer-q", tuned=False)  # on the prompts that it has
+    assert ends(few) == pytest.approx([-1.0] * 3, abs=ROUNDED)
+    assert few["n"] == 2 * 3 * SMOKE.sweep.rollout_prompts
+    claimed = {
+        "objective": "all",
+        "metric": "judge",
+        "value_model": "value-mean",
+        "method": "sia-claimed",
+        "family": "all",
+        "versus": "dense",
+    }
+    assert pick(table, **claimed, tuned=True)["estimate"] == pytest.approx(-1.0, abs=ROUNDED)
+    tuned = pick(table, **(common | {"family": "qwen3"}), versus="", tuned=True)
+    assert (tuned["beta_by_replicate"], math.isnan(tuned["beta"])) == ("4|1", True)
+
+
+def test_methods_must_share_prompts_and_seeds():
+    rows = figure1.collect(SMOKE, range(1), FakeResults(SMOKE))
+    dropped = rows[
+        (rows["method"] == "dense") & (rows["prompt"] == 3) & (rows["objective"] == "honesty")
+    ].index
+    with pytest.raises(
+        ValueError, match="every method must be measured on the same prompts and seeds"
+    ):
+        figure1.summarize(rows.drop(dropped), SMOKE)
+    left, right = (
+        estimates.Entry({"method": m}, np.zeros((n, 1)), np.zeros(n), np.ones(n), (1, 1, n, 1))
+        for m, n in (("a", 4), ("b", 6))
+    )
+    assert estimates.difference(left, right).shape == (1, 1, 4, 1)
+    worse = dataclasses.replace(right, shape=(1, 1, 3, 2))
+    with pytest.raises(ValueError, match="a difference needs the same units"):
+        estimates.difference(left, worse)
+    with pytest.raises(LookupError, match=r"expected one entry with \{'method': 'c'\}, found 0"):
+        estimates.the([left, right], method="c")
+
+
+def test_realised_ratios_stand_on_both_sides_of_a_difference():
+    rows = figure1.collect(SMOKE, range(1), FakeResults(SMOKE))
+    rows.loc[
+        (rows["method"] == "random")
+        & (rows["target_ratio"] == 0.2)
+        & (rows["objective"] == "honesty"),
+        "steered",
+    ] = 6
+    table = figure1.summarize(rows, SMOKE)
+    wanted = {
+        "family": "llama",
+        "value_model": "value-mean",
+        "metric": "judge",
+        "method": "sia",
+        "target_ratio": 0.2,
+        "versus": "random",
+    }
+    assert pick(table, **wanted, objective="honesty")[["ratio", "versus_ratio"]].tolist() == [
+        0.2,
+        0.3,
+    ]
+    assert pick(table, **wanted, objective="all")[["ratio", "versus_ratio"]].tolist() == [
+        0.2,
+        0.2333,
+    ]
+
+
+def test_at_equal_drift_dense_is_read_between_the_strengths():
+    """Made-up dense steering: KL 3 and score 2 at every β; the base: 0 and 0. Sparse steering has KL 3·ratio and scores 1. At that KL
+    dense lies √ratio of the way from base to 2; with a floor it is 1.5 better, from its own KL on."""
+    table = table_of(
+        figure4,
+        lambda cell: (
+            1.0
+            if cell.gate == "entropy"
+            else (2.0 + 1.5 * (cell.floor > 0)) * (cell.gate == "every")
+        ),
+    )
+    for family in ("qwen3", "llama", "all"):
+        for ratio in (0.2, 0.5):
+            for floor in (
+                0.0,
+                0.02,
+            ):  # below the KL of all dense steering with a floor: that without counts
+                wanted = {
+                    "family": family,
+                    "value_model": "value-mean",
+                    "matched": "kl",
+                    "floor": floor,
+                    "method": "sia",
+                }
+                row = pick(table, **wanted, target_ratio=ratio, objective="all", metric="judge")
+                assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
+    claimed = {
+        "family": "all",
+        "value_model": "value-token",
+        "matched": "kl",
+        "floor": 0.02,
+        "method": "sia-claimed",
+    }
+    mean = pick(table, **claimed, objective="all", metric="judge")
+    assert mean["estimate"] == pytest.approx(1.0 - (0.2**0.5 + 0.5**0.5), abs=2e-3)
+    assert mean["n"] == 6 * SMOKE.evaluation.prompts_per_objective
+    weaker = {
+        "family": "qwen3",
+        "value_model": "value-mean",
+        "method": "dense",
+        "versus": "β = 1",
+        "beta": math.inf,
+    }
+    assert pick(table, **weaker, objective="all", metric="judge")["estimate"] == pytest.approx(
+        0.0, abs=ROUNDED
+    )
+
+
+def test_the_better_of_dense_with_and_without_a_floor_counts():
+    def entry(judge, kl):
+        values = np.tile([judge, 0.0, 0.0, kl, 0.0], (6, 1))
+        return estimates.Entry(
+            {"method": "dense", "beta": 1.0}, values, np.zeros(6), np.ones(6), (1, 3, 2, 1)
+        )
+
+    sparse = [entry(1.0, 1.0), entry(1.0, 4.0)]
+    plain, floored = [entry(0.0, 0.0), entry(2.0, 4.0)], [entry(1.5, 2.25), entry(4.0, 6.25)]
+    gains = figure4._gains([plain, floored], sparse, None, None, SMOKE)
+    # at KL 1 only the plain one is there (half way to 2 in the root); at KL 4 the floored one, half way from 1.5 to 4
+    np.testing.assert_allclose(gains, np.tile([1.0 - 1.0, 1.0 - 2.75], (len(gains), 1)), atol=1e-5)
+
+
+def test_weak_to_strong_is_the_mean_over_smaller_value_models():
+    gain = {
+        ("value-token-small", "base"): 0.3,
+        ("value-token-small", "base-large"): 0.6,
+        ("value-token", "base-large"): 0.9,
+    }
+    table = table_of(
+        figure3, lambda cell: gain.get((cell.value_model, cell.model), 7.0 * (cell.gate != "never"))
+    )
+    row = pick(
+        table, method="weak-to-strong sia-claimed", versus="base", objective="all", metric="judge"
+    )
+    assert ends(row) == pytest.approx([0.6] * 3, abs=ROUNDED)
+    assert (
+        pick(
+            table,
+            method="weak-to-strong sia-claimed",
+            versus="dense",
+            objective="all",
+            metric="judge",
+        )["estimate"]
+        == 0
+    )
+
+
+def test_best_of_n_is_paired_with_the_base_at_the_same_n():
+    table = table_of(best_of_n, lambda cell: {"entropy": 1.0, "every": 3.0}.get(cell.gate, 0.0))
+    common = {"method": "sia", "target_ratio": 0.2, "objective": "all", "metric": "judge"}
+    for best_of, versus, expected in (
+        (4, "base", 1.0),
+        (2, "dense", -2.0),
+        (4, "one response", 0.0),
+    ):
+        assert ends(pick(table, **common, best_of=best_of, versus=versus)) == pytest.approx(
+            [expected] * 3, abs=ROUNDED
+        )
+    positions = pick(table, **(common | {"metric": "positions"}), best_of=4, versus="")
+    assert positions["estimate"] == 30 * 4 + 40
+
+
+def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
+    rows = best_of_n.collect(SMOKE, range(2), FakeResults(SMOKE))
+    rows["judge"] = rows["best_of"].where(rows["method"] == "base", 0.0)  # the base scores N
+    rows.loc[rows["objective"] == "honesty", "value_tokens"] //= (
+        2  # steered responses are cheaper there
+    )
+    table = best_of_n.summarize(rows, SMOKE)
+    wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base, at equal cost", "best_of": 1}
+    # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the best of 2 and of 4 (of 1 and 2)
+    for objective, expected in (("helpfulness", 2 + 2 * 10 / 60), ("honesty", 1 + 20 / 30)):
+        assert ends(pick(table, **wanted, objective=objective, metric="judge")) == pytest.approx(
+            [-expected] * 3, abs=ROUNDED
+        )
+    for objective in ("harmlessness", "helpfulness", "honesty", "all"):
+        assert pick(table, **wanted, objective=objective, metric="positions")[
+            "estimate"
+        ] == pytest.approx(0, abs=ROUNDED)
+    beyond = (
+        (table["versus"] == "base, at equal cost")
+        & (table["best_of"] == 4)
+        & (table["method"] == "sia")
+    )
+    assert not beyond.any()  # 160 positions: more than all that was tried
+
+
+def test_one_threshold_is_chosen_over_all_models_of_a_loss():
+    """Each model likes a τ of its own, and one of them likes its own much more."""
+    likes = {("qwen3", "base", 1.0): 3.0, ("llama", "base", 1.5): 1.0}
+    table = table_of(
+        threshold, lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
+    )
+    wanted = {
+        "value_model": "value-mean",
+        "versus": "best τ of each, by the best of all",
+        "objective": "all",
+        "metric": "judge",
+    }
+    for family, lost in (("qwen3", 0.0), ("llama", -1.0), ("all", -0.5)):
+        assert ends(pick(table, **wanted, family=family)) == pytest.approx([lost] * 3, abs=ROUNDED)
+    assert set(
+        table[(table["versus"] == "best τ of all") & (table["value_model"] == "value-mean")][
+            "chosen"
+        ]
+    ) == {"1,1,1;1,1,1"}
+    likes["qwen3", "base-large", 1.5] = (
+        5.0  # large models take part in choosing, of the loss that they have
+    )
+    table = table_of(
+        threshold, lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
+    )
+    one = {"family": "qwen3", "objective": "all", "metric": "judge", "versus": "best τ of all"}
+    assert pick(table, **one, value_model="value-token")["chosen"] == "1.5,1.5,1.5;1.5,1.5,1.5"
+    assert pick(table, **one, value_model="value-mean")["chosen"] == "1,1,1;1,1,1"
+
+
+def test_the_best_threshold_is_chosen_on_other_prompts():
+    table = table_of(threshold, lambda cell: 0.5 * (cell.threshold == 1.5))
+    for versus in ("best τ of each", "best τ of all"):
+        row = pick(
+            table,
+            family="all",
+            value_model="value-mean",
+            versus=versus,
+            objective="all",
+            metric="judge",
+        )
+        assert ends(row) == pytest.approx([-0.5] * 3, abs=ROUNDED)
+        assert row["n"] == 6 * len(range(0, SMOKE.evaluation.prompts_per_objective, 2))
+    chosen = pick(
+        table,
+        family="qwen3",
+        value_model="value-mean",
+        versus="best τ of each",
+        objective="all",
+        metric="judge",
+    )["chosen"]
+    assert chosen == "1.5,1.5,1.5;1.5,1.5,1.5"
+
+
+def test_mechanism_isolates_one_cause_at_a_time():
+    def effect(cell):
+        world, early = "@" in cell.model, cell.value_model.endswith("-early")
+        return (
+            {"entropy": 1.0, "inverted-entropy": 0.25}.get(cell.gate, 0.0)
+            + 0.5 * (cell.floor > 0)
+            + 2 * world
+            + 4 * early
+        )
+
+    table = table_of(mechanism, effect)
+    common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
+    usual = {"model": "base", "value_model": "value-mean", "beta": 1.0}
+    world = {
+        "model": "base@many-decoys",
+        "value_model": "value-mean@many-decoys",
+        "family": "qwen3",
+    }
+    for wanted, expected in (
+        (usual | {"family": "all", "floor": 0.0, "versus": "inverted-entropy"}, 0.75),
+        (usual | {"family": "all", "floor": 0.02, "versus": "no floor"}, 0.5),
+        (usual | {"family": "all", "floor": 0.02, "versus": "dense"}, 1.0),
+        (usual | {"family": "qwen3", "value_model": "value-mean-early", "versus": "base"}, 5.0),
+        (world | {"versus": "dense"}, 1.0),
+        (world | {"versus": "base"}, 1.0),
+    ):
+        assert ends(pick(table, **common, **wanted)) == pytest.approx(
+            [expected] * 3, abs=ROUNDED
+        ), wanted
+
+
+# --- costs
+
+
+def test_ratios_of_costs_and_time():
+    table = table_of(cost)
+    common = {"family": "qwen3", "objective": "all"}
+    dense, sia = (30 + 200) / 30, (30 + 40) / 30
+    assert pick(
+        table,
+        **common,
+        method="dense",
+        value_model="value-mean",
+        metric="positions, ratio",
+        versus="base",
+    )["estimate"] == pytest.approx(dense, abs=ROUNDED)
+    row = pick(
+        table,
+        **common,
+        method="dense",
+        value_model="value-mean",
+        metric="positions, ratio",
+        versus="sia 20%, value-mean",
+    )
+    assert ends(row) == pytest.approx([dense / sia] * 3, abs=ROUNDED)
+    reported = pick(
+        table,
+        **common,
+        method="dense",
+        value_model="value-mean",
+        metric="reported, ratio",
+        versus="sia 20%, value-mean",
+    )
+    assert reported["estimate"] == pytest.approx((20 + 10 * 20) / (20 + 10 * 4), abs=ROUNDED)
+    # of GenARM one pass gives all candidates; Transfer Q* goes on from each by some tokens
+    for method, passes in (("genarm", 1), ("transfer-q", 10 * (1 + SMOKE.sweep.rollout_tokens))):
+        row = pick(
+            table, **common, method=method, metric="reported, ratio", versus="sia 20%, value-mean"
+        )
+        assert row["estimate"] == pytest.approx((20 + passes * 20) / (20 + 10 * 4), abs=ROUNDED)
+    largest = pick(
+        table, **common, method="largest", metric="positions, ratio", versus="sia 20%, value-mean"
+    )
+    assert largest["estimate"] == pytest.approx(max(dense, 4 * 30 / 30) / sia, abs=ROUNDED)
+    lengths = table[
+        (table["metric"] == "positions at length")
+        & (table["family"] == "qwen3")
+        & (table["value_model"] == "value-mean")
+    ]
+    assert set(lengths["length"]) == {20}
+    assert lengths[lengths["method"] == "dense"]["estimate"].tolist() == [230]
+    times = table[table["metric"] == "seconds, ratio"]
+    timed = cost.timed(SMOKE, 0)
+    sparse = next(number for number, cell in enumerate(timed) if cell.method == "sia")
+    for number, cell in enumerate(timed):
+        labels = {"method": cell.method, "search": cell.search, "target_ratio": cell.target_ratio}
+        assert ends(pick(times, **labels, versus="base")) == pytest.approx(
+            [number + 1] * 3, rel=1e-4
+        )
+        assert pick(times, **labels, versus="sia 20%, value-token")["estimate"] == pytest.approx(
+            (number + 1) / (sparse + 1), rel=1e-3
+        )
+    rivals = [
+        n
+        for n, cell in enumerate(timed)
+        if cell.method in cost.RIVALS and (cell.method != "base" or cell.search == "best-of")
+    ]
+    assert pick(times, method="largest")["estimate"] == pytest.approx(
+        (max(rivals) + 1) / (sparse + 1), rel=1e-3
+    )
+
+
+def test_times_are_compared_within_a_round_and_vary_between_rounds():
+    rows = cost.collect(SMOKE, range(2), FakeResults(SMOKE))
+    rows["seconds"] *= 1 + rows["prompt"].where(
+        rows["seconds"].notna(), 0
+    )  # a machine that slows down changes no ratio
+    slow = (rows["method"] == "dense") & rows["seconds"].notna() & (rows["prompt"] % 2 == 1)
+    rows.loc[slow, "seconds"] *= 4
+    table = cost.summarize(rows, SMOKE)
+    plain, dense = (
+        pick(table, method=m, search="", metric="seconds, ratio", versus="base")
+        for m in ("genarm", "dense")
+    )
+    timed = [cell.method for cell in cost.timed(SMOKE, 0)]
+    assert plain["low"] == plain["high"]
+    assert dense["estimate"] == pytest.approx(
+        (timed.index("dense") + 1) * 2, rel=1e-3
+    )  # the geometric mean of 1 and 4
+    assert dense["low"] < dense["estimate"] < dense["high"]
+    assert dense["n"] == 2 * cost.ROUNDS
+
+
+def test_pareto_keeps_what_no_other_beats():
+    costs, scores = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 1.0, 1.5, 3.0])
+    assert cost.pareto(costs, scores) == [0, 1, 4]
+
+
+def test_table1_marks_the_best_and_counts_ties_half():
+    rows = table1.collect(
+        SMOKE, range(1), FakeResults(SMOKE, lambda cell: float(cell.gate == "every"))
+    )
+    rows["kl"] = rows["steered"] / (1.0 + (rows["search"] == "best-of"))
+    wins = rows.groupby("method", observed=True)["win"].mean()
+    assert (wins["dense"], wins["sia"], wins["base"]) == (1.0, 0.5, 0.5)
+    table = table1.summarize(rows, SMOKE)
+    section = table1._rows(table[table["versus"].isna()], "qwen3", "all")
+    assert table1._best(section)["judge"] == round(
+        max(row["judge"]["estimate"] for _, row in section), 2
+    )
+    # the choice of a search drifts too, and its KL leaves that out: it is never the best
+    drifts = {name: row["kl"]["estimate"] for name, row in section if row["kl"]["gate"] != "never"}
+    assert table1._best(section)["kl"] == 0  # of the instruct models of this made-up table
+    assert (
+        sum(
+            table1._is_best(row["kl"], {"kl": round(drifts["SIA at 20%, per-token loss"], 2)})
+            for _, row in section
+        )
+        == 4
+    )  # alike as written
+    assert min(drifts.values()) == drifts["SIA at 20% + best of 4, per-token loss"]
+    written = {name: table1._cell(row["kl"]) for name, row in section}
+    assert (written["base"], written["base + best of 4"]) == ("–", "–")
+    assert written["instruct (by the judge)"].startswith("0.00 [")
+    text = table1._markdown([(("qwen3", "all"), section)], "note")
+    assert "| base | " in text
+    assert "| SIA at 20%, paper's loss, best β | " in text
+    assert "**" in text
+    assert "best of 4" in text
+    assert r"\textbf" in table1._latex([(("qwen3", "all"), section)], "note")
+
+
+# --- claims
+
+
+@pytest.mark.parametrize(("test", "margin", "low", "high", "expected"), [
+    ("more", 0.0, 0.1, 0.3, "reproduced"),
+    ("more", 0.0, -0.1, 0.3, "undecided"),
+    ("more", 0.0, -0.3, -0.1, "not reproduced"),
+    ("more", 0.0, 0.0, 0.0, "not reproduced"),
+    ("less", 0.0, -0.3, -0.1, "reproduced"),
+    ("less", 0.0, -0.3, 0.1, "undecided"),
+    ("less", 0.0, 0.0, 0.0, "not reproduced"),
+    ("less", 1.0, 0.2, 0.9, "reproduced"),
+    ("at least", -0.1, -0.05, 0.3, "reproduced"),
+    ("at least", -0.1, -0.1, -0.1, "reproduced"),
+    ("at least", -0.1, -0.2, 0.3, "undecided"),
+    ("at least", -0.1, -0.3, -0.2, "not reproduced"),
+    ("at least", 6.0, 4.0, 5.0, "not reproduced"),
+])  # fmt: skip
+def test_verdicts_follow_the_interval(test, margin, low, high, expected):
+    assert claims.decide(test, margin, low, high) == expected
+
+
+def test_claims_are_checked_when_they_are_read(tmp_path):
+    text = claims.CLAIMS.read_text(encoding="utf-8")
+    path = tmp_path / "claims.toml"
+    for old, new, message in (
+        (
+            'test = "at least"',
+            'test = "equal"',
+            r'claims.toml: the test of dense-is-unnecessary must be "more", "less" or "at least", got \'equal\'',
+        ),
+        (
+            'conditions = ["mean-1",',
+            'conditions = ["nope",',
+            "claims.toml: dense-is-unnecessary names the unknown condition 'nope'",
+        ),
+    ):
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            claims.read_claims(path)
+
+
+def test_a_claim_that_fits_several_rows_is_an_error():
+    claim = claims.Claim(
+        "c", "It holds.", "abstract", "figure1", "", {"method": "sia"}, "more", 0.0
+    )
+    with pytest.raises(LookupError, match=r"c .* fits 2 rows of figure1"):
+        claims.find(claim, pd.DataFrame({"method": ["sia", "sia", "dense"]}))
+
+
+def test_verdicts_by_value_loss_stand_side_by_side():
+    def verdict(claim: str, condition: str, estimate: float) -> dict:
+        named = {
+            "claim": claim,
+            "says": f"It {claim}.",
+            "source": "abstract",
+            "condition": condition,
+            "test": "more",
+            "margin": 0.0,
+        }
+        ends = {
+            "estimate": estimate,
+            "low": estimate - 0.1,
+            "high": estimate + 0.1,
+            "unit": "points",
+        }
+        return (
+            named | ends | {"verdict": "reproduced", "verdict_by_replicate": "reproduced|undecided"}
+        )
+
+    rows = [
+        verdict("helps", "paper's loss, β = 1", 0.5),
+        verdict("helps", "paper's loss, β = 1, floor", 0.6),
+        verdict("helps", "per-token loss, β = 1", 0.7),
+        verdict("shrinks", "Qwen3", 0.8),
+        verdict("grows", "per-token loss", 0.9),  # one loss alone
+        verdict("holds", "", 1.0) | {"verdict": "not measured"},
+    ]
+    assert claims.markdown(pd.DataFrame(rows)).split("\n") == [
+        "| claim | where | needs | paper's loss | per-token loss |",
+        "|---|---|---|---|---|",
+        "| It helps. | abstract | > 0 points | β = 1: **reproduced** +0.50 [+0.40, +0.60] ✓?"
+        "<br>β = 1, floor: **reproduced** +0.60 [+0.50, +0.70] ✓? | β = 1: **reproduced** +0.70 [+0.60, +0.80] ✓? |",
+        "",
+        "| claim | where | needs | verdict |",
+        "|---|---|---|---|",
+        "| It shrinks. | abstract | > 0 points | Qwen3: **reproduced** +0.80 [+0.70, +0.90] ✓? |",
+        "| It grows. | abstract | > 0 points | per-token loss: **reproduced** +0.90 [+0.80, +1.00] ✓? |",
+        "| It holds. | abstract | > 0 points | not measured |",
+    ]
+    assert claims.markdown(pd.DataFrame(rows[-1:])).count("claim") == 1  # no empty table
+
+
+def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
+    table = table_of(figure1, lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy"))
+    claim = claims.Claim("c", "It holds.", "abstract", "figure1", "under", {
+        "method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all", "objective": "all", "metric": "judge",
+        "value_model": "value-mean",
+    }, "more", 0.0)  # fmt: skip
+    row = claims.verdicts(
+        {"figure1": table.assign(versus=table["versus"].fillna(""))}, [claim]
+    ).iloc[0]
+    assert (row["verdict"], row["verdict_by_replicate"], row["estimate_by_replicate"]) == (
+        "undecided", "reproduced|not reproduced", "1.0000|-1.0000",
+    )  # fmt: skip
+    assert (
+        claims.sentence(row)
+        == "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; replicates alone: ✓✗"
+    )

@@ -1,0 +1,271 @@
+"""Result tables, the command line over them, and that what is committed follows from its rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.__main__ import FIGURES, main
+from benchmarks.analysis import claims, tables
+from benchmarks.figures import figure1, figure3
+from benchmarks.runtime import files, fingerprints
+from benchmarks.spec.profile import load_profile, profile_digest
+from tests.helpers.fake import FakeResults
+
+SMOKE = load_profile("smoke")
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table of figure 3 for the smoke profile in a temporary folder."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": figure3})
+    rows = figure3.collect(SMOKE, range(2), FakeResults(SMOKE))
+    tables.write_table(SMOKE, "figure3", rows, figure3.summarize(rows, SMOKE), range(2), 1.0, {})
+    return tmp_path
+
+
+def test_figure_is_drawn_from_the_table(table, capsys):
+    assert main(["figure3", "--profile", "smoke"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "figure3: drawing the table in results/smoke, nothing is measured (FRESH=1 measures again)"
+        in printed
+    )
+    assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
+    drawn = [
+        (table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")
+    ]
+    assert drawn[0].startswith(b"\x89PNG")
+    assert drawn[1].startswith(b"%PDF")
+    assert main(["figures", "--profile", "smoke"]) == 0
+    printed = capsys.readouterr().out
+    assert "  not measured    " in printed
+    assert "abstract:" in printed
+    assert "not measured; in results/smoke/claims.csv" in printed
+    assert drawn == [
+        (table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")
+    ]
+
+
+def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
+    main(["figure3", "--profile", "smoke"])
+    fresh = (table / "figures/smoke/figure3.png").read_bytes()
+    path = table / "results/smoke/figure3.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"profile_digest": "0123456789abcdef"})
+    )
+    assert main(["figure3", "--profile", "smoke"]) == 0
+    assert "warning: figure3.csv was measured under other settings" in capsys.readouterr().err
+    assert (table / "figures/smoke/figure3.png").read_bytes() != fresh
+
+
+@pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
+def test_a_changed_table_is_refused(table, capsys, file):
+    path = table / "results/smoke" / file
+    path.write_bytes(path.read_bytes()[:-7])
+    assert main(["figure3", "--profile", "smoke"]) == 2
+    assert (
+        f"{file} is missing or not the file that figure3.json describes" in capsys.readouterr().err
+    )
+
+
+def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1, "figure3": figure3})
+    assert main(["figures", "--profile", "smoke"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "figure1: not drawn, results/smoke has no table of it (make figure1 PROFILE=smoke measures it)"
+        in printed
+    )
+    assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
+    for path in (table / "results/smoke").glob("*.json"):
+        path.unlink()
+    (table / "results/smoke/claims.csv").unlink()
+    for command in ("figures", "summaries", "claims", "report"):
+        assert main([command, "--profile", "smoke"]) == 2
+        assert capsys.readouterr().err == (
+            "error: there is no table in results/smoke to draw or judge: make reproduce PROFILE=smoke measures them\n"
+        )
+        assert not (table / "results/smoke/claims.csv").exists()
+
+
+def test_nothing_is_drawn_beside_a_damaged_table(table, capsys):
+    (table / "results/smoke/figure3.parquet").write_bytes(b"x")
+    assert main(["figures", "--profile", "smoke"]) == 2
+    assert (
+        "figure3.parquet is missing or not the file that figure3.json describes"
+        in capsys.readouterr().err
+    )
+    assert not (table / "figures").exists()
+
+
+def test_a_table_that_was_not_moved_whole_is_finished(table):
+    """Written aside by a process that was killed while it moved the files into place."""
+    where = table / "results/smoke"
+    whole = {path.name: path.read_bytes() for path in where.glob("figure3.*")}
+    aside = where / ".figure3.written"
+    aside.mkdir()
+    for name in ("figure3.json", "figure3.parquet"):
+        (where / name).rename(aside / name)
+        (where / name).write_text("old")
+    tables.tidy(SMOKE)
+    assert {path.name: path.read_bytes() for path in where.glob("figure3.*")} == whole
+    assert not aside.exists()
+
+
+def test_provenance_says_where_the_numbers_come_from(table):
+    provenance = json.loads((table / "results/smoke/figure3.json").read_text())
+    assert provenance["profile_digest"] == profile_digest(SMOKE)
+    assert provenance["sha256"]["figure3.csv"] == tables.sha256(table / "results/smoke/figure3.csv")
+    assert {
+        "command",
+        "git_commit",
+        "packages",
+        "hardware",
+        "seeds",
+        "replicates",
+        "wall_seconds",
+        "intervals",
+    } <= set(provenance)
+
+
+def summary_of(estimates, **further) -> pd.DataFrame:
+    """Rows of three cells: β asked for, another β, and β chosen (`beta` is what was found)."""
+    return pd.DataFrame(
+        {
+            "method": "sia",
+            "beta": [1.0, 2.0, 4.0],
+            "tuned": [False, False, True],
+            "estimate": estimates,
+            "low": [e - 0.5 for e in estimates],
+            "high": [e + 0.5 for e in estimates],
+            "replicates": 1,
+            "estimate_by_replicate": [f"{e:.4f}" for e in estimates],
+        }
+        | further
+    )
+
+
+def test_agreement_with_the_committed_tables_pairs_like_with_like():
+    committed = summary_of(
+        [1.0, 2.0, 3.0],
+        replicates=2,
+        estimate_by_replicate=["1.0000|1.2", "2.0000|2.2", "3.0000|3.2"],
+    )
+    same = "of 3 estimates, 100% are those of the committed first replicate to the last digit (largest difference 0.0000), and 100%"
+    assert (
+        tables.agreement(summary_of([1.0, 2.0, 3.0]), committed)
+        == f"{same} lie inside the committed intervals over 2 replicates"
+    )
+    # in whatever order, and whichever β was chosen
+    assert tables.agreement(
+        summary_of([1.0, 2.0, 3.0], beta=[1.0, 2.0, 8.0])[::-1], committed
+    ).startswith(same)
+    # a β that was asked for is another cell
+    assert tables.agreement(
+        summary_of([1.0, 2.0, 3.0], beta=[1.0, 8.0, 4.0]), committed
+    ).startswith("of 2 estimates, 100%")
+    differing = tables.agreement(summary_of([1.0, 2.25, 4.0]), committed)
+    assert differing.startswith("of 3 estimates, 33% are those")
+    assert "(largest difference 1.0000), and 67% lie inside" in differing
+    alone = summary_of([1.0, 2.0, 3.0], estimate_by_replicate=None)
+    assert tables.agreement(alone, committed) == "its estimates are not told of single replicates"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["figure2", "--profile", "nope"],
+            "error: unknown profile 'nope', expected one of: architectures, check, lab, llama-3.1-8b, llama-3.2-1b, "
+            "llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
+        ),
+        (
+            ["reproduce", "--replicates", "9"],
+            "error: replicates must be 1 to 3 for the profile lab, got 9",
+        ),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == message + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure9"], "error: argument COMMAND: invalid choice: 'figure9' (choose from "),
+        (
+            ["figure2", "--replicates", "two"],
+            "error: argument --replicates: invalid int value: 'two'",
+        ),
+        (
+            ["figure2", "--fresh", "--keep"],
+            "error: argument --keep: not allowed with argument --fresh",
+        ),
+    ],
+)
+def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert said.count("\n") == 1
+
+
+def test_unknown_figures_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["figure9"])
+    assert "figure2" in capsys.readouterr().err
+
+
+COMMITTED = fingerprints.ROOT / "results/lab"
+
+
+needs_tables = pytest.mark.skipif(
+    not (COMMITTED / "figure2.json").exists(), reason="no measured lab tables in results/lab"
+)
+
+
+@needs_tables
+@pytest.mark.parametrize("name", ["figure2", "figure5", "best-of-n", "value-error"])
+def test_committed_summaries_follow_from_their_rows(name):
+    lab = load_profile("lab")
+    found, stale = tables.read_table(lab, name)
+    assert not stale
+    again = FIGURES[name].summarize(files.read_frame(COMMITTED / f"{name}.parquet"), lab)
+    for column in ("objective", "family", "metric"):
+        assert again[column].tolist() == found[column].tolist()
+    for column in {"estimate", "low", "high"} & set(found):
+        np.testing.assert_allclose(
+            again[column].astype(float), found[column].astype(float), atol=2e-4
+        )
+
+
+@needs_tables
+def test_committed_verdicts_follow_from_the_tables():
+    lab = load_profile("lab")
+    summaries = {name: tables.read_table(lab, name)[0] for name in FIGURES}
+    found = claims.verdicts(summaries, claims.read_claims())
+    committed = pd.read_csv(COMMITTED / "claims.csv")
+    assert found["verdict"].tolist() == committed["verdict"].tolist()
+    assert "not measured" not in set(found["verdict"])
+
+
+@needs_tables
+def test_the_readme_shows_the_committed_verdicts():
+    readme = (fingerprints.ROOT / "README.md").read_text(encoding="utf-8")
+    committed = pd.read_csv(COMMITTED / "claims.csv", keep_default_na=False)
+    assert claims.markdown(committed) in readme
+    counts = committed["verdict"].value_counts()
+    assert (
+        f'of {len(committed)} verdicts {counts["reproduced"]} are "reproduced", {counts["not reproduced"]} "not reproduced" '
+        f"and {counts['undecided']} undecided"
+    ) in readme

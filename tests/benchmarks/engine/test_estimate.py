@@ -1,0 +1,60 @@
+"""The roofline estimate of GPU hours: what it grows with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.engine.estimate import H100, cell_seconds, hours, pass_seconds
+from benchmarks.spec.cells import ARGS, ROLLOUT, Cell
+from benchmarks.spec.profile import load_profile
+
+PROFILE = load_profile("qwen3-4b")
+PLAIN = Cell(0, "qwen3")
+SPARSE = Cell(0, "qwen3", value_model="value-mean", gate="entropy", target_ratio=0.2, beta=1.0)
+
+
+def test_a_pass_reads_the_weights_or_multiplies():
+    few, many = pass_seconds(4.0, 1, H100), pass_seconds(4.0, 10**5, H100)
+    assert few == pytest.approx(H100.launch + 8e9 / H100.bandwidth / H100.share)
+    assert many == pytest.approx(H100.launch + 8e9 * 1e5 / H100.speed / H100.share)
+    assert pass_seconds(8.0, 1, H100) > few
+
+
+def test_what_costs_more_is_estimated_higher():
+    dense = replace(SPARSE, gate="every", target_ratio=1.0)
+    ladder = [
+        PLAIN,
+        SPARSE,
+        dense,
+        replace(dense, value_model=ARGS),
+        replace(dense, value_model=ROLLOUT),
+    ]
+    found = [cell_seconds(PROFILE, cell, 100, 1) for cell in ladder]
+    assert found == sorted(found)
+    assert len(set(found)) == len(found)
+    assert (
+        cell_seconds(PROFILE, replace(PLAIN, search="best-of", responses=8), 100, 1) > 7 * found[0]
+    )
+    assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * found[0], rel=0.1)
+    assert hours(PROFILE, [PLAIN], [SPARSE]) > hours(PROFILE, [PLAIN], [])
+
+
+def test_the_command_prints_each_figure_and_all(capsys):
+    assert main(["estimate", "--profile", "qwen3-4b"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "an estimate, not measured" in first
+    found = {line.split()[0]: float(line.split()[1]) for line in lines}
+    assert {"figure1", "figure2", "best-of-n", "all"} <= set(found)
+    assert (
+        max(found[name] for name in found if name != "all")
+        < found["all"]
+        < sum(found[name] for name in found if name != "all") + 0.1
+    )
+    assert main(["estimate"]) == 2
+    assert (
+        "error: GPU hours are estimated for profiles of real models, lab is not one"
+        in capsys.readouterr().err
+    )

@@ -1,0 +1,86 @@
+"""The speed benchmark: what it measures against is the same algorithm, and its rows say what they should."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+
+import pytest
+
+from benchmarks.analysis.tables import RESULTS, sha256
+from benchmarks.perf import speed
+from benchmarks.perf.published_loop import published_loop
+from benchmarks.runtime.fingerprints import ROOT
+from sia import EntropyGate, RandomGate, Steering, generate
+
+SHAPE = speed.SMALL | {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+                       "num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.25}  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", [RandomGate(0.4), EntropyGate(2.2)])
+def test_the_published_loop_is_the_same_algorithm(gate):
+    models = speed.random_models(SHAPE)
+    eager = copy.deepcopy(models.language)
+    eager.set_attn_implementation("eager")
+    prompt = models.prompts(1)[0]
+    expected = generate(
+        models.language,
+        models.tokenizer,
+        [prompt],
+        Steering(models.value, gate, 2.0),
+        max_new_tokens=20,
+        seed=3,
+        progress=False,
+    )[0]
+    assert (
+        published_loop(eager, models.value, prompt, gate, 2.0, 10, 20, seed=3)
+        == expected.token_ids.tolist()
+    )
+    assert 0 < expected.steered.mean() < 1
+
+
+def test_the_table_has_a_row_for_every_comparison():
+    rows = speed.small_models(1, SHAPE, batches=(1, 3), tokens=4)
+    measures = [(row["measure"], row["batch"], row["ratio"]) for row in rows]
+    assert len(set(measures)) == len(rows)
+    assert ("time: published cost structure / steered", 1, 0.2) in measures
+    assert all(row["low"] <= row["estimate"] <= row["high"] for row in rows)
+    goals = {(row["measure"], row["batch"]): row["goal"] for row in rows if row["goal"]}
+    assert goals["time: steered / model.generate", 1] == "≤ 1.3"
+    assert (
+        next(row for row in rows if row["measure"].startswith("value forward"))["estimate"] == 1.0
+    )
+
+
+def test_medians_and_ratios_are_taken_round_by_round():
+    ratios = speed.against([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
+    assert ratios == [2.0, 1.0, 0.5]
+    row = speed.row("time", ratios, "≤ 1", batch=1)
+    assert (row["estimate"], row["low"], row["high"], row["runs"], row["batch"], row["model"]) == (
+        1.0,
+        0.5,
+        2.0,
+        3,
+        1,
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--runs", "0"], "error: runs must be at least 1, got 0\n")]
+)
+def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
+    assert speed.main(arguments) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_the_readme_shows_the_committed_table():
+    path = RESULTS / "speed.csv"
+    if subprocess.run(["git", "-C", ROOT, "diff", "--quiet", "HEAD", "--", path]).returncode:
+        pytest.skip("results/speed.csv is not the committed one")
+    assert speed.markdown(speed.read(path)) in (ROOT / "docs" / "library.md").read_text(
+        encoding="utf-8"
+    )
+    provenance = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert provenance["sha256"] == {"speed.csv": sha256(path)}

@@ -1,0 +1,266 @@
+"""The report: that it holds what was measured, asks no network, and works in a browser, by hand, keyboard and on a phone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.analysis import tables
+from benchmarks.figures import figure1, figure3, figure5, junctions
+from benchmarks.report import render
+from benchmarks.spec.profile import load_profile
+from tests.benchmarks.checks.test_verify import places
+from tests.helpers.fake import FakeResults
+
+SMOKE = load_profile("smoke")
+FIGURES = {"figure1": figure1, "figure3": figure3, "figure5": figure5, "junctions": junctions}
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """Tables and figures of made-up rows, and their report."""
+    path = tmp_path_factory.mktemp("reported")
+    with pytest.MonkeyPatch.context() as patch:
+        places(patch, path)
+        patch.setattr("benchmarks.__main__.FIGURES", FIGURES)
+        patch.setattr("benchmarks.figures.style.DPI", 40)
+        for name, figure in FIGURES.items():
+            rows = figure.collect(
+                SMOKE, range(2), FakeResults(SMOKE, lambda cell: cell.target_ratio)
+            )
+            tables.write_table(SMOKE, name, rows, figure.summarize(rows, SMOKE), range(2), 1.0, {})
+        assert main(["figures", "--profile", "smoke"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(project) -> Path:
+    return project / "figures/smoke/report.html"
+
+
+class Reader(HTMLParser):
+    """What a page asks for, and whether its elements are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.open, self.headings = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.asked += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "data", "action") and value
+        ]
+        if tag not in ("meta", "img", "br", "link", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def test_the_page_is_whole_and_asks_no_network(page):
+    reader = Reader()
+    text = page.read_text(encoding="utf-8")
+    reader.feed(text)
+    assert reader.open == []
+    assert reader.asked
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in reader.asked)
+    assert "http-equiv" in text
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttp", text)
+    assert "{{" not in text
+    assert len(reader.headings) == 1 + 2 + 3  # title, verdicts, viewer, figures
+
+
+def test_every_verdict_and_figure_is_there(project, page):
+    text = page.read_text(encoding="utf-8")
+    found = pd.read_csv(project / "results/smoke/claims.csv")
+    for verdict, count in found["verdict"].value_counts().items():
+        assert text.count(f'data-verdict="{verdict}"') == count
+        assert f"{count} {verdict}" in text
+    for name in ("figure1", "figure3", "figure5"):
+        assert f"<code>make {name} PROFILE=smoke</code>" in text
+    assert "Intervals: 95% bootstrap over replicates and prompts; n = " in text  # captions
+    assert "Table: " in text
+
+
+def test_the_viewer_shows_what_the_table_holds(project, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", project / "results")
+    rows = pd.read_parquet(project / "results/smoke/junctions.parquet")
+    data = render.view_data(SMOKE)
+    assert list(data["prompts"]) == ["harmlessness", "helpfulness", "honesty"]
+    assert "sia value-mean 0.2" in data["methods"]
+    response = data["prompts"]["honesty"][1]["responses"]["sia value-mean 0.2"]
+    part = rows[
+        (rows["replicate"] == 0)
+        & (rows["objective"] == "honesty")
+        & (rows["prompt"] == 1)
+        & (rows["value_model"] == "value-mean")
+    ]
+    part = part[(part["method"] == "sia") & (part["target_ratio"] == 0.2)]
+    assert len(response["tokens"]) == part["step"].nunique()
+    for step, token in enumerate(response["tokens"]):
+        here = part[part["step"] == step].set_index("rank")
+        assert token["steered"] == here["steered"].iloc[0]
+        assert here.loc[token["chosen"], "chosen"]
+        assert here.loc[token["unsteered"], "unsteered"]
+        words = [data["words"][candidate[0]] for candidate in token["candidates"]]
+        assert words == here["word"].astype(str).tolist()
+        assert sum(candidate[1] for candidate in token["candidates"]) == pytest.approx(1, abs=1e-3)
+        assert sum(candidate[3] for candidate in token["candidates"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_without_verdicts_there_is_one_sentence(project, tmp_path, monkeypatch, capsys):
+    shutil.copytree(project / "results", tmp_path / "results")
+    places(monkeypatch, tmp_path)
+    (tmp_path / "results/smoke/claims.csv").unlink()
+    assert main(["report", "--profile", "smoke"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/results/smoke/claims.csv is missing: make claims PROFILE=smoke writes it\n"
+    )
+
+
+def test_without_views_the_page_says_how_to_make_them(project, tmp_path, monkeypatch):
+    for folder in ("results", "figures"):
+        shutil.copytree(project / folder, tmp_path / folder)
+    places(monkeypatch, tmp_path)
+    (tmp_path / "results/smoke/junctions.json").unlink()
+    text = render.write(SMOKE, FIGURES).read_text(encoding="utf-8")
+    assert "Not measured: <code>make junctions PROFILE=smoke</code>" in text
+    assert '<script type="application/json" id="data">null</script>' in text
+
+
+# --- in a browser
+
+
+def browse(page: Path, tmp_path: Path, script: str, width: int = 1200, dark: bool = False) -> dict:
+    """What `script`, the body of a function, returns in the page."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian's package chromium)")
+    copy = tmp_path / "page.html"
+    run = f'document.body.append(element("pre", JSON.stringify((() => {{{script}}})()), {{ id: "found" }}));'
+    copy.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", f"<script>{run}</script></body>"),
+        encoding="utf-8",
+    )
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},900",
+    ]  # fmt: skip
+    flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    done = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=60
+    )
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr
+    return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+
+
+def test_a_reader_picks_objective_prompt_and_method(page, tmp_path, project, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", project / "results")
+    found = browse(page, tmp_path, """
+        const pick = (id, value) => {
+            const one = document.getElementById(id); one.value = value; one.dispatchEvent(new Event("change"));
+        };
+        pick("objective", "honesty"); pick("prompt", "1"); pick("method", "sia value-mean 0.2");
+        const words = (id) => [...document.querySelectorAll("#" + id + " .token")]
+            .map((token) => [token.textContent, token.className.trim()]);
+        const names = [...document.querySelectorAll(".response h3")].map((name) => name.textContent);
+        return { names, asked: document.getElementById("asked").textContent, left: words("left"), right: words("right") };
+    """)  # fmt: skip
+    data = render.view_data(SMOKE)
+    one = data["prompts"]["honesty"][1]
+    assert found["asked"] == one["asked"]
+    assert found["names"] == [data["methods"]["base"], data["methods"]["sia value-mean 0.2"]]
+    for place, key in (("left", "base"), ("right", "sia value-mean 0.2")):
+        tokens = one["responses"][key]["tokens"]
+        assert [word for word, _ in found[place]] == [
+            data["words"][token["candidates"][token["chosen"]][0]] for token in tokens
+        ]
+        for (_, marks), token in zip(found[place], tokens, strict=True):
+            assert ("junction" in marks) == token["steered"]
+            assert ("shifted" in marks) == (token["chosen"] != token["unsteered"])
+
+
+def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
+    found = browse(page, tmp_path, """
+        const all = [...document.querySelectorAll("#right .token")], panel = () => document.getElementById("looking");
+        const state = () => ({ title: panel().querySelector("h3").textContent, rows: panel().querySelectorAll("tbody tr").length,
+                               stops: all.filter((token) => token.tabIndex === 0).length });
+        const press = (key) => document.querySelector("#right .looked").dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        const states = [];
+        all[1].dispatchEvent(new MouseEvent("mouseover", { bubbles: true })); states.push(state());
+        for (const key of ["ArrowRight", "Home", "ArrowLeft", "End"]) { press(key); states.push(state()); }
+        return { states, count: all.length, head: [...panel().querySelectorAll("thead th")].map((cell) => cell.textContent) };
+    """)  # fmt: skip
+    numbers = [int(re.match(r"Token (\d+)", state["title"])[1]) for state in found["states"]]
+    assert numbers == [2, 3, 1, 1, found["count"]]
+    assert {(state["rows"], state["stops"]) for state in found["states"]} == {(4, 1)}
+    assert found["head"] == ["candidate", "base", "value", "steered"]
+
+
+def test_verdicts_can_be_narrowed_down(page, tmp_path, project):
+    found = browse(page, tmp_path, """
+        const shown = document.getElementById("shown"), visible = () => [...document.querySelectorAll("#verdicts tr[data-verdict]")]
+            .filter((row) => row.offsetParent !== null).map((row) => row.dataset.verdict);
+        const all = visible();
+        shown.value = "reproduced"; shown.dispatchEvent(new Event("change"));
+        return { all, some: visible() };
+    """)  # fmt: skip
+    verdicts = pd.read_csv(project / "results/smoke/claims.csv")["verdict"]
+    assert sorted(found["all"]) == sorted(verdicts)
+    assert found["some"] == ["reproduced"] * (verdicts == "reproduced").sum()
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
+    """On a phone too, whose width a frame gives: a window of Chromium is never so narrow."""
+    found = browse(page, tmp_path, f"""
+        const frame = element("iframe", "", {{ width: "{width}", height: "800" }}), source = document.documentElement.outerHTML;
+        document.body.append(frame);
+        const inside = frame.contentDocument;
+        inside.open(); inside.write("<!doctype html>" + source.replaceAll("<script>", "<script type=text/plain>")); inside.close();
+        inside.getElementById("viewing").hidden = false;
+        const columns = getComputedStyle(inside.querySelector(".pair")).gridTemplateColumns.split(" ").length;
+        return {{ wide: inside.documentElement.scrollWidth, columns }};
+    """)  # fmt: skip
+    assert found["wide"] <= width
+    assert found["columns"] == (1 if width < 700 else 2)
+
+
+def test_dark_and_light_are_legible(page, tmp_path):
+    script = """
+        const style = getComputedStyle(document.body), numbers = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
+        return { page: numbers(style.backgroundColor), text: numbers(style.color) };
+    """
+    looks = [browse(page, tmp_path, script, dark=dark) for dark in (False, True)]
+    for look in looks:
+        assert contrast(look["page"], look["text"]) > 7
+    assert sum(looks[0]["page"]) > sum(looks[1]["page"])
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """Ratio of luminances as WCAG 2 defines it."""
+
+    def luminance(colour: list[float]) -> float:
+        linear = [
+            c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4
+            for c in colour
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)

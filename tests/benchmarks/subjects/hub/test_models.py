@@ -1,0 +1,460 @@
+"""Profiles of real models, on little ones in the Hub's layout: annotate → train → figures, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.__main__ import limited, main
+from benchmarks.analysis import tables
+from benchmarks.analysis.claims import claims_for
+from benchmarks.engine import measure
+from benchmarks.engine.run import How, prepare
+from benchmarks.engine.sweep import Results
+from benchmarks.figures.methods import Wanted, baselines
+from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
+from benchmarks.spec.profile import (
+    PROFILES,
+    Hardware,
+    HubProfile,
+    Source,
+    load_profile,
+    profile_digest,
+)
+from benchmarks.subjects.hub import models as hub_models
+from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
+from scripts import annotate_rewards, train_value_model
+from sia import EntropyGate, RewardScorer, Steering, ValueModel, generate
+from tests.helpers import hub_folders
+
+REAL = [
+    "qwen3-0.6b",
+    "qwen3-1.7b",
+    "qwen3-4b",
+    "qwen3-8b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "llama-3.1-8b",
+    "w2s-qwen3",
+]
+HARDWARE = Hardware("cpu", "float32", 4)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def made(request, tmp_path_factory) -> tuple[str, dict[str, Path]]:
+    return request.param, hub_folders.save_hub(
+        tmp_path_factory.mktemp(request.param), request.param
+    )
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> dict[str, Path]:
+    return hub_folders.save_hub(tmp_path_factory.mktemp("hub"), "qwen3")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Where profiles, tables and the cell store are; a function that adds a profile."""
+    shutil.copytree(PROFILES, tmp_path / "profiles")
+    monkeypatch.setattr("benchmarks.spec.profile.PROFILES", tmp_path / "profiles")
+    for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):
+        monkeypatch.setattr(f"{module}.ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
+    for module in ("benchmarks.engine.sweep", "benchmarks.engine.run"):
+        monkeypatch.setattr(f"{module}.CACHE", tmp_path / ".cache")
+
+    def add(family: str, places: dict[str, Path], further: str = "") -> HubProfile:
+        (tmp_path / "profiles/tiny.toml").write_text(
+            hub_folders.profile_text(family, places) + further
+        )
+        return load_profile("tiny")
+
+    return add
+
+
+# --- profiles
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_profiles_of_real_models(name):
+    profile = load_profile(name)
+    assert isinstance(profile, HubProfile)
+    assert all(
+        source.id.count("/") == 1 and source.revision == "main"
+        for source in profile.models.values()
+    )
+    assert profile.models["value-mean"].subfolder.startswith("VM-")
+    assert profile.sweep.ratios == (0.1, 0.2, 0.4, 0.6, 0.8)
+    assert (
+        profile.decoding.candidates,
+        profile.decoding.max_new_tokens,
+        profile.prompts.longest,
+    ) == (10, 256, 1024)
+    assert {
+        kind for cell in baselines(profile, 0, profile.families[0]) for kind in kinds_of(cell)
+    } <= set(profile.models)
+    assert bool(profile.lacks("figure3")) == (name != "w2s-qwen3")
+    assert claims_for(profile)
+    assert all(
+        claim.where.get("metric") not in ("judge", "fluency_errors")
+        for claim in claims_for(profile)
+    )
+
+
+def test_what_a_profile_needs(qwen, project):
+    profile = project("qwen3", qwen)
+    assert profile_digest(profile) == profile_digest(replace(profile, hardware=HARDWARE))
+    assert profile_digest(profile) != profile_digest(
+        replace(profile, models=profile.models | {"base": Source("x/y")})
+    )
+    with pytest.raises(
+        ValueError, match="families of tiny must be one, the name of its models in figures, got"
+    ):
+        replace(profile, families=("qwen3", "llama"))
+    with pytest.raises(ValueError, match=r"must name models\.evaluation-reward"):
+        replace(profile, models={"base": Source("x/y")})
+    with pytest.raises(ValueError, match=r"must name models\.value-mean or models\.value-token"):
+        replace(profile, models={"base": Source("x/y"), "evaluation-reward": Source("x/y")})
+
+
+def test_unknown_settings_of_a_source_are_refused(qwen, project, tmp_path):
+    project("qwen3", qwen)
+    path = tmp_path / "profiles/tiny.toml"
+    path.write_text(path.read_text().replace("[models.base]\n", '[models.base]\nname = "x"\n'))
+    with pytest.raises(ValueError, match=r"profile tiny.toml \[models.base\]: unknown name"):
+        load_profile("tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["figure2", "--profile", "qwen3-1.7b"],
+            r"Qwen/Qwen3-1.7B-Base \(revision main\) is missing: it is not in the cache .* and cannot be ",
+        ),
+        (
+            ["theory", "--profile", "qwen3-4b"],
+            "profile qwen3-4b: theory needs the lab, whose world and training can be changed",
+        ),
+        (
+            ["figure3", "--profile", "llama-3.1-8b"],
+            "profile llama-3.1-8b: figure3 needs three sizes of models",
+        ),
+        (
+            ["models", "--profile", "qwen3-4b"],
+            "the models of profile qwen3-4b are given, there is nothing to train",
+        ),
+        (["figure2", "--profile", "qwen3-4b", "--limit", "0"], "--limit must be at least 1, got 0"),
+        (
+            ["figure2", "--profile", "qwen3-4b", "--device", "tpu"],
+            "device must be cpu, or cuda where there is a GPU, got 'tpu'",
+        ),
+        (
+            ["figure2", "--profile", "qwen3-4b", "--dtype", "int8"],
+            "dtype must be float32, bfloat16 or float16, got 'int8'",
+        ),
+        (
+            ["figure2", "--profile", "qwen3-4b", "--batch-size", "-1"],
+            "--batch-size must be at least 1, got -1",
+        ),
+        (
+            ["figure2", "--profile", "qwen3-4b", "--replicates", "2"],
+            "replicates must be 1 to 1 for the profile qwen3-4b, got 2",
+        ),
+        (
+            ["figure2", "--limit", "3"],
+            "--limit, --device, --dtype and --batch-size are for profiles of real models, lab is not one",
+        ),
+    ],
+)
+def test_one_sentence(project, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(arguments) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert re.search(f"^error: .*{message}", last), last
+
+
+def test_sources(tmp_path):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no model in .*none: there is no such folder, and a Hub id has the form owner/name",
+    ):
+        fetch(Source(str(tmp_path / "none")))
+    with pytest.raises(FileNotFoundError, match=r"no model in .*values: there is no such folder"):
+        fetch(Source(str(tmp_path), subfolder="values"))
+    assert fetch(Source(str(tmp_path))) == Source(str(tmp_path))
+    assert place(Source(str(tmp_path), subfolder="x")) == (str(tmp_path), {"subfolder": "x"})
+    assert place(Source("a/b", "c0ffee")) == ("a/b", {"revision": "c0ffee"})
+
+
+def test_a_revision_is_the_one_that_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commits = {"main": "a" * 40, "v2": "b" * 40}
+    for name, commit in commits.items():
+        for folder, content in (("refs", commit), (f"snapshots/{commit}", None)):
+            where = tmp_path / "models--owner--name" / folder
+            where.mkdir(parents=True, exist_ok=True)
+            (where / name if content else where / "config.json").write_text(content or "{}")
+    for asked in ("v2", "main"):
+        assert fetch(Source("owner/name", asked)) == Source("owner/name", commits[asked])
+    profile = load_profile("qwen3-4b")
+    models = {
+        "base": Source("owner/name", "v2"),
+        "value-mean": Source("owner/name", backbone="owner/name@v2"),
+    }
+    pinned = pin(replace(profile, models=profile.models | models), models).models
+    assert (pinned["base"].revision, pinned["value-mean"].revision) == (
+        commits["v2"],
+        commits["main"],
+    )
+    assert pinned["value-mean"].backbone == f"owner/name@{commits['v2']}"
+
+
+def test_limits_have_a_name_and_tables_of_their_own():
+    profile = load_profile("qwen3-4b")
+    small = limited(profile, 7)
+    assert small.name == "qwen3-4b-limit7"
+    assert (
+        small.evaluation.prompts_per_objective,
+        small.evaluation.validation_prompts_per_objective,
+    ) == (7, 7)
+    assert small.sweep.rollout_prompts == 7
+    assert limited(profile, None) is profile
+    assert limited(profile, 10**6).evaluation == profile.evaluation
+
+
+def test_hardware_is_what_there_is_and_can_be_said():
+    profile = load_profile("qwen3-4b")
+    assert detect_hardware(profile, "cpu", "bfloat16", 3) == Hardware("cpu", "bfloat16", 3)
+    found = detect_hardware(profile)
+    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert found.dtype == ("bfloat16" if found.device == "cuda" else "float32")
+    assert 1 <= found.batch_size <= profile.decoding.batch_size
+
+
+# --- models and templates
+
+
+def test_every_kind_of_model_reads_its_own_template(qwen, project):
+    subject = HubModels(replace(project("qwen3", qwen), hardware=HARDWARE))
+    chats = subject.prompts_of("test", "helpfulness")[:2]
+    assert (
+        len(
+            {
+                chat[0]["content"]
+                for o in OBJECTIVES
+                for split in ("test", "validation")
+                for chat in subject.prompts_of(split, o)
+            }
+        )
+        == 24
+    )
+    assert subject.splits["harmlessness"].skipped == 1
+    text = chats[0][0]["content"]
+    decode = hub_folders.tokenizer().decode
+    assert decode(subject.encode(chats, "base")[0]) == f"Human:\n{text}\nAssistant:\n"
+    opened = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert decode(subject.encode(chats, "value-mean")[0]) == opened
+    assert (
+        decode(subject.encode(chats, "reward")[0])
+        == decode(subject.encode(chats, "rollout")[0])
+        == opened
+    )
+    assert decode(subject.encode(chats, "instruct")[0]) == opened + "<think>\n\n</think>\n\n"
+    responses = subject.respond(
+        subject.language_model("base", "qwen3"), subject.encode(chats, "base"), 0
+    )
+    whole = subject.conversations(chats, responses, "evaluation-reward")
+    assert (
+        hub_folders.tokenizer(300).decode(whole[0]) == opened + responses[0].text + "<|im_end|>\n"
+    )
+
+
+def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
+    """The rewards of rows, against the reward model read sequence by sequence; the steering, against the library used by hand."""
+    profile = replace(project("qwen3", qwen), hardware=HARDWARE)
+    cell = Cell(
+        0,
+        "qwen3",
+        value_model="value-mean",
+        gate="entropy",
+        target_ratio=0.5,
+        threshold=1.2,
+        beta=2.0,
+    )
+    rows = measure.measure(measure.subject_of(profile, 0), Shard(cell, "honesty", range(2, 5)))
+    assert rows["prompt"].tolist() == [2, 3, 4]
+    subject = HubModels(profile)
+    chats = subject.prompts_of("test", "honesty")[2:5]
+    values = ValueModel.from_pretrained(qwen["values"], qwen["base"])
+    steering = Steering(values, EntropyGate(1.2), beta=2.0)
+    model = subject.language_model("base", "qwen3")
+    expected = generate(
+        model, subject.tokenizer, subject.encode(chats, "base"), steering, max_new_tokens=8,
+        value_prompts=subject.encode(chats, "value-mean"), progress=False,
+    )  # fmt: skip
+    assert rows["steered"].tolist() == [int(g.steered.sum()) for g in expected]
+    np.testing.assert_allclose(rows["kl"], [g.kl.sum() for g in expected], atol=0.01)
+    judge = RewardScorer.from_pretrained(qwen["evaluation"]).model
+    for reward, ids in zip(
+        rows["reward"], subject.conversations(chats, expected, "evaluation-reward"), strict=True
+    ):
+        with torch.no_grad():
+            hidden = judge.base_model(input_ids=torch.tensor([ids])).last_hidden_state
+        assert reward == pytest.approx(judge.score(hidden)[0, -1, 0].item(), abs=1e-4)
+    assert rows["surprise"].gt(0).all()
+
+
+def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, tmp_path):
+    places = dict(qwen)
+    for kind in ("values", "instruct"):
+        places[kind] = tmp_path / kind
+        shutil.copytree(qwen[kind], places[kind])
+    profile = replace(project("qwen3", places), hardware=HARDWARE)
+    steered, plain = (
+        Cell(0, "qwen3", value_model="value-mean", gate="every", beta=1.0),
+        Cell(0, "qwen3"),
+    )
+
+    def digests(profile):
+        return [HubModels(profile).digest_of(cell) for cell in (steered, plain)]
+
+    before = digests(profile)
+    assert digests(replace(profile, models=profile.models | {"instruct": Source("x/y")})) == before
+    head = places["values"] / "token_reward_head.pt"
+    head.write_bytes(head.read_bytes() + b" ")
+    after = digests(profile)
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+    for change in ({"dtype": "bfloat16"}, {"batch_size": 8}):
+        assert digests(replace(profile, hardware=replace(HARDWARE, **change))) != after
+    with places["honesty"].open("a") as file:
+        file.write("A,B,another,C\n")
+    assert digests(profile)[1] != after[1]
+
+
+def test_shards_are_ranges_of_prompts(qwen, project):
+    profile = replace(project("qwen3", qwen), hardware=HARDWARE)
+    results = Results(profile, None)
+    assert [(s.objective, list(s.prompts)) for s in results.shards(Cell(0, "qwen3"))][:4] == [
+        ("harmlessness", [0, 1]), ("harmlessness", [2, 3]), ("harmlessness", [4]), ("helpfulness", [0, 1])
+    ]  # fmt: skip
+    assert [s.prompts for s in results.shards(Cell(0, "qwen3", "validation"))] == [range(0)] * 3
+    assert [list(s.prompts) for s in results.shards(Cell(0, "qwen3", prompts=1))] == [[0]] * 3
+    paths = {results.path(shard) for shard in results.shards(Cell(0, "qwen3"))}
+    assert len(paths) == 9
+
+
+# --- the whole path
+
+
+def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatch):
+    family, places = made
+    data = tmp_path / "annotated.jsonl"
+    source = f"alpaca-eval={places['helpfulness']}"
+    assert (
+        annotate_rewards.main(
+            ["--data", source, "--reward", str(places["reward"]), "--output", str(data)]
+        )
+        == 0
+    )
+    assert len(data.read_text().splitlines()) == 8
+    value_model = tmp_path / "my-value-model"
+    training = [
+        "--backbone",
+        str(places["base"]),
+        "--data",
+        str(data),
+        "--output",
+        str(value_model),
+        "--heldout",
+        "0.25",
+    ]
+    assert train_value_model.main([*training, "--epochs", "1", "--learning-rate", "1e-2"]) == 0
+    profile = project(family, places | {"values": value_model})
+    path = (
+        tmp_path / "profiles/tiny.toml"
+    )  # a model that was trained here brings its tokenizer, and names its backbone
+    path.write_text(path.read_text().replace(f'backbone = "{places["base"]}"', 'backbone = ""'))
+    profile = load_profile("tiny")
+    assert main(["figure2", "--profile", "tiny", "--batch-size", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny: 5 models at hand; cpu, float32, batches of 4" in printed
+    assert (
+        "tiny: prompts skipped because they have more than 100 tokens: 1 of harmlessness" in printed
+    )
+    folder = tables.folder(profile)
+    summary = pd.read_csv(folder / "figure2.csv")
+    assert {"base", "instruct", "sia", "dense", "random", "beams", "args", "transfer-q"} <= set(
+        summary["method"]
+    )
+    assert set(summary["metric"]) == {"reward", "kl"}
+    provenance = json.loads((folder / "figure2.json").read_text())
+    assert provenance["models"]["value-mean"]["id"] == str(value_model)
+    assert provenance["prompts_skipped"] == {"harmlessness": 1, "helpfulness": 0, "honesty": 0}
+    assert provenance["models"]["value-mean"]["backbone"] == ""
+    assert (provenance["device"], provenance["dtype"], provenance["batch_size"]) == (
+        "cpu",
+        "float32",
+        4,
+    )
+    assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
+    assert main(["figure2", "--profile", "tiny"]) == 0
+    assert "drawing the table" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lm-eval's own
+        from lm_eval.api.instance import Instance
+
+        from sia.integrations.lm_eval import SIA
+
+        sia = SIA(
+            str(places["base"]),
+            str(value_model),
+            threshold=0.0,
+            beta=5.0,
+            device="cpu",
+            batch_size=2,
+        )
+        request = Instance(
+            "generate_until",
+            {},
+            ("is the earth flat ?", {"until": [], "max_gen_toks": 4, "do_sample": False}),
+            0,
+        )
+        (said,) = sia.generate_until([request], disable_tqdm=True)
+    steering = Steering(ValueModel.from_pretrained(value_model), EntropyGate(0.0), beta=5.0)
+    (expected,) = generate(
+        sia.model,
+        sia.tokenizer,
+        ["is the earth flat ?"],
+        steering,
+        4,
+        temperature=0,
+        progress=False,
+    )
+    assert said == expected.text
+
+
+def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
+    profile = project("qwen3", qwen)
+    asked = []
+    monkeypatch.setattr(hub_models, "fetch", lambda source: asked.append(source.id) or source)
+    settled, provenance = prepare(
+        profile,
+        Wanted([Cell(0, "qwen3", value_model="value-mean", gate="every")]),
+        How(device="cpu", batch_size=2),
+    )
+    assert set(provenance["models"]) == {"base", "value-mean", "evaluation-reward"}
+    assert str(qwen["instruct"]) not in asked
+    assert settled.hardware == Hardware("cpu", "float32", 2)

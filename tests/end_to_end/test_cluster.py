@@ -1,0 +1,147 @@
+"""The Ray executor: the same bytes as the local one, also when a node is lost in the middle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from benchmarks.runtime.ray_workers import RayWorkers  # noqa: E402
+from tests.helpers import hub_folders
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes on this machine, with a core each beside the head, which has none."""
+    quiet = {"worker_niceness": 0}  # by default workers wait for everything else on a busy machine
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": quiet},
+    )
+    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    os.environ["RAY_ADDRESS"] = made.address
+    yield made, nodes
+    ray.shutdown()
+    made.shutdown()
+    del os.environ["RAY_ADDRESS"]
+
+
+def twice(number: int) -> int:
+    time.sleep(0.05)
+    return 2 * number
+
+
+def slowly(task: tuple[int, str]) -> tuple[int, int]:
+    """Leaves a mark as soon as it begins."""
+    number, folder = task
+    (Path(folder) / f"{number}-{os.getpid()}").touch()
+    time.sleep(0.6)
+    return number, os.getpid()
+
+
+def fail(number: int) -> int:
+    raise ValueError(f"task {number} is wrong")
+
+
+def meanwhile(folder: Path, begun: int, do) -> None:
+    """Calls do(process of the task that began last) once so many tasks have begun."""
+
+    def wait():
+        while (
+            len(marks := sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)) < begun
+        ):
+            time.sleep(0.02)
+        do(int(marks[-1].name.split("-")[1]))
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.mark.faults
+def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
+    made, nodes = cluster
+    kept = {}
+    with RayWorkers() as workers, workers.progress(10.0):
+        assert workers.run(twice, range(12), description="double") == [2 * n for n in range(12)]
+        assert (
+            workers.run(
+                twice,
+                [1, 2],
+                description="keep",
+                keep=lambda task, result: kept.update({task: result}),
+            )
+            == []
+        )
+        assert kept == {1: 2, 2: 4}
+        with pytest.raises(ValueError, match="task 3 is wrong"):
+            workers.run(fail, [3], description="fail")
+        lost = []
+        meanwhile(
+            tmp_path, 3, lambda process: (lost.append(process), os.kill(process, signal.SIGKILL))
+        )
+        found = workers.run(
+            slowly, [(n, str(tmp_path)) for n in range(6)], description="lose a worker"
+        )
+        assert [number for number, _ in found] == list(range(6))
+        begun = [path.name.split("-") for path in tmp_path.iterdir()]
+        assert len(begun) == 7  # the task in hand, and no other, was begun again
+        assert str(lost[0]) in {process for _, process in begun}
+        # tasks that were over before their worker was lost are not done again
+        assert all(
+            str(process) in {p for n, p in begun if n == str(number)} for number, process in found
+        )
+
+        again = tmp_path / "again"
+        again.mkdir()
+        meanwhile(again, 3, lambda process: made.remove_node(nodes.pop(), allow_graceful=False))
+        found = workers.run(slowly, [(n, str(again)) for n in range(8)], description="lose a node")
+        assert [number for number, _ in found] == list(range(8))
+    nodes.append(made.add_node(num_cpus=1))
+
+
+@pytest.mark.faults
+def test_a_sweep_on_ray_has_the_bytes_of_a_local_one(cluster, tmp_path):
+    """Figure 5 of a Hub profile: validation, thresholds, cells, traces."""
+    project = tmp_path / "project"
+    for package in ("sia", "benchmarks"):
+        shutil.copytree(
+            ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (project / "benchmarks/spec/profiles/tiny.toml").write_text(
+        hub_folders.profile_text("llama", hub_folders.save_hub(tmp_path / "hub", "llama"))
+    )
+
+    def figure(executor: str) -> dict[str, bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "figure5",
+            "--profile",
+            "tiny",
+            "--fresh",
+            "--batch-size",
+            "4",
+            "--executor",
+            executor,
+        ]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return {
+            name: (project / "results/tiny" / name).read_bytes()
+            for name in ("figure5.parquet", "figure5.csv")
+        }
+
+    assert figure("ray") == figure("local")

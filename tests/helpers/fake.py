@@ -1,0 +1,153 @@
+"""A sweep that measured nothing: rows, traces and probes of any cell, made up from keyed noise, in the layout of the real ones."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.engine.sweep import LABELS, Results
+from benchmarks.spec.cells import OBJECTIVES, Cell
+from benchmarks.spec.profile import Profile, load_profile
+
+SMOKE = load_profile("smoke")
+ROUNDED = 1e-4  # as summaries are written
+Effect = Callable[[Cell], float]
+
+
+class FakeResults(Results):
+    """effect: what a cell adds to the judge score; the noise is shared by all cells, as keyed sampling shares it."""
+
+    def __init__(self, profile: Profile, effect: Effect = lambda cell: 0.0) -> None:
+        super().__init__(profile, None)
+        object.__setattr__(self, "effect", effect)
+
+    def settled(self, cell: Cell) -> Cell:
+        thresholds = (1.0, 1.1, 1.2) if cell.calibrated else ()
+        return replace(
+            cell,
+            tuned=False,
+            beta=(4.0, 1.0)[cell.replicate] if cell.tuned else cell.beta,
+            thresholds=thresholds,
+        )
+
+    def rows(self, cell: Cell, what: str = "rows") -> pd.DataFrame:
+        if what == "rows":
+            return self._responses(cell)
+        return {"trace": self._tokens, "probe": self._candidates, "view": self._view}[what](cell)
+
+    def _places(self, cell: Cell) -> pd.DataFrame:
+        evaluation = self.profile.evaluation
+        shape = (
+            len(OBJECTIVES),
+            cell.prompts or evaluation.prompts_per_objective,
+            evaluation.samples,
+        )
+        places = pd.DataFrame(list(np.ndindex(shape)), columns=["objective", "prompt", "seed"])
+        return places.assign(objective=np.array(OBJECTIVES)[places["objective"]])
+
+    def _responses(self, cell: Cell) -> pd.DataFrame:
+        places = self._places(cell)
+        keys = [f"{cell.replicate} {p.objective} {p.prompt} {p.seed}" for p in places.itertuples()]
+        noise = np.array([np.random.default_rng(zlib.crc32(key.encode())).normal() for key in keys])
+        frames = []
+        for best_of in (
+            [2**i for i in range(cell.responses.bit_length())] if cell.search == "best-of" else [1]
+        ):
+            share = cell.target_ratio if cell.gate != "never" else 0.0
+            frames.append(places.assign(
+                best_of=best_of, judge=noise + self.effect(cell), content=noise, reward=noise / 2, fluency_errors=noise < 0,
+                kl=3 * share, training_reward=noise / 3,
+                surprise=20.0, distinct=0.8, tokens=20, steered=int(20 * share), shifted=1, finished=True, forwards=20 * best_of,
+                junctions=int(20 * share) * best_of, model_tokens=30 * best_of, value_tokens=int(200 * share), megaflops=5.0 * best_of,
+            ))  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    def _tokens(self, cell: Cell) -> pd.DataFrame:
+        rng, frames = np.random.default_rng(cell.replicate), []
+        for place in self._places(cell).itertuples():
+            n = int(rng.integers(3, 12))
+            entropy = rng.uniform(0, 2.3, n).astype(np.float32)
+            tokens = rng.integers(6, 60, n)
+            steered = entropy >= 1.0 if cell.gate != "never" else np.zeros(n, bool)
+            frames.append(pd.DataFrame({
+                "objective": place.objective, "prompt": np.int16(place.prompt), "seed": np.int8(place.seed),
+                "step": np.arange(n, dtype=np.int16), "token_ids": tokens, "entropy": entropy, "steered": steered,
+                "base_token": np.where(steered & (rng.random(n) < 0.5), 7, tokens),
+                **{name: rng.random(n) / 9 for name in ("divergence_mean", "divergence_token")},
+                **{name: 1 + rng.random(n) for name in ("range_mean", "range_token")},
+            }))  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    def _candidates(self, cell: Cell) -> pd.DataFrame:
+        rng, frames = np.random.default_rng(cell.replicate), []
+        for objective in OBJECTIVES:
+            for state in range(self.profile.sweep.probes):
+                logits = rng.normal(size=self.profile.decoding.candidates) * rng.uniform(0, 4)
+                likelihood = logits - np.log(np.exp(logits).sum())
+                worth = rng.normal(size=len(logits))
+                frames.append(pd.DataFrame({
+                    "objective": objective, "prompt": 0, "state": state, "step": 3, "entropy": -(np.exp(likelihood) * likelihood).sum(),
+                    "rank": np.arange(len(logits)), "likelihood": likelihood, "value_mean": worth + rng.normal(size=len(logits)),
+                    "value_token": worth, "worth": worth, "worth_error": 0.0,
+                }))  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    def _view(self, cell: Cell) -> pd.DataFrame:
+        rng, frames, count = np.random.default_rng(cell.replicate), [], 4
+        for place in self._places(cell).query("prompt < 2 and seed == 0").itertuples():
+            n = 20
+            logits, values = rng.normal(size=(n, count)), rng.normal(size=(n, count))
+            policies = {"likelihood": logits, "tilted": logits + (cell.gate != "never") * values}
+            steered, taken = rng.random(n) < cell.target_ratio, rng.integers(count, size=n)
+            unsteered = np.where(steered, rng.integers(count, size=n), taken)
+            frames.append(pd.DataFrame({
+                "objective": place.objective, "prompt": np.int16(place.prompt), "seed": np.int8(0), "asked": f"<question> {place.prompt} ?",
+                "step": np.repeat(np.arange(n, dtype=np.int16), count), "rank": np.tile(np.arange(count, dtype=np.int8), n),
+                "word": [f"w{i}" for i in rng.integers(50, size=n * count)], "entropy": np.repeat(rng.uniform(0, 1.4, n), count),
+                "steered": np.repeat(steered, count),
+                "chosen": (np.arange(count) == taken[:, None]).flatten(), "unsteered": (np.arange(count) == unsteered[:, None]).flatten(),
+                **{name: (x - np.log(np.exp(x).sum(1, keepdims=True))).flatten() for name, x in policies.items()},
+                "value": values.flatten() if cell.gate != "never" else np.nan,
+            }))  # fmt: skip
+        return pd.concat(frames, ignore_index=True)
+
+    def timings(self, cells, rounds: int) -> pd.DataFrame:
+        frames = []
+        for number, cell in enumerate(cells):
+            labels = {name: getattr(cell, name) for name in LABELS} | {
+                "best_of": cell.responses if cell.search == "best-of" else 1
+            }
+            frames.append(
+                pd.DataFrame({"prompt": range(rounds), "seconds": 0.1 * (number + 1)}).assign(
+                    **labels
+                )
+            )
+        return pd.concat(frames, ignore_index=True)
+
+
+def table_of(module, effect: Effect = lambda cell: 0.0, replicates: int = 2) -> pd.DataFrame:
+    """The summary of a figure from made-up rows in any order."""
+    rows = module.collect(SMOKE, range(replicates), FakeResults(SMOKE, effect))
+    return module.summarize(rows.sample(frac=1, random_state=0), SMOKE)
+
+
+def pick(table: pd.DataFrame, **wanted) -> pd.Series:
+    """The one row with these labels; empty and missing are the same."""
+    mask = np.logical_and.reduce(
+        [
+            table[name].isna() | (table[name] == "")
+            if value in (None, "")
+            else table[name] == value
+            for name, value in wanted.items()
+        ]
+    )
+    assert mask.sum() == 1, table[mask]
+    return table[mask].iloc[0]
+
+
+def ends(row: pd.Series) -> list[float]:
+    return [row["estimate"], row["low"], row["high"]]

@@ -1,0 +1,100 @@
+"""Tiny random models and prompts for the tests."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from benchmarks.subjects.lab.tokenizer import build_tokenizer
+from sia import ValueModel
+
+VOCABULARY = 60
+EOS = 2
+WINDOW = 6  # shorter than most prompts and responses
+MIXED_WINDOWS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {}),  # learned positions, Conv1D
+    "mistral": (
+        MistralConfig,
+        MistralForCausalLM,
+        {"sliding_window": WINDOW},
+    ),  # the same window in every layer
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {**MIXED_WINDOWS, "query_pre_attn_scalar": 8},
+    ),  # eager attention, soft caps
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {**MIXED_WINDOWS, "query_pre_attn_scalar": 8}),
+}
+
+
+def config(family: str, vocabulary: int = VOCABULARY):
+    """Two layers with weights large enough that tokens differ in probability."""
+    config_class, _, further = FAMILIES[family]
+    return config_class(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        initializer_range=0.25,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        **further,
+    )
+
+
+def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return FAMILIES[family][1](config(family, vocabulary)).eval()
+
+
+def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY):
+    """A trajectory reward model of the same shape."""
+    settings = config(family, vocabulary)
+    settings.num_labels = 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(settings).eval()
+
+
+def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> ValueModel:
+    model = ValueModel.from_backbone(language_model(family, seed, vocabulary))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=generator).mul_(0.5)
+        model.head.bias.fill_(0.3)
+    return model.eval()
+
+
+def prompts(count: int, seed: int = 0, longest: int = 12) -> list[list[int]]:
+    """Random token ids, special tokens left out, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(6, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+def tokenizer(vocabulary: int = VOCABULARY):
+    return build_tokenizer([f"w{i}" for i in range(6, vocabulary)])

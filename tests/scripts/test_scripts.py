@@ -1,0 +1,354 @@
+"""Annotating with rewards, training by LoRA, and comparing in the terminal: what they write, how they go on, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from scripts import annotate_rewards, compare, train_value_model
+from sia import RewardScorer, ValueModel
+from tests.helpers import hub_folders
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, Path]:
+    return hub_folders.save_hub(tmp_path_factory.mktemp("hub"), "qwen3")
+
+
+def annotate(places: dict[str, Path], output: Path, *further: str) -> int:
+    source = f"alpaca-eval={places['helpfulness']}"
+    return annotate_rewards.main(
+        ["--data", source, "--reward", str(places["reward"]), "--output", str(output), *further]
+    )
+
+
+@pytest.fixture(scope="module")
+def data(places, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("data") / "annotated.jsonl"
+    assert annotate(places, output) == 0
+    return output
+
+
+# --- annotate_rewards.py
+
+
+def test_rewards_are_those_of_the_reward_model(places, data):
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    assert lines[0]["prompt"] == [{"role": "user", "content": "help well, number 0"}]
+    assert lines[0]["response"] == "yes, help well, number 0"
+    model, tokenizer = RewardScorer.from_pretrained(places["reward"]).model, hub_folders.tokenizer()
+    for line in lines:
+        text = tokenizer.apply_chat_template(
+            [*line["prompt"], {"role": "assistant", "content": line["response"]}], tokenize=False
+        )
+        with torch.no_grad():
+            hidden = model.base_model(
+                input_ids=torch.tensor([tokenizer(text).input_ids])
+            ).last_hidden_state
+        assert line["reward"] == pytest.approx(model.score(hidden)[0, -1, 0].item(), abs=1e-4)
+
+
+def test_an_interrupted_annotation_goes_on(places, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotate_rewards, "WINDOW", 3)
+    output, calls = tmp_path / "out.jsonl", []
+    rate = annotate_rewards.trajectory_rewards
+
+    def interrupted(model, sequences):
+        calls.append(len(sequences))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rate(model, sequences)
+
+    monkeypatch.setattr(annotate_rewards, "trajectory_rewards", interrupted)
+    assert annotate(places, output) == 130
+    part = output.with_name("out.jsonl.part")
+    assert len(part.read_text().splitlines()) == 1 + 3
+    with part.open("a") as file:
+        file.write('{"prompt": [{"ro')  # as a kill leaves it
+    assert annotate(places, output) == 0
+    assert calls == [3, 3, 3, 2]
+    assert [json.loads(line)["response"] for line in output.read_text().splitlines()] == [
+        json.loads(line)["response"] for line in data.read_text().splitlines()
+    ]
+    assert not part.exists()
+
+
+def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys):
+    assert annotate(places, tmp_path / "short.jsonl", "--longest", "70") == 0
+    kept = len((tmp_path / "short.jsonl").read_text().splitlines())
+    assert 0 < kept < 8
+    assert (
+        f"{kept} examples, {8 - kept} left out with more than 70 tokens" in capsys.readouterr().out
+    )
+    assert annotate(places, tmp_path / "two.jsonl", "--limit", "2") == 0
+    assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 2
+
+
+def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
+    assert annotate(places, data) == 2
+    assert (
+        f"error: {data} is there already: name another output, or delete it"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "x.jsonl.part").write_text('{"data": "other"}\n')
+    assert annotate(places, tmp_path / "x.jsonl") == 2
+    assert "was begun with other settings, " in capsys.readouterr().err
+    assert annotate(places, tmp_path / "y.jsonl", "--limit", "0") == 2
+    assert "error: --limit must be at least 1, got 0" in capsys.readouterr().err
+    arguments = [
+        "--data",
+        f"hh-rlhf={places['helpfulness']}",
+        "--reward",
+        str(places["reward"]),
+        "--output",
+        str(tmp_path / "z.jsonl"),
+    ]
+    assert annotate_rewards.main(arguments) == 2
+    assert "is no copy of hh-rlhf: expected the columns chosen, rejected" in capsys.readouterr().err
+    arguments[:4] = ["--data", f"alpaca-eval={places['helpfulness']}", "--reward", "nobody/nothing"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert annotate_rewards.main(arguments) == 2
+    assert (
+        "error: nobody/nothing (revision main) is missing: it is not in the cache"
+        in capsys.readouterr().err
+    )
+
+
+@hub_folders.needs_public_files
+def test_real_text_is_annotated_and_learned_from(places, tmp_path):
+    data = tmp_path / "real.jsonl"
+    source = f"hh-rlhf={hub_folders.PUBLIC / 'hh-rlhf-harmless-base-test.jsonl.gz'}"
+    assert (
+        annotate_rewards.main(
+            [
+                "--data",
+                source,
+                "--reward",
+                str(places["reward"]),
+                "--output",
+                str(data),
+                "--limit",
+                "24",
+            ]
+        )
+        == 0
+    )
+    arguments = [
+        "--backbone",
+        str(places["base"]),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "values"),
+        "--epochs",
+        "1",
+    ]
+    assert train_value_model.main([*arguments, "--longest", "512", "--heldout", "0.2"]) == 0
+    assert ValueModel.from_pretrained(tmp_path / "values")(torch.tensor([[5, 6, 7]])).shape == (
+        1,
+        3,
+    )
+
+
+# --- train_value_model.py
+
+
+def training(places, data: Path, output: Path, *further: str) -> list[str]:
+    usual = [
+        "--backbone",
+        str(places["base"]),
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--batch-size",
+        "2",
+        "--heldout",
+        "0.3",
+    ]
+    return [*usual, "--epochs", "2", "--check-every", "1", "--learning-rate", "5e-3", *further]
+
+
+@pytest.fixture(scope="module")
+def trained(places, data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("values") / "trained"
+    assert train_value_model.main(training(places, data, output)) == 0
+    return output
+
+
+def values_of(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return ValueModel.from_pretrained(folder)(torch.arange(40, 60)[None])
+
+
+def test_a_trained_model_has_the_published_layout_and_loads(trained, places):
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {file.name for file in trained.iterdir()} == tokenizer | {
+        "lora_weights",
+        "token_reward_head.pt",
+        "model_config.json",
+        "metrics.csv",
+        "curves.png",
+    }
+    assert json.loads((trained / "model_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(places["base"])
+    metrics = pd.read_csv(trained / "metrics.csv")
+    assert metrics["update"].tolist() == list(range(1, 5))
+    assert {
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "heldout_loss",
+        "correlation_10",
+        "correlation_50",
+        "correlation_100",
+    } <= set(metrics)
+    assert metrics["loss"].notna().all()
+    assert values_of(trained).std() > 0
+
+
+def test_values_learn_their_rewards(places, data, tmp_path):
+    """Many epochs on a few examples: the mean of the token values comes close to each reward."""
+    assert (
+        train_value_model.main(
+            training(
+                places,
+                data,
+                tmp_path / "out",
+                "--epochs",
+                "40",
+                "--heldout",
+                "0",
+                "--lora-dropout",
+                "0",
+            )
+        )
+        == 0
+    )
+    metrics = pd.read_csv(tmp_path / "out/metrics.csv")
+    assert metrics["loss"].tail(4).mean() < 0.1 * metrics["loss"].head(4).mean()
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        ("--loss", "token"), ("--seed", "1"), ("--lora-rank", "4"), ("--lora-alpha", "4"), ("--lora-dropout", "0.5"), ("--epochs", "1"),
+        ("--learning-rate", "1e-3"), ("--accumulation", "1"), ("--longest", "40"), ("--weight-decay", "0.5"), ("--heldout", "0.6"),
+    ],
+)  # fmt: skip
+def test_every_setting_changes_the_values(places, data, trained, tmp_path, further):
+    assert train_value_model.main(training(places, data, tmp_path / "other", *further)) == 0
+    assert not torch.equal(values_of(tmp_path / "other"), values_of(trained))
+
+
+def test_training_twice_ends_the_same(places, data, trained, tmp_path):
+    assert train_value_model.main(training(places, data, tmp_path / "again")) == 0
+    assert torch.equal(values_of(tmp_path / "again"), values_of(trained))
+
+
+def test_a_killed_training_goes_on_and_ends_the_same(places, data, trained, tmp_path):
+    output = tmp_path / "killed"
+    code = f"""
+import os, signal
+from scripts import train_value_model as script
+save = script.Checkpoint.save
+def save_and_die(self, done, records):
+    save(self, done, records)
+    if done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+script.Checkpoint.save = save_and_die
+script.main({training(places, data, output)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert (output / "checkpoint.pt").exists()
+    assert not (output / "token_reward_head.pt").exists()
+    assert train_value_model.main(training(places, data, output)) == 0
+    assert not (output / "checkpoint.pt").exists()
+    assert torch.equal(values_of(output), values_of(trained))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(output / "metrics.csv"), pd.read_csv(trained / "metrics.csv")
+    )
+
+
+def test_training_refuses(places, data, trained, tmp_path, capsys):
+    def error(*arguments: str) -> str:
+        assert train_value_model.main(list(arguments)) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert (
+        error(*training(places, data, trained))
+        == f"error: {trained} has a value model already: name another output, or delete it"
+    )
+    assert "--epochs must be at least 1, got 0" in error(
+        *training(places, data, tmp_path / "x", "--epochs", "0")
+    )
+    assert "--heldout must be at least 0 and below 1, got 1.5" in error(
+        *training(places, data, tmp_path / "x", "--heldout", "1.5")
+    )
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"prompt": [], "response": "a"}\n')
+    assert "must have the columns prompt, response and reward, reward missing" in error(
+        *training(places, wrong, tmp_path / "x")
+    )
+    wrong.write_text(
+        '{"prompt": [{"role": "user", "content": "a"}], "response": "a", "reward": null}\n'
+    )
+    assert "the reward of example 0 must be a finite number, got None" in error(
+        *training(places, wrong, tmp_path / "x")
+    )
+    assert "no data in " in error(*training(places, tmp_path / "none.jsonl", tmp_path / "x"))
+    assert "is short enough" in error(*training(places, data, tmp_path / "x", "--longest", "3"))
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "checkpoint.pt").write_bytes(b"PK torn")
+    assert f"{torn / 'checkpoint.pt'} is damaged: delete it to begin anew" in error(
+        *training(places, data, torn)
+    )
+    other = {"settings": {}, "done": 1}
+    torch.save(other, torn / "checkpoint.pt")
+    assert "is of a run with other settings (accumulation, backbone, " in error(
+        *training(places, data, torn)
+    )
+
+
+# --- compare.py
+
+
+def test_both_answers_stand_side_by_side(places, capsys):
+    arguments = [
+        "--model",
+        str(places["base"]),
+        "--value-model",
+        str(places["values"]),
+        "--backbone",
+        str(places["base"]),
+    ]
+    arguments += ["--max-new-tokens", "6", "--threshold", "0", "--prompt", "how do i bake a cake ?"]
+    assert compare.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert " base " in printed
+    assert "6 tokens" in printed
+    assert "100% steered" in printed
+    assert compare.main([*arguments[:-1], " "]) == 2
+    assert (
+        "error: a prompt needs at least one character, got an empty one" in capsys.readouterr().err
+    )
+    assert compare.main(arguments[:2]) == 2
+    assert "error: --model and --value-model go together" in capsys.readouterr().err
+
+
+def test_without_lab_models_there_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "LAB", [tmp_path / "lab"])
+    assert compare.main(["--prompt", "hi"]) == 2
+    assert "error: there are no lab models yet in " in capsys.readouterr().err
