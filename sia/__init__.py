@@ -23,8 +23,7 @@ from sia.gates import (
 )
 from sia.generation import Generation
 from sia.integrations.transformers import steered_generate
-from sia.scorers.base import AutoregressiveScorer, RewardScorer, RolloutScorer
-from sia.scorers.value_model import ValueModel
+from sia.scorers import AutoregressiveScorer, RewardScorer, RolloutScorer, ValueModel
 from sia.search import best_of_n, chunk_beam_search
 from sia.steering import Steering
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
 from sia._attention import Attention, Observer, observe
-from sia._kv_cache import check_positions, growing_cache
+from sia._kv_cache import check_positions, preallocated_cache
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Entropy, Signal, Step
 from sia.generation import Generation
@@ -153,7 +153,7 @@ class Decoding:
         self.candidates = steering.candidates if steering else DEFAULT_CANDIDATES
         self.session: Session | None = None
         if steering and steering.scorer is not None:
-            self.session = steering.scorer.begin(value_prompts, max_new_tokens, samples)
+            self.session = steering.scorer.start_session(value_prompts, max_new_tokens, samples)
         if (
             isinstance(observe, str)
             or not isinstance(observe, Sequence)
@@ -175,7 +175,7 @@ class Decoding:
             Architecture.of(model.base_model, model.get_output_embeddings().weight), rows, device
         )
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.cache = growing_cache(model.config, prompt_length + max_new_tokens)
+        self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
         self.number = 0  # tokens that every row has, or had when it ended
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
         self.prompts = input_ids
@@ -228,7 +228,7 @@ class Decoding:
         self.keys, self.gate_keys = self.all_keys[targets], self.all_gate_keys[targets]
         self.responses.continue_from(sources)
         if self.session:
-            self.session.continue_from(sources)
+            self.session.reorder(sources)
 
     def generations(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Generation]:
         return self.responses.generations(tokenizer, range(len(self.junctions)), self.costs())

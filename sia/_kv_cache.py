@@ -1,6 +1,6 @@
 """Cache layers for transformers models that write in place instead of concatenating at every step.
 
-`growing_cache` stands in for transformers' DynamicCache in the decoding loop: rows may leave it, beams may not be reordered.
+`preallocated_cache` stands in for transformers' DynamicCache in the decoding loop: rows may leave it, beams may not be reordered.
 `PrefixStore` lets some rows of a batch, each with a prefix of its own length, take part in a forward pass.
 """
 
@@ -27,7 +27,7 @@ def check_positions(model: PreTrainedModel, tokens: int) -> None:
         )
 
 
-class GrowingLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A DynamicLayer with room ahead: an update writes into a buffer that doubles when it is full."""
 
     def __init__(self, capacity: int) -> None:
@@ -74,11 +74,11 @@ class GrowingLayer(DynamicLayer):
         )
 
 
-def growing_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
+def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     """An empty cache for this model with room for `capacity` tokens; layers with a sliding window stay transformers' own."""
     cache = DynamicCache(config=config)
     cache.layers = [
-        GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
 

@@ -7,7 +7,7 @@ Accelerating large language model serving with tree-based speculative inference 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +18,7 @@ from sia._kv_cache import PrefixStore, check_positions, input_device
 from sia.cost import Architecture, Meter, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
-TESTED = (
+VERIFIED_MODEL_TYPES = (
     "qwen3",
     "llama",
     "mistral",
@@ -44,6 +44,21 @@ class Forward(Protocol):
     ) -> Tensor: ...
 
 
+def logits_forward(model: PreTrainedModel) -> Forward:
+    """Return a forward pass of a language model whose output is its logits, float32."""
+
+    def forward(*, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
+        logits = model(
+            **inputs,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            logits_to_keep=last,
+        ).logits
+        return logits[:, -last:].float()
+
+    return forward
+
+
 class CachedPrefixes:
     """A batch of prefixes (prompt and response so far), of which the model has computed as much as it was asked for.
 
@@ -65,7 +80,7 @@ class CachedPrefixes:
     ) -> None:
         check_attention(backbone)
         check_positions(backbone, max(len(prompt) for prompt in prompts) + max_new_tokens)
-        if not branches_like_whole_sequences(backbone, forward):
+        if not supports_tree_attention(backbone, forward):
             raise ValueError(
                 f"the attention of {type(backbone).__name__} does not follow prepared masks: its prefixes cannot be cached"
             )
@@ -94,7 +109,7 @@ class CachedPrefixes:
         )
         self.meter = Meter(Architecture.of(backbone, head), len(self.cached), device)
 
-    def continue_from(self, sources: Tensor) -> None:
+    def reorder(self, sources: Tensor) -> None:
         """Row i goes on from where row `sources[i]` stands; `(rows,)`."""
         sources = sources.to(self.cached.device)
         targets = (
@@ -110,7 +125,7 @@ class CachedPrefixes:
             self.cached[rows], self.prompt_lengths[rows] + lengths.to(rows.device)
         )
 
-    def alike(self, rows: Tensor, lengths: Tensor, branches: int) -> list[Tensor]:
+    def group_by_lag(self, rows: Tensor, lengths: Tensor, branches: int) -> list[Tensor]:
         """Places among `rows` `(n,)`, ascending, of those to compute together: one group, or several that lack about as many tokens.
 
         Rows of a forward pass are padded to the longest. On a processor a further pass can cost less than that; a GPU computes
@@ -324,14 +339,14 @@ _checked: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def branches_like_whole_sequences(backbone: PreTrainedModel, forward: Forward) -> bool:
+def supports_tree_attention(backbone: PreTrainedModel, forward: Forward) -> bool:
     """Whether branches of a short prefix get what each gets as a sequence of its own; tried out once with each backbone of a
     type that the test suite does not cover.
 
     Not so in models whose attention does not follow a prepared mask and positions (ALiBi, some that attend locally), however
     they go wrong.
     """
-    if backbone.config.model_type in TESTED:
+    if backbone.config.model_type in VERIFIED_MODEL_TYPES:
         return True
     if backbone not in _checked:
         device, vocabulary = input_device(backbone), backbone.config.get_text_config().vocab_size

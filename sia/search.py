@@ -106,12 +106,12 @@ def chunk_beam_search(
             seeds,
             samples,
         )
-        session = reward.begin([reward_ids[i] for i in numbers], max_new_tokens, samples)
+        session = reward.start_session([reward_ids[i] for i in numbers], max_new_tokens, samples)
         responses = decoding.responses
         rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))
         while len(rows := decoding.going):
             decoding.run(chunk)
-            rated = session.rate(
+            rated = session.score_responses(
                 rows, responses.tokens[rows, : decoding.number], responses.lengths[rows]
             )
             check_values(rated[:, None], rows, numbers, samples, decoding.number - 1)
@@ -123,7 +123,7 @@ def chunk_beam_search(
             sources, going, held = select_beams(rewards, going.view_as(rewards), width, expansions)
             rewards = rewards.view(-1)[sources].view_as(rewards).masked_fill(~held, -torch.inf)
             decoding.continue_from(sources, going)
-            session.continue_from(sources)
+            session.reorder(sources)
         best = rewards.argmax(1)
         costs = decoding.costs(session.meters)
         chosen = responses.generations(

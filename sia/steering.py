@@ -45,7 +45,7 @@ class Steering:
             raise TypeError(f"a gate that may open needs a scorer, got None with {self.gate!r}")
         if self.scorer is not None and not isinstance(self.scorer, Scorer):
             raise TypeError(
-                f"scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}"
+                f"scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}"
             )
         if (
             not isinstance(self.beta, (int, float))

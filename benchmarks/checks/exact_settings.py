@@ -62,7 +62,7 @@ from sia import (
 )
 from sia._attention import Attention
 from sia._inputs import pad_left
-from sia._kv_cache import growing_cache
+from sia._kv_cache import preallocated_cache
 from sia.likelihood import log_likelihoods
 
 SHORT = {**HOW, "max_new_tokens": 8}
@@ -190,7 +190,7 @@ def shapes() -> dict:
         wide_model = fill(LlamaForCausalLM(wide).double(), 0)
     found["wide heads"] = described(generate(wide_model, tokenizer(), asked, **SHORT))
     cache, ids = (
-        growing_cache(model.config, 3),
+        preallocated_cache(model.config, 3),
         torch.tensor([[7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]),
     )
     with torch.no_grad():

@@ -222,7 +222,7 @@ def candidate_values(
     """Values of the candidates at every step of each response, `(tokens, K)` each."""
     tokens, mask = pad_right([response.token_ids.tolist() for response in responses])
     lengths = mask.sum(1)
-    session = scorer.begin(prompts, tokens.shape[1])
+    session = scorer.start_session(prompts, tokens.shape[1])
     values = [torch.zeros_like(each, dtype=torch.float32) for each in candidates]
     for step in range(tokens.shape[1]):
         rows = (lengths > step).nonzero().squeeze(1)

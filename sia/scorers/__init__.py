@@ -1,0 +1,16 @@
+"""What a candidate token is worth: the `Scorer` interface and its implementations."""
+
+from sia.scorers.autoregressive import AutoregressiveScorer
+from sia.scorers.base import Scorer, Session
+from sia.scorers.reward import RewardScorer
+from sia.scorers.rollout import RolloutScorer
+from sia.scorers.value_model import ValueModel
+
+__all__ = [
+    "AutoregressiveScorer",
+    "RewardScorer",
+    "RolloutScorer",
+    "Scorer",
+    "Session",
+    "ValueModel",
+]

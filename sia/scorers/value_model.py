@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 
 from sia._kv_cache import input_device
+from sia._prefix_cache import CachedPrefixes
 from sia.scorers import published
-from sia.scorers.base import ValueSession
+from sia.scorers.base import CachedSession
 from sia.scorers.published import local_folder
 
 HEAD_FILE = "value_head.safetensors"
@@ -163,8 +165,47 @@ class ValueModel(nn.Module):
         ).last_hidden_state
         return self.head(hidden.to(self.head.weight.device, torch.float32)).squeeze(-1)
 
-    def begin(
+    def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
     ) -> ValueSession:
-        """Opens a scoring session over prompts (token ids without padding), each of `samples` rows."""
+        """Open a scoring session (`Scorer.start_session`)."""
         return ValueSession(self, prompts, max_new_tokens, samples)
+
+
+class ValueSession(CachedSession):
+    """Values of a `ValueModel`, whose cache lags behind: one forward pass per call, whatever K."""
+
+    def __init__(
+        self,
+        value_model: ValueModel,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        samples: int,
+    ) -> None:
+        """Open a session; see `Scorer.start_session`."""
+
+        def forward(*, last: int, **inputs: Any) -> Tensor:
+            return value_model(**inputs)[:, -last:]
+
+        super().__init__(
+            CachedPrefixes(
+                value_model.backbone,
+                forward,
+                value_model.head.weight,
+                prompts,
+                max_new_tokens,
+                samples,
+            )
+        )
+
+    @torch.inference_mode()
+    def score_branches(
+        self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Return the values at the last tokens of branches (`BranchSession`)."""
+        return self.read_branches(rows, responses, branches, lengths - 1)
+
+    @torch.inference_mode()
+    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        """Return the values at the last tokens of responses (`Session.score_responses`)."""
+        return self.prefixes.last(rows, responses, lengths)

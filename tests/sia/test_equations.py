@@ -242,7 +242,7 @@ def test_gates_refuse_what_they_cannot_mean(make, message):
         ),
         (
             {"scorer": "model"},
-            "scorer must offer begin(prompts, max_new_tokens), as a ValueModel does, got str",
+            "scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, got str",
         ),
     ],
 )

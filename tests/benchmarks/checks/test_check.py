@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 import sia._decoding
 import sia.batch
 import sia.scorers.base
+import sia.scorers.reward
+import sia.scorers.value_model
 import sia.search
 import sia.theory
 from benchmarks.__main__ import main
@@ -82,8 +84,8 @@ def mask_of_another_row(original, self, cached, fresh, prefix, *arguments):
     return original(self, cached.roll(1).clamp(max=prefix), fresh, prefix, *arguments)
 
 
-def value_of_the_prefix(original, cached, rows, responses, branches, ends):
-    before = cached.last(rows, responses, torch.full_like(rows, responses.shape[1]))
+def value_of_the_prefix(original, session, rows, responses, branches, ends):
+    before = session.prefixes.last(rows, responses, torch.full_like(rows, responses.shape[1]))
     return before[:, None].expand(-1, branches.shape[1])
 
 
@@ -100,10 +102,10 @@ class Forgetful(dict):
 FAULTS = {
     "β with its sign flipped": (sia._decoding, "tilt", lambda tilt, base, values, beta: tilt(base, values, -beta), "decoding: entropy"),
     "gate inverted": (gates.ThresholdGate, "opens", lambda opens, *a: ~opens(*a), "decoding: entropy"),
-    "candidate values shuffled": (sia.scorers.base.ValueSession, "score", lambda score, *a: score(*a).flip(1), "decoding: entropy"),
+    "candidate values shuffled": (sia.scorers.value_model.ValueSession, "score", lambda score, *a: score(*a).flip(1), "decoding: entropy"),
     "mask of another row": (_prefix_cache.CachedPrefixes, "_mask", mask_of_another_row, "decoding: entropy"),
     "entropy in bits": (sia._decoding, "entropy", lambda entropy, logits: entropy(logits) / math.log(2), "decoding: entropy"),
-    "value read one position early": (sia.scorers.base, "_at_branch_ends", value_of_the_prefix, "decoding: dense"),
+    "value read one position early": (sia.scorers.base.CachedSession, "read_branches", value_of_the_prefix, "decoding: dense"),
     "temperature ignored": (_sampling, "choose", lambda choose, logits, noise, _: choose(logits, noise, 1.0), "decoding: greedy"),
     "stale cache after a junction": (_prefix_cache.CachedPrefixes, "_catch_up", stale_cache, "decoding: random"),
     "floor ignored": (sia._decoding, "drop_improbable", lambda _, steered, *a: steered, "decoding: floor"),
@@ -113,7 +115,7 @@ FAULTS = {
         sia._decoding, "tilt", lambda tilt, base, values, beta: tilt(base, values, 0.6 * beta), "decoding: dense",
     ),
     "noise of another step": (_sampling, "step_keys", lambda keys, rows, steps: keys(rows, steps + 1)[:, 1:], "decoding: unsteered"),
-    "worst of N": (sia.scorers.base.CachedRewards, "rate", lambda rate, *a: -rate(*a), "searches"),
+    "worst of N": (sia.scorers.reward.CachedRewards, "score_responses", lambda rate, *a: -rate(*a), "searches"),
     "likelihood without tilt": (likelihood, "tilt", lambda _, base, values, beta: base, "likelihoods"),
     "other loss": (training, "distillation_loss", lambda loss, v, m, r, _: loss(v, m, r, "mean"), "losses"),
     "prompt among the response": (training, "pad_pairs", lambda pad, p, r, d: pad([[1]] * len(p), r, d), "losses"),
@@ -138,7 +140,7 @@ FAULTS = {
         sia.search, "prompt_ids", lambda ids, tokenizer, prompts, other, name: ids(tokenizer, prompts, None, name), "further_searches",
     ),
     "value of a response read early": (
-        sia.scorers.base.ValueSession, "rate", lambda rate, self, rows, r, n: rate(self, rows, r, (n - 1).clamp(min=1)), "further_searches",
+        sia.scorers.value_model.ValueSession, "score_responses", lambda rate, self, rows, r, n: rate(self, rows, r, (n - 1).clamp(min=1)), "further_searches",
     ),
     "likelihood without floor": (likelihood, "drop_improbable", lambda _, steered, *a: steered, "further_likelihoods"),
     "steps in any order": (judge, "judge_howto", lambda score, item, said: score(item, said[::-1]), "rubric"),
@@ -160,10 +162,10 @@ FAULTS = {
     ),
     "one end alone": (sia.batch, "eos_token_ids", lambda ids, config, further: [further], "ends"),
     "ends of rewards ignored": (
-        sia.scorers.base.RewardScorer, "__init__", lambda make, self, model, end=None, stops=(): make(self, model, end), "ends",
+        sia.scorers.reward.RewardScorer, "__init__", lambda make, self, model, end=None, stops=(): make(self, model, end), "ends",
     ),
     "rewards of another row": (
-        sia.scorers.base.WholeRewards, "_rewards", lambda rewards, self, rows, texts: rewards(self, rows.flip(0), texts), "shapes",
+        sia.scorers.reward.WholeRewards, "_rewards", lambda rewards, self, rows, texts: rewards(self, rows.flip(0), texts), "shapes",
     ),
     "rollouts out of their window": (
         _prefix_cache.CachedPrefixes, "grow", lambda grow, self, tokens, depth: grow(self, tokens, depth + 4), "shapes",

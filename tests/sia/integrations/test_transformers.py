@@ -453,7 +453,7 @@ def test_models_that_accelerate_offloads_work():
     cpu_offload(rewards[1], execution_device="cpu")
     values = [
         RewardScorer(m)
-        .begin([[7, 8]], 4)
+        .start_session([[7, 8]], 4)
         .score(torch.tensor([0]), torch.tensor([[9]]), torch.tensor([[10, 11]]))
         for m in rewards
     ]

@@ -220,7 +220,7 @@ def test_a_peft_model_may_be_the_backbone():
     model = ValueModel.from_backbone(adapted)
     torch.nn.init.ones_(model.head.weight)
     assert any("lora_A" in name for name, _ in model.named_parameters())
-    found = model.begin([[7, 8]], 3).score(
+    found = model.start_session([[7, 8]], 3).score(
         torch.tensor([0]), torch.tensor([[9]]), torch.tensor([[10, 11]])
     )
     with torch.no_grad():

@@ -26,8 +26,8 @@ from sia import (
     ValueModel,
     generate,
 )
-from sia._prefix_cache import PASS_OVERHEAD, _cheapest, branches_like_whole_sequences
-from sia.scorers.base import CachedRewards, WholeRewards
+from sia._prefix_cache import PASS_OVERHEAD, _cheapest, supports_tree_attention
+from sia.scorers.reward import CachedRewards, WholeRewards
 from tests.helpers import tiny
 from tests.helpers.reference import whole_rewards, whole_values
 
@@ -75,12 +75,12 @@ def test_autoregressive_rewards_are_log_probabilities(family, samples):
     responses = torch.randint(
         3, tiny.VOCABULARY, (len(rows), 9), generator=torch.Generator().manual_seed(0)
     )
-    session = AutoregressiveScorer(model).begin(prompts, 9, samples)
+    session = AutoregressiveScorer(model).start_session(prompts, 9, samples)
     assert ask(session, lambda *a: whole_log_probabilities(model, *a), rows, responses) < 2e-5
     # a whole response is worth the sum over its tokens; asked again when some have gone on, and after rows have changed places
-    session, order = AutoregressiveScorer(model).begin(prompts, 9, samples), torch.arange(len(rows))
+    session, order = AutoregressiveScorer(model).start_session(prompts, 9, samples), torch.arange(len(rows))
     for lengths in (torch.full((len(rows),), 2), torch.arange(len(rows)) % 5 + 3):
-        found = session.rate(order, responses[:, : lengths.max()], lengths)
+        found = session.score_responses(order, responses[:, : lengths.max()], lengths)
         for row, (prompt, response, n) in enumerate(
             zip(rows, responses.tolist(), lengths.tolist(), strict=True)
         ):
@@ -91,8 +91,8 @@ def test_autoregressive_rewards_are_log_probabilities(family, samples):
             torch.testing.assert_close(found[row], torch.cat(steps).sum(), atol=1e-4, rtol=1e-5)
     if samples > 1:
         sources = torch.arange(len(rows)) // samples * samples
-        session.continue_from(sources)
-        moved = session.rate(order, responses[sources][:, :9], torch.full((len(rows),), 9))
+        session.reorder(sources)
+        moved = session.score_responses(order, responses[sources][:, :9], torch.full((len(rows),), 9))
         torch.testing.assert_close(moved, moved[sources], atol=1e-4, rtol=1e-5)
 
 
@@ -156,13 +156,13 @@ def test_groups_of_rows_get_the_same_values(make, monkeypatch):
     found = {}
     for overhead in (-1, 20, 10**9):
         monkeypatch.setattr("sia._prefix_cache.PASS_OVERHEAD", overhead)
-        session, values = scorer.begin(prompts, 12), []
+        session, values = scorer.start_session(prompts, 12), []
         for step, rows in ((2, [0, 3, 4]), (6, [1, 4, 8]), (11, list(range(9)))):
             rows = torch.tensor(rows)
             candidates = torch.randint(
                 3, tiny.VOCABULARY, (len(rows), 4), generator=torch.Generator().manual_seed(step)
             )
-            groups = session.prefixes.alike(rows, torch.full_like(rows, step), 4)
+            groups = session.prefixes.group_by_lag(rows, torch.full_like(rows, step), 4)
             assert torch.cat(groups).sort().values.tolist() == list(range(len(rows)))
             assert all(group.tolist() == sorted(group.tolist()) for group in groups)
             values.append(session.score(rows, responses[rows, :step], candidates))
@@ -187,11 +187,11 @@ def test_values_and_rewards_equal_those_of_whole_sequences(family, samples):
     )
     values = tiny.value_model(family)
     assert (
-        ask(values.begin(prompts, 9, samples), lambda *a: whole_values(values, *a), rows, responses)
+        ask(values.start_session(prompts, 9, samples), lambda *a: whole_values(values, *a), rows, responses)
         < 2e-5
     )
     model = tiny.reward_model(family)
-    session = RewardScorer(model).begin(prompts, 9, samples)
+    session = RewardScorer(model).start_session(prompts, 9, samples)
     assert isinstance(session, CachedRewards)
     assert ask(session, lambda *a: whole_rewards(model, *a), rows, responses) < 2e-5
 
@@ -201,7 +201,7 @@ def test_a_reward_model_that_is_no_decoder_reads_whole_sequences():
     responses = torch.randint(
         3, tiny.VOCABULARY, (4, 6), generator=torch.Generator().manual_seed(0)
     )
-    session = RewardScorer(model).begin(prompts, 6)
+    session = RewardScorer(model).start_session(prompts, 6)
     assert isinstance(session, WholeRewards)
     assert ask(session, lambda *a: whole_rewards(model, *a), prompts, responses) < 1e-5
 
@@ -217,7 +217,7 @@ def test_decoders_that_do_not_follow_masks_read_whole_sequences(make):
         model = make().eval()
     model.config.num_labels, model.config.eos_token_id, model.config.pad_token_id = 1, tiny.EOS, 0
     model.score, model.num_labels = torch.nn.Linear(16, 1, bias=False), 1
-    session, prompts = RewardScorer(model).begin([[7, 8, 9]], 4), [[7, 8, 9]]
+    session, prompts = RewardScorer(model).start_session([[7, 8, 9]], 4), [[7, 8, 9]]
     assert isinstance(session, WholeRewards)
     responses = torch.randint(
         3, tiny.VOCABULARY, (1, 4), generator=torch.Generator().manual_seed(0)
@@ -228,14 +228,14 @@ def test_decoders_that_do_not_follow_masks_read_whole_sequences(make):
     with pytest.raises(
         ValueError, match="does not follow prepared masks: its prefixes cannot be cached"
     ):
-        values.begin(prompts, 4)
+        values.start_session(prompts, 4)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_trial_of_masks_passes_where_they_are_followed(family, monkeypatch):
-    monkeypatch.setattr("sia._prefix_cache.TESTED", ())
+    monkeypatch.setattr("sia._prefix_cache.VERIFIED_MODEL_TYPES", ())
     values = tiny.value_model(family)
-    assert branches_like_whole_sequences(
+    assert supports_tree_attention(
         values.backbone, lambda *, last, **inputs: values(**inputs)[:, -last:]
     )
 
@@ -255,7 +255,7 @@ def test_cached_and_whole_rewards_agree_and_every_row_is_rated_as_it_stands():
         [8, 4, 8, 8, 8],
     ):  # asked again later, when all but row 1 have gone on
         lengths = torch.tensor(lengths)
-        found = cached.rate(rows, responses[:, : lengths.max()], lengths)
+        found = cached.score_responses(rows, responses[:, : lengths.max()], lengths)
         expected = [
             whole_rewards(model, [*prompt, *response[: n - 1]], [response[n - 1]])[0]
             for prompt, response, n in zip(
@@ -264,7 +264,7 @@ def test_cached_and_whole_rewards_agree_and_every_row_is_rated_as_it_stands():
         ]
         torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
-            whole.rate(rows, responses[:, : lengths.max()], lengths), found, atol=1e-5, rtol=1e-5
+            whole.score_responses(rows, responses[:, : lengths.max()], lengths), found, atol=1e-5, rtol=1e-5
         )
 
 
@@ -273,9 +273,9 @@ def test_value_models_rate_the_last_token():
     responses = torch.randint(
         3, tiny.VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(0)
     )
-    session = model.begin(prompts, 6)
+    session = model.start_session(prompts, 6)
     for lengths in ([1, 2, 3], [1, 4, 6]):  # the first row has nothing new
-        found = session.rate(torch.arange(3), responses[:, : max(lengths)], torch.tensor(lengths))
+        found = session.score_responses(torch.arange(3), responses[:, : max(lengths)], torch.tensor(lengths))
         expected = [
             model(torch.tensor([[*p, *r[:n]]]))[0, -1]
             for p, r, n in zip(prompts, responses.tolist(), lengths, strict=True)
@@ -292,12 +292,12 @@ def test_rows_go_on_from_others(make):
     responses = torch.randint(
         3, tiny.VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(0)
     )
-    session, fresh = scorer.begin(prompts, 8, 2), scorer.begin(rows, 8)
+    session, fresh = scorer.start_session(prompts, 8, 2), scorer.start_session(rows, 8)
     everyone, four = torch.arange(4), torch.full((4,), 4)
-    session.rate(everyone, responses[:, :4], four)
+    session.score_responses(everyone, responses[:, :4], four)
     sources = torch.tensor([1, 1, 2, 2])
     responses[:, :4] = responses[sources, :4]
-    session.continue_from(sources)
+    session.reorder(sources)
     candidates = torch.randint(
         3, tiny.VOCABULARY, (4, 3), generator=torch.Generator().manual_seed(1)
     )
@@ -309,7 +309,7 @@ def test_rows_go_on_from_others(make):
 
 def test_samples_of_a_prompt_compute_it_once():
     model, prompts = tiny.value_model("qwen3"), [[7, 8, 9, 10, 11], [12]]
-    session = model.begin(prompts, 4, samples=3)
+    session = model.start_session(prompts, 4, samples=3)
     rows, nothing = torch.arange(6), torch.zeros(6, 0, dtype=torch.int64)
     session.score(rows, nothing, torch.full((6, 2), 20))
     forwards, tokens, flops = session.meters[0].totals()
@@ -407,11 +407,11 @@ def test_eager_and_sdpa_backbones_give_the_same_values():
 @pytest.mark.parametrize("caches", [True, False])
 def test_other_end_tokens_are_read_as_the_reward_models_own(monkeypatch, caches):
     """A base model and a chat's reward model end in different tokens: both ways a response is worth the same."""
-    monkeypatch.setattr(RewardScorer, "caches", property(lambda self: caches))
+    monkeypatch.setattr(RewardScorer, "supports_caching", property(lambda self: caches))
     model, stop = tiny.reward_model("qwen3"), 5
     plain, told = RewardScorer(model), RewardScorer(model, stop_tokens=[stop])
     rows, said = torch.arange(2), torch.tensor([[7, 8], [9, 7]])
-    sessions = [scorer.begin([[10, 11], [12]], 6) for scorer in (plain, told)]
+    sessions = [scorer.start_session([[10, 11], [12]], 6) for scorer in (plain, told)]
     expected, found = (
         session.score(rows, said, torch.tensor([[end, 20, 21]] * 2))
         for session, end in zip(sessions, (tiny.EOS, stop), strict=True)
@@ -422,6 +422,6 @@ def test_other_end_tokens_are_read_as_the_reward_models_own(monkeypatch, caches)
     for end, session in zip((tiny.EOS, stop), sessions, strict=True):
         closed = torch.cat([ended, ended[:, -1:]], 1)
         closed[0, 3], closed[1, 2] = end, end
-        rates = session.rate(rows, closed, lengths + 1)
-        expected_rates = plain.begin([[10, 11], [12]], 6).rate(rows, ended, lengths)
+        rates = session.score_responses(rows, closed, lengths + 1)
+        expected_rates = plain.start_session([[10, 11], [12]], 6).score_responses(rows, ended, lengths)
         torch.testing.assert_close(rates, expected_rates, atol=1e-5, rtol=1e-5)

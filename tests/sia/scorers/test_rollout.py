@@ -49,7 +49,7 @@ def test_rollouts_equal_going_on_token_by_token(family, temperature, tokens):
     model, reward = tiny.language_model(family), tiny.reward_model(family)
     prompts = tiny.prompts(3, seed=6)
     scorer = RolloutScorer(model, RewardScorer(reward), tokens, temperature, candidates=7, seed=4)
-    session = scorer.begin(prompts, 6)
+    session = scorer.start_session(prompts, 6)
     keys = _sampling.prompt_keys(prompts, [4] * 3)
     responses = torch.randint(
         3, tiny.VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from sia import EveryToken, Steering, ValueModel, generate
-from sia._kv_cache import growing_cache
+from sia._kv_cache import preallocated_cache
 from sia.training import distill, distillation_loss, epoch_batches
 from tests.helpers import tiny
 
@@ -78,7 +78,7 @@ def test_the_lagging_cache_equals_full_recomputation(family):
     """Rows of different lengths are asked at different times; every value equals that of the whole sequence."""
     model, generator = tiny.value_model(family), torch.Generator().manual_seed(0)
     prompts = tiny.prompts(5, seed=2)
-    session = model.begin(prompts, max_new_tokens=20)
+    session = model.start_session(prompts, max_new_tokens=20)
     texts = [list(prompt) for prompt in prompts]
     responses = torch.randint(3, 60, (5, 20), generator=generator)
     worst = 0.0
@@ -99,10 +99,10 @@ def test_the_lagging_cache_equals_full_recomputation(family):
     assert worst < 1e-5
 
 
-def test_growing_cache_equals_transformers_own():
+def test_preallocated_cache_equals_transformers_own():
     model = tiny.language_model("qwen3")
     ids = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(0))
-    caches = [growing_cache(model.config, capacity=6), DynamicCache(config=model.config)]
+    caches = [preallocated_cache(model.config, capacity=6), DynamicCache(config=model.config)]
     kept = torch.tensor([0, 2, 3])
     with torch.no_grad():
         for start, end in ((0, 5), (5, 6), (6, 12)):

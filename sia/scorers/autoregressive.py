@@ -1,0 +1,91 @@
+"""Autoregressive reward models, which value a candidate by its log-probability (GenARM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sia._kv_cache import input_device
+from sia._prefix_cache import CachedPrefixes, logits_forward
+
+
+class AutoregressiveScorer:
+    """Values ln π_r(candidate | prompt, response so far) of an autoregressive reward model π_r.
+
+    Steering with β at every token samples from π·π_r^β: GenARM (Xu et al., "GenARM: Reward guided
+    generation with autoregressive reward model", 2025), whose 1/β is ours. One forward pass over
+    the prefix gives the values of all candidates.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a language model.
+
+        Args:
+            model: Trained so that Σ_t ln π_r(y_t | x, y_<t) is the reward of a response.
+        """
+        self.model = model.eval()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the model knows."""
+        return self.model.config.get_text_config().vocab_size
+
+    def start_session(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
+    ) -> AutoregressiveSession:
+        """Open a session (`Scorer.start_session`)."""
+        return AutoregressiveSession(self.model, prompts, max_new_tokens, samples)
+
+
+class AutoregressiveSession:
+    """Log-probabilities at the end of cached prefixes; for whole responses, their sums."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        samples: int,
+    ) -> None:
+        """Open a session; see `Scorer.start_session`."""
+        self.prefixes = CachedPrefixes(
+            model.base_model,
+            logits_forward(model),
+            model.get_output_embeddings().weight,
+            prompts,
+            max_new_tokens,
+            samples,
+        )
+        self.meters = [self.prefixes.meter]
+        # sums[row, t]: ln π_r of the first t tokens, known up to t = summed[row]
+        self.sums = torch.zeros(
+            len(self.prefixes.cached), max_new_tokens + 1, device=input_device(model)
+        )
+        self.summed = torch.zeros_like(self.prefixes.cached)
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        """Return the log-probabilities of candidate next tokens (`Session.score`)."""
+        logits = self.prefixes.last(rows, responses, torch.full_like(rows, responses.shape[1]))
+        return logits.log_softmax(-1).gather(1, candidates.to(logits.device))
+
+    @torch.inference_mode()
+    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        """Return ln π_r of the first `lengths` tokens (`Session.score_responses`)."""
+        for step in range(int(self.summed[rows].min()), int(lengths.max())):
+            due = (self.summed[rows] == step) & (step < lengths)
+            due_rows, tokens = rows[due], responses[due, : step + 1]
+            if len(due_rows):
+                gain = self.score(due_rows, tokens[:, :step], tokens[:, step:]).squeeze(1)
+                self.sums[due_rows, step + 1] = self.sums[due_rows, step] + gain
+                self.summed[due_rows] = step + 1
+        return self.sums[rows, lengths]
+
+    @torch.inference_mode()
+    def reorder(self, sources: Tensor) -> None:
+        """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
+        self.prefixes.reorder(sources)
+        self.sums, self.summed = self.sums[sources], self.summed[sources]

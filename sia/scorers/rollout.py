@@ -1,0 +1,154 @@
+"""Candidates valued by rollouts of a language model, as in Transfer Q*.
+
+Chakraborty et al., "Transfer Q Star: Principled decoding for LLM alignment", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sia import _sampling
+from sia._inputs import eos_token_ids
+from sia._kv_cache import input_device
+from sia._prefix_cache import CachedPrefixes, logits_forward
+from sia.scorers.base import Scorer, branch_layout
+from sia.scorers.reward import RewardScorer
+from sia.scorers.value_model import ValueModel
+
+
+class RolloutScorer:
+    """The reward of the response after a candidate and some further tokens of a language model.
+
+    The noise of a rollout depends on the seed, the prompt (and the sample of a search), the step
+    and the candidate alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reward: RewardScorer | ValueModel,
+        tokens: int,
+        temperature: float = 1.0,
+        candidates: int = 10,
+        seed: int = 0,
+    ) -> None:
+        """Combine a language model that continues with a scorer that values the result.
+
+        Args:
+            model: Continues each candidate; the base model as a rule.
+            reward: Values the result: a `RewardScorer`, or a `ValueModel` read at the last token.
+            tokens: Length of a rollout, which ends early at EOS (the reward's, or the model's).
+            temperature: Of the rollouts; 0 is greedy.
+            candidates: Number of most probable tokens that a rollout samples from (K).
+            seed: Of the rollouts' noise.
+
+        Raises:
+            ValueError: If a number is out of range or the vocabularies differ.
+            TypeError: If `reward` is no scorer.
+        """
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
+        _sampling.check_temperature(temperature)
+        if not isinstance(reward, Scorer):
+            raise TypeError(
+                f"reward must be a RewardScorer or a ValueModel, got {type(reward).__name__}"
+            )
+        vocabulary = model.config.get_text_config().vocab_size
+        if not 1 <= candidates <= vocabulary:
+            raise ValueError(
+                f"candidates must be 1 to {vocabulary}, the vocabulary of the rollouts' model, "
+                f"got {candidates}"
+            )
+        if reward.vocabulary_size != vocabulary:
+            raise ValueError(
+                f"rollouts and reward must share a vocabulary: the model has {vocabulary} tokens, "
+                f"the reward {reward.vocabulary_size}"
+            )
+        self.model, self.reward, self.tokens = model, reward, tokens
+        self.temperature, self.candidates, self.seed = temperature, candidates, seed
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that model and reward know."""
+        return self.reward.vocabulary_size
+
+    def start_session(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
+    ) -> RolloutSession:
+        """Open a session (`Scorer.start_session`)."""
+        return RolloutSession(self, prompts, max_new_tokens, samples)
+
+
+class RolloutSession:
+    """Rollouts of the K candidates of a row: branches over one prefix that grow token by token."""
+
+    def __init__(
+        self,
+        scorer: RolloutScorer,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        samples: int,
+    ) -> None:
+        """Open a session; see `Scorer.start_session`."""
+        self.scorer, model = scorer, scorer.model
+        device = input_device(model)
+        longest = max_new_tokens + scorer.tokens
+        self.prefixes = CachedPrefixes(
+            model.base_model,
+            logits_forward(model),
+            model.get_output_embeddings().weight,
+            prompts,
+            longest,
+            samples,
+        )
+        self.reward = scorer.reward.start_session(prompts, longest, samples)
+        self.meters = [self.prefixes.meter, *self.reward.meters]
+        end = scorer.reward.eos_token_id if isinstance(scorer.reward, RewardScorer) else None
+        self.stops = torch.tensor(eos_token_ids(model.generation_config, end), device=device)
+        keys = _sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), device)
+        self.keys = _sampling.sample_keys(keys, samples)
+
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        """Return the rewards of rollouts from candidate next tokens (`Session.score`)."""
+        device = self.keys.device
+        rows, responses = rows.to(device), responses.to(device)
+        branches, lengths = self._roll_out(rows, responses, candidates.to(device))
+        return self.reward.score_branches(rows, responses, branches, lengths)
+
+    def _roll_out(self, rows: Tensor, responses: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return candidates with their continuations, `(n, K, m)`, and their lengths `(n, K)`."""
+        scorer = self.scorer
+        count, step = tokens.shape[1], responses.shape[1]
+        keys = _sampling.mix(_sampling.mix(self.keys[rows], step)[:, None], tokens)  # (n, K)
+        lengths = torch.ones_like(tokens)
+        going = ~torch.isin(tokens, self.stops)
+        branches = [tokens]
+        layout = branch_layout(count, 1, self.keys.device)
+        logits = self.prefixes.branch(rows, responses, torch.full_like(rows, step), tokens, *layout)
+        for depth in range(1, scorer.tokens + 1):
+            base, options = logits.flatten(0, 1).topk(scorer.candidates)
+            noise = _sampling.gumbel(keys.flatten(), depth, options)
+            chosen = _sampling.choose(base, noise, scorer.temperature)
+            tokens = options.gather(1, chosen[:, None]).view_as(tokens)
+            branches.append(tokens)
+            lengths = lengths + going
+            going = going & ~torch.isin(tokens, self.stops)
+            if depth == scorer.tokens or not bool(going.any()):
+                break
+            logits = self.prefixes.grow(tokens, depth)
+        return torch.stack(branches, 2), lengths
+
+    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        """Return the rewards of responses as they stand (`Session.score_responses`)."""
+        return self.reward.score_responses(rows, responses, lengths)
+
+    @torch.inference_mode()
+    def reorder(self, sources: Tensor) -> None:
+        """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
+        self.prefixes.reorder(sources)
+        self.reward.reorder(sources)
