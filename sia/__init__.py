@@ -6,12 +6,11 @@ steering = Steering(ValueModel.from_pretrained(path), gate=EntropyGate(threshold
 model.generate(**inputs, custom_generate=steered_generate, steering=steering, do_sample=True)
 """
 
-from sia._attention import Attention
 from sia.batch import generate
+from sia.calibration import calibrate
 from sia.gates import (
     AttentionGate,
     AttentionRiseGate,
-    Entropy,
     EntropyGate,
     EntropyRiseGate,
     EveryToken,
@@ -19,12 +18,12 @@ from sia.gates import (
     Never,
     PositionGate,
     RandomGate,
-    calibrate,
 )
 from sia.generation import Generation
 from sia.integrations.transformers import steered_generate
 from sia.scorers import AutoregressiveScorer, RewardScorer, RolloutScorer, ValueModel
 from sia.search import best_of_n, chunk_beam_search
+from sia.signals import Attention, Entropy
 from sia.steering import Steering
 
 __all__ = [

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -20,30 +19,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sia.signals import Attention
+
 FARTHEST = 10  # distances are clipped here
 OBSERVED = {
     "sdpa": "sia-observed-sdpa",
     "eager": "sia-observed-eager",
 }  # what stands in for transformers' own attention
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention signal, averaged over these layers and heads, by number from 0; None: all of them."""
-
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name, chosen in (("layers", self.layers), ("heads", self.heads)):
-            if chosen is None:
-                continue
-            chosen = (chosen,) if isinstance(chosen, int) else tuple(chosen)
-            object.__setattr__(self, name, chosen)  # a list is as good, but has no hash
-            if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
-                raise ValueError(
-                    f"{name} must be different numbers from 0, at least one, or None for all, got {chosen}"
-                )
 
 
 class Observer:

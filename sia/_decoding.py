@@ -16,12 +16,13 @@ from torch.distributions import Categorical
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
-from sia._attention import Attention, Observer, observe
+from sia._attention import Observer, observe
 from sia._kv_cache import check_positions, preallocated_cache
 from sia.cost import Architecture, Cost, Meter, costs
-from sia.gates import Entropy, Signal, Step
+from sia.gates import Step
 from sia.generation import Generation
 from sia.scorers.base import Scorer, Session
+from sia.signals import Attention, Entropy, Signal
 from sia.steering import Steering, drop_improbable, entropy, kl_divergence, tilt
 
 DEFAULT_CANDIDATES = 10  # K where there is no steering to name it

@@ -13,8 +13,8 @@ from sia import _sampling
 from sia._decoding import Decoding
 from sia._inputs import eos_token_ids, pad_left
 from sia._kv_cache import input_device
-from sia.gates import Signal
 from sia.generation import Generation
+from sia.signals import Signal
 from sia.steering import Steering
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]

@@ -1,80 +1,108 @@
-"""When to intervene. A gate sees one `Step` of the rows being decoded and says for each row whether it opens.
+"""Gates, which decide at each step whether to intervene.
 
-Gates are frozen dataclasses without state, so that a gate is also its own description; `a & b` opens where both do, `~a` where
-`a` does not. Four of them compare a signal of the step with a threshold, which `calibrate` can pick. Definitions: the six gating
-strategies of figure 1 of the paper (arXiv 2602.21215).
+A gate is a frozen dataclass without state, so that it is also its own description. Gates combine:
+`a & b`, `a | b` and `~a`. The named ones are in `GATES`: the six gating strategies of figure 1 of
+the paper (arXiv 2602.21215), dense steering and none. To add one, subclass `Gate` and name it.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sia import _sampling
-from sia._attention import Attention
+from sia.generation import Generation
+from sia.signals import Attention, Entropy, Signal
 
-if TYPE_CHECKING:
-    from sia.generation import Generation
-
-
-@dataclass(frozen=True)
-class Entropy:
-    """The signal H(s) in nats, over the K candidates of the steering (at most ln K) or over the whole vocabulary."""
-
-    over: Literal["candidates", "vocabulary"] = "candidates"
-
-    def __post_init__(self) -> None:
-        if self.over not in ("candidates", "vocabulary"):
-            raise ValueError(f'over must be "candidates" or "vocabulary", got {self.over!r}')
-
-
-Signal = Entropy | Attention
+GATES: dict[str, type[Gate]] = {}
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a gate may look at: `rows` sequences at one decoding step.
+    """The view that a gate has of `rows` sequences at one decoding step.
 
-    number: how many response tokens come before this one.
-    entropy: nats over the K candidates, float32 `(rows,)`.
-    logits: of the whole vocabulary, float32 `(rows, vocabulary)`.
-    keys: int64 `(rows,)`, keys of (seed, prompt, step) for a gate's own noise, which meets that of no candidate.
-    signals: those that the gate asks for, float32 `(rows,)` each; last: the same at the step before, NaN at the first.
+    Attributes:
+        index: Number of response tokens before this one.
+        entropy: Entropy over the K candidates in nats, float32 `(rows,)`.
+        logits: Logits of the whole vocabulary, float32 `(rows, vocabulary)`.
+        keys: Keys of (seed, prompt, step) for noise of the gate's own, int64 `(rows,)`. This
+            noise is independent of that of the candidates.
+        signals: The signals that the gate asks for, float32 `(rows,)` each.
+        previous: The same signals at the step before; NaN at the first step.
     """
 
-    number: int
+    index: int
     entropy: Tensor
     logits: Tensor
     keys: Tensor
     signals: Mapping[Signal, Tensor] = field(default_factory=dict)
-    last: Mapping[Signal, Tensor] = field(default_factory=dict)
+    previous: Mapping[Signal, Tensor] = field(default_factory=dict)
 
 
-class Gate:
-    """Base of all gates: `opens(step)` → bool `(rows,)`. `signals` names what the steps must offer."""
+class Gate(ABC):
+    """Base class of gates. A subclass with a `name` is registered in `GATES`.
+
+    Attributes:
+        name: Identifier in tables and on command lines.
+        label: Name in figures.
+        calibrated: Whether `calibrate` can choose the setting.
+        setting: Name of the field that says how far the gate opens.
+    """
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    calibrated: ClassVar[bool] = False
+    setting: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in vars(cls):
+            GATES[cls.name] = cls
+
+    @classmethod
+    def from_setting(cls, value: float) -> Self:
+        """Build the gate from its one setting; gates without a setting ignore the value."""
+        return cls(**{cls.setting: value}) if cls.setting else cls()
+
+    @classmethod
+    def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
+        """Build the gate that opens on `ratio` of the tokens; see `calibrate`."""
+        raise NotImplementedError(f"{cls.__name__} has no setting to calibrate")
+
+    @property
+    def setting_value(self) -> float:
+        """The value that `from_setting` would take."""
+        return float(vars(self)[self.setting])
 
     @property
     def signals(self) -> frozenset[Signal]:
+        """The signals that steps must offer to this gate."""
         return frozenset()
 
+    @abstractmethod
     def opens(self, step: Step) -> Tensor:
-        raise NotImplementedError
+        """Return for each row whether to intervene, bool `(rows,)`."""
 
     def __and__(self, other: Gate) -> Gate:
         return Both(self, other) if isinstance(other, Gate) else NotImplemented
+
+    def __or__(self, other: Gate) -> Gate:
+        return Either(self, other) if isinstance(other, Gate) else NotImplemented
 
     def __invert__(self) -> Gate:
         return Not(self)
 
 
 @dataclass(frozen=True)
-class Both(Gate):
-    """Opens where both gates do: `first & second`."""
+class Pair(Gate):
+    """Base class of combinations of two gates."""
 
     first: Gate
     second: Gate
@@ -83,13 +111,24 @@ class Both(Gate):
     def signals(self) -> frozenset[Signal]:
         return self.first.signals | self.second.signals
 
+
+class Both(Pair):
+    """Open where both gates open: `first & second`."""
+
     def opens(self, step: Step) -> Tensor:
         return self.first.opens(step) & self.second.opens(step)
 
 
+class Either(Pair):
+    """Open where at least one of two gates opens: `first | second`."""
+
+    def opens(self, step: Step) -> Tensor:
+        return self.first.opens(step) | self.second.opens(step)
+
+
 @dataclass(frozen=True)
 class Not(Gate):
-    """Opens where the gate does not: `~gate`."""
+    """Open where the gate does not open: `~gate`."""
 
     gate: Gate
 
@@ -103,37 +142,66 @@ class Not(Gate):
 
 @dataclass(frozen=True)
 class ThresholdGate(Gate):
-    """Opens where the level of a signal is at least `threshold`."""
+    """Base class of gates that open where the level of a signal is at least `threshold`."""
+
+    calibrated = True
+    setting = "threshold"
+    minimum: ClassVar[float] = 0.0  # the smallest threshold that makes sense
 
     threshold: float
-    lowest: ClassVar[float] = 0.0  # threshold that makes sense
 
     def __post_init__(self) -> None:
-        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
-        if not (number and math.isfinite(self.threshold) and self.threshold >= self.lowest):
-            least = "" if math.isinf(self.lowest) else f" of at least {self.lowest:g}"
+        number = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
+        if not (number and math.isfinite(self.threshold) and self.threshold >= self.minimum):
+            least = "" if math.isinf(self.minimum) else f" of at least {self.minimum:g}"
             raise ValueError(f"threshold must be a finite number{least}, got {self.threshold!r}")
         hash(self.signal)  # the signal checks its own settings
 
     @property
+    @abstractmethod
     def signal(self) -> Signal:
-        raise NotImplementedError
+        """The signal that is compared with the threshold."""
 
     @property
     def signals(self) -> frozenset[Signal]:
         return frozenset([self.signal])
 
-    def level(self, now: Tensor, last: Tensor) -> Tensor:
-        """What is compared with the threshold, from the signal at this step and at the one before."""
-        return now
+    def level(self, current: Tensor, previous: Tensor) -> Tensor:
+        """Return the quantity to compare, given the signal at this step and the one before."""
+        return current
 
     def opens(self, step: Step) -> Tensor:
-        return self.level(step.signals[self.signal], step.last[self.signal]) >= self.threshold
+        level = self.level(step.signals[self.signal], step.previous[self.signal])
+        return level >= self.threshold
+
+    @classmethod
+    def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
+        """Choose the largest threshold that opens on at least `ratio` of the tokens."""
+        gate = cls(threshold=0.0, **settings)
+        levels = []
+        for generation in generations:
+            current = torch.from_numpy(generation.signal(gate.signal))
+            previous = torch.cat([current.new_full((1,), math.nan), current])[:-1]
+            levels.append(gate.level(current, previous))
+        # without a level (a rise at the first token) the gate stays closed
+        level = torch.cat(levels).nan_to_num(nan=-math.inf, neginf=-math.inf)
+        level = level.sort(descending=True).values
+        threshold = float(level[math.ceil(ratio * len(level) - 1e-9) - 1])
+        if math.isinf(threshold):
+            most = float(level.isfinite().float().mean())
+            raise ValueError(
+                f"no threshold opens {cls.__name__} on {ratio:.0%} of these tokens, "
+                f"the most it can be is {most:.1%}"
+            )
+        return replace(gate, threshold=threshold)
 
 
 @dataclass(frozen=True)
 class EntropyGate(ThresholdGate):
-    """Opens where the base model's entropy is at least `threshold` nats (τ): H(s) ≥ τ."""
+    """Open where the base model's entropy is at least `threshold` nats (τ): H(s) ≥ τ."""
+
+    name = "entropy"
+    label = "entropy"
 
     over: Literal["candidates", "vocabulary"] = "candidates"
 
@@ -143,29 +211,32 @@ class EntropyGate(ThresholdGate):
 
 
 @dataclass(frozen=True)
-class EntropyRiseGate(ThresholdGate):
-    """Opens where the log of the ratio of this step's entropy to the last one's is at least `threshold`: ln(H_t / H_{t−1}).
+class EntropyRiseGate(EntropyGate):
+    """Open where entropy rises from the step before: ln(H_t / H_{t−1}) ≥ `threshold`.
 
     Closed at the first step, which has none before it.
     """
 
-    over: Literal["candidates", "vocabulary"] = "candidates"
-    lowest: ClassVar[float] = -math.inf
+    name = "entropy-rise"
+    label = "entropy rise"
+    minimum = -math.inf
 
-    @property
-    def signal(self) -> Entropy:
-        return Entropy(self.over)
-
-    def level(self, now: Tensor, last: Tensor) -> Tensor:
-        return (now / last).log()
+    def level(self, current: Tensor, previous: Tensor) -> Tensor:
+        return (current / previous).log()
 
 
 @dataclass(frozen=True)
 class AttentionGate(ThresholdGate):
-    """Opens where the newest token's attention, weighted by distance, is at least `threshold` (0 to 10).
+    """Open where the newest token's attention, weighted by distance, is at least `threshold`.
 
-    layers, heads: whose attention is averaged, by number; None: all. See `sia._attention`.
+    Attributes:
+        threshold: 0 to 10, the largest distance that counts.
+        layers: Layers to average over, numbered from 0; None for all.
+        heads: Heads to average over, numbered from 0; None for all.
     """
+
+    name = "attention"
+    label = "attention"
 
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
@@ -177,15 +248,26 @@ class AttentionGate(ThresholdGate):
 
 @dataclass(frozen=True)
 class AttentionRiseGate(AttentionGate):
-    """Opens where the ratio of that attention to the last step's is at least `threshold`. Closed at the first step."""
+    """Open where attention rises: its ratio to the step before is at least `threshold`.
 
-    def level(self, now: Tensor, last: Tensor) -> Tensor:
-        return now / last
+    Closed at the first step.
+    """
+
+    name = "attention-rise"
+    label = "attention rise"
+
+    def level(self, current: Tensor, previous: Tensor) -> Tensor:
+        return current / previous
 
 
 @dataclass(frozen=True)
 class PositionGate(Gate):
-    """Open for the first `tokens` tokens of the response."""
+    """Open at the first `tokens` tokens of the response."""
+
+    name = "position"
+    label = "first tokens"
+    calibrated = True
+    setting = "tokens"
 
     tokens: int
 
@@ -193,19 +275,40 @@ class PositionGate(Gate):
         if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 0:
             raise ValueError(f"tokens must be a whole number of at least 0, got {self.tokens!r}")
 
+    @classmethod
+    def from_setting(cls, value: float) -> Self:
+        return cls(int(value))
+
+    @classmethod
+    def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
+        """Choose the number of tokens whose share of all tokens comes closest to `ratio`."""
+        lengths = np.array([len(generation.token_ids) for generation in generations])
+        steered = [np.minimum(tokens, lengths).sum() for tokens in range(lengths.max() + 1)]
+        shares = np.array(steered) / lengths.sum()
+        return cls(int(np.abs(shares - ratio).argmin()), **settings)
+
     def opens(self, step: Step) -> Tensor:
-        return torch.full_like(step.keys, step.number < self.tokens, dtype=torch.bool)
+        return torch.full_like(step.keys, step.index < self.tokens, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
 class RandomGate(Gate):
-    """Opens with probability `ratio` at every token, by noise keyed with `seed`, the prompt and the step."""
+    """Open with probability `ratio` at every token.
+
+    Attributes:
+        ratio: Probability from 0 to 1.
+        seed: Key of the gate's noise, together with the prompt, its seed and the step.
+    """
+
+    name = "random"
+    label = "random gate"
+    setting = "ratio"
 
     ratio: float
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio <= 1:
+        if not isinstance(self.ratio, int | float) or not 0 <= self.ratio <= 1:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio!r}")
 
     def opens(self, step: Step) -> Tensor:
@@ -214,7 +317,10 @@ class RandomGate(Gate):
 
 @dataclass(frozen=True)
 class EveryToken(Gate):
-    """Always open: dense steering."""
+    """Open at every token: dense steering."""
+
+    name = "every"
+    label = "every token"
 
     def opens(self, step: Step) -> Tensor:
         return torch.ones_like(step.keys, dtype=torch.bool)
@@ -222,58 +328,10 @@ class EveryToken(Gate):
 
 @dataclass(frozen=True)
 class Never(Gate):
-    """Always closed: plain decoding from the top K candidates."""
+    """Never open: plain decoding from the K candidates."""
+
+    name = "never"
+    label = "never"
 
     def opens(self, step: Step) -> Tensor:
         return torch.zeros_like(step.keys, dtype=torch.bool)
-
-
-THRESHOLD_GATES: dict[str, type[ThresholdGate]] = {
-    "entropy": EntropyGate,
-    "entropy-rise": EntropyRiseGate,
-    "attention": AttentionGate,
-    "attention-rise": AttentionRiseGate,
-}
-GateT = TypeVar("GateT", bound=ThresholdGate)
-
-
-def calibrate(
-    gate_class: type[GateT], generations: Sequence[Generation], ratio: float, **settings
-) -> GateT:
-    """A gate whose threshold opens it on `ratio` of the tokens of `generations`.
-
-    settings: of the gate besides its threshold (`over`, or `layers` and `heads`). Attention, and the entropy over the
-    vocabulary, are in the generations if they were made with such a gate, or with `observe=[signal]`.
-    The threshold is the largest at which at least that share of the tokens is steered. Steering changes what
-    follows: for a realised ratio close to the target, calibrate on generations that were steered.
-    """
-    if (
-        not isinstance(gate_class, type)
-        or not issubclass(gate_class, ThresholdGate)
-        or gate_class is ThresholdGate
-    ):
-        kinds = ", ".join(kind.__name__ for kind in THRESHOLD_GATES.values())
-        raise TypeError(
-            f"only a gate with a threshold can be calibrated ({kinds}), got {gate_class!r}"
-        )
-    if not 0 < ratio <= 1:
-        raise ValueError(f"ratio must be greater than 0 and at most 1, got {ratio}")
-    if not isinstance(generations, Sequence):
-        raise TypeError(f"generations must be a list of them, got {type(generations).__name__}")
-    gate = gate_class(threshold=0.0, **settings)
-    levels = []
-    for generation in generations:
-        now = torch.from_numpy(generation.signal(gate.signal))
-        levels.append(gate.level(now, torch.cat([now.new_full((1,), math.nan), now])[:-1]))
-    level = torch.cat([*levels, torch.empty(0)])
-    if len(level) == 0:
-        raise ValueError("calibration needs at least one generated token, got none")
-    # where there is no level (a rise at the first token) the gate stays closed
-    level = level.nan_to_num(nan=-math.inf, neginf=-math.inf).sort(descending=True).values
-    threshold = float(level[math.ceil(ratio * len(level) - 1e-9) - 1])
-    if math.isinf(threshold):
-        most = float(level.isfinite().float().mean())
-        raise ValueError(
-            f"no threshold opens {gate_class.__name__} on {ratio:.0%} of these tokens, the most it can be is {most:.1%}"
-        )
-    return replace(gate, threshold=threshold)

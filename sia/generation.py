@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sia.cost import Cost
-from sia.gates import Entropy, Signal
+from sia.signals import Entropy, Signal
 
 
 @dataclass(frozen=True)

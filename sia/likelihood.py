@@ -20,7 +20,8 @@ from sia import _sampling
 from sia._decoding import check, check_values
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
-from sia.gates import Entropy, Signal, Step
+from sia.gates import Step
+from sia.signals import Entropy, Signal
 from sia.steering import Steering, drop_improbable, entropy, tilt
 
 

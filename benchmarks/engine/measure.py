@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.engine.gates import GATES
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import ARGS, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
 from benchmarks.spec.profile import LabProfile, Profile
@@ -19,21 +20,16 @@ from benchmarks.subjects.base import Subject
 from benchmarks.subjects.lab.models import sequence_log_likelihoods, trajectory_rewards
 from benchmarks.subjects.lab.replicate import REWARD, Replicate
 from sia import (
-    EntropyGate,
-    EveryToken,
     Gate,
     Generation,
     Never,
-    PositionGate,
-    RandomGate,
     Steering,
     calibrate,
     chunk_beam_search,
 )
-from sia._attention import Attention
 from sia.cost import Architecture, Cost, Meter
-from sia.gates import THRESHOLD_GATES
 from sia.scorers.base import Scorer
+from sia.signals import Attention
 
 
 @lru_cache(maxsize=4)
@@ -88,16 +84,8 @@ def gate_of(cell: Cell, objective: str) -> Gate:
             if cell.threshold is None
             else cell.threshold
         )
-        if cell.gate == "position":
-            return PositionGate(int(threshold))
-        return (
-            ~EntropyGate(threshold)
-            if cell.gate == "inverted-entropy"
-            else THRESHOLD_GATES[cell.gate](threshold)
-        )
-    return {"never": Never, "every": EveryToken, "random": lambda: RandomGate(cell.target_ratio)}[
-        cell.gate
-    ]()
+        return GATES[cell.gate].from_setting(threshold)
+    return GATES[cell.gate].from_setting(cell.target_ratio)
 
 
 def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering:
@@ -354,16 +342,7 @@ def distinct_bigrams(numbers: Sequence[int], responses: Sequence[np.ndarray]) ->
 
 def threshold(gate: str, generations: list[Generation], ratio: float) -> float:
     """That opens this gate on about this share of the tokens of `generations`; of a position gate its number of tokens."""
-    if gate == "position":
-        lengths = np.array([len(g.token_ids) for g in generations])
-        shares = (
-            np.array([np.minimum(tokens, lengths).sum() for tokens in range(lengths.max() + 1)])
-            / lengths.sum()
-        )
-        return float(np.abs(shares - ratio).argmin())
-    if gate == "inverted-entropy":
-        return calibrate(EntropyGate, generations, 1 - ratio).threshold
-    return calibrate(THRESHOLD_GATES[gate], generations, ratio).threshold
+    return calibrate(GATES[gate], generations, ratio).setting_value
 
 
 def choose_best(subject: Subject, tries: list[list[Generation]], prompts: list) -> list[Generation]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sia import ValueModel, _sampling
-from sia.gates import Entropy, Gate, Step
+from sia.gates import Gate, Step
+from sia.signals import Entropy
 from sia.steering import entropy, tilt
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.spec.profile import Profile
 from sia import Generation, Never, Steering, generate
-from sia.gates import Signal
+from sia.signals import Signal
 
 
 class Subject:

@@ -21,35 +21,19 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from sia import (
-    EveryToken,
-    Gate,
-    Never,
-    PositionGate,
-    RandomGate,
-    Steering,
-    ValueModel,
-    steered_generate,
-)
-from sia.gates import THRESHOLD_GATES
+from sia import Gate, Steering, ValueModel, steered_generate
+from sia.gates import GATES
 from sia.likelihood import log_likelihoods
 from sia.scorers.base import Scorer
-
-GATES = {
-    **THRESHOLD_GATES,
-    "position": PositionGate,
-    "random": RandomGate,
-    "every": EveryToken,
-    "never": Never,
-}
 
 
 def make_gate(name: str, threshold: float, ratio: float, tokens: int) -> Gate:
     """threshold: of the entropy and attention gates. ratio: of the random gate. tokens: of the position gate."""
     if name not in GATES:
         raise ValueError(f"unknown gate {name!r}, expected one of: {', '.join(GATES)}")
-    arguments = {"position": [tokens], "random": [ratio], "every": [], "never": []}
-    return GATES[name](*arguments.get(name, [threshold]))
+    settings = {"threshold": threshold, "ratio": ratio, "tokens": tokens}
+    gate_class = GATES[name]
+    return gate_class.from_setting(settings.get(gate_class.setting, 0.0))
 
 
 @register_model("sia")

@@ -26,8 +26,8 @@ from transformers.utils import ModelOutput
 from sia import _sampling
 from sia._decoding import DEFAULT_CANDIDATES, Decoding
 from sia._kv_cache import input_device
-from sia.gates import Signal
 from sia.generation import Generation
+from sia.signals import Signal
 from sia.steering import Steering
 
 NOT_RETURNED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import and_, or_
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from sia import (
     generate,
 )
 from sia._attention import OBSERVED, observe
-from sia.gates import Step, ThresholdGate
+from sia.gates import GATES, Step, ThresholdGate
 from tests.helpers import tiny
 
 TOKENIZER = tiny.tokenizer()
@@ -139,6 +140,9 @@ def test_combinations_are_those_of_logic(opens):
         x and y for x, y in zip(opens[:2], opens[2:], strict=True)
     ]
     assert (~a).opens(STEP).tolist() == [not x for x in opens[:2]]
+    assert (a | b).opens(STEP).tolist() == [
+        x or y for x, y in zip(opens[:2], opens[2:], strict=True)
+    ]
     assert (~~a & ~b).opens(STEP).tolist() == [
         x and not y for x, y in zip(opens[:2], opens[2:], strict=True)
     ]
@@ -171,12 +175,13 @@ def test_a_subclass_of_a_model_with_eager_attention_can_be_watched():
 
 def test_combinations_ask_for_the_signals_of_both():
     gate = EntropyGate(1.0, over="vocabulary") & ~(AttentionGate(2.0) & PositionGate(3))
-    assert gate.signals == {Entropy("vocabulary"), Attention()}
+    assert gate.signals == (PositionGate(3) | gate).signals == {Entropy("vocabulary"), Attention()}
     assert repr(EntropyGate(1.0) & ~Never()) == (
         "Both(first=EntropyGate(threshold=1.0, over='candidates'), second=Not(gate=Never()))"
     )
-    with pytest.raises(TypeError, match="unsupported operand"):
-        EntropyGate(1.0) & 3
+    for combine in (and_, or_):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            combine(EntropyGate(1.0), 3)
     found = respond(Steering(VALUES, ~EntropyGate(1.7), beta=0.0))
     for generation in found:
         assert (generation.steered == (generation.entropy < 1.7)).all()
@@ -185,12 +190,32 @@ def test_combinations_ask_for_the_signals_of_both():
 def test_a_gate_of_ones_own_works():
     class EveryOther(Gate):
         def opens(self, step):
-            return torch.full_like(step.keys, step.number % 2 == 1, dtype=torch.bool)
+            return torch.full_like(step.keys, step.index % 2 == 1, dtype=torch.bool)
 
     for generation in respond(Steering(VALUES, EveryOther())):
         assert generation.steered.tolist() == [
             bool(i % 2) for i in range(len(generation.token_ids))
         ]
+
+
+def test_named_gates_are_registered_with_their_one_setting():
+    gates = {name: gate_class.from_setting(1.0) for name, gate_class in GATES.items()}
+    assert gates["entropy-rise"] == EntropyRiseGate(1.0)
+    assert gates["position"] == PositionGate(1)
+    assert gates["random"] == RandomGate(1.0)
+    assert gates["every"] == EveryToken()
+    assert gates["never"] == Never()
+    assert all(gate.setting_value == 1.0 for gate in gates.values() if gate.setting)
+    assert all(gate.label for gate in gates.values())
+    with pytest.raises(NotImplementedError, match="RandomGate has no setting to calibrate"):
+        RandomGate.fit(BASE, 0.2)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 1.0])
+def test_a_calibrated_position_gate_comes_closest_to_the_asked_share(ratio):
+    lengths = np.array([len(g.token_ids) for g in BASE])
+    distances = [abs(np.minimum(n, lengths).sum() / lengths.sum() - ratio) for n in range(13)]
+    assert calibrate(PositionGate, BASE, ratio).tokens == np.argmin(distances)
 
 
 def flat(signal):
@@ -239,8 +264,9 @@ def test_attention_and_its_rise_open_on_the_asked_share(signal, ratio):
         (lambda: AttentionGate(1.0, heads=(1, 1)), "heads must be different numbers from 0, at least one, or None for all, got (1, 1)"),
         (lambda: PositionGate(-1), "tokens must be a whole number of at least 0, got -1"),
         (lambda: PositionGate(2.5), "tokens must be a whole number of at least 0, got 2.5"),
-        (lambda: calibrate(ThresholdGate, BASE, 0.2), "only a gate with a threshold can be calibrated (EntropyGate, EntropyRiseGate,"),
-        (lambda: calibrate(RandomGate, BASE, 0.2), "AttentionGate, AttentionRiseGate), got <class 'sia.gates.RandomGate'>"),
+        (lambda: calibrate(ThresholdGate, BASE, 0.2), "Can't instantiate abstract class ThresholdGate"),
+        (lambda: calibrate(RandomGate, BASE, 0.2), "calibrate needs one of the gates EntropyGate, EntropyRiseGate,"),
+        (lambda: calibrate(RandomGate, BASE, 0.2), ", got <class 'sia.gates.RandomGate'>"),
         (lambda: respond(Steering(VALUES, AttentionGate(1.0, layers=(2,)))),
          "layers of the attention signal must be below 2 for this model, got 2"),
         (lambda: respond(Steering(VALUES, AttentionGate(1.0, heads=(4,)))),

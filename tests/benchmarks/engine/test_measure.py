@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from benchmarks.engine import measure, timing, traces
+from benchmarks.engine.gates import InvertedEntropyGate
 from benchmarks.engine.measure import gate_of, shared_costs, steering_of, threshold
 from benchmarks.spec.cells import CALIBRATED, Cell, Shard
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.quality import token_values
 from benchmarks.subjects.lab.replicate import Replicate, ended
 from sia import (
+    Attention,
     AttentionGate,
     AttentionRiseGate,
     EntropyGate,
@@ -31,7 +33,6 @@ from sia import (
     best_of_n,
     generate,
 )
-from sia._attention import Attention
 from sia.steering import kl_divergence, tilt
 from tests.helpers import tiny
 from tests.helpers.reference import whole_values
@@ -85,7 +86,7 @@ def models(monkeypatch):
 
 def test_every_gate_has_the_threshold_of_its_objective():
     expected = {
-        "entropy": EntropyGate(3.0), "inverted-entropy": ~EntropyGate(3.0), "entropy-rise": EntropyRiseGate(3.0),
+        "entropy": EntropyGate(3.0), "inverted-entropy": InvertedEntropyGate(3.0), "entropy-rise": EntropyRiseGate(3.0),
         "attention": AttentionGate(3.0), "attention-rise": AttentionRiseGate(3.0), "position": PositionGate(3),
     }  # fmt: skip
     assert set(expected) == set(CALIBRATED)

@@ -22,7 +22,8 @@ with warnings.catch_warnings():
     from lm_eval.api.instance import Instance
     from lm_eval.tasks import TaskManager
 
-    from sia.integrations.lm_eval import GATES, SIA, main, make_gate
+    from sia.gates import GATES
+    from sia.integrations.lm_eval import SIA, main, make_gate
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports

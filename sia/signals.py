@@ -1,0 +1,49 @@
+"""The signals that a gate may look at: entropy and attention of the language model, one number per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Entropy H(s) of the next token, in nats.
+
+    Attributes:
+        over: "candidates" for the K candidates of the steering (at most ln K), or "vocabulary".
+    """
+
+    over: Literal["candidates", "vocabulary"] = "candidates"
+
+    def __post_init__(self) -> None:
+        if self.over not in ("candidates", "vocabulary"):
+            raise ValueError(f'over must be "candidates" or "vocabulary", got {self.over!r}')
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of the newest token, weighted by distance (definition in `sia._attention`).
+
+    Attributes:
+        layers: Layers to average over, numbered from 0; None for all.
+        heads: Heads to average over, numbered from 0; None for all.
+    """
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, numbers in (("layers", self.layers), ("heads", self.heads)):
+            if numbers is None:
+                continue
+            numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+            object.__setattr__(self, name, numbers)  # a list is as good, but has no hash
+            if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
+                raise ValueError(
+                    f"{name} must be different numbers from 0, at least one, or None for all, "
+                    f"got {numbers}"
+                )
+
+
+Signal = Entropy | Attention
