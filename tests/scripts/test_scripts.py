@@ -256,25 +256,39 @@ def test_training_twice_ends_the_same(places, data, trained, tmp_path):
     assert torch.equal(values_of(tmp_path / "again"), values_of(trained))
 
 
-def test_a_killed_training_goes_on_and_ends_the_same(places, data, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("function", "completed"),
+    [
+        pytest.param("Trainer._save_checkpoint", 3, id="within the second epoch"),
+        pytest.param(
+            "Trainer._save_optimizer_and_scheduler", 2, id="while a checkpoint is written"
+        ),
+    ],
+)
+def test_a_killed_training_resumes_and_ends_the_same(
+    places, data, trained, tmp_path, function, completed
+):
+    """Bit for bit, as an uninterrupted run: order of the examples, dropout and optimizer."""
     output = tmp_path / "killed"
     code = f"""
 import os, signal
+from transformers import Trainer
 from scripts import train_value_model as script
-save = script.Checkpoint.save
-def save_and_die(self, done, records):
-    save(self, done, records)
-    if done == 2:
+original = {function}
+def write_and_die(self, *arguments):
+    original(self, *arguments)
+    if self.state.global_step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-script.Checkpoint.save = save_and_die
+{function} = write_and_die
 script.main({training(places, data, output)!r})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    assert (output / "checkpoint.pt").exists()
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert run.returncode == -signal.SIGKILL
+    states = (output / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    assert [path.parent.name for path in states] == [f"checkpoint-{completed}"]
     assert not (output / "token_reward_head.pt").exists()
     assert train_value_model.main(training(places, data, output)) == 0
-    assert not (output / "checkpoint.pt").exists()
+    assert not (output / "checkpoints").exists()
     assert torch.equal(values_of(output), values_of(trained))
     pd.testing.assert_frame_equal(
         pd.read_csv(output / "metrics.csv"), pd.read_csv(trained / "metrics.csv")
@@ -309,17 +323,24 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
     )
     assert "no data in " in error(*training(places, tmp_path / "none.jsonl", tmp_path / "x"))
     assert "is short enough" in error(*training(places, data, tmp_path / "x", "--longest", "3"))
-    torn = tmp_path / "torn"
-    torn.mkdir()
-    (torn / "checkpoint.pt").write_bytes(b"PK torn")
-    assert f"{torn / 'checkpoint.pt'} is damaged: delete it to begin anew" in error(
-        *training(places, data, torn)
+    torn = tmp_path / "torn" / "checkpoints"
+    (torn / "checkpoint-1").mkdir(parents=True)
+    (torn / "checkpoint-1/trainer_state.json").write_text("{")
+    assert f"{torn / 'checkpoint-1'} is damaged: delete {torn} to begin anew" in error(
+        *training(places, data, torn.parent)
     )
-    other = {"settings": {}, "done": 1}
-    torch.save(other, torn / "checkpoint.pt")
-    assert "is of a run with other settings (accumulation, backbone, " in error(
-        *training(places, data, torn)
-    )
+
+
+def test_a_checkpoint_of_other_settings_is_refused(places, data, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_value_model, "write_value_model", interrupt)
+    assert train_value_model.main(training(places, data, tmp_path)) == 130
+    assert "interrupted: the last checkpoint is kept" in capsys.readouterr().err
+    assert train_value_model.main(training(places, data, tmp_path, "--epochs", "3")) == 2
+    message = f"{tmp_path / 'checkpoints'} is of a run with other settings (epochs): delete it, or"
+    assert message in capsys.readouterr().err
 
 
 # --- compare.py
