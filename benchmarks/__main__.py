@@ -14,7 +14,7 @@ from benchmarks.report import render
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
-from benchmarks.spec.profile import HubProfile, LabProfile, Profile, load_profile
+from benchmarks.spec.profile import Profile, load_profile
 
 # torch and what needs it are imported only where something is measured: drawing takes seconds
 
@@ -100,17 +100,12 @@ def follow(options: argparse.Namespace) -> int:
     profile = load_profile(options.profile)
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    if isinstance(profile, HubProfile):
-        profile = limited(profile, options.limit)
-    elif (
-        options.limit is not None
-        or options.device
-        or options.dtype
-        or options.batch_size is not None
-    ):
+    given = options.limit, options.device or None, options.dtype or None, options.batch_size
+    if profile.trains_models and any(value is not None for value in given):
         raise ValueError(
             f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one"
         )
+    profile = limited(profile, options.limit)
     if options.command in FIGURES and profile.lacks(options.command):
         raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
     if not 1 <= options.replicates <= profile.replicates:
@@ -146,7 +141,7 @@ def measure_architectures(options: argparse.Namespace) -> int:
 
 def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
     tables.tidy(profile)
-    fresh, keep, lab = options.fresh, options.keep, isinstance(profile, LabProfile)
+    fresh, keep = options.fresh, options.keep
     all_names = [name for name in FIGURES if not profile.lacks(name)]
     there = [name for name in FIGURES if tables.has_table(profile, name)]
     names = {"reproduce": all_names, "figures": there, "summaries": there}.get(
@@ -154,7 +149,7 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
     )
     if command == "estimate":
         estimate(profile, all_names)
-    if command == "models" and not lab:
+    if command == "models" and not profile.trains_models:
         raise ValueError(
             f"the models of profile {profile.name} are given, there is nothing to train"
         )
@@ -169,7 +164,7 @@ def run(command: str, profile: Profile, replicates: range, options: argparse.Nam
                 profile, name
             )  # before anything is written: whether all are whole
     if command in ("models", "reproduce"):
-        measure(profile, replicates, names, options, quality=lab)
+        measure(profile, replicates, names, options, quality=profile.trains_models)
     elif command == "figures":
         for name in (name for name in all_names if name not in there):
             print(
@@ -224,7 +219,7 @@ def measure(
     measure(figures, profile, replicates, how)
 
 
-def limited(profile: HubProfile, limit: int | None) -> HubProfile:
+def limited(profile: Profile, limit: int | None) -> Profile:
     """The profile with so many prompts of each objective at most, under a name of its own."""
     if limit is None:
         return profile
@@ -246,7 +241,7 @@ def limited(profile: HubProfile, limit: int | None) -> HubProfile:
 
 def estimate(profile: Profile, names: list[str]) -> None:
     """Prints about how many GPU hours each figure takes alone, and all together, where cells are shared."""
-    if not isinstance(profile, HubProfile):
+    if profile.trains_models:
         raise ValueError(
             f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
         )

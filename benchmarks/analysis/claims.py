@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.analysis.estimates import LAB_ONLY
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import JUDGE_METRICS, Profile
 
 NEEDS = {"more": ">", "less": "<", "at least": "≥"}
 FAMILY_CONDITIONS = ("Qwen3", "Llama")  # that are about one family
@@ -89,7 +88,7 @@ def read_claims(path: Path = CLAIMS) -> list[Claim]:
 def claims_for(profile: Profile) -> list[Claim]:
     """The claims as this profile can decide them. Of the Hub: in its own score and family, without conditions on losses and tuning that it
     does not have, and without what only the lab has."""
-    if isinstance(profile, LabProfile):
+    if profile.trains_models:
         return read_claims()
     values, (family,) = [f"value-{loss}" for loss in profile.losses], profile.families
     adapted = []
@@ -105,7 +104,7 @@ def claims_for(profile: Profile) -> list[Claim]:
         tuned = where.get("tuned") and not profile.sweep.tuning
         if foreign or tuned or asked != family or profile.lacks(claim.figure):
             continue
-        if where.get("metric") not in LAB_ONLY and where.get("versus") != "instruct-reward":
+        if where.get("metric") not in JUDGE_METRICS and where.get("versus") != "instruct-reward":
             adapted.append(
                 replace(
                     claim,

@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks.analysis.bootstrap import bootstrap_weights, interval
 from benchmarks.spec.cells import OBJECTIVES
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 
 UNIT = ["replicate", "objective", "prompt", "seed"]
 METRICS = {
@@ -59,29 +59,9 @@ def of_records(
     return frame.round(dict.fromkeys(("estimate", "low", "high"), digits))
 
 
-LAB_ONLY = ("judge", "content", "fluency_errors")  # what the lab's judge says
-
-
-def measured(profile: Profile, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of these metrics (or columns of rows) that the profile has; its score comes first where the judge's would."""
-    if isinstance(profile, LabProfile):
-        return tuple(names)
-    return tuple(
-        dict.fromkeys(
-            profile.score if name == "judge" else name
-            for name in names
-            if name == "judge" or name not in LAB_ONLY
-        )
-    )
-
-
 def label(profile: Profile, metric: str) -> str:
-    """What a metric is called on an axis."""
-    return (
-        "evaluation reward"
-        if metric == "reward" and not isinstance(profile, LabProfile)
-        else METRICS[metric]
-    )
+    """Return the label of a metric on an axis."""
+    return profile.reward_label if metric == "reward" else METRICS[metric]
 
 
 def plural(count: int, what: str) -> str:

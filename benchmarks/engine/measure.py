@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from benchmarks.engine.gates import GATES
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import ARGS, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
+from benchmarks.subjects import subject_class
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.lab.models import sequence_log_likelihoods, trajectory_rewards
-from benchmarks.subjects.lab.replicate import REWARD, Replicate
+from benchmarks.subjects.lab.replicate import REWARD
 from sia import (
     Gate,
     Generation,
@@ -34,14 +35,8 @@ from sia.signals import Attention
 
 @lru_cache(maxsize=4)
 def subject_of(profile: Profile, index: int) -> Subject:
-    """What is measured: a replicate of the lab, or the models of a Hub profile."""
-    if isinstance(profile, LabProfile):
-        return Replicate(profile, index)
-    from benchmarks.subjects.hub.models import (
-        HubModels,  # with datasets, which takes seconds to import
-    )
-
-    return HubModels(profile)
+    """Return what is measured: a replicate of the lab, or the models of a Hub profile."""
+    return subject_class(profile).open(profile, index)
 
 
 _kept: OrderedDict[tuple, object] = (

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 import pandas as pd
 import torch
 
 from benchmarks.analysis import tables
-from benchmarks.engine.measure import subject_of
 from benchmarks.engine.sweep import Results
 from benchmarks.figures import methods
 from benchmarks.runtime.files import CACHE
 from benchmarks.runtime.workers import Workers
-from benchmarks.spec.profile import HubProfile, LabProfile, Profile
+from benchmarks.spec.profile import Hardware, Profile
+from benchmarks.subjects import subject_class
 from benchmarks.subjects.lab.quality import model_quality
 from benchmarks.subjects.lab.replicate import Replicate
 from benchmarks.subjects.lab.train import build, missing
@@ -95,12 +95,11 @@ def find_rows(
     wanted = methods.Wanted(
         *([cell for need in needs for cell in need[i]] for i in range(len(methods.Wanted._fields)))
     )
-    settled, provenance = prepare(profile, wanted, how)
-    models = (
-        [Replicate(profile, index) for index in replicates]
-        if isinstance(profile, LabProfile)
-        else []
-    )
+    subject, gpus = subject_class(profile), cluster().gpus() if how.executor == "ray" else None
+    requested = (cell for cells in wanted for cell in cells)
+    hardware = Hardware(how.device, how.dtype, how.batch_size)
+    settled, provenance = subject.prepare(profile, requested, hardware, gpus)
+    models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
     with workers_for(settled, how.executor) as workers:
         results = Results(settled, workers, since)
         training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
@@ -136,43 +135,11 @@ def _kept_rows(
     return {name: [frame] for name, frame in kept.items() if len(frame)}, new
 
 
-def prepare(profile: Profile, wanted: methods.Wanted, how: How) -> tuple[Profile, dict]:
-    """The profile as it is measured (of the Hub: on this hardware, with the models fetched), and what its tables say of that."""
-    if not isinstance(profile, HubProfile):
-        return profile, {}
-    from benchmarks.subjects.hub.models import (  # with datasets, which takes seconds to import
-        detect_hardware,
-        kinds_of,
-        pin,
-    )
-
-    gpus = cluster().gpus() if how.executor == "ray" else None
-    hardware = detect_hardware(profile, how.device, how.dtype, how.batch_size, gpus)
-    kinds = dict.fromkeys(kind for cells in wanted for cell in cells for kind in kinds_of(cell))
-    settled = pin(replace(profile, hardware=hardware), kinds)
-    print(
-        f"{profile.name}: {len(kinds)} models at hand; {hardware.device}, {hardware.dtype}, batches of {hardware.batch_size}"
-    )
-    skipped = {
-        objective: split.skipped for objective, split in subject_of(settled, 0).splits.items()
-    }
-    if any(skipped.values()):
-        counts = ", ".join(
-            f"{count} of {objective}" for objective, count in skipped.items() if count
-        )
-        print(
-            f"{profile.name}: prompts skipped because they have more than {profile.prompts.longest} tokens: {counts}"
-        )
-    models = {kind: asdict(settled.models[kind]) for kind in kinds}
-    return settled, {"models": models, "prompts_skipped": skipped, **asdict(hardware)}
-
-
 def workers_for(profile: Profile, executor: str):
     """Processes on this machine, or on a Ray cluster; on GPUs where the profile's models run there."""
-    on_gpu = isinstance(profile, HubProfile) and profile.hardware.device == "cuda"
     if executor == "local":
-        return Workers(torch.cuda.device_count() if on_gpu else 0)
-    return cluster().RayWorkers(on_gpu)
+        return Workers(torch.cuda.device_count() if profile.on_gpu else 0)
+    return cluster().RayWorkers(profile.on_gpu)
 
 
 def cluster() -> ModuleType:

@@ -24,7 +24,7 @@ from benchmarks.runtime import workers
 from benchmarks.runtime.files import CACHE, read_cell, write_cell
 from benchmarks.runtime.fingerprints import row_code
 from benchmarks.spec.cells import OBJECTIVES, ROLLOUT, Cell, Shard
-from benchmarks.spec.profile import HubProfile, Profile
+from benchmarks.spec.profile import Profile
 
 if TYPE_CHECKING:
     from benchmarks.runtime.ray_workers import RayWorkers
@@ -107,12 +107,10 @@ class Results:
                 )
                 for objective in OBJECTIVES
             ]
-        if not isinstance(self.profile, HubProfile) or cell.split == "validation":
+        size = self.profile.prompts_per_shard
+        if size is None or cell.split == "validation":
             return [Shard(cell, objective) for objective in OBJECTIVES]
-        count, size = (
-            cell.prompts or self.profile.evaluation.prompts_per_objective,
-            self.profile.prompts.per_shard,
-        )
+        count = cell.prompts or self.profile.evaluation.prompts_per_objective
         parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
         return [Shard(cell, objective, part) for objective in OBJECTIVES for part in parts]
 

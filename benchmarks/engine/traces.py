@@ -22,7 +22,6 @@ from benchmarks.engine.measure import (
 )
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import Shard
-from benchmarks.spec.profile import LabProfile
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.lab.replicate import LOSSES, REWARD, Replicate, ended
 from sia import Generation
@@ -49,7 +48,7 @@ def trace(subject: Subject, shard: Shard) -> pd.DataFrame:
         **{name: np.concatenate([getattr(g, name) for g in generations]) for name in ("token_ids", "base_token", "entropy", "steered")},
     })  # fmt: skip
     workers.report(2 * shard.cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
-    if not isinstance(profile, LabProfile):
+    if not subject.traced_losses:
         return frame
     first = [i for i, seed in enumerate(seeds) if seed == 0]
     ids, responses = (
@@ -58,7 +57,7 @@ def trace(subject: Subject, shard: Shard) -> pd.DataFrame:
     )
     model = language_model(subject, shard.cell.model, shard.cell.family)
     logits, candidates = candidate_logits(model, ids, responses, profile.decoding.candidates)
-    for loss in LOSSES:
+    for loss in subject.traced_losses:
         values = candidate_values(
             scorer_of(subject, f"value-{loss}", shard.cell.family), ids, responses, candidates
         )

@@ -43,7 +43,7 @@ def cells(profile: Profile, replicate: int) -> methods.Wanted:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -51,7 +51,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     cost, against itself without a search, and SIA against dense. positions: of tokens through all models, the reward model's reading
     among them; of these is the cost."""
     rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = list(estimates.entries(rows, metrics).values())
     differences = []
     for entry in found:

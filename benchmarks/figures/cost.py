@@ -19,7 +19,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.spec.cells import ARGS, AUTOREGRESSIVE, Cell
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
 MEASURED = (
@@ -63,7 +63,7 @@ def timed(profile: Profile, replicate: int) -> list[Cell]:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    rows = methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    rows = methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
     return pd.concat(
         [rows, *(results.timings(timed(profile, r), ROUNDS) for r in replicates)], ignore_index=True
     )
@@ -84,7 +84,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         positions=counted["model_tokens"] + counted["value_tokens"],
         reported=counted["forwards"] + passes * counted["junctions"],
     )
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = [
         e
         for e in estimates.entries(counted, metrics).values()
@@ -138,7 +138,7 @@ def _ratios(
     method: str = "",
 ) -> list[dict]:
     """Ratios of mean costs, resampled together; of several entries the largest, under the name `method`."""
-    metrics, prompts = estimates.measured(profile, METRICS), min(many[0].shape[2], other.shape[2])
+    metrics, prompts = profile.available_metrics(METRICS), min(many[0].shape[2], other.shape[2])
     many, other = (
         [estimates.first_prompts(entry, prompts) for entry in many],
         estimates.first_prompts(other, prompts),
@@ -329,12 +329,11 @@ def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> li
     ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
     tuned = "their best β" if profile.sweep.tuning else "β = 1"
     rounds = table.loc[table["metric"] == "seconds, ratio", "n"].max()
-    where = "one core" if isinstance(profile, LabProfile) else "one worker"
     caption = (
         f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
         f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
         f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
-        f"replicate). Time: {where}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
+        f"replicate). Time: {profile.worker}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
         f"turns, bootstrap over rounds. "
         f"Against length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
         f"length without intervals. {style.measured(scores, profile)}"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 from benchmarks.subjects import words
 
 OFFSETS = range(-5, 6)
@@ -93,8 +93,7 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
                 kept = kept.assign(method=policy.method, target_ratio=cell.target_ratio)
                 frames.append(kept[[*KEPT, *around]])
     table = pd.concat(frames, ignore_index=True)
-    ids = "int16" if isinstance(profile, LabProfile) else "int32"
-    small = {"token_ids": ids, "base_token": ids} | dict.fromkeys(
+    small = dict.fromkeys(("token_ids", "base_token"), profile.token_dtype) | dict.fromkeys(
         ("family", "method", "objective"), "category"
     )
     return table.astype(small).round({f"entropy{o:+d}": 2 for o in OFFSETS})

@@ -32,12 +32,12 @@ def cells(profile: Profile, replicate: int) -> methods.Wanted:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every gate, and paired the entropy gate against each other at the same target; family "all": the mean over both."""
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = list(estimates.entries(rows, metrics).values())
     differences = []
     for entropy in estimates.select(found, method="sia"):

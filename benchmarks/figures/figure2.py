@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.spec.cells import OBJECTIVES
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
@@ -49,13 +49,13 @@ def cells(profile: Profile, replicate: int) -> methods.Wanted:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every method, and paired: SIA − dense, SIA − random, the mean of SIA over the claimed ratios − dense; SIA at each ratio against
     every baseline. Family "all": the mean over both."""
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = [
         e
         for e in estimates.entries(rows, metrics).values()
@@ -116,13 +116,9 @@ STATIC = (
 def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """Of each family a picture of the score, and for the lab one of the evaluation reward: figure2, figure2-reward for the first family,
     with the name of the family for others. Rows: settings; columns: objectives."""
-    pictures = (
-        {"judge": "figure2", "reward": "figure2-reward"}
-        if isinstance(profile, LabProfile)
-        else {profile.score: "figure2"}
-    )
     paths = []
-    for metric, name in pictures.items():
+    for metric in profile.available_metrics(("judge", "reward")):
+        name = "figure2" if metric == profile.score else f"figure2-{metric}"
         for family in profile.families:
             ending = "" if family == profile.families[0] else f"-{family}"
             paths += picture(table, profile, stale, folder, metric, family, name + ending)
@@ -177,12 +173,12 @@ def picture(
         f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and replicate). "
         f"{style.measured(level, profile)}"
     )
-    if isinstance(profile, LabProfile):
+    if profile.trains_models:
         caption += (
             " Instruct: the base trained on its own responses that the judge or the reward model likes. Best β: chosen by the judge on "
             "validation prompts, for each method and ratio."
         )
-    plain = {} if isinstance(profile, LabProfile) else {"instruct": "instruct"}
+    plain = {} if profile.trains_models else {"instruct": "instruct"}
     handles = [
         style.handle(m, plain.get(m, "")) for m in ("sia", "random", "dense", *STATIC) if m in there
     ]

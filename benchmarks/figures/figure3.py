@@ -6,6 +6,7 @@ Values by the profile's first loss (the lab's: per token), β = 1, first family.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.spec.cells import Cell
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
@@ -22,15 +23,12 @@ SIZES = {"small": "-small", "medium": "", "large": "-large"}  # → how kinds of
 
 
 def weaker(profile: Profile) -> list[tuple[str, str]]:
-    """Which pairs (value model, language model) of sizes are weak to strong: in the lab, by their names."""
-    names, pairs = list(SIZES), [(value, model) for value in SIZES for model in SIZES]
-    if isinstance(profile, LabProfile):
-        return [(value, model) for value, model in pairs if names.index(value) < names.index(model)]
-    sources, kind = profile.models, methods.values(profile)[0]
+    """Return the pairs (size of value model, of language model) whose value model is smaller."""
+    kind = methods.values(profile)[0]
     return [
         (value, model)
-        for value, model in pairs
-        if sources[f"{kind}{SIZES[value]}"].billions < sources[f"base{SIZES[model]}"].billions
+        for value, model in product(SIZES, SIZES)
+        if profile.size(f"{kind}{SIZES[value]}") < profile.size(f"base{SIZES[model]}")
     ]
 
 
@@ -53,7 +51,7 @@ def cells(profile: Profile, replicate: int) -> methods.Wanted:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -61,7 +59,7 @@ def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
     Method "weak-to-strong": the mean over the pairs whose value model is the smaller one.
     """
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = list(estimates.entries(rows, metrics).values())
     differences, gains, shortfalls = [], {}, []
     for value in SIZES:

@@ -50,13 +50,13 @@ def cells(profile: Profile, replicate: int) -> methods.Wanted:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own
     best β, and (`matched`: "kl") at equal drift. Per objective and pooled; family "all": the mean over both."""
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = list(estimates.entries(rows, metrics).values())
     differences, matched = [], []
     for dense in estimates.select(found, method="dense"):
@@ -167,7 +167,7 @@ def _gains(
 ) -> np.ndarray:
     """The estimate, and then every resample of it: `(1 + resamples, ratios)`."""
 
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
 
     def part(entry: estimates.Entry) -> np.ndarray:
         values = entry.values[:, [metrics.index(profile.score), metrics.index("kl")]].reshape(

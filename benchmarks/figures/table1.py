@@ -61,7 +61,7 @@ def cells(profile: Profile, replicate: int) -> methods.Wanted:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    rows = methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    rows = methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
     rows = rows[(rows["search"] != "best-of") | (rows["best_of"] == profile.sweep.beams)]
     score = profile.score
     base = rows[(rows["method"] == "base") & (rows["search"] == "")]
@@ -85,7 +85,7 @@ def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFram
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every method, and the paired difference of each judge score to the base's."""
     rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = list(estimates.entries(rows, metrics).values())
     differences = [
         estimates.difference(

@@ -58,13 +58,13 @@ def sizes(profile: Profile) -> list[str]:
 
 
 def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, estimates.measured(profile, MEASURED), profile, replicates, results)
+    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
 
 
 def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, of each model and objective, and against
     the one that is best over all of them (versus "best τ of each", "best τ of all"); and the latter against the former."""
-    metrics = estimates.measured(profile, METRICS)
+    metrics = profile.available_metrics(METRICS)
     found = list(estimates.entries(rows, metrics).values())
     differences = []
     for loss in profile.losses:

@@ -23,7 +23,7 @@ from benchmarks.analysis import claims, tables
 from benchmarks.analysis.estimates import label
 from benchmarks.figures import junctions, style
 from benchmarks.runtime.files import read_frame, write_text
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 REPORT = "report.html"
@@ -129,13 +129,6 @@ def _json(found: object) -> str:
 
 def _introduction(profile: Profile, provenance: Sequence[Mapping]) -> str:
     """provenance: of every table."""
-    about = (
-        "The lab: a world that the project makes itself, models of some hundred thousand parameters trained from nothing, and "
-        "a judge that scores responses from −5 to 5. Small models in a small world can show that a claim is not general, or when it holds; "
-        "they cannot show what an 8-billion-parameter model does."
-        if isinstance(profile, LabProfile)
-        else f"Models and prompt sets of the Hub, as the profile {escape(profile.name)} names them."
-    )
     counts = sorted({len(one["replicates"]) for one in provenance})
     many = f"{' or '.join(map(str, counts))} replicate{'s' if counts[-1] > 1 else ''} of {profile.replicates}"
     commits = ", ".join(
@@ -144,7 +137,7 @@ def _introduction(profile: Profile, provenance: Sequence[Mapping]) -> str:
     )
     evaluation, last = profile.evaluation, provenance[-1]
     return (
-        f"<p>{about}</p><p>{evaluation.prompts_per_objective} prompts of each of three objectives × {evaluation.samples} samples, {many}. "
+        f"<p>{escape(profile.description)}</p><p>{evaluation.prompts_per_objective} prompts of each of three objectives × {evaluation.samples} samples, {many}. "
         f'Intervals: {escape(tables.intervals(profile))}.</p><p class="soft">Measured at commit {commits} on '
         f"{last['hardware']['cores']} cores of {escape(last['hardware']['processor'])}; torch {escape(last['packages']['torch'])}, "
         f"transformers {escape(last['packages']['transformers'])}.</p>"
@@ -206,7 +199,7 @@ def view_data(profile: Profile) -> dict:
         },
         "base": "base",
         "words": list(words),
-        "spaced": isinstance(profile, LabProfile),
+        "spaced": profile.words,
         "highest": math.log(profile.decoding.candidates),
         "score": label(profile, profile.score),
         "prompts": prompts,

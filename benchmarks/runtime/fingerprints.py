@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 # What decides a trained model, and what besides decides a measured row; reporting, summarising and drawing are not among them.
@@ -19,23 +19,21 @@ MODELS = (
     "benchmarks/subjects/lab/*.toml",
 )
 ROWS = (*MODELS, "benchmarks/engine/measure.py", "benchmarks/engine/traces.py")
-HUB_ROWS = (*ROWS, "benchmarks/subjects/hub/*.py")
 REPORTING = ("quality.py", "theory.py", "lm_eval.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 def row_code(profile: Profile) -> str:
-    """Of what decides a measured row of this profile."""
-    return code_digest(ROWS if isinstance(profile, LabProfile) else HUB_ROWS)
+    """Return the digest of the code and packages that decide a profile's measured rows."""
+    return code_digest((*ROWS, f"benchmarks/subjects/{profile.subject}/*.py"))
 
 
 @cache
 def code_digest(patterns: tuple[str, ...]) -> str:
     """Of the files of MODELS or ROWS, comments and docstrings aside, and of the packages they run on."""
-    paths = sorted(
-        path for pattern in patterns for path in ROOT.glob(pattern) if path.name not in REPORTING
-    )
-    return _digest([*(f"{name} {version(name)}" for name in PACKAGES), *_sources(paths)])
+    paths = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    decisive = sorted(path for path in paths if path.name not in REPORTING)
+    return _digest([*(f"{name} {version(name)}" for name in PACKAGES), *_sources(decisive)])
 
 
 def drawing_code(name: str) -> str:

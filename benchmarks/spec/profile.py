@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
+JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
 PROFILES = Path(__file__).with_name("profiles")
 
 
@@ -171,8 +174,20 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What every figure needs to know. replicates: worlds with their own training, or 1. families: of models, as figures name them."""
+class Profile(ABC):
+    """What every figure needs to know, whatever is measured.
+
+    Attributes:
+        replicates: Worlds with their own training; 1 where the models are given.
+        families: Of models, as figures name them.
+        subject: Folder of `benchmarks.subjects` that holds what is measured.
+        trains_models: True if a run trains its own models.
+        score: Metric that figures show first and that selects β.
+        reward_label: Label of the reward on an axis.
+        worker: Device that one response is timed on.
+        words: True if every token is a word.
+        token_dtype: Integer type that holds every token id.
+    """
 
     name: str
     replicates: int
@@ -181,16 +196,49 @@ class Profile:
     evaluation: Evaluation
     sweep: Sweep
     statistics: Statistics
-    score: ClassVar[str]  # the metric that figures show first and by which β is chosen
+    subject: ClassVar[str]
+    trains_models: ClassVar[bool]
+    score: ClassVar[str]
+    reward_label: ClassVar[str]
+    worker: ClassVar[str]
+    words: ClassVar[bool]
+    token_dtype: ClassVar[str]
 
     @property
-    def losses(self) -> tuple[str, ...]:
-        """By which value models were trained, "token" or "mean"; the first is that of figures with one loss alone."""
-        raise NotImplementedError
+    @abstractmethod
+    def description(self) -> str:
+        """Sentences that tell readers of the report what was measured."""
 
+    @property
+    @abstractmethod
+    def losses(self) -> tuple[str, ...]:
+        """Losses of the value models, "token" or "mean"; figures with one loss show the first."""
+
+    @abstractmethod
     def has(self, kind: str) -> bool:
-        """Whether there is a model of this kind (instruct, reward, autoregressive-reward, base-small, …)."""
-        raise NotImplementedError
+        """Return True if there is a model of this kind (instruct, reward, base-small, …)."""
+
+    @abstractmethod
+    def size(self, kind: str) -> float:
+        """Return the size of the model of this kind, to compare it with others."""
+
+    @property
+    def prompts_per_shard(self) -> int | None:
+        """Prompts that a worker takes at once; None: all of an objective."""
+        return None
+
+    @property
+    def on_gpu(self) -> bool:
+        """True if the models run on a GPU."""
+        return False
+
+    def available_metrics(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the metrics `names` that rows have; the score stands for "judge"."""
+        return tuple(names)
+
+    def decisive_settings(self) -> dict:
+        """Return the settings that decide the numbers, as JSON types."""
+        return asdict(self)
 
     def lacks(self, figure: str) -> str:
         """Why a figure cannot be measured under this profile; empty if it can."""
@@ -206,7 +254,19 @@ class LabProfile(Profile):
     large: ModelSize
     training: Training
     worlds: tuple[OtherWorld, ...]
+    subject = "lab"
+    trains_models = True
     score = "judge"
+    reward_label = "evaluation reward (SD)"
+    worker = "one core"
+    words = True
+    token_dtype = "int16"
+    description = (
+        "The lab: a world that the project makes itself, models of some hundred thousand "
+        "parameters trained from nothing, and a judge that scores responses from −5 to 5. Small "
+        "models in a small world can show that a claim is not general, or when it holds; they "
+        "cannot show what an 8-billion-parameter model does."
+    )
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -214,6 +274,10 @@ class LabProfile(Profile):
 
     def has(self, kind: str) -> bool:
         return True
+
+    def size(self, kind: str) -> float:
+        model = {"small": self.small, "large": self.large}.get(kind.rpartition("-")[2], self.model)
+        return float(model.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -264,7 +328,13 @@ class HubProfile(Profile):
     models: dict[str, Source]
     prompts: PromptSets
     hardware: Hardware | None = None
+    subject = "hub"
+    trains_models = False
     score = "reward"
+    reward_label = "evaluation reward"
+    worker = "one worker"
+    words = False
+    token_dtype = "int32"
 
     def __post_init__(self) -> None:
         for kind in ("base", "evaluation-reward"):
@@ -296,8 +366,30 @@ class HubProfile(Profile):
     def losses(self) -> tuple[str, ...]:
         return tuple(loss for loss in ("mean", "token") if f"value-{loss}" in self.models)
 
+    @property
+    def description(self) -> str:
+        return f"Models and prompt sets of the Hub, as the profile {self.name} names them."
+
     def has(self, kind: str) -> bool:
         return kind in self.models
+
+    def size(self, kind: str) -> float:
+        return self.models[kind].billions
+
+    @property
+    def prompts_per_shard(self) -> int | None:
+        return self.prompts.per_shard
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.hardware is not None and self.hardware.device == "cuda"
+
+    def available_metrics(self, names: Sequence[str]) -> tuple[str, ...]:
+        renamed = (self.score if name == "judge" else name for name in names)
+        return tuple(dict.fromkeys(name for name in renamed if name not in JUDGE_METRICS))
+
+    def decisive_settings(self) -> dict:
+        return asdict(replace(self, hardware=None))
 
     def lacks(self, figure: str) -> str:
         if figure in ("mechanism", "value-error", "theory"):
@@ -386,9 +478,5 @@ def digest(*parts: object) -> str:
 
 
 def profile_digest(profile: Profile) -> str:
-    """Of its settings, the hardware of this run apart."""
-    return (
-        digest(asdict(profile))
-        if isinstance(profile, LabProfile)
-        else digest(asdict(replace(profile, hardware=None)))
-    )
+    """Return the digest of the settings that decide a profile's numbers."""
+    return digest(profile.decisive_settings())

@@ -2,21 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Self
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.cells import Cell
+from benchmarks.spec.profile import Hardware, Profile
 from sia import Generation, Never, Steering, generate
+from sia.scorers.base import Scorer
 from sia.signals import Signal
 
 
-class Subject:
-    """Has a profile, a tokenizer of its language models, and a batch size; responds by them."""
+class Subject(ABC):
+    """Models that answer prompts, with whatever encodes, steers and scores their responses.
+
+    A kind of model is named as in cells: base, instruct, reward, value-mean, …. Prompts are of a
+    type of the subject's own, which others pass on as they are.
+
+    Attributes:
+        profile: Settings of the run.
+        tokenizer: Tokenizer of the language models.
+        batch_size: Responses decoded together.
+        models_kept: Number of models that a worker keeps in memory.
+        reward_strength: Factor of β where rewards take the place of values.
+        traced_losses: Losses of the value models whose divergence traces report.
+    """
 
     profile: Profile
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
+    models_kept: int
+    reward_strength: float
+    traced_losses: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abstractmethod
+    def open(cls, profile: Profile, replicate: int) -> Self:
+        """Return the subject of a profile; `replicate` counts where there are several."""
+
+    @classmethod
+    def prepare(
+        cls, profile: Profile, cells: Iterable[Cell], requested: Hardware, gpus: int | None
+    ) -> tuple[Profile, dict]:
+        """Get ready to measure `cells`, before any worker starts.
+
+        Args:
+            profile: Settings of the run.
+            cells: Everything that will be measured.
+            requested: Hardware of the run; what is empty or 0 is to be detected.
+            gpus: GPUs of the cluster; None: ask this machine.
+
+        Returns:
+            The profile as it is measured, and what the tables say of that in their provenance.
+        """
+        return profile, {}
+
+    @abstractmethod
+    def digest_of(self, cell: Cell) -> str:
+        """Return the digest of all that decides what the models of a cell say."""
+
+    @abstractmethod
+    def prompts_of(self, split: str, objective: str) -> list:
+        """Return the prompts of one objective in the split "test" or "validation"."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence, kind: str) -> list[list[int]]:
+        """Return the token ids of prompts in the template of a kind of model."""
+
+    @abstractmethod
+    def conversations(
+        self, prompts: Sequence, responses: Sequence[Generation], kind: str
+    ) -> list[list[int]]:
+        """Return the token ids of prompts with their responses, as a reward model reads them."""
+
+    @abstractmethod
+    def language_model(self, kind: str, family: str) -> PreTrainedModel:
+        """Load a language model."""
+
+    @abstractmethod
+    def reward_model(self, kind: str) -> PreTrainedModel:
+        """Load a reward model, a sequence classifier with one label."""
+
+    @abstractmethod
+    def scorer(
+        self, kind: str, family: str, language_model: Callable, reward_model: Callable
+    ) -> Scorer:
+        """Return the scorer of candidates; `language_model` and `reward_model` return models."""
+
+    @abstractmethod
+    def scores(
+        self,
+        prompts: Sequence,
+        responses: Sequence[Generation],
+        first: Sequence[int],
+        numbers: Sequence[int],
+        reward_model: Callable[[str], PreTrainedModel],
+    ) -> dict[str, np.ndarray | list]:
+        """Return the metrics of responses, each `(responses,)`.
+
+        Args:
+            prompts: Prompt of each response.
+            responses: Responses to score.
+            first: Indices of the first response to each prompt.
+            numbers: For each response, the index in `first` of its prompt.
+            reward_model: Function that returns the reward model of a kind.
+        """
+
+    @abstractmethod
+    def score(
+        self,
+        prompts: Sequence,
+        responses: Sequence[Generation],
+        reward_model: Callable[[str], PreTrainedModel],
+    ) -> np.ndarray:
+        """Return the profile's score of responses, float32 `(responses,)`."""
 
     def respond(
         self,
@@ -27,7 +129,7 @@ class Subject:
         observe: Sequence[Signal] = (),
         value_prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[Generation]:
-        """A response to each prompt by the profile's decoding settings; unsteered by default."""
+        """Return a response to each prompt by the profile's decoding settings."""
         decoding = self.profile.decoding
         return generate(
             model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from benchmarks.spec.profile import LabProfile, Profile
+from benchmarks.spec.profile import Profile
 from benchmarks.subjects.lab.world import World, WorldConfig
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
@@ -17,7 +17,7 @@ def _words() -> tuple[str, ...]:
 
 def word(profile: Profile, token: int) -> str:
     """The word with this token id."""
-    if isinstance(profile, LabProfile):
+    if profile.words:
         return _words()[token]
     from benchmarks.subjects.hub.models import tokenizer_of
 

@@ -203,6 +203,29 @@ class HubModels(Subject):
 
     profile: HubProfile
 
+    @classmethod
+    def open(cls, profile: HubProfile, replicate: int) -> HubModels:
+        return cls(profile)
+
+    @classmethod
+    def prepare(
+        cls, profile: HubProfile, cells: Iterable[Cell], requested: Hardware, gpus: int | None
+    ) -> tuple[HubProfile, dict]:
+        """Fetch the models that `cells` need and settle the hardware; print both in a line."""
+        hardware = detect_hardware(profile, **asdict(requested), gpus=gpus)
+        kinds = dict.fromkeys(kind for cell in cells for kind in kinds_of(cell))
+        settled = pin(replace(profile, hardware=hardware), kinds)
+        name, device = profile.name, f"{hardware.device}, {hardware.dtype}"
+        print(f"{name}: {len(kinds)} models at hand; {device}, batches of {hardware.batch_size}")
+        splits = cls(settled).splits.items()
+        skipped = {objective: split.skipped for objective, split in splits}
+        counts = [f"{count} of {objective}" for objective, count in skipped.items() if count]
+        if counts:
+            longest = f"more than {profile.prompts.longest} tokens"
+            print(f"{name}: prompts skipped because they have {longest}: {', '.join(counts)}")
+        models = {kind: asdict(settled.models[kind]) for kind in kinds}
+        return settled, {"models": models, "prompts_skipped": skipped, **asdict(hardware)}
+
     @property
     def models_kept(self) -> int:
         """How many a worker keeps at hand: on a GPU as many of the largest as fill two thirds of it, but two at least."""

@@ -74,10 +74,15 @@ class Kind:
 class Replicate(Subject):
     """One replicate: `index` is the seed of its world and of all its training."""
 
-    models_kept = 48  # that a worker keeps at hand: they are small
+    models_kept = 48  # they are small
+    traced_losses = LOSSES
 
     profile: LabProfile
     index: int
+
+    @classmethod
+    def open(cls, profile: LabProfile, replicate: int) -> Replicate:
+        return cls(profile, replicate)
 
     @cached_property
     def digest(self) -> str:

@@ -18,9 +18,8 @@ from benchmarks.__main__ import limited, main
 from benchmarks.analysis import tables
 from benchmarks.analysis.claims import claims_for
 from benchmarks.engine import measure
-from benchmarks.engine.run import How, prepare
 from benchmarks.engine.sweep import Results
-from benchmarks.figures.methods import Wanted, baselines
+from benchmarks.figures.methods import baselines
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.profile import (
     PROFILES,
@@ -88,7 +87,6 @@ def project(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", REAL)
 def test_profiles_of_real_models(name):
     profile = load_profile(name)
-    assert isinstance(profile, HubProfile)
     assert all(
         source.id.count("/") == 1 and source.revision == "main"
         for source in profile.models.values()
@@ -450,11 +448,8 @@ def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
     profile = project("qwen3", qwen)
     asked = []
     monkeypatch.setattr(hub_models, "fetch", lambda source: asked.append(source.id) or source)
-    settled, provenance = prepare(
-        profile,
-        Wanted([Cell(0, "qwen3", value_model="value-mean", gate="every")]),
-        How(device="cpu", batch_size=2),
-    )
+    cells = [Cell(0, "qwen3", value_model="value-mean", gate="every")]
+    settled, provenance = HubModels.prepare(profile, cells, Hardware("cpu", "", 2), None)
     assert set(provenance["models"]) == {"base", "value-mean", "evaluation-reward"}
     assert str(qwen["instruct"]) not in asked
     assert settled.hardware == Hardware("cpu", "float32", 2)
