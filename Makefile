@@ -17,7 +17,9 @@ RUN := $(BIN)/python -m benchmarks
 OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep) \
 	--executor $(EXECUTOR) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
 	$(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE))
-FIGURES := figure1 figure2 figure3 figure4 figure5 best-of-n cost table1 entropy theory mechanism value-error threshold junctions
+# every file of benchmarks/figures that draws one, by its name
+FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
+	$(basename $(notdir $(wildcard benchmarks/figures/*.py)))))
 
 .DEFAULT_GOAL := help
 .PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test faults lint format docs

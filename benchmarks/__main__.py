@@ -106,8 +106,8 @@ def follow(options: argparse.Namespace) -> int:
             f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one"
         )
     profile = limited(profile, options.limit)
-    if options.command in FIGURES and profile.lacks(options.command):
-        raise ValueError(f"profile {profile.name}: {profile.lacks(options.command)}")
+    if options.command in FIGURES and (reason := FIGURES[options.command].why_unsupported(profile)):
+        raise ValueError(f"profile {profile.name}: {reason}")
     if not 1 <= options.replicates <= profile.replicates:
         raise ValueError(
             f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}"
@@ -142,7 +142,7 @@ def measure_architectures(options: argparse.Namespace) -> int:
 def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
     tables.tidy(profile)
     fresh, keep = options.fresh, options.keep
-    all_names = [name for name in FIGURES if not profile.lacks(name)]
+    all_names = [name for name in FIGURES if not FIGURES[name].why_unsupported(profile)]
     there = [name for name in FIGURES if tables.has_table(profile, name)]
     names = {"reproduce": all_names, "figures": there, "summaries": there}.get(
         command, [command] if command in FIGURES else []
@@ -276,7 +276,9 @@ def draw(name: str, profile: Profile) -> None:
 
 def judge_claims(profile: Profile) -> None:
     """Prints what became of every claim, and writes claims.csv."""
-    wanted = claims.claims_for(profile)
+    wanted = claims.claims_for(
+        profile, [name for name, figure in FIGURES.items() if figure.why_unsupported(profile)]
+    )
     summaries = {
         name: tables.read_table(profile, name)[0]
         for name in FIGURES

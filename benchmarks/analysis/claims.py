@@ -8,6 +8,7 @@ undecided: neither. The same is said of each replicate alone.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,9 +86,9 @@ def read_claims(path: Path = CLAIMS) -> list[Claim]:
     return claims
 
 
-def claims_for(profile: Profile) -> list[Claim]:
+def claims_for(profile: Profile, unsupported: Collection[str] = ()) -> list[Claim]:
     """The claims as this profile can decide them. Of the Hub: in its own score and family, without conditions on losses and tuning that it
-    does not have, and without what only the lab has."""
+    does not have, and without what only the lab has. unsupported: figures that it cannot measure."""
     if profile.trains_models:
         return read_claims()
     values, (family,) = [f"value-{loss}" for loss in profile.losses], profile.families
@@ -102,7 +103,7 @@ def claims_for(profile: Profile) -> list[Claim]:
         named = str(where.get("value_model", where.get("versus", "")))
         foreign = named.rpartition("value-")[1] and not named.endswith(tuple(values))
         tuned = where.get("tuned") and not profile.sweep.tuning
-        if foreign or tuned or asked != family or profile.lacks(claim.figure):
+        if foreign or tuned or asked != family or claim.figure in unsupported:
             continue
         if where.get("metric") not in JUDGE_METRICS and where.get("versus") != "instruct-reward":
             adapted.append(

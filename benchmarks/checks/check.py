@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from itertools import combinations, permutations
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from benchmarks.analysis import tables
 from benchmarks.analysis.estimates import asked_threshold
 from benchmarks.checks import regression
 from benchmarks.checks.verify import CHECKED, verify_profile
+from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import CACHE, SEAL, read_frame, read_json, write_text
 from benchmarks.runtime.workers import threads
 from benchmarks.spec.profile import Profile, load_profile
@@ -61,7 +61,7 @@ LONGER = 1.2  # times what a plain response takes, at least, where more is compu
 CELL_SHARE = 0.25  # the same of a single cell, where few prompts and models that learned briefly make more of rounding
 
 
-def run(figures: Mapping[str, ModuleType], fresh: bool) -> int:
+def run(figures: Mapping[str, Figure], fresh: bool) -> int:
     """fresh: measures what is compared with, instead. Exit code: 0, or 1 where something has changed."""
     profile = load_profile(CHECKED)
     if fresh:
@@ -96,7 +96,7 @@ def reference(profile: Profile) -> Path:
     return tables.folder(profile) / tables.REFERENCE
 
 
-def renew(figures: Mapping[str, ModuleType], profile: Profile) -> None:
+def renew(figures: Mapping[str, Figure], profile: Profile) -> None:
     """Measures and computes everything anew and writes it where the next check looks."""
     from benchmarks.checks import exact
     from benchmarks.engine import run
@@ -138,7 +138,7 @@ def exact_faults(profile: Profile, shown: int = 10) -> list[str]:
     return faults
 
 
-def committed_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+def committed_faults(profile: Profile, figures: Mapping[str, Figure]) -> list[str]:
     found = [(name, faults) for name, faults in verify_profile(profile, figures) if name in figures]
     faults = [f"{name}: {fault}" for name, many in found for fault in many]
     print(f"summaries: {len(found)} tables made again from their rows, {len(faults)} faults")
@@ -149,7 +149,7 @@ def committed_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> lis
 
 
 def measure_again(
-    figures: Mapping[str, ModuleType], profile: Profile
+    figures: Mapping[str, Figure], profile: Profile
 ) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """The rows of every figure, from nothing, and `models_of`; of an interrupted run what was finished counts."""
     from benchmarks.engine import run
@@ -228,7 +228,7 @@ def models_of(profile: Profile) -> dict[str, str]:
     }
 
 
-def measured_faults(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+def measured_faults(profile: Profile, figures: Mapping[str, Figure]) -> list[str]:
     again, models = measure_again(figures, profile)
     committed = {name: read_frame(tables.folder(profile) / f"{name}.parquet") for name in figures}
     changed = {name: changed_columns(again[name], committed[name]) for name in figures}

@@ -245,7 +245,8 @@ def edges() -> dict:
         ]
     )
     found["would open"] = methods.would_open(
-        pd.DataFrame({"objective": np.repeat(OBJECTIVES, 3), "entropy": entropy}), settled
+        pd.DataFrame({"objective": np.repeat(OBJECTIVES, 3), "entropy": entropy}),
+        settled,
     ).tolist()
     profile = load_profile("check")
     long = replace(profile, decoding=replace(profile.decoding, max_new_tokens=130))
@@ -261,7 +262,7 @@ def edges() -> dict:
     rows = figure5._by_response(pd.concat([steps, steps.iloc[:70].assign(prompt=2)]), 130)
     labels = {"replicate": 0, "family": "qwen3", "method": "sia", "target_ratio": 0.5}
     found["positions"] = columns(
-        figure5.summarize(rows.assign(**labels), long)[
+        FIGURES["figure5"].summarize(rows.assign(**labels), long)[
             ["objective", "metric", "position", "estimate", "n"]
         ]
     )
@@ -277,7 +278,7 @@ def edges() -> dict:
     )
     shown = {"value_mean": 0.5, "value_token": 0.4, "likelihood": -0.7, "worth_error": 0.1}
     two = [states.assign(rank=rank, worth=1.0 + rank, **shown) for rank in (0, 1)]
-    table = value_error.summarize(pd.concat(two).sort_values(["state", "rank"]), profile)
+    table = FIGURES["value-error"].summarize(pd.concat(two).sort_values(["state", "rank"]), profile)
     found["states by entropy"] = columns(
         table[["stretch", "metric", "value_model", "estimate", "n"]]
     )

@@ -11,12 +11,12 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import claims, tables
+from benchmarks.figures.base import Figure
 from benchmarks.report import render
 from benchmarks.runtime.files import read_json
 from benchmarks.runtime.fingerprints import drawing_code, row_code
@@ -28,7 +28,7 @@ CHECKED = "check"  # the profile whose tables `make check` compares with: neithe
 TOLERANCE = 1.5e-4  # numbers are written with four digits
 
 
-def verify_all(figures: Mapping[str, ModuleType]) -> int:
+def verify_all(figures: Mapping[str, Figure]) -> int:
     """Checks every profile that has results and a file of its own, says what was checked, and each fault in a line. Exit code: 0, or 2."""
     speed = (
         [("speed", _hashes(tables.RESULTS, "speed"))]
@@ -73,7 +73,7 @@ def _measured_by(profiles: list[Profile]) -> Iterator[str]:
 
 
 def verify_profile(
-    profile: Profile, figures: Mapping[str, ModuleType]
+    profile: Profile, figures: Mapping[str, Figure]
 ) -> Iterator[tuple[str, list[str]]]:
     """Each table of the profile, with what is wrong with it."""
     tables.tidy(profile)
@@ -124,7 +124,7 @@ def _provenance(profile: Profile, name: str) -> list[str]:
     return faults
 
 
-def _summary(profile: Profile, name: str, figures: Mapping[str, ModuleType]) -> list[str]:
+def _summary(profile: Profile, name: str, figures: Mapping[str, Figure]) -> list[str]:
     """The CSV against a summary made anew from the rows."""
     rows = tables.folder(profile) / f"{name}.parquet"
     if not rows.exists() or name not in figures:
@@ -205,7 +205,7 @@ def _drawn(profile: Profile) -> dict:
         return {}
 
 
-def _page(profile: Profile, figures: Mapping[str, ModuleType], drawn: dict) -> list[str]:
+def _page(profile: Profile, figures: Mapping[str, Figure], drawn: dict) -> list[str]:
     path = tables.FIGURES / profile.name / render.REPORT
     if not path.exists():
         return [f"{render.REPORT} is missing"]
@@ -222,7 +222,7 @@ def _page(profile: Profile, figures: Mapping[str, ModuleType], drawn: dict) -> l
     )
 
 
-def _verdicts(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
+def _verdicts(profile: Profile, figures: Mapping[str, Figure]) -> list[str]:
     path = tables.folder(profile) / "claims.csv"
     if not path.exists():
         return ["claims.csv is missing"]
@@ -233,7 +233,10 @@ def _verdicts(profile: Profile, figures: Mapping[str, ModuleType]) -> list[str]:
     if any(tables.NEEDED - set(read_json(folder / f"{name}.json")) for name in there):
         return []  # which is a fault of that table
     made = claims.verdicts(
-        {name: tables.read_table(profile, name)[0] for name in there}, claims.claims_for(profile)
+        {name: tables.read_table(profile, name)[0] for name in there},
+        claims.claims_for(
+            profile, [name for name, figure in figures.items() if figure.why_unsupported(profile)]
+        ),
     )
     made, found = pd.read_csv(io.StringIO(made.to_csv(index=False))), pd.read_csv(path)
     damaged = [

@@ -13,6 +13,7 @@ import torch
 from benchmarks.analysis import tables
 from benchmarks.engine.sweep import Results
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import CACHE
 from benchmarks.runtime.workers import Workers
 from benchmarks.spec.profile import Hardware, Profile
@@ -37,9 +38,7 @@ class How:
     batch_size: int = 0
 
 
-def measure(
-    figures: Mapping[str, ModuleType], profile: Profile, replicates: range, how: How
-) -> None:
+def measure(figures: Mapping[str, Figure], profile: Profile, replicates: range, how: How) -> None:
     """Trains what is missing, measures what is missing for these figures, writes their tables."""
     start = time.monotonic()
     # begun by FRESH=1 and there until its end: cells older than this do not count, and a killed run goes on
@@ -80,7 +79,7 @@ def measure(
 
 
 def find_rows(
-    figures: Mapping[str, ModuleType],
+    figures: Mapping[str, Figure],
     profile: Profile,
     replicates: Sequence[int],
     how: How,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
@@ -26,63 +27,123 @@ MEASURED = (
 )
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    """Each of these tries up to N responses, which hold those of every smaller N."""
-    family, sweep = profile.families[0], profile.sweep
-    base = methods.base(replicate, family)
-    loss = profile.losses[0]
-    steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [
-        methods.dense(replicate, family, loss)
-    ]
-    return methods.Wanted(
-        [
-            methods.searched(cell, sweep.responses)
-            for cell in (base, replace(base, model="instruct"), *steered)
+class BestOfN(Figure):
+    """Best-of-N with and without steering."""
+
+    title = "Best-of-N with and without steering"
+    measured = MEASURED
+
+    def why_unsupported(self, profile: Profile) -> str:
+        """Return which models the profile lacks."""
+        if profile.has("reward") and profile.has("instruct"):
+            return ""
+        return "best-of-n needs models.reward and models.instruct"
+
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        """Each of these tries up to N responses, which hold those of every smaller N."""
+        family, sweep = profile.families[0], profile.sweep
+        base = methods.base(replicate, family)
+        loss = profile.losses[0]
+        steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [
+            methods.dense(replicate, family, loss)
         ]
-    )
-
-
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every method at every N, and paired: each steered one against the base at the same N, at twice as many responses and at equal
-    cost, against itself without a search, and SIA against dense. positions: of tokens through all models, the reward model's reading
-    among them; of these is the cost."""
-    rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
-    metrics = profile.available_metrics(METRICS)
-    found = list(estimates.entries(rows, metrics).values())
-    differences = []
-    for entry in found:
-        same = {k: entry.labels[k] for k in ("family", "best_of")}
-        if entry.labels["method"] != "base":
-            differences.append(
-                estimates.difference(entry, estimates.the(found, method="base", **same))
-            )
-            more = estimates.select(
-                found, method="base", family=same["family"], best_of=2 * same["best_of"]
-            )
-            differences += [
-                estimates.difference(entry, other, versus="base, twice as many") for other in more
+        return methods.Wanted(
+            [
+                methods.searched(cell, sweep.responses)
+                for cell in (base, replace(base, model="instruct"), *steered)
             ]
-            curve = estimates.select(found, method="base", family=same["family"])
-            differences += [
-                estimates.difference(entry, other, versus="base, at equal cost")
-                for other in at_cost(entry, curve, metrics)
-            ]
-        if entry.labels["method"] == "sia":
-            differences.append(
-                estimates.difference(entry, estimates.the(found, method="dense", **same))
-            )
-        if entry.labels["best_of"] > 1:
-            alone = {k: entry.labels[k] for k in ("method", "family", "target_ratio")}
-            differences.append(
-                estimates.difference(
-                    entry, estimates.the(found, best_of=1, **alone), versus="one response"
+        )
+
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """Every method at every N, and paired: each steered one against the base at the same N, at twice as many responses and at equal
+        cost, against itself without a search, and SIA against dense. positions: of tokens through all models, the reward model's reading
+        among them; of these is the cost."""
+        rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
+        metrics = profile.available_metrics(METRICS)
+        found = list(estimates.entries(rows, metrics).values())
+        differences = []
+        for entry in found:
+            same = {k: entry.labels[k] for k in ("family", "best_of")}
+            if entry.labels["method"] != "base":
+                differences.append(
+                    estimates.difference(entry, estimates.the(found, method="base", **same))
                 )
-            )
-    return estimates.summarize([*found, *differences], metrics, profile)
+                more = estimates.select(
+                    found, method="base", family=same["family"], best_of=2 * same["best_of"]
+                )
+                differences += [
+                    estimates.difference(entry, other, versus="base, twice as many")
+                    for other in more
+                ]
+                curve = estimates.select(found, method="base", family=same["family"])
+                differences += [
+                    estimates.difference(entry, other, versus="base, at equal cost")
+                    for other in at_cost(entry, curve, metrics)
+                ]
+            if entry.labels["method"] == "sia":
+                differences.append(
+                    estimates.difference(entry, estimates.the(found, method="dense", **same))
+                )
+            if entry.labels["best_of"] > 1:
+                alone = {k: entry.labels[k] for k in ("method", "family", "target_ratio")}
+                differences.append(
+                    estimates.difference(
+                        entry, estimates.the(found, best_of=1, **alone), versus="one response"
+                    )
+                )
+        return estimates.summarize([*found, *differences], metrics, profile)
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """Top: score against N; bottom: against the token positions that it took. Columns: all objectives, and each."""
+        from benchmarks.figures import style
+
+        columns = ("all", *OBJECTIVES)
+        level = table[table["versus"] == ""]
+        lines = [("base", 0.0, {}), ("instruct", 0.0, {})]
+        lines += [
+            ("sia", ratio, {"linestyle": line})
+            for ratio, line in zip(profile.sweep.few, ("-", "--", ":"), strict=False)
+        ]
+        lines.append(("dense", 1.0, {}))
+        figure, axes = style.grid(2, len(columns), 2.1, 2.0)
+        for j, objective in enumerate(columns):
+            part = level[level["objective"] == objective]
+            for method, ratio, look in lines:
+                of_line = part[(part["method"] == method) & (part["target_ratio"] == ratio)]
+                points = of_line[of_line["metric"] == profile.score]
+                positions = of_line[of_line["metric"] == "positions"].set_index("best_of")[
+                    "estimate"
+                ]
+                look = {"linestyle": style.DASHES.get(method, "-")} | look
+                style.curve(axes[0, j], method, points, "best_of", **look)
+                style.curve(
+                    axes[1, j],
+                    method,
+                    points.assign(cost=points["best_of"].map(positions)),
+                    "cost",
+                    **look,
+                )
+            counts = sorted(part["best_of"].unique())
+            axes[0, j].set_xscale("log", base=2)
+            axes[0, j].set_xticks(counts, [f"{n:g}" for n in counts])
+            axes[1, j].set_xscale("log")
+            axes[0, j].set_xlabel("N responses")
+            axes[1, j].set_xlabel("token positions, all models")
+            axes[0, j].set_title("all objectives" if objective == "all" else objective)
+            style.share_y(axes[:, j])
+        for axis in axes[:, 0]:
+            axis.set_ylabel(estimates.label(profile, profile.score))
+        handles = [
+            style.handle(m, f"SIA {r:.0%}" if m == "sia" else "", marker=style.MARKERS[m], **look)
+            for m, r, look in lines
+        ]
+        caption = (
+            f"Best-of-N by the reward model, over responses of the base, of the instruct model, and of the base steered at some share of its "
+            f"tokens ({style.FAMILIES[profile.families[0]]}, {style.first_loss(profile)}, β = 1). "
+            f"Positions: tokens through language, value and reward "
+            f"model; prompts are shared by the N responses. {style.measured(level, profile)}"
+        )
+        return style.finish(figure, handles, caption, folder, "best-of-n", stale=stale)
 
 
 def at_cost(
@@ -117,54 +178,3 @@ def at_cost(
             values=mixed.reshape(-1, len(metrics)),
         )
     ]
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Top: score against N; bottom: against the token positions that it took. Columns: all objectives, and each."""
-    from benchmarks.figures import style
-
-    columns = ("all", *OBJECTIVES)
-    level = table[table["versus"] == ""]
-    lines = [("base", 0.0, {}), ("instruct", 0.0, {})]
-    lines += [
-        ("sia", ratio, {"linestyle": line})
-        for ratio, line in zip(profile.sweep.few, ("-", "--", ":"), strict=False)
-    ]
-    lines.append(("dense", 1.0, {}))
-    figure, axes = style.grid(2, len(columns), 2.1, 2.0)
-    for j, objective in enumerate(columns):
-        part = level[level["objective"] == objective]
-        for method, ratio, look in lines:
-            of_line = part[(part["method"] == method) & (part["target_ratio"] == ratio)]
-            points = of_line[of_line["metric"] == profile.score]
-            positions = of_line[of_line["metric"] == "positions"].set_index("best_of")["estimate"]
-            look = {"linestyle": style.DASHES.get(method, "-")} | look
-            style.curve(axes[0, j], method, points, "best_of", **look)
-            style.curve(
-                axes[1, j],
-                method,
-                points.assign(cost=points["best_of"].map(positions)),
-                "cost",
-                **look,
-            )
-        counts = sorted(part["best_of"].unique())
-        axes[0, j].set_xscale("log", base=2)
-        axes[0, j].set_xticks(counts, [f"{n:g}" for n in counts])
-        axes[1, j].set_xscale("log")
-        axes[0, j].set_xlabel("N responses")
-        axes[1, j].set_xlabel("token positions, all models")
-        axes[0, j].set_title("all objectives" if objective == "all" else objective)
-        style.share_y(axes[:, j])
-    for axis in axes[:, 0]:
-        axis.set_ylabel(estimates.label(profile, profile.score))
-    handles = [
-        style.handle(m, f"SIA {r:.0%}" if m == "sia" else "", marker=style.MARKERS[m], **look)
-        for m, r, look in lines
-    ]
-    caption = (
-        f"Best-of-N by the reward model, over responses of the base, of the instruct model, and of the base steered at some share of its "
-        f"tokens ({style.FAMILIES[profile.families[0]]}, {style.first_loss(profile)}, β = 1). "
-        f"Positions: tokens through language, value and reward "
-        f"model; prompts are shared by the N responses. {style.measured(level, profile)}"
-    )
-    return style.finish(figure, handles, caption, folder, "best-of-n", stale=stale)

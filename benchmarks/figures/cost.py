@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import ARGS, AUTOREGRESSIVE, Cell
 from benchmarks.spec.profile import Profile
 
@@ -43,13 +44,218 @@ LENGTHS = 10  # tokens, of a bin
 ROUNDS = 6  # twice each objective
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    wanted = []
-    for family in profile.families:
-        wanted += methods.baselines(profile, replicate, family)
-        for loss in profile.losses:
-            wanted += methods.curve(profile, replicate, family, loss)
-    return methods.Wanted(wanted)
+class Cost(Figure):
+    """Cost of alignment."""
+
+    title = "Cost of alignment"
+    measured = MEASURED
+    reported = ("reported", "positions", "megaflops", "judge")
+
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        wanted = []
+        for family in profile.families:
+            wanted += methods.baselines(profile, replicate, family)
+            for loss in profile.losses:
+                wanted += methods.curve(profile, replicate, family, loss)
+        return methods.Wanted(wanted)
+
+    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        rows = super().collect(profile, replicates, results)
+        return pd.concat(
+            [rows, *(results.timings(timed(profile, r), ROUNDS) for r in replicates)],
+            ignore_index=True,
+        )
+
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """Every method in score and counted costs, and as ratios: cost over that of the base (metric "… / base"), and each baseline's over
+        that of SIA at the smallest claimed ratio (versus "sia …"); seconds likewise, as ratios within a round."""
+        counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
+        k = profile.decoding.candidates
+        passes = (
+            counted["method"]
+            .astype(str)
+            .map({"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)})
+            .fillna(k)
+        )
+        counted = counted.assign(
+            positions=counted["model_tokens"] + counted["value_tokens"],
+            reported=counted["forwards"] + passes * counted["junctions"],
+        )
+        metrics = profile.available_metrics(METRICS)
+        found = [
+            e
+            for e in estimates.entries(counted, metrics).values()
+            if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
+        ]
+        table = estimates.summarize(found, metrics, profile)
+        ratios, smallest = [], min(profile.sweep.claimed)
+        for family in profile.families:
+            of_family = estimates.select(found, family=family)
+            base = estimates.the(of_family, method="base", search="")
+            for entry in of_family:
+                ratios += _ratios([entry], base, "base", profile)
+                for loss in methods.values(profile):
+                    sparse = estimates.the(
+                        of_family, method="sia", value_model=loss, target_ratio=smallest
+                    )
+                    if (
+                        entry.labels["value_model"] not in methods.values(profile)
+                        or entry.labels["value_model"] == loss
+                    ):
+                        ratios += _ratios([entry], sparse, f"sia {smallest:.0%}, {loss}", profile)
+            for loss in methods.values(profile):
+                sparse = estimates.the(
+                    of_family, method="sia", value_model=loss, target_ratio=smallest
+                )
+                rivals = [
+                    e
+                    for e in of_family
+                    if e.labels["method"] in RIVALS
+                    and e.labels["value_model"] in ("", ARGS, AUTOREGRESSIVE, loss)
+                ]
+                rivals = [
+                    e
+                    for e in rivals
+                    if e.labels["method"] != "base" or e.labels["search"] == "best-of"
+                ]
+                ratios += _ratios(
+                    rivals, sparse, f"sia {smallest:.0%}, {loss}", profile, method="largest"
+                )
+        parts = [
+            table,
+            pd.DataFrame.from_records([*ratios, *_times(timing, profile)]),
+            _lengths(counted),
+        ]
+        return pd.concat(parts, ignore_index=True)[[*estimates.COLUMNS, "length"]].round(
+            {"estimate": 4, "low": 4, "high": 4}
+        )
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """Score against three costs, each relative to plain decoding, with the Pareto front; and cost against length."""
+        from benchmarks.figures import style
+
+        scores = table[
+            (table["objective"] == "all")
+            & (table["metric"] == profile.score)
+            & (table["versus"] == "")
+        ]
+        ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
+        axes_of = {
+            "positions, ratio": "token positions / base",
+            "megaflops, ratio": "FLOPs / base",
+            "seconds, ratio": "time / base",
+        }
+        families = profile.families
+        figure, axes = style.grid(2 * len(families), 2, 3.4, 2.3)
+        axes = axes.reshape(-1, len(axes_of) + 1)
+        used: dict[str, None] = {}
+        names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
+        for i, family in enumerate(families):
+            part = scores[scores["family"] == family]
+            for j, (metric, label) in enumerate(axes_of.items()):
+                axis = axes[i, j]
+                costs = ratios[(ratios["metric"] == metric) & (ratios["family"] == family)]
+                if costs.empty:
+                    axis.text(
+                        0.5,
+                        0.5,
+                        "timed on the first family",
+                        ha="center",
+                        va="center",
+                        color="#777777",
+                        transform=axis.transAxes,
+                    )
+                    axis.set_axis_off()
+                    continue
+                both = part.merge(costs, on=names, suffixes=("", "_cost"))
+                for row in both.itertuples():
+                    method = estimates.shown_as(row.method, row.search)
+                    used[method] = None
+                    hollow = row.value_model == "value-mean"
+                    look = {
+                        "color": style.COLOURS[method],
+                        "marker": style.MARKERS[method],
+                        "markerfacecolor": "white" if hollow else None,
+                    }
+                    axis.errorbar(
+                        row.estimate_cost, row.estimate, yerr=[[row.estimate - row.low], [row.high - row.estimate]],
+                        xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]], markersize=4.5, elinewidth=0.7, **look,
+                    )  # fmt: skip
+                    if (
+                        method == "sia"
+                        and not hollow
+                        and row.target_ratio <= max(profile.sweep.few)
+                    ):
+                        axis.annotate(
+                            f"{row.target_ratio:.0%}",
+                            (row.estimate_cost, row.estimate),
+                            (-5, 3),
+                            textcoords="offset points",
+                            ha="right",
+                            fontsize=7,
+                        )
+                steered_base = both[
+                    (both["model"] == "base") & (both["value_model"] != AUTOREGRESSIVE)
+                ]
+                for some, look in ((both, {"linestyle": "-"}), (steered_base, {"linestyle": "--"})):
+                    at, score = (
+                        some[column].to_numpy() for column in ("estimate_cost", "estimate")
+                    )
+                    front = pareto(at, score)
+                    axis.plot(
+                        at[front], score[front], color="#AAAAAA", linewidth=1, zorder=0, **look
+                    )
+                axis.set_xscale("log")
+                axis.set_xlabel(label)
+                axis.set_title(style.FAMILIES[family], loc="left")
+            for axis in axes[i, [0, 2]]:
+                axis.set_ylabel(estimates.label(profile, profile.score))
+            lengths = table[
+                (table["metric"] == "positions at length") & (table["family"] == family)
+            ]
+            usual = methods.values(profile)[0]
+            lines = [
+                ("base", "", 0.0),
+                ("sia", usual, min(profile.sweep.claimed)),
+                ("dense", usual, 1.0),
+            ]
+            for method, value_model, ratio in lines:
+                points = lengths[
+                    (lengths["method"] == method)
+                    & (lengths["value_model"].fillna("") == value_model)
+                ]
+                points = points[points["target_ratio"] == ratio]
+                axes[i, -1].plot(
+                    points["length"],
+                    points["estimate"],
+                    color=style.COLOURS[method],
+                    marker=style.MARKERS[method],
+                    markersize=3,
+                )
+            axes[i, -1].set_xlabel("tokens of the response (at most)")
+            axes[i, -1].set_ylabel("token positions")
+            axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
+        ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
+        tuned = "their best β" if profile.sweep.tuning else "β = 1"
+        rounds = table.loc[table["metric"] == "seconds, ratio", "n"].max()
+        caption = (
+            f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
+            f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
+            f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
+            f"replicate). Time: {profile.worker}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
+            f"turns, bootstrap over rounds. "
+            f"Against length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
+            f"length without intervals. {style.measured(scores, profile)}"
+        )
+        return style.finish(
+            figure,
+            [style.point(method) for method in used],
+            caption,
+            folder,
+            "cost",
+            stale=stale,
+            legend_columns=5,
+        )
 
 
 def timed(profile: Profile, replicate: int) -> list[Cell]:
@@ -60,74 +266,6 @@ def timed(profile: Profile, replicate: int) -> list[Cell]:
         methods.dense(replicate, family, loss)
     ]
     return [*methods.baselines(profile, replicate, family), *steered]
-
-
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    rows = methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
-    return pd.concat(
-        [rows, *(results.timings(timed(profile, r), ROUNDS) for r in replicates)], ignore_index=True
-    )
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every method in score and counted costs, and as ratios: cost over that of the base (metric "… / base"), and each baseline's over
-    that of SIA at the smallest claimed ratio (versus "sia …"); seconds likewise, as ratios within a round."""
-    counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
-    k = profile.decoding.candidates
-    passes = (
-        counted["method"]
-        .astype(str)
-        .map({"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)})
-        .fillna(k)
-    )
-    counted = counted.assign(
-        positions=counted["model_tokens"] + counted["value_tokens"],
-        reported=counted["forwards"] + passes * counted["junctions"],
-    )
-    metrics = profile.available_metrics(METRICS)
-    found = [
-        e
-        for e in estimates.entries(counted, metrics).values()
-        if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
-    ]
-    table = estimates.summarize(found, metrics, profile)
-    ratios, smallest = [], min(profile.sweep.claimed)
-    for family in profile.families:
-        of_family = estimates.select(found, family=family)
-        base = estimates.the(of_family, method="base", search="")
-        for entry in of_family:
-            ratios += _ratios([entry], base, "base", profile)
-            for loss in methods.values(profile):
-                sparse = estimates.the(
-                    of_family, method="sia", value_model=loss, target_ratio=smallest
-                )
-                if (
-                    entry.labels["value_model"] not in methods.values(profile)
-                    or entry.labels["value_model"] == loss
-                ):
-                    ratios += _ratios([entry], sparse, f"sia {smallest:.0%}, {loss}", profile)
-        for loss in methods.values(profile):
-            sparse = estimates.the(of_family, method="sia", value_model=loss, target_ratio=smallest)
-            rivals = [
-                e
-                for e in of_family
-                if e.labels["method"] in RIVALS
-                and e.labels["value_model"] in ("", ARGS, AUTOREGRESSIVE, loss)
-            ]
-            rivals = [
-                e for e in rivals if e.labels["method"] != "base" or e.labels["search"] == "best-of"
-            ]
-            ratios += _ratios(
-                rivals, sparse, f"sia {smallest:.0%}, {loss}", profile, method="largest"
-            )
-    parts = [
-        table,
-        pd.DataFrame.from_records([*ratios, *_times(timing, profile)]),
-        _lengths(counted),
-    ]
-    return pd.concat(parts, ignore_index=True)[[*estimates.COLUMNS, "length"]].round(
-        {"estimate": 4, "low": 4, "high": 4}
-    )
 
 
 def _ratios(
@@ -234,119 +372,6 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
         against,
     )
     return records
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Score against three costs, each relative to plain decoding, with the Pareto front; and cost against length."""
-    from benchmarks.figures import style
-
-    scores = table[
-        (table["objective"] == "all") & (table["metric"] == profile.score) & (table["versus"] == "")
-    ]
-    ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
-    axes_of = {
-        "positions, ratio": "token positions / base",
-        "megaflops, ratio": "FLOPs / base",
-        "seconds, ratio": "time / base",
-    }
-    families = profile.families
-    figure, axes = style.grid(2 * len(families), 2, 3.4, 2.3)
-    axes = axes.reshape(-1, len(axes_of) + 1)
-    used: dict[str, None] = {}
-    names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
-    for i, family in enumerate(families):
-        part = scores[scores["family"] == family]
-        for j, (metric, label) in enumerate(axes_of.items()):
-            axis = axes[i, j]
-            costs = ratios[(ratios["metric"] == metric) & (ratios["family"] == family)]
-            if costs.empty:
-                axis.text(
-                    0.5,
-                    0.5,
-                    "timed on the first family",
-                    ha="center",
-                    va="center",
-                    color="#777777",
-                    transform=axis.transAxes,
-                )
-                axis.set_axis_off()
-                continue
-            both = part.merge(costs, on=names, suffixes=("", "_cost"))
-            for row in both.itertuples():
-                method = estimates.shown_as(row.method, row.search)
-                used[method] = None
-                hollow = row.value_model == "value-mean"
-                look = {
-                    "color": style.COLOURS[method],
-                    "marker": style.MARKERS[method],
-                    "markerfacecolor": "white" if hollow else None,
-                }
-                axis.errorbar(
-                    row.estimate_cost, row.estimate, yerr=[[row.estimate - row.low], [row.high - row.estimate]],
-                    xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]], markersize=4.5, elinewidth=0.7, **look,
-                )  # fmt: skip
-                if method == "sia" and not hollow and row.target_ratio <= max(profile.sweep.few):
-                    axis.annotate(
-                        f"{row.target_ratio:.0%}",
-                        (row.estimate_cost, row.estimate),
-                        (-5, 3),
-                        textcoords="offset points",
-                        ha="right",
-                        fontsize=7,
-                    )
-            steered_base = both[(both["model"] == "base") & (both["value_model"] != AUTOREGRESSIVE)]
-            for some, look in ((both, {"linestyle": "-"}), (steered_base, {"linestyle": "--"})):
-                at, score = (some[column].to_numpy() for column in ("estimate_cost", "estimate"))
-                front = pareto(at, score)
-                axis.plot(at[front], score[front], color="#AAAAAA", linewidth=1, zorder=0, **look)
-            axis.set_xscale("log")
-            axis.set_xlabel(label)
-            axis.set_title(style.FAMILIES[family], loc="left")
-        for axis in axes[i, [0, 2]]:
-            axis.set_ylabel(estimates.label(profile, profile.score))
-        lengths = table[(table["metric"] == "positions at length") & (table["family"] == family)]
-        usual = methods.values(profile)[0]
-        lines = [
-            ("base", "", 0.0),
-            ("sia", usual, min(profile.sweep.claimed)),
-            ("dense", usual, 1.0),
-        ]
-        for method, value_model, ratio in lines:
-            points = lengths[
-                (lengths["method"] == method) & (lengths["value_model"].fillna("") == value_model)
-            ]
-            points = points[points["target_ratio"] == ratio]
-            axes[i, -1].plot(
-                points["length"],
-                points["estimate"],
-                color=style.COLOURS[method],
-                marker=style.MARKERS[method],
-                markersize=3,
-            )
-        axes[i, -1].set_xlabel("tokens of the response (at most)")
-        axes[i, -1].set_ylabel("token positions")
-        axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
-    ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
-    tuned = "their best β" if profile.sweep.tuning else "β = 1"
-    rounds = table.loc[table["metric"] == "seconds, ratio", "n"].max()
-    caption = (
-        f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
-        f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
-        f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
-        f"replicate). Time: {profile.worker}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
-        f"turns, bootstrap over rounds. "
-        f"Against length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
-        f"length without intervals. {style.measured(scores, profile)}"
-    )
-    return style.finish(
-        figure,
-        [style.point(method) for method in used],
-        caption,
-        folder,
-        "cost",
-        stale=stale,
-        legend_columns=5,
-    )
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> list[int]:

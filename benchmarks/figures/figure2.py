@@ -6,13 +6,13 @@ its own best β, chosen by the judge on validation prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
@@ -26,70 +26,84 @@ SETTINGS = {
 }
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    wanted, sweep = [], profile.sweep
-    for family in profile.families:
-        wanted += methods.baselines(profile, replicate, family)
-        for loss in profile.losses:
-            wanted += methods.curve(profile, replicate, family, loss)
-            wanted += [
-                methods.steered(replicate, family, loss, gate="random", ratio=r)
-                for r in sweep.ratios
-            ]
-            if sweep.tuning:
-                wanted += methods.curve(profile, replicate, family, loss, tuned=True)
-        if sweep.tuning:
-            wanted += [
-                methods.steered(
-                    replicate, family, profile.losses[0], gate="random", ratio=r, tuned=True
-                )
-                for r in sweep.ratios
-            ]
-    return methods.Wanted(wanted)
+class Figure2(Figure):
+    """Figure 2: alignment against the share of steered tokens."""
 
+    title = "Figure 2: alignment against the share of steered tokens"
+    measured = MEASURED
 
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every method, and paired: SIA − dense, SIA − random, the mean of SIA over the claimed ratios − dense; SIA at each ratio against
-    every baseline. Family "all": the mean over both."""
-    metrics = profile.available_metrics(METRICS)
-    found = [
-        e
-        for e in estimates.entries(rows, metrics).values()
-        if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
-    ]
-    differences = []
-    for family in profile.families:
-        static = [
-            e
-            for e in estimates.select(found, family=family)
-            if e.labels["value_model"] not in methods.values(profile)
-        ]
-        for value_model, tuned in settings(profile):
-            setting = {"family": family, "value_model": value_model, "tuned": tuned}
-            dense = estimates.the(found, **setting, method="dense")
-            sparse = estimates.select(found, **setting, method="sia")
-            for sia in sparse:
-                others = estimates.select(
-                    found, **setting, method="random", target_ratio=sia.labels["target_ratio"]
-                )
-                differences += [estimates.difference(sia, other) for other in [dense, *others]]
-                differences += [
-                    estimates.difference(
-                        sia, e, versus=estimates.shown_as(e.labels["method"], e.labels["search"])
-                    )
-                    for e in static
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        wanted, sweep = [], profile.sweep
+        for family in profile.families:
+            wanted += methods.baselines(profile, replicate, family)
+            for loss in profile.losses:
+                wanted += methods.curve(profile, replicate, family, loss)
+                wanted += [
+                    methods.steered(replicate, family, loss, gate="random", ratio=r)
+                    for r in sweep.ratios
                 ]
-            claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
-            differences.append(
-                estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
-            )
-    return estimates.summarize(
-        [*found, *differences, *estimates.over_families(differences)], metrics, profile
-    )
+                if sweep.tuning:
+                    wanted += methods.curve(profile, replicate, family, loss, tuned=True)
+            if sweep.tuning:
+                wanted += [
+                    methods.steered(
+                        replicate, family, profile.losses[0], gate="random", ratio=r, tuned=True
+                    )
+                    for r in sweep.ratios
+                ]
+        return methods.Wanted(wanted)
+
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """Every method, and paired: SIA − dense, SIA − random, the mean of SIA over the claimed ratios − dense; SIA at each ratio against
+        every baseline. Family "all": the mean over both."""
+        metrics = profile.available_metrics(METRICS)
+        found = [
+            e
+            for e in estimates.entries(rows, metrics).values()
+            if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
+        ]
+        differences = []
+        for family in profile.families:
+            static = [
+                e
+                for e in estimates.select(found, family=family)
+                if e.labels["value_model"] not in methods.values(profile)
+            ]
+            for value_model, tuned in settings(profile):
+                setting = {"family": family, "value_model": value_model, "tuned": tuned}
+                dense = estimates.the(found, **setting, method="dense")
+                sparse = estimates.select(found, **setting, method="sia")
+                for sia in sparse:
+                    others = estimates.select(
+                        found, **setting, method="random", target_ratio=sia.labels["target_ratio"]
+                    )
+                    differences += [estimates.difference(sia, other) for other in [dense, *others]]
+                    differences += [
+                        estimates.difference(
+                            sia,
+                            e,
+                            versus=estimates.shown_as(e.labels["method"], e.labels["search"]),
+                        )
+                        for e in static
+                    ]
+                claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
+                differences.append(
+                    estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
+                )
+        return estimates.summarize(
+            [*found, *differences, *estimates.over_families(differences)], metrics, profile
+        )
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """Of each family a picture of the score, and for the lab one of the evaluation reward: figure2, figure2-reward for the first family,
+        with the name of the family for others. Rows: settings; columns: objectives."""
+        paths = []
+        for metric in profile.available_metrics(("judge", "reward")):
+            name = "figure2" if metric == profile.score else f"figure2-{metric}"
+            for family in profile.families:
+                ending = "" if family == profile.families[0] else f"-{family}"
+                paths += picture(table, profile, stale, folder, metric, family, name + ending)
+        return paths
 
 
 def settings(profile: Profile) -> list[tuple[str, bool]]:
@@ -111,18 +125,6 @@ STATIC = (
     "transfer-q",
     "genarm",
 )
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Of each family a picture of the score, and for the lab one of the evaluation reward: figure2, figure2-reward for the first family,
-    with the name of the family for others. Rows: settings; columns: objectives."""
-    paths = []
-    for metric in profile.available_metrics(("judge", "reward")):
-        name = "figure2" if metric == profile.score else f"figure2-{metric}"
-        for family in profile.families:
-            ending = "" if family == profile.families[0] else f"-{family}"
-            paths += picture(table, profile, stale, folder, metric, family, name + ending)
-    return paths
 
 
 def picture(

@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
@@ -25,82 +26,210 @@ METRICS = ("judge", "content", "fluency_errors", "kl", "kl_per_token")
 MEASURED = ("judge", "content", "fluency_errors", "kl", "steered", "tokens")
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    wanted, sweep, first = [], profile.sweep, profile.families[0]
-    for family in profile.families:
-        wanted.append(methods.base(replicate, family))
-        for loss in profile.losses:
-            others = [
-                beta for beta in sweep.betas if beta <= 2
-            ]  # of dense steering, to compare with at equal drift
-            for beta in sweep.betas if family == first else [1.0]:
-                wanted += methods.curve(profile, replicate, family, loss, beta=beta)
-            wanted += [methods.dense(replicate, family, loss, beta=beta) for beta in others]
-            if sweep.tuning:
-                wanted += methods.curve(profile, replicate, family, loss, tuned=True)
-            floor = {"floor": sweep.floor, "ratios": sweep.claimed}
-            wanted += methods.curve(profile, replicate, family, loss, **floor)
-            if sweep.tuning:
-                wanted += methods.curve(profile, replicate, family, loss, tuned=True, **floor)
-            wanted += [
-                methods.dense(replicate, family, loss, beta=beta, floor=sweep.floor)
-                for beta in (0.0, *others)
+class Figure4(Figure):
+    """Figure 4: steering strength."""
+
+    title = "Figure 4: steering strength"
+    measured = MEASURED
+
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        wanted, sweep, first = [], profile.sweep, profile.families[0]
+        for family in profile.families:
+            wanted.append(methods.base(replicate, family))
+            for loss in profile.losses:
+                others = [
+                    beta for beta in sweep.betas if beta <= 2
+                ]  # of dense steering, to compare with at equal drift
+                for beta in sweep.betas if family == first else [1.0]:
+                    wanted += methods.curve(profile, replicate, family, loss, beta=beta)
+                wanted += [methods.dense(replicate, family, loss, beta=beta) for beta in others]
+                if sweep.tuning:
+                    wanted += methods.curve(profile, replicate, family, loss, tuned=True)
+                floor = {"floor": sweep.floor, "ratios": sweep.claimed}
+                wanted += methods.curve(profile, replicate, family, loss, **floor)
+                if sweep.tuning:
+                    wanted += methods.curve(profile, replicate, family, loss, tuned=True, **floor)
+                wanted += [
+                    methods.dense(replicate, family, loss, beta=beta, floor=sweep.floor)
+                    for beta in (0.0, *others)
+                ]
+        return methods.Wanted(wanted)
+
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own
+        best β, and (`matched`: "kl") at equal drift. Per objective and pooled; family "all": the mean over both."""
+        metrics = profile.available_metrics(METRICS)
+        found = list(estimates.entries(rows, metrics).values())
+        differences, matched = [], []
+        for dense in estimates.select(found, method="dense"):
+            setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
+            setting |= {} if dense.labels["tuned"] else {"beta": dense.labels["beta"]}
+            sparse = estimates.select(found, method="sia", **setting)
+            if not sparse:
+                continue
+            differences += [estimates.difference(sia, dense) for sia in sparse]
+            claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
+            differences.append(
+                estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
+            )
+            if not setting["tuned"] and setting["beta"] == 1:
+                same = {
+                    "method": "dense",
+                    "tuned": False,
+                    "family": setting["family"],
+                    "value_model": setting["value_model"],
+                }
+                base = estimates.the(found, family=setting["family"], gate="never")
+                curves = [[base, *_by_strength(estimates.select(found, **same, floor=0.0))]]
+                if setting["floor"]:
+                    curves.append(
+                        _by_strength(estimates.select(found, **same, floor=setting["floor"]))
+                    )
+                matched.append((curves, claimed))
+        strong = [
+            e
+            for e in estimates.select(found, family=profile.families[0], floor=0.0, tuned=False)
+            if e.labels["gate"] != "never"
+        ]
+        for loss in methods.values(
+            profile
+        ):  # what replacing the logits by the values, or a strong tilt, does
+            for ratio in (*profile.sweep.ratios, 1.0):
+                same = {"value_model": loss, "target_ratio": ratio}
+                usual = estimates.the(strong, **same, beta=1.0)
+                differences += [
+                    estimates.difference(e, usual, versus="β = 1")
+                    for e in estimates.select(strong, **same)
+                    if e.labels["beta"] != 1
+                ]
+        pooled = estimates.over_families([d for d in differences if d.labels["versus"] == "dense"])
+        table = estimates.summarize([*found, *differences, *pooled], metrics, profile)
+        return pd.concat([table, at_equal_drift(matched, profile)], ignore_index=True)
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """A row for each loss: score, drift and errors of fluency against β for each ratio; the grid of scores; score against drift."""
+        from benchmarks.figures import style
+
+        family, betas = profile.families[0], profile.sweep.betas
+        ratios = (*profile.sweep.ratios, 1.0)
+        shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
+        part = table[
+            (table["family"] == family)
+            & (table["objective"] == "all")
+            & (table["versus"] == "")
+            & (table["floor"] == 0)
+        ]
+        lines = {
+            profile.score: ("{loss}: score", score := estimates.label(profile, profile.score)),
+            "kl_per_token": ("drift", "KL per token (nats)"),
+            "fluency_errors": ("fluency", "share with fluency errors"),
+        }
+        lines = {metric: texts for metric, texts in lines.items() if metric in set(part["metric"])}
+        figure, places = style.grid(2 * len(profile.losses), len(lines), 2.8, 2.3)
+        axes = np.array(
+            [
+                [*places[2 * i], *style.join(places[2 * i + 1, :-1]), places[2 * i + 1, -1]]
+                for i in range(len(profile.losses))
             ]
-    return methods.Wanted(wanted)
-
-
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    return methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own
-    best β, and (`matched`: "kl") at equal drift. Per objective and pooled; family "all": the mean over both."""
-    metrics = profile.available_metrics(METRICS)
-    found = list(estimates.entries(rows, metrics).values())
-    differences, matched = [], []
-    for dense in estimates.select(found, method="dense"):
-        setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
-        setting |= {} if dense.labels["tuned"] else {"beta": dense.labels["beta"]}
-        sparse = estimates.select(found, method="sia", **setting)
-        if not sparse:
-            continue
-        differences += [estimates.difference(sia, dense) for sia in sparse]
-        claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
-        differences.append(
-            estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
         )
-        if not setting["tuned"] and setting["beta"] == 1:
-            same = {
-                "method": "dense",
-                "tuned": False,
-                "family": setting["family"],
-                "value_model": setting["value_model"],
-            }
-            base = estimates.the(found, family=setting["family"], gate="never")
-            curves = [[base, *_by_strength(estimates.select(found, **same, floor=0.0))]]
-            if setting["floor"]:
-                curves.append(_by_strength(estimates.select(found, **same, floor=setting["floor"])))
-            matched.append((curves, claimed))
-    strong = [
-        e
-        for e in estimates.select(found, family=profile.families[0], floor=0.0, tuned=False)
-        if e.labels["gate"] != "never"
-    ]
-    for loss in methods.values(
-        profile
-    ):  # what replacing the logits by the values, or a strong tilt, does
-        for ratio in (*profile.sweep.ratios, 1.0):
-            same = {"value_model": loss, "target_ratio": ratio}
-            usual = estimates.the(strong, **same, beta=1.0)
-            differences += [
-                estimates.difference(e, usual, versus="β = 1")
-                for e in estimates.select(strong, **same)
-                if e.labels["beta"] != 1
-            ]
-    pooled = estimates.over_families([d for d in differences if d.labels["versus"] == "dense"])
-    table = estimates.summarize([*found, *differences, *pooled], metrics, profile)
-    return pd.concat([table, at_equal_drift(matched, profile)], ignore_index=True)
+        place = {beta: i for i, beta in enumerate(betas)}
+        names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
+        for i, value_model in enumerate(methods.values(profile)):
+            of_loss = part[part["value_model"] == value_model]
+            grid = of_loss[~of_loss["tuned"].astype(bool)].assign(
+                place=lambda x: x["beta"].map(place)
+            )
+            judge, kl = (grid[grid["metric"] == metric] for metric in (profile.score, "kl"))
+            base = part[(part["gate"] == "never") & (part["metric"] == profile.score)].iloc[0]
+            style.horizontal(axes[i, 0], "base", base)
+            for ratio in ratios:
+                look = {
+                    "color": shades[ratio],
+                    "marker": style.MARKERS["dense"] if ratio == 1 else style.MARKERS["sia"],
+                }
+                for axis, metric in zip(axes[i], lines, strict=False):
+                    points = grid[(grid["metric"] == metric) & (grid["target_ratio"] == ratio)]
+                    style.curve(axis, "sia", points, "place", **look)
+                scores = judge[judge["target_ratio"] == ratio].set_index("beta")["estimate"]
+                drifts = kl[kl["target_ratio"] == ratio].set_index("beta")["estimate"]
+                path = [(0.0, base["estimate"]), *((drifts[beta], scores[beta]) for beta in betas)]
+                axes[i, -1].plot(*zip(*path, strict=True), markersize=3, linewidth=1.2, **look)
+            cells = np.array(
+                [
+                    [
+                        judge[(judge["target_ratio"] == r) & (judge["beta"] == b)]["estimate"].iloc[
+                            0
+                        ]
+                        for b in betas
+                    ]
+                    for r in ratios
+                ]
+            )
+            style.heatmap(
+                axes[i, -2],
+                cells,
+                names,
+                [f"{r:.0%}" for r in ratios],
+                span=(max(cells.min(), cells.max() - 4), cells.max()),
+            )
+            for row, ratio in enumerate(ratios):
+                chosen = of_loss[
+                    of_loss["tuned"].astype(bool)
+                    & (of_loss["target_ratio"] == ratio)
+                    & (of_loss["metric"] == profile.score)
+                ]
+                for beta in chosen["beta_by_replicate"].iloc[0].split("|") if len(chosen) else ():
+                    axes[i, -2].add_patch(
+                        style.plt.Rectangle(
+                            (place[float(beta)] + 0.06, row + 0.08),
+                            0.88,
+                            0.84,
+                            fill=False,
+                            color="black",
+                            linewidth=1.2,
+                        )
+                    )
+            for axis, (title, label) in zip(axes[i], lines.values(), strict=False):
+                axis.set_xticks(range(len(betas)), names)
+                axis.set(xlabel="β", ylabel=label)
+                axis.set_title(title.format(loss=style.LOSSES[value_model]), loc="left")
+            axes[i, 1].set_yscale("symlog", linthresh=0.01)
+            axes[i, 1].set_ylim(0, 2 * grid.loc[grid["metric"] == "kl_per_token", "high"].max())
+            axes[i, -2].set(xlabel="β", ylabel="share of tokens steered")
+            axes[i, -2].set_title(score, loc="left")
+            axes[i, -1].set(xlabel="KL per response (nats)", ylabel=score)
+            axes[i, -1].set_xscale("symlog", linthresh=1.0)
+            axes[i, -1].set_title("score against drift", loc="left")
+        handles = [
+            style.handle(
+                "sia",
+                f"{r:.0%}" if r < 1 else "dense",
+                color=shades[r],
+                marker="D" if r == 1 else "o",
+            )
+            for r in ratios
+        ]
+        framed = (
+            "Framed cells: β that validation prompts choose for the ratio, of each replicate. "
+            if profile.sweep.tuning
+            else ""
+        )
+        caption = (
+            f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}"
+            f"β = ∞: values in place of the logits. In the last panel each line starts at the base and goes through the β in order. "
+            f"The grid and the last panel show no intervals (the table has them); scores 4 points below the best and lower have one colour. "
+            f"{style.measured(part, profile)}"
+        )
+        made = style.finish(
+            figure,
+            [*handles, style.handle("base")],
+            caption,
+            folder,
+            "figure4",
+            stale=stale,
+            legend_columns=8,
+        )
+        return made + sparse_against_dense(table, profile, stale, folder)
 
 
 def _by_strength(dense: Sequence[estimates.Entry]) -> list[estimates.Entry]:
@@ -201,125 +330,6 @@ def _gains(
             start += len(curve)
         gains[draw] = scores[draw, : len(sparse)] - np.max(reached, axis=0)
     return gains
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """A row for each loss: score, drift and errors of fluency against β for each ratio; the grid of scores; score against drift."""
-    from benchmarks.figures import style
-
-    family, betas = profile.families[0], profile.sweep.betas
-    ratios = (*profile.sweep.ratios, 1.0)
-    shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
-    part = table[
-        (table["family"] == family)
-        & (table["objective"] == "all")
-        & (table["versus"] == "")
-        & (table["floor"] == 0)
-    ]
-    lines = {
-        profile.score: ("{loss}: score", score := estimates.label(profile, profile.score)),
-        "kl_per_token": ("drift", "KL per token (nats)"),
-        "fluency_errors": ("fluency", "share with fluency errors"),
-    }
-    lines = {metric: texts for metric, texts in lines.items() if metric in set(part["metric"])}
-    figure, places = style.grid(2 * len(profile.losses), len(lines), 2.8, 2.3)
-    axes = np.array(
-        [
-            [*places[2 * i], *style.join(places[2 * i + 1, :-1]), places[2 * i + 1, -1]]
-            for i in range(len(profile.losses))
-        ]
-    )
-    place = {beta: i for i, beta in enumerate(betas)}
-    names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
-    for i, value_model in enumerate(methods.values(profile)):
-        of_loss = part[part["value_model"] == value_model]
-        grid = of_loss[~of_loss["tuned"].astype(bool)].assign(place=lambda x: x["beta"].map(place))
-        judge, kl = (grid[grid["metric"] == metric] for metric in (profile.score, "kl"))
-        base = part[(part["gate"] == "never") & (part["metric"] == profile.score)].iloc[0]
-        style.horizontal(axes[i, 0], "base", base)
-        for ratio in ratios:
-            look = {
-                "color": shades[ratio],
-                "marker": style.MARKERS["dense"] if ratio == 1 else style.MARKERS["sia"],
-            }
-            for axis, metric in zip(axes[i], lines, strict=False):
-                points = grid[(grid["metric"] == metric) & (grid["target_ratio"] == ratio)]
-                style.curve(axis, "sia", points, "place", **look)
-            scores = judge[judge["target_ratio"] == ratio].set_index("beta")["estimate"]
-            drifts = kl[kl["target_ratio"] == ratio].set_index("beta")["estimate"]
-            path = [(0.0, base["estimate"]), *((drifts[beta], scores[beta]) for beta in betas)]
-            axes[i, -1].plot(*zip(*path, strict=True), markersize=3, linewidth=1.2, **look)
-        cells = np.array(
-            [
-                [
-                    judge[(judge["target_ratio"] == r) & (judge["beta"] == b)]["estimate"].iloc[0]
-                    for b in betas
-                ]
-                for r in ratios
-            ]
-        )
-        style.heatmap(
-            axes[i, -2],
-            cells,
-            names,
-            [f"{r:.0%}" for r in ratios],
-            span=(max(cells.min(), cells.max() - 4), cells.max()),
-        )
-        for row, ratio in enumerate(ratios):
-            chosen = of_loss[
-                of_loss["tuned"].astype(bool)
-                & (of_loss["target_ratio"] == ratio)
-                & (of_loss["metric"] == profile.score)
-            ]
-            for beta in chosen["beta_by_replicate"].iloc[0].split("|") if len(chosen) else ():
-                axes[i, -2].add_patch(
-                    style.plt.Rectangle(
-                        (place[float(beta)] + 0.06, row + 0.08),
-                        0.88,
-                        0.84,
-                        fill=False,
-                        color="black",
-                        linewidth=1.2,
-                    )
-                )
-        for axis, (title, label) in zip(axes[i], lines.values(), strict=False):
-            axis.set_xticks(range(len(betas)), names)
-            axis.set(xlabel="β", ylabel=label)
-            axis.set_title(title.format(loss=style.LOSSES[value_model]), loc="left")
-        axes[i, 1].set_yscale("symlog", linthresh=0.01)
-        axes[i, 1].set_ylim(0, 2 * grid.loc[grid["metric"] == "kl_per_token", "high"].max())
-        axes[i, -2].set(xlabel="β", ylabel="share of tokens steered")
-        axes[i, -2].set_title(score, loc="left")
-        axes[i, -1].set(xlabel="KL per response (nats)", ylabel=score)
-        axes[i, -1].set_xscale("symlog", linthresh=1.0)
-        axes[i, -1].set_title("score against drift", loc="left")
-    handles = [
-        style.handle(
-            "sia", f"{r:.0%}" if r < 1 else "dense", color=shades[r], marker="D" if r == 1 else "o"
-        )
-        for r in ratios
-    ]
-    framed = (
-        "Framed cells: β that validation prompts choose for the ratio, of each replicate. "
-        if profile.sweep.tuning
-        else ""
-    )
-    caption = (
-        f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}"
-        f"β = ∞: values in place of the logits. In the last panel each line starts at the base and goes through the β in order. "
-        f"The grid and the last panel show no intervals (the table has them); scores 4 points below the best and lower have one colour. "
-        f"{style.measured(part, profile)}"
-    )
-    made = style.finish(
-        figure,
-        [*handles, style.handle("base")],
-        caption,
-        folder,
-        "figure4",
-        stale=stale,
-        legend_columns=8,
-    )
-    return made + sparse_against_dense(table, profile, stale, folder)
 
 
 def sparse_against_dense(

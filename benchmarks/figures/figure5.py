@@ -13,6 +13,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
@@ -20,37 +21,137 @@ BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # 
 POLICIES = {"base": "base responses", "sia": "steered responses"}
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    loss = profile.losses[0]
-    steered = [
-        methods.steered(replicate, family, loss, ratio=r)
-        for family in profile.families
-        for r in profile.sweep.few
-    ]
-    return methods.Wanted(
-        traces=[*(methods.base(replicate, family) for family in profile.families), *steered]
-    )
+class Figure5(Figure):
+    """Figure 5: positions of junctions."""
 
+    title = "Figure 5: positions of junctions"
+    reported = ("length", "ratio", "in the first half")
 
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    """One row per response and target ratio, of both policies; the base responses under the same threshold."""
-    frames = []
-    for replicate in replicates:
-        for cell in [cell for cell in cells(profile, replicate).traces if cell.gate != "never"]:
-            for policy in (methods.base(replicate, cell.family), cell):
-                tokens = results.rows(results.settled(policy), "trace")
-                junction = (
-                    methods.would_open(tokens, results.settled(cell))
-                    if policy.gate == "never"
-                    else tokens["steered"]
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        loss = profile.losses[0]
+        steered = [
+            methods.steered(replicate, family, loss, ratio=r)
+            for family in profile.families
+            for r in profile.sweep.few
+        ]
+        return methods.Wanted(
+            traces=[*(methods.base(replicate, family) for family in profile.families), *steered]
+        )
+
+    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        """One row per response and target ratio, of both policies; the base responses under the same threshold."""
+        frames = []
+        for replicate in replicates:
+            for cell in [
+                cell for cell in self.cells(profile, replicate).traces if cell.gate != "never"
+            ]:
+                for policy in (methods.base(replicate, cell.family), cell):
+                    tokens = results.rows(results.settled(policy), "trace")
+                    junction = (
+                        methods.would_open(tokens, results.settled(cell))
+                        if policy.gate == "never"
+                        else tokens["steered"]
+                    )
+                    tokens = tokens.assign(junction=junction)
+                    frames.append(_by_response(tokens, profile.decoding.max_new_tokens).assign(
+                        replicate=replicate, family=cell.family, method=policy.method, target_ratio=cell.target_ratio,
+                    ))  # fmt: skip
+        return pd.concat(frames, ignore_index=True).astype(
+            {"family": "category", "method": "category", "objective": "category"}
+        )
+
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """Per family, objective, policy, target ratio and position: the share of responses in which it is a junction (metric "junction", of
+        all responses; "junction given reached", of those so long), and once each the mean length (metric "length"),
+        and how much of the junctions lie in the first half of their response ("in the first half")."""
+        records = []
+        limit = profile.decoding.max_new_tokens
+        for (family, objective, method, target), part in rows.groupby(
+            ["family", "objective", "method", "target_ratio"], observed=True
+        ):
+            bits = np.stack([_bit(part, position) for position in range(limit)], axis=1)
+            reached = part["tokens"].to_numpy()[:, None] > np.arange(limit)
+            labels = {
+                "family": family,
+                "objective": objective,
+                "method": method,
+                "target_ratio": target,
+                "n": len(part),
+            }
+            labels |= {"replicates": part["replicate"].nunique(), "seeds": part["seed"].nunique()}
+            labels["n"] //= labels["seeds"]
+            for position in range(limit):
+                share, alive = bits[:, position].mean(), reached[:, position].sum()
+                records.append(
+                    labels | {"metric": "junction", "position": position, "estimate": share}
                 )
-                tokens = tokens.assign(junction=junction)
-                frames.append(_by_response(tokens, profile.decoding.max_new_tokens).assign(
-                    replicate=replicate, family=cell.family, method=policy.method, target_ratio=cell.target_ratio,
-                ))  # fmt: skip
-    return pd.concat(frames, ignore_index=True).astype(
-        {"family": "category", "method": "category", "objective": "category"}
-    )
+                given = bits[:, position].sum() / alive if alive else None
+                records.append(
+                    labels
+                    | {"metric": "junction given reached", "position": position, "estimate": given}
+                )
+            first = (
+                bits[np.arange(limit) < part["tokens"].to_numpy()[:, None] / 2].sum() / bits.sum()
+            )
+            records.append(labels | {"metric": "in the first half", "estimate": first})
+            records.append(labels | {"metric": "length", "estimate": part["tokens"].mean()})
+            records.append(
+                labels | {"metric": "ratio", "estimate": bits.sum() / part["tokens"].sum()}
+            )
+        return estimates.of_records(records, ["position"])
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """Rows: families, objectives; columns: policies at each target ratio."""
+        from matplotlib.colors import PowerNorm
+
+        from benchmarks.figures import style
+
+        columns = [(target, method) for target in profile.sweep.few for method in POLICIES]
+        figure, axes = style.grid(len(profile.sweep.few), len(POLICIES), 3.6, 2.5, sharey=True)
+        axes = axes.reshape(1, -1)
+        labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
+        shares = table[table["metric"] == "junction"]
+        highest = 100 * shares["estimate"].max()
+        for axis, (target, method) in zip(axes[0], columns, strict=True):
+            part = table[(table["target_ratio"] == target) & (table["method"] == method)]
+            rows, lengths = [], []
+            for family, objective in labels:
+                of_row = part[(part["family"] == family) & (part["objective"] == objective)]
+                rows.append(
+                    100
+                    * of_row[of_row["metric"] == "junction"]
+                    .sort_values("position")["estimate"]
+                    .to_numpy()
+                )
+                lengths.append(of_row[of_row["metric"] == "length"]["estimate"].iloc[0])
+            drawn = axis.pcolormesh(
+                np.array(rows), cmap=style.BLUES, norm=PowerNorm(0.5, 0, highest)
+            )
+            for i, length in enumerate(lengths):
+                axis.plot(
+                    [length, length],
+                    [i + 0.04, i + 0.96],
+                    color="#D00000",
+                    linestyle=(0, (3, 1.5)),
+                    linewidth=1.3,
+                )
+            axis.set_yticks(
+                np.arange(len(labels)) + 0.5, [f"{style.FAMILIES[f]}, {o}" for f, o in labels]
+            )
+            axis.set_title(f"{POLICIES[method]}, {target:.0%}")
+            axis.set_xlabel("position in the response (token)")
+        axes[0, 0].invert_yaxis()  # which all share
+        bar = figure.colorbar(drawn, cax=axes[0, -1].inset_axes((1.03, 0, 0.05, 1)))
+        bar.set_label("responses with a junction here (%)")
+        first = table.iloc[0]
+        caption = (
+            f"How often each position of a response is a junction, {style.first_loss(profile)}, β = 1. "
+            f"Base responses: where the same gate would open. "
+            f"Positions beyond the end of a response count as none. Colours: by the root of the share. Red, dashed: mean length of the "
+            f"responses (at most {profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
+            f"{estimates.plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
+        )
+        return style.finish(figure, [], caption, folder, "figure5", stale=stale)
 
 
 def _by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
@@ -70,93 +171,6 @@ def _by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
     )
 
 
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Per family, objective, policy, target ratio and position: the share of responses in which it is a junction (metric "junction", of
-    all responses; "junction given reached", of those so long), and once each the mean length (metric "length"),
-    and how much of the junctions lie in the first half of their response ("in the first half")."""
-    records = []
-    limit = profile.decoding.max_new_tokens
-    for (family, objective, method, target), part in rows.groupby(
-        ["family", "objective", "method", "target_ratio"], observed=True
-    ):
-        bits = np.stack([_bit(part, position) for position in range(limit)], axis=1)
-        reached = part["tokens"].to_numpy()[:, None] > np.arange(limit)
-        labels = {
-            "family": family,
-            "objective": objective,
-            "method": method,
-            "target_ratio": target,
-            "n": len(part),
-        }
-        labels |= {"replicates": part["replicate"].nunique(), "seeds": part["seed"].nunique()}
-        labels["n"] //= labels["seeds"]
-        for position in range(limit):
-            share, alive = bits[:, position].mean(), reached[:, position].sum()
-            records.append(labels | {"metric": "junction", "position": position, "estimate": share})
-            given = bits[:, position].sum() / alive if alive else None
-            records.append(
-                labels
-                | {"metric": "junction given reached", "position": position, "estimate": given}
-            )
-        first = bits[np.arange(limit) < part["tokens"].to_numpy()[:, None] / 2].sum() / bits.sum()
-        records.append(labels | {"metric": "in the first half", "estimate": first})
-        records.append(labels | {"metric": "length", "estimate": part["tokens"].mean()})
-        records.append(labels | {"metric": "ratio", "estimate": bits.sum() / part["tokens"].sum()})
-    return estimates.of_records(records, ["position"])
-
-
 def _bit(part: pd.DataFrame, position: int) -> np.ndarray:
     column = part[BITS[position // 64]].to_numpy().astype(np.uint64)
     return (column >> np.uint64(position % 64)) & np.uint64(1)
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Rows: families, objectives; columns: policies at each target ratio."""
-    from matplotlib.colors import PowerNorm
-
-    from benchmarks.figures import style
-
-    columns = [(target, method) for target in profile.sweep.few for method in POLICIES]
-    figure, axes = style.grid(len(profile.sweep.few), len(POLICIES), 3.6, 2.5, sharey=True)
-    axes = axes.reshape(1, -1)
-    labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
-    shares = table[table["metric"] == "junction"]
-    highest = 100 * shares["estimate"].max()
-    for axis, (target, method) in zip(axes[0], columns, strict=True):
-        part = table[(table["target_ratio"] == target) & (table["method"] == method)]
-        rows, lengths = [], []
-        for family, objective in labels:
-            of_row = part[(part["family"] == family) & (part["objective"] == objective)]
-            rows.append(
-                100
-                * of_row[of_row["metric"] == "junction"]
-                .sort_values("position")["estimate"]
-                .to_numpy()
-            )
-            lengths.append(of_row[of_row["metric"] == "length"]["estimate"].iloc[0])
-        drawn = axis.pcolormesh(np.array(rows), cmap=style.BLUES, norm=PowerNorm(0.5, 0, highest))
-        for i, length in enumerate(lengths):
-            axis.plot(
-                [length, length],
-                [i + 0.04, i + 0.96],
-                color="#D00000",
-                linestyle=(0, (3, 1.5)),
-                linewidth=1.3,
-            )
-        axis.set_yticks(
-            np.arange(len(labels)) + 0.5, [f"{style.FAMILIES[f]}, {o}" for f, o in labels]
-        )
-        axis.set_title(f"{POLICIES[method]}, {target:.0%}")
-        axis.set_xlabel("position in the response (token)")
-    axes[0, 0].invert_yaxis()  # which all share
-    bar = figure.colorbar(drawn, cax=axes[0, -1].inset_axes((1.03, 0, 0.05, 1)))
-    bar.set_label("responses with a junction here (%)")
-    first = table.iloc[0]
-    caption = (
-        f"How often each position of a response is a junction, {style.first_loss(profile)}, β = 1. "
-        f"Base responses: where the same gate would open. "
-        f"Positions beyond the end of a response count as none. Colours: by the root of the share. Red, dashed: mean length of the "
-        f"responses (at most {profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
-        f"{estimates.plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
-    )
-    return style.finish(figure, [], caption, folder, "figure5", stale=stale)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.profile import Profile
 
 UNIT = ["objective", "prompt", "seed"]
@@ -20,47 +21,63 @@ CELL = ["method", "value_model", "target_ratio"]
 MEASURED = ("tokens", "steered", "shifted", "kl")
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    family, ratios = profile.families[0], profile.sweep.few
-    wanted = [methods.base(replicate, family)]
-    for loss in profile.losses:
-        wanted += methods.curve(profile, replicate, family, loss, ratios)
-        wanted.append(methods.steered(replicate, family, loss, gate="random", ratio=min(ratios)))
-    return methods.Wanted(cells=wanted, views=wanted)
+class Junctions(Figure):
+    """Junctions, one by one."""
 
+    title = "Junctions, one by one"
+    own_section = False
 
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    """One row per candidate (see probes.view), with the score of its response."""
-    frames = []
-    for replicate in replicates:
-        for cell in cells(profile, replicate).views:
-            settled = results.settled(cell)
-            scores = results.rows(settled)[[*UNIT, "tokens", profile.score]].rename(
-                columns={profile.score: "score"}
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        family, ratios = profile.families[0], profile.sweep.few
+        wanted = [methods.base(replicate, family)]
+        for loss in profile.losses:
+            wanted += methods.curve(profile, replicate, family, loss, ratios)
+            wanted.append(
+                methods.steered(replicate, family, loss, gate="random", ratio=min(ratios))
             )
-            shown = results.rows(settled, "view").merge(
-                scores.astype({"objective": str}), on=UNIT, how="left", validate="many_to_one"
-            )
-            if (shown.groupby(UNIT)["step"].transform("max") + 1 != shown.pop("tokens")).any():
-                raise ArithmeticError(
-                    f"{cell.method} was viewed with other responses than were measured: this machine does not repeat itself"
+        return methods.Wanted(cells=wanted, views=wanted)
+
+    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        """One row per candidate (see probes.view), with the score of its response."""
+        frames = []
+        for replicate in replicates:
+            for cell in self.cells(profile, replicate).views:
+                settled = results.settled(cell)
+                scores = results.rows(settled)[[*UNIT, "tokens", profile.score]].rename(
+                    columns={profile.score: "score"}
                 )
-            labels = {"replicate": replicate, "family": cell.family, "model": cell.model}
-            frames.append(
-                shown.assign(
-                    **labels,
-                    **{name: getattr(cell, name) for name in CELL},
-                    gate=cell.gate,
-                    beta=cell.beta,
+                shown = results.rows(settled, "view").merge(
+                    scores.astype({"objective": str}), on=UNIT, how="left", validate="many_to_one"
                 )
+                if (shown.groupby(UNIT)["step"].transform("max") + 1 != shown.pop("tokens")).any():
+                    raise ArithmeticError(
+                        f"{cell.method} was viewed with other responses than were measured: this machine does not repeat itself"
+                    )
+                labels = {"replicate": replicate, "family": cell.family, "model": cell.model}
+                frames.append(
+                    shown.assign(
+                        **labels,
+                        **{name: getattr(cell, name) for name in CELL},
+                        gate=cell.gate,
+                        beta=cell.beta,
+                    )
+                )
+        table = pd.concat(frames, ignore_index=True)
+        return table.astype(
+            dict.fromkeys(
+                ("objective", "asked", "word", "family", "model", "method", "value_model", "gate"),
+                "category",
             )
-    table = pd.concat(frames, ignore_index=True)
-    return table.astype(
-        dict.fromkeys(
-            ("objective", "asked", "word", "family", "model", "method", "value_model", "gate"),
-            "category",
         )
-    )
+
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """How long the responses shown are, how many tokens of them were steered, and shifted."""
+        found = estimates.entries(responses(rows), MEASURED)
+        return estimates.summarize(list(found.values()), MEASURED, profile)
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """Nothing: the report shows them."""
+        return []
 
 
 def responses(rows: pd.DataFrame) -> pd.DataFrame:
@@ -79,14 +96,3 @@ def responses(rows: pd.DataFrame) -> pd.DataFrame:
     drift = rows.assign(kl=divergence).groupby(unit, observed=True, as_index=False)["kl"].sum()
     usual = {"best_of": 1, "search": "", "tuned": False, "floor": 0.0, "threshold": np.nan}
     return found.merge(drift, on=unit, validate="one_to_one").assign(**usual)
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """How long the responses shown are, how many tokens of them were steered, and shifted."""
-    found = estimates.entries(responses(rows), MEASURED)
-    return estimates.summarize(list(found.values()), MEASURED, profile)
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Nothing: the report shows them."""
-    return []

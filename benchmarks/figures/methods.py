@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -102,16 +102,3 @@ def would_open(tokens: pd.DataFrame, cell: Cell) -> pd.Series:
     """Where the entropy gate of this settled cell opens, or would have on the tokens of another policy. tokens: of a trace."""
     thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, cell.thresholds, strict=True)))
     return tokens["entropy"] >= thresholds.astype(np.float32)
-
-
-def table(
-    cells: Callable[[Profile, int], Wanted],
-    columns: Sequence[str],
-    profile: Profile,
-    replicates: Sequence[int],
-    results,
-):
-    """The rows of all cells that a figure wants, with these columns."""
-    return results.table(
-        [cell for replicate in replicates for cell in cells(profile, replicate).cells], columns
-    )

@@ -1,37 +1,18 @@
-"""Every figure and table, by the name of its target."""
+"""All figures and tables by name: every module of this package is imported, which registers its own."""
 
 from __future__ import annotations
 
-from benchmarks.figures import (
-    best_of_n,
-    cost,
-    entropy,
-    figure1,
-    figure2,
-    figure3,
-    figure4,
-    figure5,
-    junctions,
-    mechanism,
-    table1,
-    theory,
-    threshold,
-    value_error,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-FIGURES = {
-    "figure1": figure1,
-    "figure2": figure2,
-    "figure3": figure3,
-    "figure4": figure4,
-    "figure5": figure5,
-    "best-of-n": best_of_n,
-    "cost": cost,
-    "table1": table1,
-    "entropy": entropy,
-    "theory": theory,
-    "mechanism": mechanism,
-    "value-error": value_error,
-    "threshold": threshold,
-    "junctions": junctions,
+from benchmarks import figures
+from benchmarks.figures.base import REGISTERED, Figure
+
+for module in iter_modules(figures.__path__):
+    import_module(f"{figures.__name__}.{module.name}")
+
+# the paper's own, which are numbered, come first
+FIGURES: dict[str, Figure] = {
+    name: REGISTERED[name]
+    for name in sorted(REGISTERED, key=lambda name: (not name[-1].isdigit(), name))
 }

@@ -13,6 +13,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
 from benchmarks.spec.cells import ARGS, OBJECTIVES
 from benchmarks.spec.profile import Profile
@@ -43,86 +44,94 @@ KEYS = ["method", "target_ratio", "value_model", "search", "tuned"]
 BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions": -1}
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    wanted, sweep = [], profile.sweep
-    for family in profile.families:
-        wanted += methods.baselines(profile, replicate, family)
-        for loss in profile.losses:
-            for tuned in (False, True) if sweep.tuning else (False,):
-                wanted += methods.curve(profile, replicate, family, loss, sweep.few, tuned=tuned)
-        if profile.has(ARGS):
-            wanted.append(
-                methods.searched(
-                    methods.steered(replicate, family, profile.losses[0], ratio=min(sweep.few)),
-                    sweep.beams,
+class Table1(Figure):
+    """Table 1: quality, drift and cost of every method."""
+
+    title = "Table 1: quality, drift and cost of every method"
+    measured = MEASURED
+    reported = ()
+
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        wanted, sweep = [], profile.sweep
+        for family in profile.families:
+            wanted += methods.baselines(profile, replicate, family)
+            for loss in profile.losses:
+                for tuned in (False, True) if sweep.tuning else (False,):
+                    wanted += methods.curve(
+                        profile, replicate, family, loss, sweep.few, tuned=tuned
+                    )
+            if profile.has(ARGS):
+                wanted.append(
+                    methods.searched(
+                        methods.steered(replicate, family, profile.losses[0], ratio=min(sweep.few)),
+                        sweep.beams,
+                    )
                 )
-            )
-    return methods.Wanted(wanted)
+        return methods.Wanted(wanted)
 
-
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    rows = methods.table(cells, profile.available_metrics(MEASURED), profile, replicates, results)
-    rows = rows[(rows["search"] != "best-of") | (rows["best_of"] == profile.sweep.beams)]
-    score = profile.score
-    base = rows[(rows["method"] == "base") & (rows["search"] == "")]
-    unit = ["family", *estimates.UNIT]
-    paired = (
-        rows[unit]
-        .astype({"family": str, "objective": str})
-        .merge(
-            base[[*unit, score]].astype({"family": str, "objective": str}),
-            on=unit,
-            how="left",
-            validate="many_to_one",
-        )[score]
-        .to_numpy()
-    )
-    return rows.assign(
-        win=((rows[score] > paired) + 0.5 * (rows[score] == paired)).astype("float32")
-    )
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Every method, and the paired difference of each judge score to the base's."""
-    rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
-    metrics = profile.available_metrics(METRICS)
-    found = list(estimates.entries(rows, metrics).values())
-    differences = [
-        estimates.difference(
-            entry,
-            estimates.the(found, family=entry.labels["family"], method="base", search=""),
-            versus="base",
+    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        rows = super().collect(profile, replicates, results)
+        rows = rows[(rows["search"] != "best-of") | (rows["best_of"] == profile.sweep.beams)]
+        score = profile.score
+        base = rows[(rows["method"] == "base") & (rows["search"] == "")]
+        unit = ["family", *estimates.UNIT]
+        paired = (
+            rows[unit]
+            .astype({"family": str, "objective": str})
+            .merge(
+                base[[*unit, score]].astype({"family": str, "objective": str}),
+                on=unit,
+                how="left",
+                validate="many_to_one",
+            )[score]
+            .to_numpy()
         )
-        for entry in found
-    ]
-    return estimates.summarize([*found, *differences], metrics, profile)
+        return rows.assign(
+            win=((rows[score] > paired) + 0.5 * (rows[score] == paired)).astype("float32")
+        )
 
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """Every method, and the paired difference of each judge score to the base's."""
+        rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
+        metrics = profile.available_metrics(METRICS)
+        found = list(estimates.entries(rows, metrics).values())
+        differences = [
+            estimates.difference(
+                entry,
+                estimates.the(found, family=entry.labels["family"], method="base", search=""),
+                versus="base",
+            )
+            for entry in found
+        ]
+        return estimates.summarize([*found, *differences], metrics, profile)
 
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """The table as Markdown and LaTeX (table1.csv in results is the whole summary)."""
-    from benchmarks.figures import style
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """The table as Markdown and LaTeX (table1.csv in results is the whole summary)."""
+        from benchmarks.figures import style
 
-    level = table[(table["versus"] == "")]
-    sections = [
-        (family, objective) for family in profile.families for objective in (*OBJECTIVES, "all")
-    ]
-    paths = []
-    note = "Stale: measured under other settings than the profile has now. " if stale else ""
-    first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
-    note += (
-        f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
-        f"for each objective, {style.together(int(first['replicates']))} of profile {profile.name} (Transfer Q*: "
-        f"{profile.sweep.rollout_prompts} prompts a replicate). Bold: best of its column, as it is written. β = 1 unless it says best β "
-        f"(chosen on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties "
-        f"half. KL: against the base, of steered steps, without what a search's choice adds (never bold there); of instruct models the "
-        f"log-likelihood ratio of the first sample; −ln π: surprise of the base. "
-        f"Cost: token positions through all models."
-    )
-    for suffix, render in (("md", _markdown), ("tex", _latex)):
-        path = folder / f"table1.{suffix}"
-        write_text(path, render([(section, _rows(level, *section)) for section in sections], note))
-        paths.append(path)
-    return paths
+        level = table[(table["versus"] == "")]
+        sections = [
+            (family, objective) for family in profile.families for objective in (*OBJECTIVES, "all")
+        ]
+        paths = []
+        note = "Stale: measured under other settings than the profile has now. " if stale else ""
+        first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
+        note += (
+            f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
+            f"for each objective, {style.together(int(first['replicates']))} of profile {profile.name} (Transfer Q*: "
+            f"{profile.sweep.rollout_prompts} prompts a replicate). Bold: best of its column, as it is written. β = 1 unless it says best β "
+            f"(chosen on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties "
+            f"half. KL: against the base, of steered steps, without what a search's choice adds (never bold there); of instruct models the "
+            f"log-likelihood ratio of the first sample; −ln π: surprise of the base. "
+            f"Cost: token positions through all models."
+        )
+        for suffix, render in (("md", _markdown), ("tex", _latex)):
+            path = folder / f"table1.{suffix}"
+            write_text(
+                path, render([(section, _rows(level, *section)) for section in sections], note)
+            )
+            paths.append(path)
+        return paths
 
 
 def _rows(

@@ -15,6 +15,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
+from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
@@ -22,67 +23,240 @@ STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
 LOSSES = ("token", "mean")
 
 
-def cells(profile: Profile, replicate: int) -> methods.Wanted:
-    wanted = []
-    for family in profile.families:
-        wanted += [
-            methods.base(replicate, family),
-            *(methods.steered(replicate, family, "token", ratio=r) for r in profile.sweep.few),
+class Theory(Figure):
+    """Theory and exact computation."""
+
+    title = "Theory and exact computation"
+    needs_lab = True
+
+    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+        wanted = []
+        for family in profile.families:
+            wanted += [
+                methods.base(replicate, family),
+                *(methods.steered(replicate, family, "token", ratio=r) for r in profile.sweep.few),
+            ]
+            wanted.append(methods.dense(replicate, family, "token"))
+        return methods.Wanted(cells=wanted, traces=wanted)
+
+    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        frames = [random_steps(replicate).assign(replicate=replicate) for replicate in replicates]
+        frames += [random_trees(replicate).assign(replicate=replicate) for replicate in replicates]
+        for replicate in replicates:
+            for cell in self.cells(profile, replicate).traces:
+                labels = {
+                    "replicate": replicate,
+                    "family": cell.family,
+                    "method": cell.method,
+                    "target_ratio": cell.target_ratio,
+                }
+                tokens = results.rows(results.settled(cell), "trace")
+                tokens = tokens[tokens["seed"] == 0]
+                kept = [
+                    "objective",
+                    "prompt",
+                    "step",
+                    "entropy",
+                    "steered",
+                    *(f"{n}_{loss}" for n in ("divergence", "range") for loss in LOSSES),
+                ]
+                opens = {}
+                for ratio in profile.sweep.few:  # what the gate of SIA would do here
+                    sparse = results.settled(
+                        methods.steered(replicate, cell.family, "token", ratio=ratio)
+                    )
+                    opens[f"opens_{ratio:g}"] = methods.would_open(tokens, sparse).astype("int8")
+                tokens = tokens[kept].assign(**opens, **labels, experiment="lab")
+                if cell.gate != "never":  # the bound is looked at in base states alone
+                    tokens = tokens.assign(**{f"range_{loss}": np.nan for loss in LOSSES})
+                frames.append(tokens)
+                rows = results.rows(results.settled(cell))[
+                    ["objective", "prompt", "seed", "training_reward", "kl"]
+                ]
+                rows = rows[rows["seed"] == 0]  # whose training reward it is
+                gained = profile.training.reward_scale * rows["training_reward"] - rows["kl"]
+                frames.append(
+                    rows.assign(**labels, experiment="objective", objective_reached=gained).drop(
+                        columns=["training_reward", "kl"]
+                    )
+                )
+        table = pd.concat(
+            frames, ignore_index=True
+        )  # numbers of random instances stay exact: their deviations are what is asked
+        measured = [
+            "objective_reached",
+            *(f"{name}_{loss}" for name in ("divergence", "range") for loss in LOSSES),
         ]
-        wanted.append(methods.dense(replicate, family, "token"))
-    return methods.Wanted(cells=wanted, traces=wanted)
+        table[measured] = table[measured].astype("float32").round(5)
+        return table.astype(
+            dict.fromkeys(("experiment", "family", "method", "objective"), "category")
+        )
 
-
-def collect(profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-    frames = [random_steps(replicate).assign(replicate=replicate) for replicate in replicates]
-    frames += [random_trees(replicate).assign(replicate=replicate) for replicate in replicates]
-    for replicate in replicates:
-        for cell in cells(profile, replicate).traces:
-            labels = {
-                "replicate": replicate,
-                "family": cell.family,
-                "method": cell.method,
-                "target_ratio": cell.target_ratio,
-            }
-            tokens = results.rows(results.settled(cell), "trace")
-            tokens = tokens[tokens["seed"] == 0]
-            kept = [
-                "objective",
-                "prompt",
-                "step",
-                "entropy",
-                "steered",
-                *(f"{n}_{loss}" for n in ("divergence", "range") for loss in LOSSES),
-            ]
-            opens = {}
-            for ratio in profile.sweep.few:  # what the gate of SIA would do here
-                sparse = results.settled(
-                    methods.steered(replicate, cell.family, "token", ratio=ratio)
-                )
-                opens[f"opens_{ratio:g}"] = methods.would_open(tokens, sparse).astype("int8")
-            tokens = tokens[kept].assign(**opens, **labels, experiment="lab")
-            if cell.gate != "never":  # the bound is looked at in base states alone
-                tokens = tokens.assign(**{f"range_{loss}": np.nan for loss in LOSSES})
-            frames.append(tokens)
-            rows = results.rows(results.settled(cell))[
-                ["objective", "prompt", "seed", "training_reward", "kl"]
-            ]
-            rows = rows[rows["seed"] == 0]  # whose training reward it is
-            gained = profile.training.reward_scale * rows["training_reward"] - rows["kl"]
-            frames.append(
-                rows.assign(**labels, experiment="objective", objective_reached=gained).drop(
-                    columns=["training_reward", "kl"]
-                )
+    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+        """One row per law. Of random instances: shares and largest deviations over all of them (low and high are the number itself), of
+        losses by noise means and their ratios with intervals over the steps; of the lab: means with intervals."""
+        records = [
+            *_steps(rows[rows["experiment"] == "step"], profile),
+            *_trees(rows[rows["experiment"] == "tree"]),
+        ]
+        lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
+        for family in profile.families:
+            records += _lab(
+                lab[lab["family"] == family], reached[reached["family"] == family], family, profile
             )
-    table = pd.concat(
-        frames, ignore_index=True
-    )  # numbers of random instances stay exact: their deviations are what is asked
-    measured = [
-        "objective_reached",
-        *(f"{name}_{loss}" for name in ("divergence", "range") for loss in LOSSES),
-    ]
-    table[measured] = table[measured].astype("float32").round(5)
-    return table.astype(dict.fromkeys(("experiment", "family", "method", "objective"), "category"))
+        return estimates.of_records(
+            records, ["experiment", "states", "noise"], 9
+        )  # deviations from identities are small
+
+    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+        """What the laws come to: random steps and trees first, the lab in the others."""
+        from benchmarks.figures import style
+
+        figure, axes = style.grid(3, 2, 3.9, 2.5)
+        axes = axes.reshape(1, 6)
+        exact = table[table["experiment"].isin(["step", "tree"])]
+        laws = exact[exact["noise"].isna()].set_index("metric")["estimate"]
+        shares = {
+            "KL(π*‖π)/β for a step's regret:\nmedian relative error": "regret − KL(π*‖π)/β, relative, median",
+            "trees beyond the sum under\nthe optimum's states": "trees whose regret exceeds the sum under the optimum's states",
+            "trees beyond the sum under\nthe base's states": "trees whose regret exceeds the sum under the base's states",
+            "steps beyond the\nentropy bound": "steps whose regret exceeds the entropy bound",
+            "regret / entropy bound,\nentropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
+            "the same, entropy ≥ 1": "regret / entropy bound, median, entropy 1 and more",
+        }
+        axes[0, 0].barh(
+            list(shares), [100 * laws[metric] for metric in shares.values()], color=style.NEUTRAL
+        )
+        axes[0, 0].invert_yaxis()
+        axes[0, 0].tick_params(axis="y", labelsize=7)
+        axes[0, 0].set_title("random steps and trees", loc="left")
+        axes[0, 0].set_xlabel("%")
+        for where, colour in (("below 1", "#9ECAE1"), ("1 and more", "#08306B")):
+            noisy = exact[exact["metric"] == f"regret by noise, mean, entropy {where}"]
+            axes[0, 1].plot(
+                noisy["noise"],
+                noisy["estimate"],
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=f"noise, entropy {where}",
+            )
+            alone = laws[f"regret of leaving alone, mean, entropy {where}"]
+            axes[0, 1].axhline(
+                alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {where}"
+            )
+        axes[0, 1].set(
+            xscale="log", yscale="log", xlabel="SD of the noise in V", ylabel="regret (mean)"
+        )
+        axes[0, 1].set_title("random steps: what noise costs", loc="left")
+        axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
+        axes[0, 2].set_ylabel("nats for a response")
+        axes[0, 3].set_ylabel("share of the KL of all steps")
+        lab = table[table["experiment"] == "lab"]
+        colours = {
+            "sia": style.COLOURS["sia"],
+            "base": style.COLOURS["base"],
+            "dense": style.COLOURS["dense"],
+        }
+        few = profile.sweep.few
+        for axis, metric, title in (
+            (axes[0, 2], "Σ KL(π‖π*) over unsteered steps, per response", "lab: Theorem 2.2's sum"),
+            (
+                axes[0, 3],
+                "share of Σ KL(π‖π*) at the steps that the gate opens",
+                "lab: share at junctions",
+            ),
+        ):
+            part = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
+            place, ticks = 0, []
+            for family in profile.families:
+                for ratio in few:
+                    for offset, states in enumerate(colours):
+                        row = part[
+                            (part["family"] == family)
+                            & np.isclose(part["target_ratio"], ratio)
+                            & (part["states"] == states)
+                        ].iloc[0]
+                        style.bars(axis, place + 0.28 * offset - 0.28, row, colours[states], 0.26)
+                    ticks.append(f"{style.FAMILIES[family]}\n{ratio:.0%}")
+                    place += 1
+            axis.set_xticks(range(place), ticks, fontsize=style.SMALL)
+            axis.set_title(title, loc="left")
+        gaps = lab[lab["metric"] == "J of dense − J reached"]
+        sums = lab[
+            (lab["metric"] == "Σ KL(π‖π*) over unsteered steps, per response")
+            & (lab["value_model"] == "value-token")
+            & (lab["states"] == "sia")
+        ]
+        for family, marker in zip(profile.families, ("o", "s"), strict=False):
+            for ratio, hollow in zip(few, (False, True), strict=False):
+                x, y = (
+                    part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio)].iloc[
+                        0
+                    ]
+                    for part in (sums, gaps)
+                )
+                axes[0, 4].errorbar(
+                    x["estimate"], y["estimate"], xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
+                    yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]], marker=marker, color=style.COLOURS["sia"], markersize=5,
+                    markerfacecolor="white" if hollow else None, linestyle="none", elinewidth=0.8,
+                    label=f"{style.FAMILIES[family]}, {ratio:.0%}",
+                )  # fmt: skip
+        ends = [0, max(sums["high"].max(), gaps["high"].max())]
+        axes[0, 4].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
+        axes[0, 4].set_xlabel("sum, own states (nats)")
+        axes[0, 4].set_ylabel("J(dense) − J(SIA)")
+        axes[0, 4].set_title("lab: is the sum the loss?", loc="left")
+        axes[0, 4].legend(frameon=False, fontsize=style.SMALL)
+        bounds = lab[
+            lab["metric"].isin(
+                ["steps below τ = 1: regret, mean", "steps below τ = 1: entropy bound, mean"]
+            )
+        ]
+        names = []
+        for place, (family, loss) in enumerate(
+            (family, loss) for family in profile.families for loss in LOSSES
+        ):
+            rows = bounds[
+                (bounds["family"] == family) & (bounds["value_model"] == f"value-{loss}")
+            ].set_index("metric")["estimate"]
+            names.append(f"{style.FAMILIES[family]}\n{style.LOSSES[f'value-{loss}'].split()[0]}")
+            for offset, (metric, colour) in enumerate(
+                (("regret", "#08306B"), ("entropy bound", "#9ECAE1"))
+            ):
+                if len(rows):
+                    axes[0, 5].bar(
+                        place + 0.4 * offset - 0.2,
+                        rows[f"steps below τ = 1: {metric}, mean"],
+                        0.36,
+                        color=colour,
+                    )
+        axes[0, 5].set_xticks(range(len(names)), names, fontsize=7)
+        axes[0, 5].set(yscale="log", ylabel="nats, mean")
+        axes[0, 5].set_title(
+            "lab, steps below τ = 1:\nregret (dark) and bound (pale)", loc="left", fontsize=9
+        )
+        handles = [
+            style.handle(
+                m,
+                f"states of {m if m != 'sia' else 'SIA'}",
+                linestyle="-",
+                marker=None,
+                linewidth=5,
+            )
+            for m in colours
+        ]
+        steps, trees = (
+            int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree")
+        )
+        caption = (
+            f"First two panels, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
+            f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret "
+            f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values where not said, β = 1, "
+            f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
+            f"were exact; last panel: no intervals. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
+        )
+        return style.finish(figure, handles, caption, folder, "theory", stale=stale)
 
 
 def random_steps(replicate: int) -> pd.DataFrame:
@@ -160,23 +334,6 @@ def random_trees(replicate: int) -> pd.DataFrame:
             | {f"sum_under_{name}": value.item() for name, value in sums.items()}
         )
     return pd.DataFrame.from_records(records).assign(experiment="tree")
-
-
-def summarize(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """One row per law. Of random instances: shares and largest deviations over all of them (low and high are the number itself), of
-    losses by noise means and their ratios with intervals over the steps; of the lab: means with intervals."""
-    records = [
-        *_steps(rows[rows["experiment"] == "step"], profile),
-        *_trees(rows[rows["experiment"] == "tree"]),
-    ]
-    lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
-    for family in profile.families:
-        records += _lab(
-            lab[lab["family"] == family], reached[reached["family"] == family], family, profile
-        )
-    return estimates.of_records(
-        records, ["experiment", "states", "noise"], 9
-    )  # deviations from identities are small
 
 
 def _steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
@@ -377,148 +534,3 @@ def _bounds(
 
 def _largest(likely: np.ndarray, value_range: np.ndarray) -> np.ndarray:
     return np.log1p(likely * np.expm1(value_range)) - likely * value_range
-
-
-def plot(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """What the laws come to: random steps and trees first, the lab in the others."""
-    from benchmarks.figures import style
-
-    figure, axes = style.grid(3, 2, 3.9, 2.5)
-    axes = axes.reshape(1, 6)
-    exact = table[table["experiment"].isin(["step", "tree"])]
-    laws = exact[exact["noise"].isna()].set_index("metric")["estimate"]
-    shares = {
-        "KL(π*‖π)/β for a step's regret:\nmedian relative error": "regret − KL(π*‖π)/β, relative, median",
-        "trees beyond the sum under\nthe optimum's states": "trees whose regret exceeds the sum under the optimum's states",
-        "trees beyond the sum under\nthe base's states": "trees whose regret exceeds the sum under the base's states",
-        "steps beyond the\nentropy bound": "steps whose regret exceeds the entropy bound",
-        "regret / entropy bound,\nentropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
-        "the same, entropy ≥ 1": "regret / entropy bound, median, entropy 1 and more",
-    }
-    axes[0, 0].barh(
-        list(shares), [100 * laws[metric] for metric in shares.values()], color=style.NEUTRAL
-    )
-    axes[0, 0].invert_yaxis()
-    axes[0, 0].tick_params(axis="y", labelsize=7)
-    axes[0, 0].set_title("random steps and trees", loc="left")
-    axes[0, 0].set_xlabel("%")
-    for where, colour in (("below 1", "#9ECAE1"), ("1 and more", "#08306B")):
-        noisy = exact[exact["metric"] == f"regret by noise, mean, entropy {where}"]
-        axes[0, 1].plot(
-            noisy["noise"],
-            noisy["estimate"],
-            color=colour,
-            marker="o",
-            markersize=3,
-            label=f"noise, entropy {where}",
-        )
-        alone = laws[f"regret of leaving alone, mean, entropy {where}"]
-        axes[0, 1].axhline(
-            alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {where}"
-        )
-    axes[0, 1].set(
-        xscale="log", yscale="log", xlabel="SD of the noise in V", ylabel="regret (mean)"
-    )
-    axes[0, 1].set_title("random steps: what noise costs", loc="left")
-    axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
-    axes[0, 2].set_ylabel("nats for a response")
-    axes[0, 3].set_ylabel("share of the KL of all steps")
-    lab = table[table["experiment"] == "lab"]
-    colours = {
-        "sia": style.COLOURS["sia"],
-        "base": style.COLOURS["base"],
-        "dense": style.COLOURS["dense"],
-    }
-    few = profile.sweep.few
-    for axis, metric, title in (
-        (axes[0, 2], "Σ KL(π‖π*) over unsteered steps, per response", "lab: Theorem 2.2's sum"),
-        (
-            axes[0, 3],
-            "share of Σ KL(π‖π*) at the steps that the gate opens",
-            "lab: share at junctions",
-        ),
-    ):
-        part = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
-        place, ticks = 0, []
-        for family in profile.families:
-            for ratio in few:
-                for offset, states in enumerate(colours):
-                    row = part[
-                        (part["family"] == family)
-                        & np.isclose(part["target_ratio"], ratio)
-                        & (part["states"] == states)
-                    ].iloc[0]
-                    style.bars(axis, place + 0.28 * offset - 0.28, row, colours[states], 0.26)
-                ticks.append(f"{style.FAMILIES[family]}\n{ratio:.0%}")
-                place += 1
-        axis.set_xticks(range(place), ticks, fontsize=style.SMALL)
-        axis.set_title(title, loc="left")
-    gaps = lab[lab["metric"] == "J of dense − J reached"]
-    sums = lab[
-        (lab["metric"] == "Σ KL(π‖π*) over unsteered steps, per response")
-        & (lab["value_model"] == "value-token")
-        & (lab["states"] == "sia")
-    ]
-    for family, marker in zip(profile.families, ("o", "s"), strict=False):
-        for ratio, hollow in zip(few, (False, True), strict=False):
-            x, y = (
-                part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio)].iloc[0]
-                for part in (sums, gaps)
-            )
-            axes[0, 4].errorbar(
-                x["estimate"], y["estimate"], xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
-                yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]], marker=marker, color=style.COLOURS["sia"], markersize=5,
-                markerfacecolor="white" if hollow else None, linestyle="none", elinewidth=0.8,
-                label=f"{style.FAMILIES[family]}, {ratio:.0%}",
-            )  # fmt: skip
-    ends = [0, max(sums["high"].max(), gaps["high"].max())]
-    axes[0, 4].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
-    axes[0, 4].set_xlabel("sum, own states (nats)")
-    axes[0, 4].set_ylabel("J(dense) − J(SIA)")
-    axes[0, 4].set_title("lab: is the sum the loss?", loc="left")
-    axes[0, 4].legend(frameon=False, fontsize=style.SMALL)
-    bounds = lab[
-        lab["metric"].isin(
-            ["steps below τ = 1: regret, mean", "steps below τ = 1: entropy bound, mean"]
-        )
-    ]
-    names = []
-    for place, (family, loss) in enumerate(
-        (family, loss) for family in profile.families for loss in LOSSES
-    ):
-        rows = bounds[
-            (bounds["family"] == family) & (bounds["value_model"] == f"value-{loss}")
-        ].set_index("metric")["estimate"]
-        names.append(f"{style.FAMILIES[family]}\n{style.LOSSES[f'value-{loss}'].split()[0]}")
-        for offset, (metric, colour) in enumerate(
-            (("regret", "#08306B"), ("entropy bound", "#9ECAE1"))
-        ):
-            if len(rows):
-                axes[0, 5].bar(
-                    place + 0.4 * offset - 0.2,
-                    rows[f"steps below τ = 1: {metric}, mean"],
-                    0.36,
-                    color=colour,
-                )
-    axes[0, 5].set_xticks(range(len(names)), names, fontsize=7)
-    axes[0, 5].set(yscale="log", ylabel="nats, mean")
-    axes[0, 5].set_title(
-        "lab, steps below τ = 1:\nregret (dark) and bound (pale)", loc="left", fontsize=9
-    )
-    handles = [
-        style.handle(
-            m, f"states of {m if m != 'sia' else 'SIA'}", linestyle="-", marker=None, linewidth=5
-        )
-        for m in colours
-    ]
-    steps, trees = (
-        int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree")
-    )
-    caption = (
-        f"First two panels, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
-        f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret "
-        f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values where not said, β = 1, "
-        f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
-        f"were exact; last panel: no intervals. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
-    )
-    return style.finish(figure, handles, caption, folder, "theory", stale=stale)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape, unescape
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from PIL import Image
 from benchmarks.analysis import claims, tables
 from benchmarks.analysis.estimates import label
 from benchmarks.figures import junctions, style
+from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import read_frame, write_text
 from benchmarks.spec.profile import Profile
 
@@ -29,11 +29,6 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 REPORT = "report.html"
 COLOURS = 96  # of the pictures in the page, which keeps it small
 ROWS = 150  # of a table in the page
-SHOWN = {
-    "cost": ("reported", "positions", "megaflops", "judge"),
-    "table1": (),
-    "figure5": ("length", "ratio", "in the first half"),
-}  # metrics; (): all
 LEFT_OUT = (
     "seeds",
     "estimate_by_replicate",
@@ -45,14 +40,16 @@ LEFT_OUT = (
 NUMBERS = ("estimate", "low", "high")
 
 
-def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
+def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
     """Writes the page and returns its path. Errors: FileNotFoundError where there are no verdicts to begin with."""
     verdicts = tables.folder(profile) / "claims.csv"
     if not verdicts.exists():
         raise FileNotFoundError(
             f"{verdicts} is missing: make claims PROFILE={profile.name} writes it"
         )
-    drawn = [name for name in figures if tables.has_table(profile, name) and name != "junctions"]
+    drawn = [
+        name for name in figures if tables.has_table(profile, name) and figures[name].own_section
+    ]
     viewer = tables.has_table(profile, "junctions")
     provenance = [
         tables.read_provenance(profile, name) for name in [*drawn, *(["junctions"] * viewer)]
@@ -76,7 +73,7 @@ def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
         "VIEWER": ""
         if viewer
         else f"<p>Not measured: <code>make junctions PROFILE={escape(profile.name)}</code>.</p>",
-        "FIGURES": "\n".join(_figure(profile, name, figures[name]) for name in drawn),
+        "FIGURES": "\n".join(_figure(profile, figures[name]) for name in drawn),
         "FOOTER": f"Made by <code>make report PROFILE={escape(profile.name)}</code> from the tables with these SHA-256 sums: "
         f'<span id="made-from">{escape(json.dumps(made_from(profile, figures)))}</span>',
         "DATA": _json(view_data(profile) if viewer else None),
@@ -87,7 +84,7 @@ def write(profile: Profile, figures: Mapping[str, ModuleType]) -> Path:
     return path
 
 
-def made_from(profile: Profile, figures: Mapping[str, ModuleType]) -> dict[str, str]:
+def made_from(profile: Profile, figures: Mapping[str, Figure]) -> dict[str, str]:
     """The first digits of the hash of every file that the page shows."""
     folder = tables.folder(profile)
     names = [name for name in figures if tables.has_table(profile, name)]
@@ -236,11 +233,9 @@ def _response(part: pd.DataFrame, words: Mapping[str, int]) -> dict:
     return {"score": round(float(part["score"].iloc[0]), 2), "tokens": tokens}
 
 
-def _figure(profile: Profile, name: str, module: ModuleType) -> str:
-    title = escape(
-        " ".join((module.__doc__ or name).split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
-    )
-    shown = ""
+def _figure(profile: Profile, figure: Figure) -> str:
+    title = escape(figure.title)
+    name, shown = figure.name, ""
     for picture in pictures_of(profile, name):
         data, caption = _picture(picture)
         image = f'<img loading="lazy" alt="{escape(title)}" src="data:image/png;base64,{data}">'
@@ -255,7 +250,7 @@ def _figure(profile: Profile, name: str, module: ModuleType) -> str:
     return (
         f'<section id="{name}"><h2>{title}</h2>{warning}{shown}<p><code>make {name} PROFILE={escape(profile.name)}</code> draws it from '
         f"<code>results/{escape(profile.name)}/{name}.csv</code>; with <code>FRESH=1</code> it is measured again.</p>"
-        f"{_table(summary, profile, name)}</section>"
+        f"{_table(summary, profile, figure)}</section>"
     )
 
 
@@ -268,12 +263,13 @@ def _picture(path: Path) -> tuple[str, str]:
     return base64.b64encode(out.getvalue()).decode(), caption
 
 
-def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
-    """The rows that count: of the score where there is one (or of SHOWN), over all objectives where it is so measured, and over all
+def _table(summary: pd.DataFrame, profile: Profile, figure: Figure) -> str:
+    """The rows that count: of the score where there is one (or those that the figure names), over all objectives where it is so measured, and over all
     families where there is more than differences; and the columns that say something."""
     part, said = summary, []
+    reported = (profile.score,) if figure.reported is None else figure.reported
     shown = (
-        [metric for metric in SHOWN.get(name, (profile.score,)) if (part["metric"] == metric).any()]
+        [metric for metric in reported if (part["metric"] == metric).any()]
         if "metric" in part
         else []
     )
@@ -303,7 +299,7 @@ def _table(summary: pd.DataFrame, profile: Profile, name: str) -> str:
     body = "".join(f"<tr>{cells}</tr>" for cells in rows)
     return (
         f"<details><summary>Table: {len(part)} of {len(summary)} rows{' (' + '; '.join(said) + ')' if said else ''}</summary>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {name}"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of {figure.name}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></details>"
     )
 

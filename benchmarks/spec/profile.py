@@ -391,20 +391,6 @@ class HubProfile(Profile):
     def decisive_settings(self) -> dict:
         return asdict(replace(self, hardware=None))
 
-    def lacks(self, figure: str) -> str:
-        if figure in ("mechanism", "value-error", "theory"):
-            return f"{figure} needs the lab, whose world and training can be changed"
-        sized = [
-            f"{kind}-{size}"
-            for kind in ("base", f"value-{self.losses[0]}")
-            for size in ("small", "large")
-        ]
-        if figure == "figure3" and not all(map(self.has, sized)):
-            return f"figure3 needs three sizes of models ({', '.join(sized)}), as w2s-qwen3 has"
-        if figure == "best-of-n" and not (self.has("reward") and self.has("instruct")):
-            return "best-of-n needs models.reward and models.instruct"
-        return ""
-
 
 TABLES = {
     LabProfile: {"model": ModelSize, "small": ModelSize, "large": ModelSize, "training": Training},

@@ -11,16 +11,11 @@ import pytest
 
 from benchmarks.analysis import claims, estimates
 from benchmarks.figures import (
-    best_of_n,
     cost,
-    figure1,
-    figure2,
-    figure3,
     figure4,
-    mechanism,
     table1,
-    threshold,
 )
+from benchmarks.figures.registry import FIGURES
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
 
 # --- estimates and pairs
@@ -28,10 +23,10 @@ from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
 
 def test_estimates_are_means_and_differences_are_paired():
     table = table_of(
-        figure1,
+        FIGURES["figure1"],
         lambda cell: {"entropy": 1.0, "random": 0.25}.get(cell.gate, 0.0) * cell.target_ratio,
     )
-    rows = FakeResults(SMOKE).rows(figure1.cells(SMOKE, 0).cells[0])
+    rows = FakeResults(SMOKE).rows(FIGURES["figure1"].cells(SMOKE, 0).cells[0])
     level = {
         "family": "qwen3",
         "metric": "judge",
@@ -41,7 +36,7 @@ def test_estimates_are_means_and_differences_are_paired():
         "value_model": "value-token",
     }
     honesty = pick(table, **level, objective="honesty")
-    both = [FakeResults(SMOKE).rows(figure1.cells(SMOKE, r).cells[0]) for r in range(2)]
+    both = [FakeResults(SMOKE).rows(FIGURES["figure1"].cells(SMOKE, r).cells[0]) for r in range(2)]
     expected = (
         np.mean([rows[rows["objective"] == "honesty"]["judge"].mean() for rows in both]) + 0.5
     )
@@ -67,7 +62,9 @@ def test_estimates_are_means_and_differences_are_paired():
 
 def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
     effects = {"entropy": 1.0, "random": 0.5, "every": 2.0, "never": 0.0}
-    table = table_of(figure2, lambda cell: effects[cell.gate] + 3 * (cell.model == "instruct"))
+    table = table_of(
+        FIGURES["figure2"], lambda cell: effects[cell.gate] + 3 * (cell.model == "instruct")
+    )
     common = {
         "objective": "all",
         "metric": "judge",
@@ -99,14 +96,14 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
 
 
 def test_methods_must_share_prompts_and_seeds():
-    rows = figure1.collect(SMOKE, range(1), FakeResults(SMOKE))
+    rows = FIGURES["figure1"].collect(SMOKE, range(1), FakeResults(SMOKE))
     dropped = rows[
         (rows["method"] == "dense") & (rows["prompt"] == 3) & (rows["objective"] == "honesty")
     ].index
     with pytest.raises(
         ValueError, match="every method must be measured on the same prompts and seeds"
     ):
-        figure1.summarize(rows.drop(dropped), SMOKE)
+        FIGURES["figure1"].summarize(rows.drop(dropped), SMOKE)
     left, right = (
         estimates.Entry({"method": m}, np.zeros((n, 1)), np.zeros(n), np.ones(n), (1, 1, n, 1))
         for m, n in (("a", 4), ("b", 6))
@@ -120,14 +117,14 @@ def test_methods_must_share_prompts_and_seeds():
 
 
 def test_realised_ratios_stand_on_both_sides_of_a_difference():
-    rows = figure1.collect(SMOKE, range(1), FakeResults(SMOKE))
+    rows = FIGURES["figure1"].collect(SMOKE, range(1), FakeResults(SMOKE))
     rows.loc[
         (rows["method"] == "random")
         & (rows["target_ratio"] == 0.2)
         & (rows["objective"] == "honesty"),
         "steered",
     ] = 6
-    table = figure1.summarize(rows, SMOKE)
+    table = FIGURES["figure1"].summarize(rows, SMOKE)
     wanted = {
         "family": "llama",
         "value_model": "value-mean",
@@ -150,7 +147,7 @@ def test_at_equal_drift_dense_is_read_between_the_strengths():
     """Made-up dense steering: KL 3 and score 2 at every β; the base: 0 and 0. Sparse steering has KL 3·ratio and scores 1. At that KL
     dense lies √ratio of the way from base to 2; with a floor it is 1.5 better, from its own KL on."""
     table = table_of(
-        figure4,
+        FIGURES["figure4"],
         lambda cell: (
             1.0
             if cell.gate == "entropy"
@@ -215,7 +212,8 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
         ("value-token", "base-large"): 0.9,
     }
     table = table_of(
-        figure3, lambda cell: gain.get((cell.value_model, cell.model), 7.0 * (cell.gate != "never"))
+        FIGURES["figure3"],
+        lambda cell: gain.get((cell.value_model, cell.model), 7.0 * (cell.gate != "never")),
     )
     row = pick(
         table, method="weak-to-strong sia-claimed", versus="base", objective="all", metric="judge"
@@ -234,7 +232,9 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
 
 
 def test_best_of_n_is_paired_with_the_base_at_the_same_n():
-    table = table_of(best_of_n, lambda cell: {"entropy": 1.0, "every": 3.0}.get(cell.gate, 0.0))
+    table = table_of(
+        FIGURES["best-of-n"], lambda cell: {"entropy": 1.0, "every": 3.0}.get(cell.gate, 0.0)
+    )
     common = {"method": "sia", "target_ratio": 0.2, "objective": "all", "metric": "judge"}
     for best_of, versus, expected in (
         (4, "base", 1.0),
@@ -249,12 +249,12 @@ def test_best_of_n_is_paired_with_the_base_at_the_same_n():
 
 
 def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
-    rows = best_of_n.collect(SMOKE, range(2), FakeResults(SMOKE))
+    rows = FIGURES["best-of-n"].collect(SMOKE, range(2), FakeResults(SMOKE))
     rows["judge"] = rows["best_of"].where(rows["method"] == "base", 0.0)  # the base scores N
     rows.loc[rows["objective"] == "honesty", "value_tokens"] //= (
         2  # steered responses are cheaper there
     )
-    table = best_of_n.summarize(rows, SMOKE)
+    table = FIGURES["best-of-n"].summarize(rows, SMOKE)
     wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base, at equal cost", "best_of": 1}
     # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the best of 2 and of 4 (of 1 and 2)
     for objective, expected in (("helpfulness", 2 + 2 * 10 / 60), ("honesty", 1 + 20 / 30)):
@@ -277,7 +277,7 @@ def test_one_threshold_is_chosen_over_all_models_of_a_loss():
     """Each model likes a τ of its own, and one of them likes its own much more."""
     likes = {("qwen3", "base", 1.0): 3.0, ("llama", "base", 1.5): 1.0}
     table = table_of(
-        threshold, lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
+        FIGURES["threshold"], lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
     )
     wanted = {
         "value_model": "value-mean",
@@ -296,7 +296,7 @@ def test_one_threshold_is_chosen_over_all_models_of_a_loss():
         5.0  # large models take part in choosing, of the loss that they have
     )
     table = table_of(
-        threshold, lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
+        FIGURES["threshold"], lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
     )
     one = {"family": "qwen3", "objective": "all", "metric": "judge", "versus": "best τ of all"}
     assert pick(table, **one, value_model="value-token")["chosen"] == "1.5,1.5,1.5;1.5,1.5,1.5"
@@ -304,7 +304,7 @@ def test_one_threshold_is_chosen_over_all_models_of_a_loss():
 
 
 def test_the_best_threshold_is_chosen_on_other_prompts():
-    table = table_of(threshold, lambda cell: 0.5 * (cell.threshold == 1.5))
+    table = table_of(FIGURES["threshold"], lambda cell: 0.5 * (cell.threshold == 1.5))
     for versus in ("best τ of each", "best τ of all"):
         row = pick(
             table,
@@ -337,7 +337,7 @@ def test_mechanism_isolates_one_cause_at_a_time():
             + 4 * early
         )
 
-    table = table_of(mechanism, effect)
+    table = table_of(FIGURES["mechanism"], effect)
     common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
     usual = {"model": "base", "value_model": "value-mean", "beta": 1.0}
     world = {
@@ -362,7 +362,7 @@ def test_mechanism_isolates_one_cause_at_a_time():
 
 
 def test_ratios_of_costs_and_time():
-    table = table_of(cost)
+    table = table_of(FIGURES["cost"])
     common = {"family": "qwen3", "objective": "all"}
     dense, sia = (30 + 200) / 30, (30 + 40) / 30
     assert pick(
@@ -430,13 +430,13 @@ def test_ratios_of_costs_and_time():
 
 
 def test_times_are_compared_within_a_round_and_vary_between_rounds():
-    rows = cost.collect(SMOKE, range(2), FakeResults(SMOKE))
+    rows = FIGURES["cost"].collect(SMOKE, range(2), FakeResults(SMOKE))
     rows["seconds"] *= 1 + rows["prompt"].where(
         rows["seconds"].notna(), 0
     )  # a machine that slows down changes no ratio
     slow = (rows["method"] == "dense") & rows["seconds"].notna() & (rows["prompt"] % 2 == 1)
     rows.loc[slow, "seconds"] *= 4
-    table = cost.summarize(rows, SMOKE)
+    table = FIGURES["cost"].summarize(rows, SMOKE)
     plain, dense = (
         pick(table, method=m, search="", metric="seconds, ratio", versus="base")
         for m in ("genarm", "dense")
@@ -456,13 +456,13 @@ def test_pareto_keeps_what_no_other_beats():
 
 
 def test_table1_marks_the_best_and_counts_ties_half():
-    rows = table1.collect(
+    rows = FIGURES["table1"].collect(
         SMOKE, range(1), FakeResults(SMOKE, lambda cell: float(cell.gate == "every"))
     )
     rows["kl"] = rows["steered"] / (1.0 + (rows["search"] == "best-of"))
     wins = rows.groupby("method", observed=True)["win"].mean()
     assert (wins["dense"], wins["sia"], wins["base"]) == (1.0, 0.5, 0.5)
-    table = table1.summarize(rows, SMOKE)
+    table = FIGURES["table1"].summarize(rows, SMOKE)
     section = table1._rows(table[table["versus"].isna()], "qwen3", "all")
     assert table1._best(section)["judge"] == round(
         max(row["judge"]["estimate"] for _, row in section), 2
@@ -583,7 +583,9 @@ def test_verdicts_by_value_loss_stand_side_by_side():
 
 
 def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
-    table = table_of(figure1, lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy"))
+    table = table_of(
+        FIGURES["figure1"], lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy")
+    )
     claim = claims.Claim("c", "It holds.", "abstract", "figure1", "under", {
         "method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all", "objective": "all", "metric": "judge",
         "value_model": "value-mean",

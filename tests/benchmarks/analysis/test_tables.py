@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis import claims, tables
-from benchmarks.figures import figure1, figure3
 from benchmarks.runtime import files, fingerprints
 from benchmarks.spec.profile import load_profile, profile_digest
 from tests.helpers.fake import FakeResults
@@ -24,9 +23,11 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
-    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": figure3})
-    rows = figure3.collect(SMOKE, range(2), FakeResults(SMOKE))
-    tables.write_table(SMOKE, "figure3", rows, figure3.summarize(rows, SMOKE), range(2), 1.0, {})
+    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": FIGURES["figure3"]})
+    rows = FIGURES["figure3"].collect(SMOKE, range(2), FakeResults(SMOKE))
+    tables.write_table(
+        SMOKE, "figure3", rows, FIGURES["figure3"].summarize(rows, SMOKE), range(2), 1.0, {}
+    )
     return tmp_path
 
 
@@ -76,7 +77,10 @@ def test_a_changed_table_is_refused(table, capsys, file):
 
 
 def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
-    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1, "figure3": figure3})
+    monkeypatch.setattr(
+        "benchmarks.__main__.FIGURES",
+        {"figure1": FIGURES["figure1"], "figure3": FIGURES["figure3"]},
+    )
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert (

@@ -27,6 +27,7 @@ from benchmarks.analysis import bootstrap, claims, estimates, tables
 from benchmarks.checks import check, exact, exact_settings, regression
 from benchmarks.engine import measure, sweep
 from benchmarks.figures import cost, figure1, figure5
+from benchmarks.figures.registry import FIGURES
 from benchmarks.spec import cells
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab import judge, quality, replicate
@@ -196,7 +197,7 @@ def test_a_planted_fault_is_seen(fault, monkeypatch):
 
 def test_a_second_replicate_that_is_the_first_again_is_seen(monkeypatch):
     """By the summaries of two; of one figure, which is quicker."""
-    monkeypatch.setattr(exact_settings, "FIGURES", {"figure1": figure1})
+    monkeypatch.setattr(exact_settings, "FIGURES", {"figure1": FIGURES["figure1"]})
     expected = EXPECTED["two_replicates"]["figure1"]
     assert (
         list(
@@ -504,7 +505,9 @@ def test_tolerance_comes_from_how_far_retraining_moves(committed):
 @pytest.fixture
 def quick(monkeypatch, committed):
     """`make check` on one table, with the rows that it would measure at hand."""
-    monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure1": figure1, "cost": cost})
+    monkeypatch.setattr(
+        "benchmarks.__main__.FIGURES", {"figure1": FIGURES["figure1"], "cost": FIGURES["cost"]}
+    )
     monkeypatch.setattr("benchmarks.checks.exact.compute", lambda: EXPECTED)
     profile = load_profile("check")
     rows = {"figure1": tables.stack([pd.read_parquet(tables.folder(profile) / "figure1.parquet")])}

@@ -15,6 +15,7 @@ from benchmarks.analysis import tables
 from benchmarks.analysis.tables import sha256
 from benchmarks.checks.verify import _reference
 from benchmarks.figures import figure3, figure5
+from benchmarks.figures.registry import FIGURES
 from benchmarks.runtime import fingerprints
 from benchmarks.spec.profile import load_profile
 from tests.helpers.fake import FakeResults
@@ -28,7 +29,10 @@ def places(patch: pytest.MonkeyPatch, path: Path) -> None:
     for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):
         patch.setattr(f"{module}.ROOT", path)
     patch.setattr(tables, "git_commit", lambda: "c0ffee")
-    patch.setattr("benchmarks.__main__.FIGURES", {"figure3": figure3, "figure5": figure5})
+    patch.setattr(
+        "benchmarks.__main__.FIGURES",
+        {"figure3": FIGURES["figure3"], "figure5": FIGURES["figure5"]},
+    )
 
 
 def write(name: str, figure, effect=lambda cell: 0.0) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, tables
-from benchmarks.figures import entropy, figure5, methods, style, theory, value_error
+from benchmarks.figures import entropy, figure5, methods, style, theory
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.subjects import words
 from benchmarks.subjects.lab.tokenizer import build_tokenizer
@@ -99,11 +99,11 @@ def test_every_claim_finds_its_row_or_none(drawn):
 
 def test_positions_of_junctions():
     results = FakeResults(SMOKE)
-    rows = figure5.collect(SMOKE, range(1), results)
-    table = figure5.summarize(rows, SMOKE)
+    rows = FIGURES["figure5"].collect(SMOKE, range(1), results)
+    table = FIGURES["figure5"].summarize(rows, SMOKE)
     steered = next(
         cell
-        for cell in figure5.cells(SMOKE, 0).traces
+        for cell in FIGURES["figure5"].cells(SMOKE, 0).traces
         if cell.gate == "entropy" and cell.family == "llama"
     )
     tokens = results.rows(steered, "trace")
@@ -119,7 +119,7 @@ def test_positions_of_junctions():
         len(tokens) / responses, abs=ROUNDED
     )
     # base responses are asked where the gate would open, at the threshold of their objective
-    base = results.rows(figure5.cells(SMOKE, 0).traces[1], "trace")
+    base = results.rows(FIGURES["figure5"].cells(SMOKE, 0).traces[1], "trace")
     base = base[base["objective"] == "honesty"]
     share = ((base["entropy"] >= 1.2) & (base["step"] == 2)).sum() / responses
     assert pick(table, **(wanted | {"method": "base"}), metric="junction", position=2)[
@@ -144,10 +144,10 @@ def test_positions_beyond_the_first_64_have_their_own_bits():
 
 def test_entropy_around_junctions_stays_within_the_response():
     results = FakeResults(SMOKE)
-    rows = entropy.collect(SMOKE, range(1), results)
+    rows = FIGURES["entropy"].collect(SMOKE, range(1), results)
     steered = next(
         cell
-        for cell in entropy.cells(SMOKE, 0).traces
+        for cell in FIGURES["entropy"].cells(SMOKE, 0).traces
         if cell.gate == "entropy" and cell.family == "qwen3"
     )
     tokens = results.rows(steered, "trace").set_index(["objective", "prompt", "seed", "step"])[
@@ -164,7 +164,7 @@ def test_entropy_around_junctions_stays_within_the_response():
             assert (math.isnan(found) and place not in tokens.index) or found == pytest.approx(
                 tokens[place], abs=0.006
             )
-    table = entropy.summarize(rows, SMOKE)
+    table = FIGURES["entropy"].summarize(rows, SMOKE)
     part = rows[(rows["family"] == "qwen3") & (rows["method"] == "sia")]
     fall = pick(
         table,
@@ -197,8 +197,8 @@ def test_words_are_those_of_the_tokenizer():
 
 def test_the_gain_of_a_step_is_what_its_definition_says():
     """The per-token values of the made-up probes are what the candidates are worth: steering gains all that there is to gain."""
-    rows = value_error.collect(SMOKE, range(2), FakeResults(SMOKE))
-    table = value_error.summarize(rows, SMOKE)
+    rows = FIGURES["value-error"].collect(SMOKE, range(2), FakeResults(SMOKE))
+    table = FIGURES["value-error"].summarize(rows, SMOKE)
     exact = {"family": "qwen3", "value_model": "value-token", "stretch": ""}
     part = rows[rows["family"] == "qwen3"].sort_values(["replicate", "objective", "state", "rank"])
     base = torch.tensor(np.exp(part["likelihood"].to_numpy(float))).view(
@@ -227,10 +227,12 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
 
 
 def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
-    rows = value_error.collect(SMOKE, range(2), FakeResults(SMOKE)).astype(
-        {"likelihood": "float32"}
+    rows = (
+        FIGURES["value-error"]
+        .collect(SMOKE, range(2), FakeResults(SMOKE))
+        .astype({"likelihood": "float32"})
     )
-    table = value_error.summarize(rows.sample(frac=1, random_state=0), SMOKE)
+    table = FIGURES["value-error"].summarize(rows.sample(frac=1, random_state=0), SMOKE)
     part = rows.sort_values(["family", "replicate", "objective", "state", "rank"])
     base = torch.tensor(np.exp(part["likelihood"].to_numpy(float))).view(
         -1, SMOKE.decoding.candidates
@@ -329,9 +331,11 @@ def test_the_bound_without_torch_is_the_librarys():
 
 def test_theorem_2_2s_sum_is_over_unsteered_steps():
     results = FakeResults(SMOKE)
-    table = theory.summarize(theory.collect(SMOKE, range(1), results), SMOKE)
+    table = FIGURES["theory"].summarize(FIGURES["theory"].collect(SMOKE, range(1), results), SMOKE)
     cell = next(
-        c for c in theory.cells(SMOKE, 0).traces if c.gate == "entropy" and c.family == "qwen3"
+        c
+        for c in FIGURES["theory"].cells(SMOKE, 0).traces
+        if c.gate == "entropy" and c.family == "qwen3"
     )
     tokens = results.rows(cell, "trace")
     tokens = tokens[tokens["seed"] == 0]

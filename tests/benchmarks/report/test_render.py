@@ -14,14 +14,14 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.analysis import tables
-from benchmarks.figures import figure1, figure3, figure5, junctions
+from benchmarks.figures.registry import FIGURES
 from benchmarks.report import render
 from benchmarks.spec.profile import load_profile
 from tests.benchmarks.checks.test_verify import places
 from tests.helpers.fake import FakeResults
 
 SMOKE = load_profile("smoke")
-FIGURES = {"figure1": figure1, "figure3": figure3, "figure5": figure5, "junctions": junctions}
+SHOWN = {name: FIGURES[name] for name in ("figure1", "figure3", "figure5", "junctions")}
 CHROMIUM = shutil.which("chromium")
 
 
@@ -31,9 +31,9 @@ def project(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("reported")
     with pytest.MonkeyPatch.context() as patch:
         places(patch, path)
-        patch.setattr("benchmarks.__main__.FIGURES", FIGURES)
+        patch.setattr("benchmarks.__main__.FIGURES", SHOWN)
         patch.setattr("benchmarks.figures.style.DPI", 40)
-        for name, figure in FIGURES.items():
+        for name, figure in SHOWN.items():
             rows = figure.collect(
                 SMOKE, range(2), FakeResults(SMOKE, lambda cell: cell.target_ratio)
             )
@@ -138,7 +138,7 @@ def test_without_views_the_page_says_how_to_make_them(project, tmp_path, monkeyp
         shutil.copytree(project / folder, tmp_path / folder)
     places(monkeypatch, tmp_path)
     (tmp_path / "results/smoke/junctions.json").unlink()
-    text = render.write(SMOKE, FIGURES).read_text(encoding="utf-8")
+    text = render.write(SMOKE, SHOWN).read_text(encoding="utf-8")
     assert "Not measured: <code>make junctions PROFILE=smoke</code>" in text
     assert '<script type="application/json" id="data">null</script>' in text
 

@@ -20,6 +20,7 @@ from benchmarks.analysis.claims import claims_for
 from benchmarks.engine import measure
 from benchmarks.engine.sweep import Results
 from benchmarks.figures.methods import baselines
+from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.profile import (
     PROFILES,
@@ -101,7 +102,7 @@ def test_profiles_of_real_models(name):
     assert {
         kind for cell in baselines(profile, 0, profile.families[0]) for kind in kinds_of(cell)
     } <= set(profile.models)
-    assert bool(profile.lacks("figure3")) == (name != "w2s-qwen3")
+    assert bool(FIGURES["figure3"].why_unsupported(profile)) == (name != "w2s-qwen3")
     assert claims_for(profile)
     assert all(
         claim.where.get("metric") not in ("judge", "fluency_errors")
