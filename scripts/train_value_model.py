@@ -134,10 +134,10 @@ def train(options: argparse.Namespace) -> None:
         train_dataset=training,
         eval_dataset=heldout or None,
         compute_metrics=correlations,
-        callbacks=[Progress()],
     )
     trainer.loss_name = options.loss
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress())
     if trainer.is_world_process_zero():
         write_text(folder / SETTINGS, json.dumps(settings))
         print(f"{len(training)} examples to learn from, {len(heldout)} held out")
@@ -403,6 +403,9 @@ class Progress(ProgressCallback):
         """Show the loss."""
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+
+    def on_prediction_step(self, args, state, control, **kwargs) -> None:
+        """Show no bar of its own for the held-out examples."""
 
     def on_save(self, args, state, control, **kwargs) -> None:
         """Write metrics.csv."""

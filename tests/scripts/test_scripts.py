@@ -287,6 +287,7 @@ script.main({training(places, data, output)!r})
     states = (output / "checkpoints").glob("checkpoint-*/trainer_state.json")
     assert [path.parent.name for path in states] == [f"checkpoint-{completed}"]
     assert not (output / "token_reward_head.pt").exists()
+    assert len(pd.read_csv(output / "metrics.csv")) == 2  # of the checkpoint before
     assert train_value_model.main(training(places, data, output)) == 0
     assert not (output / "checkpoints").exists()
     assert torch.equal(values_of(output), values_of(trained))
