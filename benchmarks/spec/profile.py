@@ -1,6 +1,7 @@
-"""Profiles: everything that decides the numbers of a run, read from profiles/NAME.toml into frozen dataclasses.
+"""Profiles: everything that decides the numbers of a run, read from profiles/NAME.toml.
 
-A `LabProfile` trains its own models in its own world; a `HubProfile` names models and prompt sets of the Hub, or local ones.
+A `LabProfile` trains its own models in its own world; a `HubProfile` names models and prompt sets of
+the Hub, or local ones. Both are frozen dataclasses whose types and ranges hold when they are read.
 """
 
 from __future__ import annotations
@@ -10,167 +11,173 @@ import json
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
 PROFILES = Path(__file__).with_name("profiles")
+JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+HubModel = Literal[
+    "base",
+    "base-small",
+    "base-large",
+    "instruct",
+    "reward",
+    "evaluation-reward",
+    "value-mean",
+    "value-mean-small",
+    "value-mean-large",
+    "value-token",
+    "value-token-small",
+    "value-token-large",
+]
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    hidden_size: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    feed_forward: int
+    """Shape of a lab model."""
+
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    key_value_heads: Count
+    feed_forward: Count
 
 
 @dataclass(frozen=True)
 class Training:
-    """documents: of the base corpus, one pass. sampled_prompts: per family, two base responses each; half of the prompts
-    serve the reward model, half the evaluation reward model, all of them the value models. reward_scale: standard
-    deviation of the rewards at distillation. favourites: share of the samples that instruct models are trained on.
-    autoregressive_scale: of the log-likelihoods in the preference loss of autoregressive reward models.
-    early: share of the samples that under-trained value models see, once. world_documents: of another world's corpus, that the base
-    goes on to learn; world_prompts: to which its responses are sampled for its value models."""
+    """How the lab trains its models.
 
-    documents: int
-    batch_size: int
-    base_learning_rate: float
-    learning_rate: float
-    sampled_prompts: int
-    reward_epochs: int
-    value_epochs: int
-    reward_scale: float
-    favourites: float
-    instruct_epochs: int
-    autoregressive_scale: float
-    early: float
-    world_documents: int
-    world_prompts: int
-    heldout_prompts: int
+    Attributes:
+        documents: Documents of the base corpus, read once.
+        sampled_prompts: Prompts that each family's base answers twice. Half of them serve the
+            reward model, half the evaluation reward model, all of them the value models.
+        reward_scale: Standard deviation of the rewards that value models learn from.
+        favourites: Share of the samples, the best ones, that instruct models are trained on.
+        autoregressive_scale: Factor of the log-likelihoods in the preference loss of
+            autoregressive reward models.
+        early: Share of the samples that under-trained value models see, once.
+        world_documents: Documents of another world's corpus that the base goes on to learn.
+        world_prompts: Prompts that it answers there for its value models.
+        heldout_prompts: Prompts for the quality of the models.
+    """
 
-    def __post_init__(self) -> None:
-        _require(
-            0 < self.favourites <= 1,
-            "training.favourites must be a share above 0, at most 1",
-            self.favourites,
-        )
-        _require(
-            0 < self.early <= 1, "training.early must be a share above 0, at most 1", self.early
-        )
-        for name, number in asdict(self).items():
-            _require(number > 0, f"training.{name} must be above 0", number)
+    documents: Count
+    batch_size: Count
+    base_learning_rate: Positive
+    learning_rate: Positive
+    sampled_prompts: Count
+    reward_epochs: Count
+    value_epochs: Count
+    reward_scale: Positive
+    favourites: Share
+    instruct_epochs: Count
+    autoregressive_scale: Positive
+    early: Share
+    world_documents: Count
+    world_prompts: Count
+    heldout_prompts: Count
 
 
 @dataclass(frozen=True)
 class OtherWorld:
-    """How a world differs whose corpus the base model goes on to learn. Fields: see `WorldConfig` of the lab."""
+    """World whose corpus the base model goes on to learn; see `WorldConfig` of the lab."""
 
     name: str
-    decoys: float
-    habits: tuple[float, ...]
-    drift: float
+    decoys: NonNegative
+    habits: Annotated[tuple[Probability, ...], Field(min_length=1)]
+    drift: Probability
 
 
 @dataclass(frozen=True)
 class Decoding:
-    max_new_tokens: int
-    temperature: float
-    candidates: int
-    batch_size: int
+    """How responses are sampled; `candidates` are the K most probable tokens of a step."""
+
+    max_new_tokens: Count
+    temperature: NonNegative
+    candidates: Count
+    batch_size: Count
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    prompts_per_objective: int
-    samples: int
-    validation_prompts_per_objective: int
-    validation_samples: int
+    """Prompts of each objective and responses sampled for each prompt, by split."""
 
-    def __post_init__(self) -> None:
-        for name, count in asdict(self).items():
-            _require(count >= 1, f"evaluation.{name} must be at least 1", count)
+    prompts_per_objective: Count
+    samples: Count
+    validation_prompts_per_objective: Count
+    validation_samples: Count
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the figures sweep. ratios: shares of tokens to steer, dense apart. claimed: those that stand for the paper's 20% to
-    80%; few: those that are combined with searches and other models. betas: of the whole grid; tuning: those among which the best is
-    chosen on validation prompts (none: nothing is tuned, every method has β = 1).
-    thresholds: τ in nats. floors: base probabilities that candidates need on steered steps.
-    responses: the most that best-of-N chooses from, a power of 2; beams: responses that chunk beam search keeps at once (CBS-8: 8),
-    `beam_width` of them after each `chunk` tokens. rollout_tokens, rollout_prompts: of Transfer Q*. probes: states of each
-    objective whose candidates are rolled out `probe_rollouts` times, to know what they are worth."""
+    """What the figures sweep.
 
-    ratios: tuple[float, ...]
+    Attributes:
+        ratios: Shares of tokens to steer, besides all of them.
+        claimed: Those of `ratios` that stand for the paper's 20% to 80%.
+        few: Those of `ratios` that are combined with searches and other models.
+        betas: β of the whole grid.
+        tuning: Those of `betas` among which validation prompts choose; none: β is 1 everywhere.
+        thresholds: τ of the entropy gate, in nats.
+        floor: Base probability that candidates need on steered steps.
+        responses: Most responses that best-of-N chooses from, a power of 2.
+        beams: Responses that chunk beam search keeps at once.
+        beam_width: Responses that it goes on with after each chunk.
+        chunk: Tokens of a chunk.
+        rollout_tokens: Tokens that Transfer Q* rolls out.
+        rollout_prompts: Prompts of each objective that Transfer Q* answers.
+        probes: States of each objective whose candidates are rolled out.
+        probe_rollouts: Rollouts of each of these candidates.
+    """
+
+    ratios: tuple[Fraction, ...]
     claimed: tuple[float, ...]
     few: tuple[float, ...]
-    betas: tuple[float, ...]
+    betas: tuple[Positive, ...]
     tuning: tuple[float, ...]
-    thresholds: tuple[float, ...]
-    floor: float
-    responses: int
-    beams: int
-    beam_width: int
-    chunk: int
-    rollout_tokens: int
-    rollout_prompts: int
-    probes: int
-    probe_rollouts: int
+    thresholds: tuple[NonNegative, ...]
+    floor: Fraction
+    responses: Count
+    beams: Count
+    beam_width: Count
+    chunk: Count
+    rollout_tokens: Count
+    rollout_prompts: Count
+    probes: Count
+    probe_rollouts: Count
 
     def __post_init__(self) -> None:
-        _require(
-            bool(self.ratios) and all(0 < r < 1 for r in self.ratios),
-            "sweep.ratios must lie between 0 and 1",
-            self.ratios,
-        )
         for name in ("claimed", "few"):
             some = getattr(self, name)
-            _require(
-                bool(some) and set(some) <= set(self.ratios),
-                f"sweep.{name} must be some of sweep.ratios",
-                some,
-            )
-        _require(
-            min(self.betas, default=0) > 0 and 1.0 in self.betas,
-            "sweep.betas must be numbers above 0, 1.0 among them",
-            self.betas,
-        )
-        _require(
-            set(self.tuning) <= set(self.betas),
-            "sweep.tuning must be some of sweep.betas",
-            self.tuning,
-        )
-        _require(
-            1.0 in self.thresholds and min(self.thresholds) >= 0,
-            "sweep.thresholds must be nats, 1.0 among them",
-            self.thresholds,
-        )
-        _require(0 < self.floor < 1, "sweep.floor must lie between 0 and 1", self.floor)
-        _require(
-            self.responses >= self.beams and self.responses.bit_count() == 1,
-            "sweep.responses must be a power of 2, at least sweep.beams",
-            self.responses,
-        )
-        _require(
-            self.beams % self.beam_width == 0,
-            "sweep.beams must be a multiple of sweep.beam_width",
-            self.beams,
-        )
+            contained = bool(some) and set(some) <= set(self.ratios)
+            _require(contained, f"{name} must be some of ratios", some)
+        _require(1.0 in self.betas, "betas must contain 1.0", self.betas)
+        _require(set(self.tuning) <= set(self.betas), "tuning must be some of betas", self.tuning)
+        _require(1.0 in self.thresholds, "thresholds must contain 1.0", self.thresholds)
+        power_of_2 = self.responses.bit_count() == 1 and self.responses >= self.beams
+        _require(power_of_2, "responses must be a power of 2, at least beams", self.responses)
+        multiple = self.beams % self.beam_width == 0
+        _require(multiple, "beams must be a multiple of beam_width", self.beams)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    resamples: int
-    level: float
-    seed: int
+    """Bootstrap of the estimates: resamples, level of the intervals, seed."""
 
-    def __post_init__(self) -> None:
-        _require(0 < self.level < 1, "statistics.level must lie between 0 and 1", self.level)
-        _require(self.resamples >= 1, "statistics.resamples must be at least 1", self.resamples)
+    resamples: Count
+    level: Fraction
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -190,8 +197,8 @@ class Profile(ABC):
     """
 
     name: str
-    replicates: int
-    families: tuple[str, ...]
+    replicates: Count
+    families: Annotated[tuple[str, ...], Field(min_length=1)]
     decoding: Decoding
     evaluation: Evaluation
     sweep: Sweep
@@ -241,13 +248,19 @@ class Profile(ABC):
         return asdict(self)
 
     def lacks(self, figure: str) -> str:
-        """Why a figure cannot be measured under this profile; empty if it can."""
+        """Return why a figure cannot be measured under this profile; empty if it can."""
         return ""
 
 
 @dataclass(frozen=True)
 class LabProfile(Profile):
-    """model: size of the usual models; small, large: further sizes. worlds: that the base model goes on to learn."""
+    """Profile of a lab that trains its own models.
+
+    Attributes:
+        model: Size of the usual models; `small` and `large` are further sizes.
+        training: How they are trained.
+        worlds: Worlds that the base model goes on to learn.
+    """
 
     model: ModelSize
     small: ModelSize
@@ -282,38 +295,43 @@ class LabProfile(Profile):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: `id`, of the Hub or a local folder, at a revision, in a subfolder. backbone: of a value model in the published
-    layout (NAME, or NAME@REVISION), whose tokenizer and template it has too; elsewhere the
-    source's own. billions: of parameters, where sizes are compared."""
+    """Where a model is.
+
+    Attributes:
+        id: Id on the Hub, or a local folder.
+        revision: Branch, tag or commit.
+        subfolder: Folder of the model inside.
+        backbone: Backbone (NAME, or NAME@REVISION) of a value model in the published layout, whose
+            tokenizer and template it shares; elsewhere the source's own.
+        billions: Parameters, where sizes are compared.
+    """
 
     id: str
     revision: str = "main"
     subfolder: str = ""
     backbone: str = ""
-    billions: float = 0.0
+    billions: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Which prompts stand for each objective: a name of `benchmarks.subjects.hub.prompts.PROMPT_SETS`, or NAME=FILE for a local copy.
-    longest: tokens; prompts beyond that are skipped, and counted. per_shard: prompts that a worker takes at once."""
+    """Prompt set of each objective: a name of `PROMPT_SETS`, or NAME=FILE for a local copy.
+
+    Attributes:
+        longest: Tokens; longer prompts are skipped, and counted.
+        per_shard: Prompts that a worker takes at once.
+    """
 
     harmlessness: str
     helpfulness: str
     honesty: str
-    longest: int
-    per_shard: int
-
-    def __post_init__(self) -> None:
-        for name in ("longest", "per_shard"):
-            _require(
-                getattr(self, name) >= 1, f"prompts.{name} must be at least 1", getattr(self, name)
-            )
+    longest: Count
+    per_shard: Count
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """On what a run measures. device: cpu or cuda. dtype: of the models. batch_size: responses decoded together."""
+    """Device (cpu or cuda) and dtype of the models, and responses decoded together."""
 
     device: str
     dtype: str
@@ -322,10 +340,15 @@ class Hardware:
 
 @dataclass(frozen=True)
 class HubProfile(Profile):
-    """models: by kind: base, instruct, value-mean or value-token, reward (which searches and ARGS ask), evaluation-reward, and
-    base-SIZE, value-LOSS-SIZE (small, large) for weak-to-strong. hardware: of this run, no part of the profile."""
+    """Profile of given models.
 
-    models: dict[str, Source]
+    Attributes:
+        models: Models by kind. Searches and ARGS ask `reward`; base-SIZE and value-LOSS-SIZE are
+            for weak-to-strong steering.
+        hardware: Hardware of this run, no part of the profile.
+    """
+
+    models: dict[HubModel, Source]
     prompts: PromptSets
     hardware: Hardware | None = None
     subject = "hub"
@@ -337,27 +360,13 @@ class HubProfile(Profile):
     token_dtype = "int32"
 
     def __post_init__(self) -> None:
+        kinds = sorted(self.models)
         for kind in ("base", "evaluation-reward"):
-            _require(
-                kind in self.models,
-                f"profile {self.name} must name models.{kind}",
-                sorted(self.models),
-            )
-        _require(
-            bool(self.losses),
-            f"profile {self.name} must name models.value-mean or models.value-token",
-            sorted(self.models),
-        )
-        _require(
-            len(self.families) == 1,
-            f"families of {self.name} must be one, the name of its models in figures",
-            self.families,
-        )
-        _require(
-            self.replicates == 1,
-            f"replicates of {self.name} must be 1: its models are given",
-            self.replicates,
-        )
+            _require(kind in kinds, f"models.{kind} must be named", kinds)
+        _require(bool(self.losses), "models.value-mean or models.value-token must be named", kinds)
+        one = len(self.families) == 1
+        _require(one, "families must be one, the name of its models in figures", self.families)
+        _require(self.replicates == 1, "replicates must be 1, models are given", self.replicates)
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -392,65 +401,57 @@ class HubProfile(Profile):
         return asdict(replace(self, hardware=None))
 
 
-TABLES = {
-    LabProfile: {"model": ModelSize, "small": ModelSize, "large": ModelSize, "training": Training},
-    HubProfile: {"prompts": PromptSets},
-}
-SHARED_TABLES = {
-    "decoding": Decoding,
-    "evaluation": Evaluation,
-    "sweep": Sweep,
-    "statistics": Statistics,
-}
-
-
 def load_profile(name: str) -> Profile:
-    """A profile that names [models] is one of the Hub, any other one of the lab. One that is `like` another differs in what it names.
+    """Read profiles/NAME.toml: a Hub profile if it has [models], else one of the lab.
 
-    Errors: ValueError for an unknown profile (with the list), and for a missing or unknown setting.
+    A profile that is `like` another one differs from it in the keys that it names.
+
+    Raises:
+        ValueError: For an unknown profile, with the list; for a file that is not TOML; for missing
+            and unknown keys, and values of another type or range, with table and key.
     """
+    values = _read_toml(name)
+    kind = HubProfile if "models" in values else LabProfile
+    text = json.dumps(values | {"name": name}, default=str)
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        problems: dict[str, list[str]] = {}
+        for table, problem in dict.fromkeys(map(_complaint, error.errors())):
+            problems.setdefault(f" [{table}]" if table else "", []).append(problem)
+        sentence = ";".join(f"{table}: {', '.join(several)}" for table, several in problems.items())
+        raise ValueError(f"profile {name}.toml{sentence}") from None
+
+
+def _read_toml(name: str) -> dict:
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if name not in known:
         raise ValueError(f"unknown profile {name!r}, expected one of: {', '.join(known)}")
-    values = _values(name)
-    kind = HubProfile if "models" in values else LabProfile
-    for key, table in (TABLES[kind] | SHARED_TABLES).items():
-        values[key] = _read(table, values.get(key, {}), f"{name}.toml [{key}]")
-    if kind is HubProfile:
-        values["models"] = {
-            key: _read(Source, source, f"{name}.toml [models.{key}]")
-            for key, source in values["models"].items()
-        }
-    else:
-        values["worlds"] = [
-            _read(OtherWorld, world, f"{name}.toml [[worlds]]")
-            for world in values.get("worlds", [])
-        ]
-    return _read(kind, values | {"name": name}, f"{name}.toml")
-
-
-def _values(name: str) -> dict:
-    values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    try:
+        values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"profile {name}.toml is not valid TOML: {error}") from None
     if "like" not in values:
         return values
-    common = _values(values.pop("like"))
+    common = _read_toml(values.pop("like"))
     return common | {
         key: common.get(key, {}) | value if isinstance(value, dict) else value
         for key, value in values.items()
     }
 
 
-def _read(table: type, values: dict, where: str):
-    names = {field.name for field in fields(table)}
-    needed = {field.name for field in fields(table) if field.default is MISSING}
-    wrong = [f"missing {key}" for key in sorted(needed - set(values))] + [
-        f"unknown {key}" for key in sorted(set(values) - names)
-    ]
-    if wrong:
-        raise ValueError(f"profile {where}: {', '.join(wrong)}")
-    return table(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _complaint(error: ErrorDetails) -> tuple[str, str]:
+    """Return the table that one of pydantic's errors is about, and what is wrong there."""
+    place = [part for part in error["loc"] if isinstance(part, str) and part != "[key]"]
+    if error["type"] == "value_error":  # between several keys of a table
+        return ".".join(place), str(error["ctx"]["error"])
+    *table, key = place
+    known = {"missing": f"missing {key}", "unexpected_keyword_argument": f"unknown {key}"}
+    message = (
+        error["msg"].replace("Input", key) if "Input" in error["msg"] else f"{key}: {error['msg']}"
     )
+    problem = f"{message}, got {error['input']!r}"
+    return ".".join(table), known.get(error["type"], problem)
 
 
 def _require(holds: bool, what: str, got: object) -> None:
@@ -459,7 +460,7 @@ def _require(holds: bool, what: str, got: object) -> None:
 
 
 def digest(*parts: object) -> str:
-    """16 hexadecimal digits of the SHA-256 of `parts` as JSON."""
+    """Return 16 hexadecimal digits of the SHA-256 of `parts` as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -117,20 +117,29 @@ def test_what_a_profile_needs(qwen, project):
         replace(profile, models=profile.models | {"base": Source("x/y")})
     )
     with pytest.raises(
-        ValueError, match="families of tiny must be one, the name of its models in figures, got"
+        ValueError, match="families must be one, the name of its models in figures, got"
     ):
         replace(profile, families=("qwen3", "llama"))
-    with pytest.raises(ValueError, match=r"must name models\.evaluation-reward"):
+    with pytest.raises(ValueError, match=r"models\.evaluation-reward must be named"):
         replace(profile, models={"base": Source("x/y")})
-    with pytest.raises(ValueError, match=r"must name models\.value-mean or models\.value-token"):
+    with pytest.raises(
+        ValueError, match=r"models\.value-mean or models\.value-token must be named"
+    ):
         replace(profile, models={"base": Source("x/y"), "evaluation-reward": Source("x/y")})
 
 
-def test_unknown_settings_of_a_source_are_refused(qwen, project, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('[models.base]\nname = "x"', r"\[models.base\]: unknown name"),
+        ("[models.base-tiny]", r"\[models\]: base-tiny should be 'base', 'base-small', "),
+    ],
+)
+def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, message):
     project("qwen3", qwen)
     path = tmp_path / "profiles/tiny.toml"
-    path.write_text(path.read_text().replace("[models.base]\n", '[models.base]\nname = "x"\n'))
-    with pytest.raises(ValueError, match=r"profile tiny.toml \[models.base\]: unknown name"):
+    path.write_text(path.read_text().replace("[models.base]", line))
+    with pytest.raises(ValueError, match=f"profile tiny.toml {message}"):
         load_profile("tiny")
 
 

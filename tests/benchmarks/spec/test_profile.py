@@ -1,0 +1,95 @@
+"""Reading profiles: defaults, digests, and one sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+
+import pytest
+
+from benchmarks.spec import profile as profiles
+from benchmarks.spec.profile import load_profile, profile_digest
+
+SMOKE = load_profile("smoke")
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "message"),
+    [
+        ("documents = 6000", "document = 6000", " [training]: missing documents, unknown document"),
+        ("[statistics]", "[statistic]", ": missing statistics, unknown statistic"),
+        ("drift = 0.16", "speed = 0.16", " [worlds]: missing drift, unknown speed"),
+        ("[sweep]", "[sweep", " is not valid TOML: Expected ']' at the end of a table"),
+        ("replicates = 1", "replicates = '1'", ": replicates should be a valid integer, got '1'"),
+        ("documents = 6000", "documents = 0.5", " [training]: documents should be a valid integer"),
+        ("0.2, 0.5]", "0.2, 1.0]", " [sweep]: ratios should be less than 1, got 1.0"),
+        (
+            "claimed = [0.2, 0.5]",
+            "claimed = [0.2, 0.7]",
+            " [sweep]: claimed must be some of ratios, got (0.2, 0.7)",
+        ),
+        ("few = [0.2]", "few = []", " [sweep]: few must be some of ratios, got ()"),
+        (
+            "betas = [1.0, 4.0, inf]",
+            "betas = [4.0]",
+            " [sweep]: betas must contain 1.0, got (4.0,)",
+        ),
+        (
+            "tuning = [1.0, 4.0]",
+            "tuning = [2.0]",
+            " [sweep]: tuning must be some of betas, got (2.0,)",
+        ),
+        ("[1.0, 1.5]", "[1.5]", " [sweep]: thresholds must contain 1.0, got (1.5,)"),
+        ("floor = 0.02", "floor = 2", " [sweep]: floor should be less than 1, got 2"),
+        (
+            "responses = 4",
+            "responses = 6",
+            " [sweep]: responses must be a power of 2, at least beams, got 6",
+        ),
+        (
+            "beam_width = 2",
+            "beam_width = 3",
+            " [sweep]: beams must be a multiple of beam_width, got 4",
+        ),
+        ("level = 0.95", "level = 95", " [statistics]: level should be less than 1, got 95"),
+        (
+            "favourites = 0.25",
+            "favourites = 1.25",
+            " [training]: favourites should be less than or equal to 1, got 1.25",
+        ),
+        (
+            "value_epochs = 1",
+            "value_epochs = 0",
+            " [training]: value_epochs should be greater than or equal to 1, got 0",
+        ),
+    ],
+)
+def test_whatever_is_wrong_ends_in_one_sentence(tmp_path, monkeypatch, line, replacement, message):
+    text = (profiles.PROFILES / "smoke.toml").read_text(encoding="utf-8")
+    assert line in text
+    (tmp_path / "bad.toml").write_text(text.replace(line, replacement), encoding="utf-8")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"profile bad.toml{message}")):
+        load_profile("bad")
+
+
+def test_an_unknown_profile_is_refused_with_the_list():
+    expected = "unknown profile 'nope', expected one of: architectures, check, lab, llama"
+    with pytest.raises(ValueError, match=expected):
+        load_profile("nope")
+
+
+def test_every_setting_changes_the_profile_digest():
+    digests, settings = {profile_digest(SMOKE)}, 1
+    for field in dataclasses.fields(SMOKE):
+        table = getattr(SMOKE, field.name)
+        keys = dataclasses.fields(table) if dataclasses.is_dataclass(table) else ()
+        for key in keys:
+            other = copy.copy(table)
+            object.__setattr__(other, key.name, "changed")  # past its own checks
+            digests.add(profile_digest(dataclasses.replace(SMOKE, **{field.name: other})))
+        if not keys:
+            digests.add(profile_digest(dataclasses.replace(SMOKE, **{field.name: "changed"})))
+        settings += len(keys) or 1
+    assert len(digests) == settings
