@@ -1,9 +1,10 @@
-"""What decoding costs, counted and not guessed: forward passes, token positions and FLOPs through each model.
+"""Cost of decoding: forward passes, token positions and FLOPs of each model, counted exactly.
 
-A multiplication and an addition are two FLOPs. Counted are the matrix products: the linear layers, queries × keys and
-weights × values over the keys that a token may see, and the head that reads the result. Norms, rotations and softmax, below a
-few percent in any model worth steering, are not; of a mixture of experts only the dense layers are. For the linear layers this is the
-usual 2·N a token (Kaplan et al., "Scaling laws for neural language models", 2020, table 1).
+A multiplication and an addition are two FLOPs. Counted are the matrix products: the linear layers,
+queries × keys and weights × values over the keys that a token may see, and the head that reads the
+result. Norms, rotations and softmax, below a few percent in any model worth steering, are not; of a
+mixture of experts only the dense layers are. For the linear layers this is the usual 2·N a token
+(Kaplan et al., "Scaling laws for neural language models", 2020, table 1).
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Cost:
-    """Forward passes that one response needed, the token positions computed for it, and their FLOPs.
+    """Forward passes, token positions and FLOPs of one response.
 
-    model_*: of the language model. value_*: of whatever gives values to candidates or responses: value model, reward model,
-    rollouts. junctions: steps at which the gate was open. Padding, and steps on which an ended row waits for others to leave
-    the batch with it, are not counted. What several samples of a prompt share is counted for the first of them.
+    Padding is not counted, nor are steps on which an ended row waits for others to leave the batch
+    with it. Shared work of several samples of a prompt counts for the first of them.
+
+    Attributes:
+        model_forwards: Forward passes of the language model.
+        model_tokens: Token positions that it computed.
+        value_forwards: Forward passes of what values candidates or responses: value model, reward
+            model, rollouts.
+        value_tokens: Token positions that these computed.
+        junctions: Steps at which the gate was open.
+        model_flops: FLOPs of the language model.
+        value_flops: FLOPs of what values candidates or responses.
     """
 
     model_forwards: int = 0
@@ -36,13 +46,19 @@ class Cost:
     value_flops: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
+        """Return the sum of both, field by field."""
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """FLOPs of one model. linear: per token; head: per position whose output is read; attention: per token and key
-    that it sees, by the window that limits the keys (None: all before it).
+    """FLOPs of the parts of one model.
+
+    Attributes:
+        linear: FLOPs of the linear layers per token.
+        head: FLOPs per position whose output is read.
+        attention: FLOPs per token and key that it sees, by the window that limits the keys (None:
+            all before it).
     """
 
     linear: int
@@ -51,41 +67,54 @@ class Architecture:
 
     @classmethod
     def of(cls, backbone: PreTrainedModel, head: Tensor) -> Architecture:
-        """backbone: without its head. head: the weight that reads the output, `(outputs, hidden)`."""
+        """Return the FLOPs of a model.
+
+        Args:
+            backbone: The model without its head.
+            head: Weight that reads the output, `(outputs, hidden)`.
+
+        Raises:
+            ValueError: For layers that keep something else than keys and values.
+        """
         config = backbone.config.get_text_config()
-        linear = sum(
-            m.weight.numel() for m in backbone.modules() if isinstance(m, (nn.Linear, Conv1D))
-        )
+        layers = [m for m in backbone.modules() if isinstance(m, (nn.Linear, Conv1D))]
         size = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-        layers = Counter(attention_windows(backbone))
         per_layer = 4 * config.num_attention_heads * size  # two products of 2 FLOPs each
+        windows = Counter(attention_windows(backbone))
         return cls(
-            2 * linear,
-            2 * head.numel(),
-            tuple((window, per_layer * count) for window, count in layers.items()),
+            linear=2 * sum(layer.weight.numel() for layer in layers),
+            head=2 * head.numel(),
+            attention=tuple((window, per_layer * count) for window, count in windows.items()),
         )
 
 
 def attention_windows(model: PreTrainedModel) -> list[int | None]:
-    """How many keys a query sees at most in each layer that keeps a cache, None for all.
+    """Return how many keys a query sees at most in each layer that keeps a cache, None for all.
 
-    Errors: ValueError for layers that keep something else than keys and values (linear attention, state spaces).
+    Raises:
+        ValueError: For layers that keep something else than keys and values (linear attention,
+            state spaces).
     """
     windows: list[int | None] = []
     for layer in DynamicCache(config=model.config).layers:
         kind = type(layer).__name__
         if kind not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
             raise ValueError(
-                f"prefixes can be cached in layers of full or sliding-window attention only, {type(model).__name__} has {kind}"
+                "prefixes can be cached in layers of full or sliding-window attention only, "
+                f"{type(model).__name__} has {kind}"
             )
         windows.append(layer.sliding_window if layer.is_sliding else None)
     return windows
 
 
 class Meter:
-    """Counts for each row of a batch what one model computes. What is counted is noted first and added up when it is read."""
+    """Counter of what one model computes for each row of a batch.
+
+    Counts are noted first and added up when they are read, which keeps decoding free of waiting.
+    """
 
     def __init__(self, architecture: Architecture, rows: int, device: torch.device | str) -> None:
+        """Start all rows at zero."""
         self.architecture = architecture
         self._forwards, self._tokens = torch.zeros(2, rows, dtype=torch.int64, device=device)
         self._flops = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -95,58 +124,80 @@ class Meter:
     def count(
         self, rows: Tensor, forwards: Tensor, start: Tensor, end: Tensor, outputs: Tensor
     ) -> None:
-        """These rows computed their tokens number `start` to `end` − 1, in so many forward passes, and read so many outputs; `(n,)`."""
+        """Count consecutive tokens of some rows.
+
+        Args:
+            rows: Row numbers; all arguments are `(n,)`.
+            forwards: Forward passes that computed them.
+            start: Number of the first token in its row.
+            end: Number of the last one, plus 1.
+            outputs: Positions whose output was read.
+        """
         self._stretches.append((rows, forwards, start, end, outputs))
 
     def count_branches(self, rows: Tensor, contexts: Tensor) -> None:
-        """These rows computed and read further positions in the same forward pass, which see `contexts` `(n, positions)` keys each."""
+        """Count further positions of a forward pass that is counted already, all of them read.
+
+        Args:
+            rows: Row numbers `(n,)`.
+            contexts: Keys that each position sees, `(n, positions)`.
+        """
         self._branches.append((rows, contexts))
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Forward passes and tokens, int64, and FLOPs, float64, each `(rows,)`."""
-        architecture = self.architecture
+        """Return forward passes and tokens, int64, and FLOPs, float64, each `(rows,)`."""
         if self._stretches:
-            rows, forwards, start, end, outputs = (
-                torch.cat(column) for column in zip(*self._stretches, strict=True)
-            )
-            flops = architecture.linear * (end - start) + architecture.head * outputs
-            for window, per_key in architecture.attention:
-                flops += per_key * (_keys_seen(end, window) - _keys_seen(start, window))
-            self._forwards.index_add_(0, rows, forwards)
-            self._tokens.index_add_(0, rows, end - start)
-            self._flops.index_add_(0, rows, flops.double())
+            self._add_stretches(*(torch.cat(c) for c in zip(*self._stretches, strict=True)))
         for rows, contexts in self._branches:
-            flops = (architecture.linear + architecture.head) * torch.full_like(
-                rows, contexts.shape[1]
-            )
-            for window, per_key in architecture.attention:
-                flops += per_key * (contexts if window is None else contexts.clamp(max=window)).sum(
-                    1
-                )
-            self._tokens.index_add_(0, rows, torch.full_like(rows, contexts.shape[1]))
-            self._flops.index_add_(0, rows, flops.double())
+            self._add_branches(rows, contexts)
         self._stretches, self._branches = [], []
         return self._forwards, self._tokens, self._flops
 
+    def _add_stretches(
+        self, rows: Tensor, forwards: Tensor, start: Tensor, end: Tensor, outputs: Tensor
+    ) -> None:
+        flops = self.architecture.linear * (end - start) + self.architecture.head * outputs
+        for window, per_key in self.architecture.attention:
+            flops += per_key * (_keys_seen(end, window) - _keys_seen(start, window))
+        self._forwards.index_add_(0, rows, forwards)
+        self._add(rows, end - start, flops)
+
+    def _add_branches(self, rows: Tensor, contexts: Tensor) -> None:
+        tokens = torch.full_like(rows, contexts.shape[1])
+        flops = (self.architecture.linear + self.architecture.head) * tokens
+        for window, per_key in self.architecture.attention:
+            keys = contexts if window is None else contexts.clamp(max=window)
+            flops += per_key * keys.sum(1)
+        self._add(rows, tokens, flops)
+
+    def _add(self, rows: Tensor, tokens: Tensor, flops: Tensor) -> None:
+        self._tokens.index_add_(0, rows, tokens)
+        self._flops.index_add_(0, rows, flops.double())
+
 
 def _keys_seen(tokens: Tensor, window: int | None) -> Tensor:
-    """Σ over the first `tokens` positions of the keys that each sees, itself included: Σ min(i, window) for i = 1 … tokens."""
-    short = tokens if window is None else tokens.clamp(max=window)
-    return short * (short + 1) // 2 + (0 if window is None else (tokens - short) * window)
+    """Return Σ min(i, window) for i = 1 … tokens: keys that the first `tokens` positions see."""
+    if window is None:
+        return tokens * (tokens + 1) // 2
+    short = tokens.clamp(max=window)
+    return short * (short + 1) // 2 + (tokens - short) * window
 
 
 def costs(model: Meter, scorers: Iterable[Meter], junctions: Tensor) -> list[Cost]:
-    """One `Cost` per row. junctions: `(rows,)`."""
-    columns = [column.tolist() for column in model.totals()]
-    value_columns = [torch.zeros(len(junctions), dtype=column.dtype) for column in model.totals()]
+    """Return one `Cost` per row.
+
+    Args:
+        model: Meter of the language model.
+        scorers: Meters of all that values candidates, each with as many rows.
+        junctions: Steps of each row at which the gate was open, `(rows,)`.
+    """
+    forwards, tokens, flops = (column.cpu() for column in model.totals())
+    value_columns = [torch.zeros_like(column) for column in (forwards, tokens, flops)]
     for meter in scorers:
-        value_columns = [
-            sum_ + column.cpu() for sum_, column in zip(value_columns, meter.totals(), strict=True)
-        ]
-    rows = zip(
-        *columns, *(column.tolist() for column in value_columns), junctions.tolist(), strict=True
-    )
-    return [
-        Cost(f, t, vf, vt, opened, flops, value_flops)
-        for f, t, flops, vf, vt, value_flops, opened in rows
-    ]
+        for column, counts in zip(value_columns, meter.totals(), strict=True):
+            column += counts.cpu()
+    value_forwards, value_tokens, value_flops = value_columns
+    columns = (
+        forwards, tokens, value_forwards, value_tokens, junctions, flops, value_flops,
+    )  # fmt: skip
+    return [Cost(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

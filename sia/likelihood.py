@@ -118,7 +118,11 @@ def _batch(
         use_cache=False,
         logits_to_keep=torch.arange(first, whole.shape[1], device=device),
     ).logits
-    session = steering.scorer.start_session(value_prompts, longest) if steering.scorer is not None else None
+    session = (
+        steering.scorer.start_session(value_prompts, longest)
+        if steering.scorer is not None
+        else None
+    )
     keys = _sampling.gate_keys(
         _sampling.step_keys(_sampling.prompt_keys(prompts, [seed] * rows, device), longest)
     )

@@ -1,8 +1,11 @@
 """Training a value model from trajectory rewards.
 
-Two losses, both of which have seen nothing but one reward R per response (V_t: value at response token t):
-  "mean"   (mean_t V_t − R)²   the paper's (Hu et al., arXiv 2602.21215): the mean of the token values matches the reward
-  "token"  mean_t (V_t − R)²   every token's value predicts the reward of what it is part of
+Two losses, both of which see nothing but one reward R per response (V_t: value at response token
+t):
+
+    "mean"   (mean_t V_t − R)²   the paper's (Hu et al., arXiv 2602.21215): the mean of the token
+                                 values matches the reward
+    "token"  mean_t (V_t − R)²   every token's value predicts the reward of its response
 """
 
 from __future__ import annotations
@@ -22,7 +25,17 @@ Loss = Literal["mean", "token"]
 
 
 def distillation_loss(values: Tensor, response_mask: Tensor, rewards: Tensor, loss: Loss) -> Tensor:
-    """The loss, averaged over the batch. values, response_mask: `(batch, length)`; rewards: `(batch,)`."""
+    """Return the loss, averaged over the batch.
+
+    Args:
+        values: Values of all tokens, `(batch, length)`.
+        response_mask: 1 for tokens of the response and 0 for others, `(batch, length)`.
+        rewards: One per response, `(batch,)`.
+        loss: "mean" or "token".
+
+    Raises:
+        ValueError: For another loss.
+    """
     if loss not in get_args(Loss):
         raise ValueError(f'loss must be "mean" or "token", got {loss!r}')
     weights = response_mask / response_mask.sum(1, keepdim=True)
@@ -45,16 +58,32 @@ def distill(
     weight_decay: float = 1e-4,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> ValueModel:
-    """Trains `value_model` in place with AdamW, a cosine schedule and gradients clipped at norm 1; returns it in eval mode.
+    """Train `value_model` in place and return it in eval mode.
 
-    prompts, responses: token ids; a response should end in the end-of-sequence token. rewards: one per response.
-    seed: of the order of the examples. progress: called with the number of tokens of each batch.
+    Trained with AdamW, a cosine schedule and gradients clipped at norm 1.
+
+    Args:
+        value_model: As a rule `ValueModel.from_backbone(model)`.
+        prompts: Token ids.
+        responses: Token ids, which should end in the end-of-sequence token.
+        rewards: One per response.
+        loss: "mean" (the paper's) or "token".
+        epochs: How many times each example is shown.
+        learning_rate: Highest learning rate, after the warm-up.
+        batch_size: Examples per step.
+        seed: Of the order of the examples.
+        weight_decay: Of AdamW.
+        progress: Called with the number of tokens of each batch.
+
+    Raises:
+        ValueError: If there are not as many prompts, responses and rewards.
     """
     if not len(prompts) == len(responses) == len(rewards):
         raise ValueError(
-            f"prompts, responses and rewards must be as many, got {len(prompts)}, {len(responses)} and {len(rewards)}"
+            "prompts, responses and rewards must be as many, "
+            f"got {len(prompts)}, {len(responses)} and {len(rewards)}"
         )
-    sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     targets = torch.tensor(rewards, dtype=torch.float32, device=value_model.device)
 
     def batch_loss(indices: list[int]) -> Tensor:
@@ -64,16 +93,13 @@ def distill(
         # padding is on the right and attention is causal: no token sees it, and no mask is needed
         return distillation_loss(value_model(input_ids), response_mask, targets[indices], loss)
 
-    batches = list(
-        epoch_batches([len(s) for s in sequences], batch_size, epochs, random.Random(seed))
-    )
     optimise(
         value_model,
-        batches,
+        list(epoch_batches(lengths, batch_size, epochs, random.Random(seed))),
         batch_loss,
         learning_rate,
         weight_decay,
-        lambda indices: progress(sum(len(sequences[i]) for i in indices)),
+        lambda indices: progress(sum(lengths[i] for i in indices)),
     )
     return value_model
 
@@ -81,10 +107,13 @@ def distill(
 def pad_pairs(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """input_ids of prompts with their responses, padded on the right, and where the response tokens are, both int64 `(batch, longest)`."""
-    input_ids, tokens = pad_right(
-        [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device
-    )
+    """Return prompts with their responses, padded on the right, and the mask of the responses.
+
+    Returns:
+        input_ids and response mask, both int64 `(batch, longest)`.
+    """
+    pairs = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    input_ids, tokens = pad_right(pairs, device)
     starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
     return input_ids, tokens * (torch.arange(input_ids.shape[1], device=device) >= starts[:, None])
 
@@ -97,7 +126,16 @@ def optimise(
     weight_decay: float,
     progress: Callable[[list[int]], None],
 ) -> None:
-    """AdamW over `batches` of example numbers, 5% warm-up, cosine to zero, gradient norm at most 1. Ends in eval mode."""
+    """Train a model in place: AdamW, 5% warm-up, cosine to zero, gradient norm at most 1.
+
+    Args:
+        model: Ends in eval mode.
+        batches: Example numbers of each step.
+        batch_loss: Loss of the examples of one step.
+        learning_rate: Highest learning rate, after the warm-up.
+        weight_decay: Of AdamW.
+        progress: Called with the example numbers of each step that is done.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
     model.train()
@@ -115,7 +153,10 @@ def optimise(
 def epoch_batches(
     lengths: Sequence[int], batch_size: int, epochs: int, rng: random.Random
 ) -> Iterator[list[int]]:
-    """Batches of example numbers, each example once an epoch, of similar length within a batch, in random order."""
+    """Yield batches of example numbers, each example once an epoch, in random order.
+
+    Examples of a batch are of similar length.
+    """
     for _ in range(epochs):
         order = rng.sample(range(len(lengths)), len(lengths))
         batches = []
