@@ -1,11 +1,12 @@
-"""ValueModel: a transformers backbone with a linear head that reads a value at every token, V(x, y≤t) = w·h_t + b.
+"""The token-level value model of the paper (Hu et al., arXiv 2602.21215): V(x, y≤t) = w·h_t + b.
 
-The token-level value model of the paper (arXiv 2602.21215), in the form in which it is published (`sia.scorers.published`).
+A transformers backbone with a linear head that reads a value at every token. It is also read in the
+form in which the paper's own are published (`sia.scorers.published`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +19,43 @@ from sia._kv_cache import input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers import published
 from sia.scorers.base import CachedSession
-from sia.scorers.published import local_folder
 
 HEAD_FILE = "value_head.safetensors"
 
 
 class ValueModel(nn.Module):
-    """Gives every token of a sequence a value. The head works in float32 whatever the backbone's dtype.
+    """Gives every token of a sequence a value.
 
-    Make one with `from_backbone` (to train) or `from_pretrained`.
+    The head works in float32 whatever the backbone's dtype. Make one with `from_backbone` (to
+    train) or `from_pretrained`.
     """
 
     def __init__(self, backbone: PreTrainedModel, head: nn.Linear) -> None:
+        """Combine a backbone with its value head.
+
+        Raises:
+            ValueError: If the head does not read hidden states of the backbone's size.
+        """
         super().__init__()
         size = backbone.config.get_text_config().hidden_size
         if head.in_features != size or head.out_features != 1:
             raise ValueError(
-                f"the value head must be Linear({size}, 1) for this backbone, got Linear({head.in_features}, {head.out_features})"
+                f"the value head must be Linear({size}, 1) for this backbone, "
+                f"got Linear({head.in_features}, {head.out_features})"
             )
         self.backbone = backbone
         self.head = head.float()
 
     @classmethod
     def from_backbone(cls, model: PreTrainedModel) -> ValueModel:
-        """A fresh head, all zeros, on the backbone of any transformers model; the backbone is shared, not copied.
+        """Return a fresh head, all zeros, on the backbone of a transformers model.
 
-        model: may be wrapped by PEFT: its adapters stay in the backbone.
+        Args:
+            model: Any model, also one wrapped by PEFT, whose adapters stay in the backbone. The
+                backbone is shared, not copied.
         """
-        backbone = (
-            model if isinstance(model, PreTrainedModel) else model.get_base_model()
-        ).base_model
+        plain = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+        backbone = plain.base_model
         size = backbone.config.get_text_config().hidden_size
         head = nn.Linear(size, 1, device=input_device(backbone))
         nn.init.zeros_(head.weight)
@@ -62,59 +70,37 @@ class ValueModel(nn.Module):
         *,
         subfolder: str = "",
         revision: str | None = None,
-        **options,
+        **options: Any,
     ) -> ValueModel:
-        """Reads what `save_pretrained` wrote, or a checkpoint in the published layout (`sia.scorers.published`).
+        """Load what `save_pretrained` wrote, or a checkpoint in the published layout.
 
-        path: a local folder, or a Hub id; subfolder, revision: within it.
-        backbone: of a checkpoint in the published layout, path or Hub id; by default the one that the checkpoint names.
-        options: for transformers' from_pretrained (dtype, device_map, attn_implementation, …).
+        Args:
+            path: Local folder or Hub id.
+            backbone: Path or Hub id of the backbone of a checkpoint in the published layout
+                (`sia.scorers.published`); by default the one that the checkpoint names.
+            subfolder: Folder within `path`.
+            revision: Of the Hub repository.
+            **options: For transformers' from_pretrained (dtype, device_map, …).
 
-        Errors: FileNotFoundError if there is no such folder or a part of it is missing, ValueError for parts that do not fit
-        together or cannot be read; weights are never made up.
+        Raises:
+            FileNotFoundError: If there is no such folder or a part of it is missing.
+            ValueError: If parts do not fit together or cannot be read; no weights are made up.
         """
-        folder = local_folder(path, subfolder, revision)
-        layout = [
-            (folder / name).is_file()
-            for name in (HEAD_FILE, published.HEAD_FILE, published.CONFIG_FILE)
-        ]
-        if not layout[0] and any(layout):
+        folder = published.local_folder(path, subfolder, revision)
+        published_files = (folder / published.HEAD_FILE, folder / published.CONFIG_FILE)
+        if not (folder / HEAD_FILE).is_file() and any(file.is_file() for file in published_files):
             return cls(*published.read(folder, backbone, options)).eval()
         if backbone is not None:
             raise ValueError(
                 f"{folder} brings its own backbone: backbone must be None, got {backbone}"
             )
-        for needed in ("config.json", HEAD_FILE):
-            if not (folder / needed).is_file():
-                raise FileNotFoundError(
-                    f"no value model in {folder}: expected config.json, model.safetensors and {HEAD_FILE}"
-                    f" (or the published layout with {published.HEAD_FILE}), {needed} is missing"
-                )
-        if not list(folder.glob("model*.safetensors")):
-            raise FileNotFoundError(
-                f"no value model in {folder}: the weights of its backbone, model.safetensors is missing"
-            )
-        try:
-            state = safetensors.torch.load_file(folder / HEAD_FILE)
-            model, loading = AutoModel.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, **options
-            )
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
-            ) from error
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights in {folder} do not fit its config.json: {str(error).strip().splitlines()[0]}"
-            ) from error
-        if loading["missing_keys"]:
-            raise ValueError(
-                f"the value model in {folder} lacks weights of its backbone: {', '.join(sorted(loading['missing_keys']))}"
-            )
-        return cls(model, published.linear_head(state, folder / HEAD_FILE).to(model.device)).eval()
+        return cls(*_read_own(folder, options)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes the backbone as transformers does, and the head beside it (safetensors). A cut-off save has no head and is refused."""
+        """Write the backbone as transformers does, and the head beside it (safetensors).
+
+        A save that was cut off has no head, so that `from_pretrained` refuses it.
+        """
         folder = Path(path)
         (folder / HEAD_FILE).unlink(missing_ok=True)
         self.backbone.save_pretrained(folder)
@@ -123,8 +109,8 @@ class ValueModel(nn.Module):
         safetensors.torch.save_file(state, unfinished)
         unfinished.replace(folder / HEAD_FILE)
 
-    def _apply(self, fn, recurse: bool = True) -> ValueModel:
-        """What moves or casts a module (`to`, `cuda`, `bfloat16`, …); the head moves along and stays in float32."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ValueModel:
+        """Move or cast (`to`, `cuda`, `bfloat16`, …); the head moves along and stays float32."""
         exact = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
         super()._apply(fn, recurse)
         for name, parameter in self.head.named_parameters():
@@ -133,28 +119,37 @@ class ValueModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the inputs."""
         return input_device(self.backbone)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the backbone."""
+        """Dtype of the backbone."""
         return self.backbone.dtype
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of tokens that the backbone knows."""
         return self.backbone.config.get_text_config().vocab_size
 
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> Tensor:
-        """Values, float32 `(batch, length)`, of the tokens `input_ids` `(batch, length)`.
+        """Return the values of tokens.
 
-        attention_mask: `(batch, length)` with 1 for tokens and 0 for padding, or a prepared 4-D mask.
-        past_key_values: a cache to go on from, which is then extended; None computes without one.
+        Args:
+            input_ids: Token ids, `(batch, length)`.
+            attention_mask: `(batch, length)` with 1 for tokens and 0 for padding, or a prepared 4-D
+                mask.
+            position_ids: Positions, `(batch, length)`; by default 0, 1, 2, …
+            past_key_values: A cache to go on from, which is then extended; None computes without.
+
+        Returns:
+            Values, float32 `(batch, length)`.
         """
         hidden = self.backbone(
             input_ids=input_ids,
@@ -209,3 +204,38 @@ class ValueSession(CachedSession):
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         """Return the values at the last tokens of responses (`Session.score_responses`)."""
         return self.prefixes.last(rows, responses, lengths)
+
+
+def _read_own(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, nn.Linear]:
+    """Read backbone and head as `ValueModel.save_pretrained` wrote them."""
+    for name in ("config.json", HEAD_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"no value model in {folder}: expected config.json, model.safetensors and "
+                f"{HEAD_FILE} (or the published layout with {published.HEAD_FILE}), "
+                f"{name} is missing"
+            )
+    if not list(folder.glob("model*.safetensors")):
+        raise FileNotFoundError(
+            f"no value model in {folder}: the weights of its backbone, model.safetensors is missing"
+        )
+    try:
+        state = safetensors.torch.load_file(folder / HEAD_FILE)
+        backbone, loading = AutoModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **options
+        )
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {folder} do not fit its config.json: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"the value model in {folder} lacks weights of its backbone: "
+            f"{', '.join(sorted(loading['missing_keys']))}"
+        )
+    return backbone, published.linear_head(state, folder / HEAD_FILE).to(backbone.device)
