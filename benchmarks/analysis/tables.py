@@ -113,6 +113,7 @@ def kept_rows(profile: Profile, name: str) -> pd.DataFrame | None:
 def stack(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables one below the other; texts as categories, whatever they are in the single ones."""
     table = pd.concat(frames, ignore_index=True)
+    table.attrs = {key: note for frame in frames for key, note in frame.attrs.items()}
     texts = [
         name
         for name in table

@@ -311,6 +311,10 @@ class Results:
             {name: "category" for name in table if table[name].dtype in (object, "str")}
         )
 
+    def words(self, tokens: Sequence[int]) -> list[str]:
+        """Return how token ids are written, as readers are shown them."""
+        return subject_of(self.profile, 0).words(tokens)
+
     def timings(self, cells: Sequence[Cell], rounds: int) -> pd.DataFrame:
         """Rows with `seconds` per response of each cell in each round, labelled like `table`. Measured anew each time."""
         settled = [self.settled(cell) for cell in cells]

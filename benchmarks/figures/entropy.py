@@ -17,7 +17,6 @@ from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.profile import Profile
-from benchmarks.subjects import words
 
 OFFSETS = range(-5, 6)
 BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
@@ -55,7 +54,7 @@ class Entropy(Figure):
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """One row per junction: the entropies around it (NaN beyond the response), whether the token was shifted, and from what to what. Of
-        dense steering every token, with its own entropy alone."""
+        dense steering every token, with its own entropy alone. attrs: how shifted tokens are written, by id."""
         frames = []
         for replicate in replicates:
             for cell in [
@@ -105,7 +104,11 @@ class Entropy(Figure):
         small = dict.fromkeys(("token_ids", "base_token"), profile.token_dtype) | dict.fromkeys(
             ("family", "method", "objective"), "category"
         )
-        return table.astype(small).round({f"entropy{o:+d}": 2 for o in OFFSETS})
+        table = table.astype(small).round({f"entropy{o:+d}": 2 for o in OFFSETS})
+        shifted = table.loc[table["shifted"], ["base_token", "token_ids"]]
+        tokens = np.unique(shifted.to_numpy()).tolist()
+        table.attrs = dict(zip(map(str, tokens), results.words(tokens), strict=True))
+        return table
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Means of entropy at each offset; the fall after a junction and the rebound; shares of junctions, and of shifted ones, by
@@ -155,7 +158,7 @@ class Entropy(Figure):
             for (source, target_token), count in (
                 shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT).items()
             ):
-                what = f"shift {words.word(profile, source)} → {words.word(profile, target_token)}"
+                what = f"shift {rows.attrs[str(source)]} → {rows.attrs[str(target_token)]}"
                 labels = {
                     "family": family,
                     "method": steered["method"].iloc[0],

@@ -120,6 +120,10 @@ class Subject(ABC):
     ) -> np.ndarray:
         """Return the profile's score of responses, float32 `(responses,)`."""
 
+    def words(self, tokens: Sequence[int]) -> list[str]:
+        """Return how token ids are written, in quotes because spaces count."""
+        return [repr(self.tokenizer.decode([token])) for token in tokens]
+
     def respond(
         self,
         model: PreTrainedModel,

@@ -196,6 +196,9 @@ class Replicate(Subject):
     def _encoded(self) -> dict[str, list[int]]:
         return {}  # by text: every cell asks the same prompts
 
+    def words(self, tokens: Sequence[int]) -> list[str]:
+        return self.tokenizer.convert_ids_to_tokens(list(tokens))
+
     def conversations(
         self, prompts: Sequence[Prompt], responses: Sequence[Generation], kind: str
     ) -> list[list[int]]:

@@ -13,9 +13,6 @@ from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, tables
 from benchmarks.figures import entropy, figure5, methods, style, theory
 from benchmarks.spec.cells import OBJECTIVES
-from benchmarks.subjects import words
-from benchmarks.subjects.lab.tokenizer import build_tokenizer
-from benchmarks.subjects.lab.world import World, WorldConfig
 from sia import theory as laws
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, pick, table_of
 
@@ -186,13 +183,6 @@ def test_entropy_around_junctions_stays_within_the_response():
         versus="",
         metric="share of junctions shifted",
     )["estimate"] == pytest.approx(part["shifted"].mean(), abs=1e-3)
-
-
-def test_words_are_those_of_the_tokenizer():
-    tokenizer = build_tokenizer(World(WorldConfig()).words)
-    assert [words.word(SMOKE, i) for i in range(len(tokenizer))] == tokenizer.convert_ids_to_tokens(
-        list(range(len(tokenizer)))
-    )
 
 
 def test_the_gain_of_a_step_is_what_its_definition_says():
