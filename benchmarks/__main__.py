@@ -204,10 +204,10 @@ def measure(
     options: argparse.Namespace,
     quality: bool = False,
 ) -> None:
-    from benchmarks.engine.run import How, measure
+    from benchmarks.engine.run import RunOptions, run_experiment
 
     figures = {name: FIGURES[name] for name in names}
-    how = How(
+    run_options = RunOptions(
         options.fresh,
         options.keep,
         quality,
@@ -216,7 +216,7 @@ def measure(
         options.dtype,
         options.batch_size or 0,
     )
-    measure(figures, profile, replicates, how)
+    run_experiment(figures, profile, replicates, run_options)
 
 
 def limited(profile: Profile, limit: int | None) -> Profile:
@@ -245,20 +245,15 @@ def estimate(profile: Profile, names: list[str]) -> None:
         raise ValueError(
             f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
         )
-    from benchmarks.engine.estimate import H100, hours
-    from benchmarks.engine.sweep import Results
+    from benchmarks.engine.estimate import H100, figure_hours
 
-    wanted = {name: FIGURES[name].cells(profile, 0) for name in names}
-    everything = {name: [*need.cells, *need.traces] for name, need in wanted.items()}
-    everything["all"] = [cell for cells in everything.values() for cell in cells]
-    results = Results(profile, None)
+    needs = {name: FIGURES[name].cells(profile, 0) for name in names}
     print(
-        f"{profile.name}: about so many hours of one {H100.name}, at {H100.share:.0%} of what it can do and "
-        f"{1000 * H100.launch:.0f} ms to launch a pass (an estimate, not measured)"
+        f"{profile.name}: about so many hours of one {H100.name}, at {H100.share:.0%} of what it "
+        f"can do and {1000 * H100.launch:.0f} ms to launch a pass (an estimate, not measured)"
     )
-    for name, cells in everything.items():
-        unsteered, steered = results.stages(cells)
-        print(f"  {name:12} {hours(profile, dict.fromkeys(cells), [*unsteered, *steered]):6.1f}")
+    for name, hours in figure_hours(profile, needs).items():
+        print(f"  {name:12} {hours:6.1f}")
 
 
 def draw(name: str, profile: Profile) -> None:

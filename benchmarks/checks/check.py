@@ -102,7 +102,7 @@ def renew(figures: Mapping[str, Figure], profile: Profile) -> None:
     from benchmarks.engine import run
 
     shutil.rmtree(CACHE / profile.name, ignore_errors=True)
-    run.measure(figures, profile, range(1), run.How())
+    run.run_experiment(figures, profile, range(1), run.RunOptions())
     # after that, for some of it is computed of the rows
     write_text(
         reference(profile) / EXACT,
@@ -155,8 +155,12 @@ def measure_again(
     from benchmarks.engine import run
 
     rows: dict[str, pd.DataFrame] = {}
-    run.find_rows(
-        figures, profile, range(1), run.How(), lambda name, found, _: rows.update({name: found})
+    run.measure_rows(
+        figures,
+        profile,
+        range(1),
+        run.RunOptions(),
+        lambda name, found, _: rows.update({name: found}),
     )
     models = models_of(profile)
     shutil.rmtree(CACHE / profile.name)

@@ -15,9 +15,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.checks.exact_models import language_model, reward_model, value_model
 from benchmarks.engine import measure
-from benchmarks.engine.sweep import Results
-from benchmarks.engine.traces import probe, trace, view
-from benchmarks.spec.cells import ARGS, AUTOREGRESSIVE, CALIBRATED, OBJECTIVES, ROLLOUT, Cell, Shard
+from benchmarks.engine.gates import calibrated_gates
+from benchmarks.engine.sweep import Sweep as Results
+from benchmarks.engine.traces import candidate_table as view
+from benchmarks.engine.traces import rollout_values as probe
+from benchmarks.engine.traces import trace_tokens as trace
+from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
+from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, ROLLOUT
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.quality import measure_replicate
@@ -215,7 +219,7 @@ class Validated(Results):
             for target in self.profile.sweep.ratios
         }
         frame.attrs["thresholds"] = dict.fromkeys(
-            CALIBRATED if cell.gate == "never" else [cell.gate], asked
+            calibrated_gates() if cell.gate == "never" else [cell.gate], asked
         )
         return frame
 

@@ -39,11 +39,12 @@ from benchmarks.checks.exact_models import (
     value_model,
 )
 from benchmarks.engine import measure
-from benchmarks.engine.sweep import Results
+from benchmarks.engine.sweep import Sweep as Results
 from benchmarks.figures import figure5, methods, style, value_error
 from benchmarks.figures.registry import FIGURES
 from benchmarks.runtime.files import read_frame
-from benchmarks.spec.cells import ARGS, OBJECTIVES, ROLLOUT, Cell, Shard
+from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
+from benchmarks.spec.methods import ARGS, ROLLOUT
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.tokenizer import BOS, EOS, PAD
 from sia import (
@@ -244,7 +245,7 @@ def edges() -> dict:
             for d in (-1, 0, 1)
         ]
     )
-    found["would open"] = methods.would_open(
+    found["would open"] = methods.gate_opens_at(
         pd.DataFrame({"objective": np.repeat(OBJECTIVES, 3), "entropy": entropy}),
         settled,
     ).tolist()

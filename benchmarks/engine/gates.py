@@ -1,4 +1,4 @@
-"""Gates that only the benchmarks use. Importing this module adds them to `GATES`."""
+"""Gates of cells by name, and one that only the benchmarks use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from sia.gates import GATES, EntropyGate, Step
+from benchmarks.spec.cells import Cell
+from sia.calibration import calibrate
+from sia.gates import GATES, EntropyGate, Gate, Step
 from sia.generation import Generation
-
-__all__ = ["GATES", "InvertedEntropyGate"]
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,25 @@ class InvertedEntropyGate(EntropyGate):
     @classmethod
     def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
         return super().fit(generations, 1 - ratio, **settings)
+
+
+def calibrated_gates() -> list[str]:
+    """Return the names of the gates that have a setting to calibrate."""
+    return [name for name, gate in GATES.items() if gate.calibrated]
+
+
+def is_calibrated(gate: str) -> bool:
+    """Return whether the gate of this name has a setting that calibration chooses."""
+    return GATES[gate].calibrated
+
+
+def gate_of(cell: Cell, objective: str) -> Gate:
+    """Return the gate of a cell with its setting for an objective."""
+    calibrated = is_calibrated(cell.gate)
+    setting = cell.threshold(objective) if calibrated else cell.target_ratio
+    return GATES[cell.gate].from_setting(setting)
+
+
+def calibrated_setting(gate: str, generations: Sequence[Generation], ratio: float) -> float:
+    """Return the setting that opens a gate on about `ratio` of the tokens of `generations`."""
+    return calibrate(GATES[gate], generations, ratio).setting_value

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Protocol
 
 import pandas as pd
 import torch
+from pandas import DataFrame
 
 from benchmarks.analysis import tables
-from benchmarks.engine.sweep import Results
-from benchmarks.figures import methods
-from benchmarks.figures.base import Figure
+from benchmarks.engine.sweep import Sweep
 from benchmarks.runtime.files import CACHE
 from benchmarks.runtime.workers import Workers
+from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, Profile
 from benchmarks.subjects import subject_class
 from benchmarks.subjects.lab.quality import model_quality
@@ -23,11 +24,33 @@ from benchmarks.subjects.lab.replicate import Replicate
 from benchmarks.subjects.lab.train import build, missing
 
 
+class MeasuredFigure(Protocol):
+    """What a run needs of a figure (see `benchmarks.figures.base.Figure`)."""
+
+    def cells(self, profile: Profile, replicate: int) -> FigureCells: ...
+
+    def collect(self, profile: Profile, replicates: Sequence[int], results: Sweep) -> DataFrame: ...
+
+    def summarize(self, rows: DataFrame, profile: Profile) -> DataFrame: ...
+
+
+OnResult = Callable[[str, DataFrame, dict], None]
+
+
 @dataclass(frozen=True)
-class How:
-    """fresh: measure again, whatever has been measured. keep: rows of replicates that the tables have already, measured by the same code
-    and profile, stay as they are, and only the others are measured. quality: also report how good the lab's models are, in models.csv.
-    executor: local or ray. device, dtype, batch_size: for models of the Hub; empty, 0: what there is."""
+class RunOptions:
+    """Options of a run.
+
+    Args:
+        fresh: Measure again, whatever has been measured.
+        keep: Keep the rows of replicates that the tables have, measured by the same code and
+            profile, and measure only the others.
+        quality: Also measure how good the lab's models are (models.csv).
+        executor: "local" or "ray".
+        device: Of models of the Hub; empty for what there is.
+        dtype: Of models of the Hub; empty for what fits the device.
+        batch_size: Of models of the Hub; 0 for what should fit.
+    """
 
     fresh: bool = False
     keep: bool = False
@@ -38,111 +61,122 @@ class How:
     batch_size: int = 0
 
 
-def measure(figures: Mapping[str, Figure], profile: Profile, replicates: range, how: How) -> None:
-    """Trains what is missing, measures what is missing for these figures, writes their tables."""
+def run_experiment(
+    figures: Mapping[str, MeasuredFigure], profile: Profile, replicates: range, options: RunOptions
+) -> None:
+    """Train and measure what is missing for these figures, and write their tables."""
     start = time.monotonic()
-    # begun by FRESH=1 and there until its end: cells older than this do not count, and a killed run goes on
-    begun = CACHE / profile.name / "measuring-again"
-    if how.fresh and not begun.exists():
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        begun.touch()
-    since = begun.stat().st_mtime if how.fresh else 0.0
-    kept, new = (
-        _kept_rows(profile, ["models"] * how.quality + list(figures), replicates)
-        if how.keep
-        else ({}, list(replicates))
-    )
+    # there from the begin of a fresh run until its end: older cells do not count, and a killed
+    # run goes on
+    marker = CACHE / profile.name / "measuring-again"
+    if options.fresh and not marker.exists():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    since = marker.stat().st_mtime if options.fresh else 0.0
+    existing: dict[str, list[DataFrame]] = {}
+    missing_replicates = list(replicates)
+    if options.keep:
+        names = ["models"] * options.quality + list(figures)
+        existing, missing_replicates = _existing_rows(profile, names, replicates)
 
-    def write(name: str, rows: pd.DataFrame, provenance: dict) -> None:
-        rows = (
-            tables.stack([*kept.get(name, []), rows])
-            if name in figures
-            else pd.concat([*kept.get(name, []), rows], ignore_index=True)
-        )
-        measured, seconds = range(rows["replicate"].nunique()), time.monotonic() - start
-        if name not in figures:
-            tables.write_table(profile, name, None, rows, measured, seconds, provenance)
-            return
-        summary = figures[name].summarize(rows, profile)
-        tables.write_table(profile, name, rows, summary, measured, seconds, provenance)
-        where = tables.folder(profile).relative_to(tables.ROOT)
-        print(f"{name}: {len(rows):,} rows in {where}/{name}.parquet, summary in {name}.csv")
-        reference = (
-            tables.read_reference(profile, name) if len(measured) < profile.replicates else None
-        )
+    def write(name: str, rows: DataFrame, provenance: dict) -> None:
+        frames = [*existing.get(name, []), rows]
+        seconds = time.monotonic() - start
+        if name in figures:
+            _write_figure(figures[name], profile, name, tables.stack(frames), seconds, provenance)
+        else:
+            quality = pd.concat(frames, ignore_index=True)
+            measured = range(quality["replicate"].nunique())
+            tables.write_table(profile, name, None, quality, measured, seconds, provenance)
+
+    measure_rows(figures, profile, missing_replicates, options, write, since)
+    if options.fresh:
+        marker.unlink(missing_ok=True)
+
+
+def _write_figure(
+    figure: MeasuredFigure,
+    profile: Profile,
+    name: str,
+    rows: DataFrame,
+    seconds: float,
+    provenance: dict,
+) -> None:
+    """Write rows and summary of a figure, and tell how they agree with the committed ones."""
+    measured = range(rows["replicate"].nunique())
+    summary = figure.summarize(rows, profile)
+    tables.write_table(profile, name, rows, summary, measured, seconds, provenance)
+    if len(measured) < profile.replicates:
+        reference = tables.read_reference(profile, name)
         if reference is not None and "low" in reference:
             print(f"{name}: {tables.agreement(summary, reference)}")
 
-    find_rows(figures, profile, new, how, write, since)
-    if how.fresh:
-        begun.unlink(missing_ok=True)
 
-
-def find_rows(
-    figures: Mapping[str, Figure],
+def measure_rows(
+    figures: Mapping[str, MeasuredFigure],
     profile: Profile,
     replicates: Sequence[int],
-    how: How,
-    keep: Callable[[str, pd.DataFrame, dict], None],
+    options: RunOptions,
+    on_result: OnResult,
     since: float = 0.0,
 ) -> None:
-    """Calls `keep` with the name and the rows of each figure (and of "models", where their quality is asked for, as soon as it is there),
-    and with what their provenance says besides. since: cells that are older are measured again."""
-    needs = [
+    """Train and measure what is missing, and hand over the rows of each figure.
+
+    Args:
+        on_result: Called with the name of each figure, its rows, and what their provenance says
+            besides; with "models" as soon as their quality, if requested, is known.
+        since: Time before which measured cells do not count (seconds since the epoch).
+    """
+    needs = FigureCells.union(
         figure.cells(profile, replicate) for figure in figures.values() for replicate in replicates
-    ]
-    wanted = methods.Wanted(
-        *([cell for need in needs for cell in need[i]] for i in range(len(methods.Wanted._fields)))
     )
-    subject, gpus = subject_class(profile), cluster().gpus() if how.executor == "ray" else None
-    requested = (cell for cells in wanted for cell in cells)
-    hardware = Hardware(how.device, how.dtype, how.batch_size)
-    settled, provenance = subject.prepare(profile, requested, hardware, gpus)
+    requested = Hardware(options.device, options.dtype, options.batch_size)
+    gpus = cluster().gpus() if options.executor == "ray" else None
+    subject = subject_class(profile)
+    profile_here, provenance = subject.prepare(profile, needs.requests, requested, gpus)
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
-    with workers_for(settled, how.executor) as workers:
-        results = Results(settled, workers, since)
+    with workers_for(profile_here, options.executor) as workers:
+        sweep = Sweep(profile_here, workers, since)
         training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
-        with workers.progress(training + results.work(*wanted)):
+        with workers.progress(training + sweep.work(needs)):
             if models:
                 build(models, workers)
-            if how.quality:
-                keep("models", model_quality(profile, replicates, workers), provenance)
-            results.measure(*wanted)
-            made = {
-                name: figure.collect(profile, replicates, results)
-                for name, figure in figures.items()
+            if options.quality:
+                on_result("models", model_quality(profile, replicates, workers), provenance)
+            sweep.measure(needs)
+            rows = {
+                name: figure.collect(profile, replicates, sweep) for name, figure in figures.items()
             }
-        for name, rows in made.items():
-            keep(name, rows, provenance)
+        for name, of_figure in rows.items():
+            on_result(name, of_figure, provenance)
 
 
-def _kept_rows(
+def _existing_rows(
     profile: Profile, names: list[str], replicates: range
-) -> tuple[dict[str, list[pd.DataFrame]], list[int]]:
-    """The rows that tables have already, and the replicates that some of them lack."""
+) -> tuple[dict[str, list[DataFrame]], list[int]]:
+    """Return the rows that tables have already, and the replicates that some of them lack."""
     frames = {name: tables.kept_rows(profile, name) for name in names}
-    there = {
-        name: set() if frame is None else set(frame["replicate"]) for name, frame in frames.items()
-    }
-    new = [r for r in replicates if any(r not in there[name] for name in names)]
-    # a run that was interrupted may have added to some tables and not to others
-    kept = {
-        name: frame[~frame["replicate"].isin(new)]
-        for name, frame in frames.items()
-        if frame is not None
-    }
-    return {name: [frame] for name, frame in kept.items() if len(frame)}, new
+    frames = {name: frame for name, frame in frames.items() if frame is not None}
+    complete = [set(frames[name]["replicate"]) if name in frames else set() for name in names]
+    lacking = [r for r in replicates if any(r not in there for there in complete)]
+    # an interrupted run may have added to some tables and not to others
+    kept = {name: frame[~frame["replicate"].isin(lacking)] for name, frame in frames.items()}
+    return {name: [frame] for name, frame in kept.items() if len(frame)}, lacking
 
 
 def workers_for(profile: Profile, executor: str):
-    """Processes on this machine, or on a Ray cluster; on GPUs where the profile's models run there."""
+    """Return processes here or on a Ray cluster, on GPUs where the profile's models run there."""
     if executor == "local":
         return Workers(torch.cuda.device_count() if profile.on_gpu else 0)
     return cluster().RayWorkers(profile.on_gpu)
 
 
 def cluster() -> ModuleType:
-    """`benchmarks.runtime.ray_workers`. Errors: ValueError where Ray is not installed."""
+    """Return `benchmarks.runtime.ray_workers`.
+
+    Raises:
+        ValueError: If Ray is not installed.
+    """
     try:
         from benchmarks.runtime import ray_workers
     except ImportError as error:

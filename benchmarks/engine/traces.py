@@ -1,5 +1,4 @@
-"""Looking into cells: what happens token by token (traces), what candidates are really worth (probes), and what there was to choose from
-(views)."""
+"""Token by token: what happens in responses, what candidates are worth, and what there was to choose."""
 
 from __future__ import annotations
 
@@ -12,203 +11,204 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.engine.measure import (
-    asked,
-    language_model,
-    respond,
-    reward_model,
-    scorer_of,
-    steering_of,
-)
+from benchmarks.engine.loading import language_model, reward_model, scorer_of
+from benchmarks.engine.measure import expand_prompts, respond, steering_of
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import Shard
+from benchmarks.spec.methods import REWARD
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.subjects.base import Subject
-from benchmarks.subjects.lab.replicate import LOSSES, REWARD, Replicate, ended
+from benchmarks.subjects.lab.replicate import Replicate, ended
 from sia import Generation
 from sia._inputs import pad_right
 from sia.scorers.base import Scorer
 from sia.steering import drop_improbable, kl_divergence, tilt
 
 
-def trace(subject: Subject, shard: Shard) -> pd.DataFrame:
-    """One row per response token: what it is, how sure the base was, and what happened.
+def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
+    """Return one row per response token: the token, the entropy of the base, what steering did.
 
-    Of the lab also divergence_LOSS: KL(π‖π*) in nats at this state over the candidates, π* by the value model of this loss and β = 1,
-    whether steered or not; range_LOSS: largest minus smallest of these values. Of the first sample only, NaN elsewhere.
+    Of the lab also, at the tokens of the first sample (NaN elsewhere):
+
+    - divergence_LOSS: KL(π‖π*) in nats over the candidates, π* by the value model of this loss
+      and β = 1, whether steered or not.
+    - range_LOSS: largest minus smallest value.
     """
-    profile = subject.profile
-    prompts, numbers, seeds = asked(subject, shard)
-    generations = respond(subject, shard, prompts, seeds)[0]
-    lengths = [len(g.token_ids) for g in generations]
-    frame = pd.DataFrame({
+    prompts, indices, seeds = expand_prompts(subject, shard)
+    responses = respond(subject, shard, prompts, seeds)[0]
+    lengths = [len(response.token_ids) for response in responses]
+    columns = {
+        name: np.concatenate([getattr(response, name) for response in responses])
+        for name in ("token_ids", "base_token", "entropy", "steered")
+    }
+    places = {
         "objective": shard.objective,
-        "prompt": np.repeat(np.int16(numbers), lengths),
+        "prompt": np.repeat(np.int16(indices), lengths),
         "seed": np.repeat(np.int8(seeds), lengths),
         "step": np.concatenate([np.arange(n, dtype=np.int16) for n in lengths]),
-        **{name: np.concatenate([getattr(g, name) for g in generations]) for name in ("token_ids", "base_token", "entropy", "steered")},
-    })  # fmt: skip
+    }
+    frame = pd.DataFrame(places | columns)
     workers.report(2 * shard.cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
     if not subject.traced_losses:
         return frame
     first = [i for i, seed in enumerate(seeds) if seed == 0]
-    ids, responses = (
-        subject.encode([prompts[i] for i in first], shard.cell.model),
-        [generations[i] for i in first],
+    measured = _regret_and_range(
+        subject, shard, [prompts[i] for i in first], [responses[i] for i in first]
     )
-    model = language_model(subject, shard.cell.model, shard.cell.family)
-    logits, candidates = candidate_logits(model, ids, responses, profile.decoding.candidates)
-    for loss in subject.traced_losses:
-        values = candidate_values(
-            scorer_of(subject, f"value-{loss}", shard.cell.family), ids, responses, candidates
-        )
-        measured = {
-            "divergence": [
-                kl_divergence(base, tilt(base, value, 1.0))
-                for base, value in zip(logits, values, strict=True)
-            ],
-            "range": [value.amax(1) - value.amin(1) for value in values],
-        }
-        for name, columns in measured.items():
-            column = np.full(len(frame), np.nan, dtype=np.float32)
-            column[frame["seed"] == 0] = torch.cat(columns).numpy()
-            frame[f"{name}_{loss}"] = column
+    for name, per_response in measured.items():
+        column = np.full(len(frame), np.nan, dtype=np.float32)
+        column[frame["seed"] == 0] = torch.cat(per_response).numpy()
+        frame[name] = column
     return frame
 
 
-def probe(replicate: Replicate, shard: Shard) -> pd.DataFrame:
-    """One row per candidate of some states that this cell visits.
+def _regret_and_range(
+    subject: Subject, shard: Shard, prompts: list, responses: list[Generation]
+) -> dict[str, list[Tensor]]:
+    """Return divergence and range of values by loss, `(tokens,)` for each response."""
+    cell = shard.cell
+    ids = subject.encode(prompts, str(cell.model))
+    model = language_model(subject, cell.model, cell.family)
+    count = subject.profile.decoding.candidates
+    logits, candidates = candidate_logits(model, ids, responses, count)
+    columns = {}
+    for loss in subject.traced_losses:
+        scorer = scorer_of(subject, value_kind(loss), cell.family)
+        values = candidate_values(scorer, ids, responses, candidates)
+        columns[f"divergence_{loss}"] = [
+            kl_divergence(base, tilt(base, value, 1.0))
+            for base, value in zip(logits, values, strict=True)
+        ]
+        columns[f"range_{loss}"] = [value.amax(1) - value.amin(1) for value in values]
+    return columns
 
-    likelihood: ln π over the K candidates. value_LOSS: what value models say. worth: mean reward of the response after so many rollouts of
-    the base model from there, on the scale that values are distilled from; worth_error: its standard error.
+
+def rollout_values(replicate: Replicate, shard: Shard) -> pd.DataFrame:
+    """Return one row per candidate of some states that the base policy visits.
+
+    - likelihood: ln π over the K candidates.
+    - value_LOSS: scores of the value models.
+    - worth: mean reward of the response after some rollouts of the base model from there, on the
+      scale that values are distilled from; worth_error: its standard error.
     """
-    profile, sweep = replicate.profile, replicate.profile.sweep
-    family, model = (
-        shard.cell.family,
-        language_model(replicate, shard.cell.model, shard.cell.family),
-    )
-    prompts, numbers, seeds = asked(replicate, shard)
+    profile, sweep, cell = replicate.profile, replicate.profile.sweep, shard.cell
+    model = language_model(replicate, cell.model, cell.family)
+    prompts, indices, seeds = expand_prompts(replicate, shard)
     rng = random.Random(f"probes {shard.objective}")
-    count = max(numbers) + 1
+    count = max(indices) + 1
     chosen = [rng.randrange(count) for _ in range(sweep.probes)]
-    ids = replicate.encode(prompts[:count], shard.cell.model)
-    generations = respond(replicate, shard, prompts[:count], seeds[:count])[0]
-    logits, candidates = candidate_logits(model, ids, generations, profile.decoding.candidates)
-    values = {
-        loss: candidate_values(
-            scorer_of(replicate, f"value-{loss}", family), ids, generations, candidates
-        )
-        for loss in LOSSES
-    }
+    ids = replicate.encode(prompts[:count], str(cell.model))
+    responses = respond(replicate, shard, prompts[:count], seeds[:count])[0]
+    logits, candidates = candidate_logits(model, ids, responses, profile.decoding.candidates)
+    values = {}
+    for loss in replicate.traced_losses:
+        scorer = scorer_of(replicate, value_kind(loss), cell.family)
+        values[f"value_{loss}"] = candidate_values(scorer, ids, responses, candidates)
     frames, prefixes = [], []
     for state, i in enumerate(chosen):
-        step = rng.randrange(len(generations[i].token_ids))
+        step = rng.randrange(len(responses[i].token_ids))
         base = logits[i][step].log_softmax(-1)
-        frames.append(pd.DataFrame({
-            "objective": shard.objective, "prompt": np.int16(i), "state": np.int16(state), "step": np.int16(step),
-            "entropy": np.float32(-(base.exp() * base).sum()), "rank": np.arange(len(base), dtype=np.int8), "likelihood": base.numpy(),
-            **{f"value_{loss}": values[loss][i][step].numpy() for loss in LOSSES},
-        }))  # fmt: skip
-        response = generations[i].token_ids[:step].tolist()
-        prefixes += [[*ids[i], *response, token] for token in candidates[i][step].tolist()]
-    frame = pd.concat(frames, ignore_index=True)
+        columns = {
+            "objective": shard.objective,
+            "prompt": np.int16(i),
+            "state": np.int16(state),
+            "step": np.int16(step),
+            "entropy": np.float32(-(base.exp() * base).sum()),
+            "rank": np.arange(len(base), dtype=np.int8),
+            "likelihood": base.numpy(),
+        }
+        of_state = {name: scores[i][step].numpy() for name, scores in values.items()}
+        frames.append(pd.DataFrame(columns | of_state))
+        prefix = [*ids[i], *responses[i].token_ids[:step].tolist()]
+        prefixes += [[*prefix, token] for token in candidates[i][step].tolist()]
     rewards = np.stack(
         [_rollout_rewards(replicate, model, prefixes, seed) for seed in range(sweep.probe_rollouts)]
     )
-    worth, spread = rewards.mean(0), rewards.std(0, ddof=1) / np.sqrt(len(rewards))
-    workers.report(
-        sweep.probes
-        * profile.decoding.candidates
-        * sweep.probe_rollouts
-        / workers.RESPONSES_PER_SECOND
+    spread = rewards.std(0, ddof=1) / np.sqrt(len(rewards))
+    workers.report(rewards.size / workers.RESPONSES_PER_SECOND)
+    return pd.concat(frames, ignore_index=True).assign(
+        worth=rewards.mean(0).astype(np.float32), worth_error=spread.astype(np.float32)
     )
-    return frame.assign(worth=worth.astype(np.float32), worth_error=spread.astype(np.float32))
-
-
-def view(subject: Subject, shard: Shard) -> pd.DataFrame:
-    """One row per candidate of every token of the first sample: everything that a reader can be shown, the words included.
-
-    likelihood: ln π of the base over the K candidates; value: what the cell's scorer says of it, asked or not (NaN where nothing steers);
-    tilted: ln of the steered policy, as it is where the gate is open. chosen, unsteered: whether it is the token that was taken, and the
-    one that the same noise would have taken unsteered.
-    """
-    cell, settings = shard.cell, steering_of(shard.cell, shard.objective, subject)
-    prompts, numbers, seeds = asked(subject, shard)
-    first = [i for i, seed in enumerate(seeds) if seed == 0]
-    prompts, numbers = [prompts[i] for i in first], [numbers[i] for i in first]
-    responses = respond(subject, shard, prompts, [0] * len(first))[0]
-    ids = subject.encode(prompts, cell.model)
-    logits, candidates = candidate_logits(
-        language_model(subject, cell.model, cell.family),
-        ids,
-        responses,
-        subject.profile.decoding.candidates,
-    )
-    values = [torch.full_like(base, math.nan) for base in logits]
-    if settings.scorer is not None:
-        values = candidate_values(
-            settings.scorer, subject.encode(prompts, cell.value_model), responses, candidates
-        )
-    frames = []
-    for i, response in enumerate(responses):
-        base, tokens = logits[i], candidates[i]
-        for taken in (
-            response.token_ids,
-            response.base_token,
-        ):  # at a tie for the last place, which rounding decides
-            lacking = ~(tokens == torch.from_numpy(taken)[:, None]).any(1)
-            tokens[lacking, -1] = torch.from_numpy(taken)[lacking]
-        tilted = (
-            base
-            if settings.scorer is None
-            else drop_improbable(
-                tilt(base, values[i], settings.beta), base, settings.min_probability
-            )
-        )
-        steps, count = base.shape
-        words = subject.tokenizer.batch_decode(tokens.flatten()[:, None].tolist())
-        frames.append(pd.DataFrame({
-            "objective": shard.objective, "prompt": np.int16(numbers[i]), "seed": np.int8(0),
-            "asked": subject.tokenizer.decode(ids[i], skip_special_tokens=True), "step": np.repeat(np.arange(steps, dtype=np.int16), count),
-            "rank": np.tile(np.arange(count, dtype=np.int8), steps), "word": words,
-            "entropy": np.repeat(response.entropy, count).round(4), "steered": np.repeat(response.steered, count),
-            "chosen": (tokens.numpy() == response.token_ids[:, None]).flatten(),
-            "unsteered": (tokens.numpy() == response.base_token[:, None]).flatten(),
-            **{name: x.log_softmax(-1).flatten().numpy().round(4) for name, x in (("likelihood", base), ("tilted", tilted))},
-            "value": values[i].flatten().numpy().round(4),
-        }))  # fmt: skip
-    workers.report(cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
-    return pd.concat(frames, ignore_index=True)
 
 
 def _rollout_rewards(
     replicate: Replicate, model: PreTrainedModel, prefixes: list[list[int]], seed: int
 ) -> np.ndarray:
-    """Reward of one response of the base model from each prefix (that may have ended already), `(prefixes,)`."""
+    """Return the reward of one response from each prefix, which may have ended, `(prefixes,)`."""
     end = model.config.eos_token_id
     going = [i for i, prefix in enumerate(prefixes) if prefix[-1] != end]
     rollouts = replicate.respond(model, [prefixes[i] for i in going], 1000 + seed)
     whole = list(prefixes)
     for i, rollout in zip(going, rollouts, strict=True):
         whole[i] = [*prefixes[i], *ended(rollout)]
-    return replicate.profile.training.reward_scale * replicate.rewards(
-        REWARD, reward_model(replicate, REWARD), whole
-    )
+    rewards = replicate.rewards(REWARD, reward_model(replicate, REWARD), whole)
+    return replicate.profile.training.reward_scale * rewards
+
+
+def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
+    """Return one row per candidate of every token of the first sample, words included.
+
+    - likelihood: ln π of the base over the K candidates.
+    - value: score of the cell's scorer, whether the gate is open or not (NaN where nothing
+      steers); tilted: ln of the steered policy, as it is where the gate is open.
+    - chosen, unsteered: whether it is the token that was taken, and the one that the same noise
+      would have taken unsteered.
+    """
+    cell, steering = shard.cell, steering_of(shard.cell, shard.objective, subject)
+    expanded, all_indices, seeds = expand_prompts(subject, shard)
+    first = [i for i, seed in enumerate(seeds) if seed == 0]
+    prompts, indices = [expanded[i] for i in first], [all_indices[i] for i in first]
+    responses = respond(subject, shard, prompts, [0] * len(first))[0]
+    ids = subject.encode(prompts, str(cell.model))
+    model = language_model(subject, cell.model, cell.family)
+    count = subject.profile.decoding.candidates
+    logits, candidates = candidate_logits(model, ids, responses, count)
+    values = [torch.full_like(base, math.nan) for base in logits]
+    if steering.scorer is not None:
+        value_ids = subject.encode(prompts, str(cell.scorer))
+        values = candidate_values(steering.scorer, value_ids, responses, candidates)
+    frames = []
+    for i, response in enumerate(responses):
+        base, tokens, tilted = logits[i], candidates[i], logits[i]
+        for taken in map(torch.from_numpy, (response.token_ids, response.base_token)):
+            # at a tie for the last place, which rounding decides
+            lacking = ~(tokens == taken[:, None]).any(1)
+            tokens[lacking, -1] = taken[lacking]
+        if steering.scorer is not None:
+            tilted = tilt(base, values[i], steering.beta)
+            tilted = drop_improbable(tilted, base, steering.min_probability)
+        steps, width = base.shape
+        columns = {
+            "objective": shard.objective,
+            "prompt": np.int16(indices[i]),
+            "seed": np.int8(0),
+            "asked": subject.tokenizer.decode(ids[i], skip_special_tokens=True),
+            "step": np.repeat(np.arange(steps, dtype=np.int16), width),
+            "rank": np.tile(np.arange(width, dtype=np.int8), steps),
+            "word": subject.tokenizer.batch_decode(tokens.flatten()[:, None].tolist()),
+            "entropy": np.repeat(response.entropy, width).round(4),
+            "steered": np.repeat(response.steered, width),
+            "chosen": (tokens.numpy() == response.token_ids[:, None]).flatten(),
+            "unsteered": (tokens.numpy() == response.base_token[:, None]).flatten(),
+            "likelihood": base.log_softmax(-1).flatten().numpy().round(4),
+            "tilted": tilted.log_softmax(-1).flatten().numpy().round(4),
+            "value": values[i].flatten().numpy().round(4),
+        }
+        frames.append(pd.DataFrame(columns))
+    workers.report(cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
+    return pd.concat(frames, ignore_index=True)
 
 
 @torch.no_grad()
 def candidate_logits(
     model: PreTrainedModel, prompts: list[list[int]], responses: list[Generation], candidates: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Logits and token ids of the candidates at every step of each response, `(tokens, K)` each."""
+    """Return logits and token ids of the candidates at every step, `(tokens, K)` per response."""
     logits, tokens = [], []
     for prompt, response in zip(prompts, responses, strict=True):
         whole = torch.tensor([[*prompt, *response.token_ids]])
-        best = (
-            model(input_ids=whole, use_cache=False)
-            .logits[0, len(prompt) - 1 : -1]
-            .float()
-            .topk(candidates)
-        )
+        steps = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        best = steps.float().topk(candidates)
         logits.append(best.values)
         tokens.append(best.indices)
     return logits, tokens
@@ -218,16 +218,15 @@ def candidate_logits(
 def candidate_values(
     scorer: Scorer, prompts: list[list[int]], responses: list[Generation], candidates: list[Tensor]
 ) -> list[Tensor]:
-    """Values of the candidates at every step of each response, `(tokens, K)` each."""
+    """Return values of the candidates at every step, `(tokens, K)` per response."""
     tokens, mask = pad_right([response.token_ids.tolist() for response in responses])
     lengths = mask.sum(1)
     session = scorer.start_session(prompts, tokens.shape[1])
     values = [torch.zeros_like(each, dtype=torch.float32) for each in candidates]
     for step in range(tokens.shape[1]):
         rows = (lengths > step).nonzero().squeeze(1)
-        found = session.score(
-            rows, tokens[rows, :step], torch.stack([candidates[row][step] for row in rows.tolist()])
-        )
-        for row, scores in zip(rows.tolist(), found, strict=True):
-            values[row][step] = scores
+        at_step = torch.stack([candidates[row][step] for row in rows.tolist()])
+        scores = session.score(rows, tokens[rows, :step], at_step)
+        for row, row_scores in zip(rows.tolist(), scores, strict=True):
+            values[row][step] = row_scores
     return values

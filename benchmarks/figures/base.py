@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from benchmarks.figures import methods
+from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
 REGISTERED: dict[str, Figure] = {}
@@ -44,7 +44,7 @@ class Figure:
             return f"{self.name} needs the lab, whose world and training can be changed"
         return ""
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return the cells of one replicate that the figure needs."""
         raise NotImplementedError
 

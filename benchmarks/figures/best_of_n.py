@@ -12,7 +12,8 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.model_kinds import INSTRUCT
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "positions")
@@ -39,7 +40,7 @@ class BestOfN(Figure):
             return ""
         return "best-of-n needs models.reward and models.instruct"
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Each of these tries up to N responses, which hold those of every smaller N."""
         family, sweep = profile.families[0], profile.sweep
         base = methods.base(replicate, family)
@@ -47,10 +48,10 @@ class BestOfN(Figure):
         steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [
             methods.dense(replicate, family, loss)
         ]
-        return methods.Wanted(
+        return FigureCells(
             [
                 methods.searched(cell, sweep.responses)
-                for cell in (base, replace(base, model="instruct"), *steered)
+                for cell in (base, methods.base(replicate, family, INSTRUCT), *steered)
             ]
         )
 

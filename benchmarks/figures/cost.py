@@ -19,7 +19,8 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import ARGS, AUTOREGRESSIVE, Cell
+from benchmarks.spec.cells import CellRequest, FigureCells
+from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
@@ -51,13 +52,13 @@ class Cost(Figure):
     measured = MEASURED
     reported = ("reported", "positions", "megaflops", "judge")
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted = []
         for family in profile.families:
             wanted += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
                 wanted += methods.curve(profile, replicate, family, loss)
-        return methods.Wanted(wanted)
+        return FigureCells(wanted)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         rows = super().collect(profile, replicates, results)
@@ -111,7 +112,7 @@ class Cost(Figure):
                     e
                     for e in of_family
                     if e.labels["method"] in RIVALS
-                    and e.labels["value_model"] in ("", ARGS, AUTOREGRESSIVE, loss)
+                    and e.labels["value_model"] in ("", str(ARGS), str(AUTOREGRESSIVE), loss)
                 ]
                 rivals = [
                     e
@@ -195,7 +196,7 @@ class Cost(Figure):
                             fontsize=7,
                         )
                 steered_base = both[
-                    (both["model"] == "base") & (both["value_model"] != AUTOREGRESSIVE)
+                    (both["model"] == "base") & (both["value_model"] != str(AUTOREGRESSIVE))
                 ]
                 for some, look in ((both, {"linestyle": "-"}), (steered_base, {"linestyle": "--"})):
                     at, score = (
@@ -258,7 +259,7 @@ class Cost(Figure):
         )
 
 
-def timed(profile: Profile, replicate: int) -> list[Cell]:
+def timed(profile: Profile, replicate: int) -> list[CellRequest]:
     """What is timed, of the first family: tuned cells as they were settled."""
     family, sweep = profile.families[0], profile.sweep
     loss = profile.losses[0]

@@ -16,6 +16,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
+from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
 OFFSETS = range(-5, 6)
@@ -41,14 +42,14 @@ class Entropy(Figure):
 
     title = "Entropy around junctions"
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         loss = profile.losses[0]
         steered = [
             methods.steered(replicate, family, loss, ratio=min(profile.sweep.few))
             for family in profile.families
         ]
         steered += [methods.dense(replicate, family, loss) for family in profile.families]
-        return methods.Wanted(
+        return FigureCells(
             traces=[*(methods.base(replicate, family) for family in profile.families), *steered]
         )
 
@@ -60,7 +61,7 @@ class Entropy(Figure):
             for cell in [
                 cell for cell in self.cells(profile, replicate).traces if cell.gate == "every"
             ]:
-                tokens = results.rows(results.settled(cell), "trace").rename(
+                tokens = results.rows(results.resolve(cell), "trace").rename(
                     columns={"entropy": "entropy+0"}
                 )
                 kept = tokens.assign(
@@ -77,9 +78,9 @@ class Entropy(Figure):
                 cell for cell in self.cells(profile, replicate).traces if cell.gate == "entropy"
             ]:
                 for policy in (methods.base(replicate, cell.family), cell):
-                    tokens = results.rows(results.settled(policy), "trace")
+                    tokens = results.rows(results.resolve(policy), "trace")
                     junction = (
-                        methods.would_open(tokens, results.settled(cell))
+                        methods.gate_opens_at(tokens, results.resolve(cell))
                         if policy.gate == "never"
                         else tokens["steered"]
                     )

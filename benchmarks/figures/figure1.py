@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 GATES = ("entropy", "entropy-rise", "attention", "attention-rise", "position", "random")
@@ -23,7 +23,7 @@ class Figure1(Figure):
     title = "Figure 1: where to steer"
     measured = MEASURED
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted = []
         for family in profile.families:
             wanted.append(methods.base(replicate, family))
@@ -34,7 +34,7 @@ class Figure1(Figure):
                     for r in profile.sweep.ratios
                 ]
                 wanted.append(methods.dense(replicate, family, loss))
-        return methods.Wanted(wanted)
+        return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every gate, and paired the entropy gate against each other at the same target; family "all": the mean over both."""

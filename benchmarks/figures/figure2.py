@@ -13,7 +13,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -32,7 +32,7 @@ class Figure2(Figure):
     title = "Figure 2: alignment against the share of steered tokens"
     measured = MEASURED
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted, sweep = [], profile.sweep
         for family in profile.families:
             wanted += methods.baselines(profile, replicate, family)
@@ -51,7 +51,7 @@ class Figure2(Figure):
                     )
                     for r in sweep.ratios
                 ]
-        return methods.Wanted(wanted)
+        return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every method, and paired: SIA − dense, SIA − random, the mean of SIA over the claimed ratios − dense; SIA at each ratio against

@@ -14,12 +14,14 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import Cell
+from benchmarks.spec.cells import FigureCells
+from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
-SIZES = {"small": "-small", "medium": "", "large": "-large"}  # → how kinds of models end
+KINDS = {"small": "small", "medium": "", "large": "large"}  # size here → size of a ModelKind
+SIZES = {size: f"-{kind}" if kind else "" for size, kind in KINDS.items()}  # → end of labels
 
 
 def weaker(profile: Profile) -> list[tuple[str, str]]:
@@ -46,22 +48,16 @@ class Figure3(Figure):
             return ""
         return f"figure3 needs three sizes of models ({', '.join(needed)}), as w2s-qwen3 has"
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
-        wanted, family, sweep = [], profile.families[0], profile.sweep
-        for model in SIZES.values():
-            wanted.append(Cell(replicate, family, model=f"base{model}"))
-            for value in SIZES.values():
-                under = {
-                    "model": f"base{model}",
-                    "value_model": f"{methods.values(profile)[0]}{value}",
-                    "beta": 1.0,
-                }
-                wanted += [
-                    Cell(replicate, family, gate="entropy", target_ratio=r, **under)
-                    for r in sweep.claimed
-                ]
-                wanted.append(Cell(replicate, family, gate="every", target_ratio=1.0, **under))
-        return methods.Wanted(wanted)
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        wanted, family = [], profile.families[0]
+        for model in (ModelKind("base", size=size) for size in KINDS.values()):
+            wanted.append(methods.base(replicate, family, model))
+            for size in KINDS.values():
+                values = value_kind(profile.losses[0], size)
+                wanted += methods.curve(
+                    profile, replicate, family, values, profile.sweep.claimed, model=model
+                )
+        return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every pair of sizes, and paired: its gain over the base model; SIA, and the mean of SIA over the claimed ratios, against dense.

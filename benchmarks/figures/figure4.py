@@ -19,7 +19,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "content", "fluency_errors", "kl", "kl_per_token")
@@ -32,7 +32,7 @@ class Figure4(Figure):
     title = "Figure 4: steering strength"
     measured = MEASURED
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted, sweep, first = [], profile.sweep, profile.families[0]
         for family in profile.families:
             wanted.append(methods.base(replicate, family))
@@ -53,7 +53,7 @@ class Figure4(Figure):
                     methods.dense(replicate, family, loss, beta=beta, floor=sweep.floor)
                     for beta in (0.0, *others)
                 ]
-        return methods.Wanted(wanted)
+        return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own

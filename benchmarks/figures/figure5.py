@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # of 64 positions each
@@ -27,14 +27,14 @@ class Figure5(Figure):
     title = "Figure 5: positions of junctions"
     reported = ("length", "ratio", "in the first half")
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         loss = profile.losses[0]
         steered = [
             methods.steered(replicate, family, loss, ratio=r)
             for family in profile.families
             for r in profile.sweep.few
         ]
-        return methods.Wanted(
+        return FigureCells(
             traces=[*(methods.base(replicate, family) for family in profile.families), *steered]
         )
 
@@ -46,9 +46,9 @@ class Figure5(Figure):
                 cell for cell in self.cells(profile, replicate).traces if cell.gate != "never"
             ]:
                 for policy in (methods.base(replicate, cell.family), cell):
-                    tokens = results.rows(results.settled(policy), "trace")
+                    tokens = results.rows(results.resolve(policy), "trace")
                     junction = (
-                        methods.would_open(tokens, results.settled(cell))
+                        methods.gate_opens_at(tokens, results.resolve(cell))
                         if policy.gate == "never"
                         else tokens["steered"]
                     )

@@ -14,6 +14,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
+from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
 UNIT = ["objective", "prompt", "seed"]
@@ -27,7 +28,7 @@ class Junctions(Figure):
     title = "Junctions, one by one"
     own_section = False
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         family, ratios = profile.families[0], profile.sweep.few
         wanted = [methods.base(replicate, family)]
         for loss in profile.losses:
@@ -35,14 +36,14 @@ class Junctions(Figure):
             wanted.append(
                 methods.steered(replicate, family, loss, gate="random", ratio=min(ratios))
             )
-        return methods.Wanted(cells=wanted, views=wanted)
+        return FigureCells(cells=wanted, views=wanted)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """One row per candidate (see probes.view), with the score of its response."""
         frames = []
         for replicate in replicates:
             for cell in self.cells(profile, replicate).views:
-                settled = results.settled(cell)
+                settled = results.resolve(cell)
                 scores = results.rows(settled)[[*UNIT, "tokens", profile.score]].rename(
                     columns={profile.score: "score"}
                 )
@@ -53,15 +54,9 @@ class Junctions(Figure):
                     raise ArithmeticError(
                         f"{cell.method} was viewed with other responses than were measured: this machine does not repeat itself"
                     )
-                labels = {"replicate": replicate, "family": cell.family, "model": cell.model}
-                frames.append(
-                    shown.assign(
-                        **labels,
-                        **{name: getattr(cell, name) for name in CELL},
-                        gate=cell.gate,
-                        beta=cell.beta,
-                    )
-                )
+                names = ("replicate", "family", "model", *CELL, "gate", "beta")
+                labels = cell.labels()
+                frames.append(shown.assign(**{name: labels[name] for name in names}))
         table = pd.concat(frames, ignore_index=True)
         return table.astype(
             dict.fromkeys(

@@ -14,7 +14,8 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import Cell
+from benchmarks.spec.cells import FigureCells
+from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "content", "fluency_errors", "kl")
@@ -28,7 +29,7 @@ class Mechanism(Figure):
     needs_lab = True
     measured = MEASURED
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         sweep, first = profile.sweep, profile.families[0]
         strong = max(sweep.tuning)
         wanted = []
@@ -52,27 +53,20 @@ class Mechanism(Figure):
                 wanted += methods.curve(
                     profile, replicate, first, loss, sweep.few[:1], beta=strong, floor=floor
                 )
-            early = {"value_model": f"value-{loss}-early", "beta": 1.0}
-            wanted += [
-                Cell(replicate, first, gate="entropy", target_ratio=r, **early)
-                for r in sweep.claimed
-            ]
-            wanted.append(Cell(replicate, first, gate="every", target_ratio=1.0, **early))
+            early = value_kind(loss, undertrained=True)
+            wanted += methods.curve(profile, replicate, first, early, sweep.claimed)
         for world in profile.worlds:
-            model = f"base@{world.name}"
-            wanted.append(Cell(replicate, first, model=model))
+            model = ModelKind("base", world=world.name)
+            wanted.append(methods.base(replicate, first, model))
             for loss in methods.VALUES:
-                under = {"model": model, "value_model": f"value-{loss}@{world.name}", "beta": 1.0}
+                values = value_kind(loss, world=world.name)
                 wanted += [
-                    Cell(replicate, first, gate="entropy", target_ratio=r, **under)
-                    for r in sweep.few
+                    methods.steered(replicate, first, values, gate=gate, ratio=ratio, model=model)
+                    for gate in ("entropy", "random")
+                    for ratio in sweep.few
                 ]
-                wanted += [
-                    Cell(replicate, first, gate="random", target_ratio=r, **under)
-                    for r in sweep.few
-                ]
-                wanted.append(Cell(replicate, first, gate="every", target_ratio=1.0, **under))
-        return methods.Wanted(wanted)
+                wanted.append(methods.dense(replicate, first, values, model=model))
+        return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every cell, and paired within the same model, values, β and floor: SIA, and the mean of SIA over the claimed ratios, against dense;

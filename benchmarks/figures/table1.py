@@ -15,7 +15,8 @@ from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
-from benchmarks.spec.cells import ARGS, OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.methods import REWARD
 from benchmarks.spec.profile import Profile
 
 METRICS = ("reward", "judge", "win", "distinct", "kl", "surprise", "tokens", "positions")
@@ -51,7 +52,7 @@ class Table1(Figure):
     measured = MEASURED
     reported = ()
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted, sweep = [], profile.sweep
         for family in profile.families:
             wanted += methods.baselines(profile, replicate, family)
@@ -60,14 +61,14 @@ class Table1(Figure):
                     wanted += methods.curve(
                         profile, replicate, family, loss, sweep.few, tuned=tuned
                     )
-            if profile.has(ARGS):
+            if profile.has(REWARD):
                 wanted.append(
                     methods.searched(
                         methods.steered(replicate, family, profile.losses[0], ratio=min(sweep.few)),
                         sweep.beams,
                     )
                 )
-        return methods.Wanted(wanted)
+        return FigureCells(wanted)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         rows = super().collect(profile, replicates, results)

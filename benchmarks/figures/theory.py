@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
@@ -29,7 +29,7 @@ class Theory(Figure):
     title = "Theory and exact computation"
     needs_lab = True
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted = []
         for family in profile.families:
             wanted += [
@@ -37,7 +37,7 @@ class Theory(Figure):
                 *(methods.steered(replicate, family, "token", ratio=r) for r in profile.sweep.few),
             ]
             wanted.append(methods.dense(replicate, family, "token"))
-        return methods.Wanted(cells=wanted, traces=wanted)
+        return FigureCells(cells=wanted, traces=wanted)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         frames = [random_steps(replicate).assign(replicate=replicate) for replicate in replicates]
@@ -50,7 +50,7 @@ class Theory(Figure):
                     "method": cell.method,
                     "target_ratio": cell.target_ratio,
                 }
-                tokens = results.rows(results.settled(cell), "trace")
+                tokens = results.rows(results.resolve(cell), "trace")
                 tokens = tokens[tokens["seed"] == 0]
                 kept = [
                     "objective",
@@ -62,15 +62,15 @@ class Theory(Figure):
                 ]
                 opens = {}
                 for ratio in profile.sweep.few:  # what the gate of SIA would do here
-                    sparse = results.settled(
+                    sparse = results.resolve(
                         methods.steered(replicate, cell.family, "token", ratio=ratio)
                     )
-                    opens[f"opens_{ratio:g}"] = methods.would_open(tokens, sparse).astype("int8")
+                    opens[f"opens_{ratio:g}"] = methods.gate_opens_at(tokens, sparse).astype("int8")
                 tokens = tokens[kept].assign(**opens, **labels, experiment="lab")
                 if cell.gate != "never":  # the bound is looked at in base states alone
                     tokens = tokens.assign(**{f"range_{loss}": np.nan for loss in LOSSES})
                 frames.append(tokens)
-                rows = results.rows(results.settled(cell))[
+                rows = results.rows(results.resolve(cell))[
                     ["objective", "prompt", "seed", "training_reward", "kl"]
                 ]
                 rows = rows[rows["seed"] == 0]  # whose training reward it is

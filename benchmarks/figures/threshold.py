@@ -15,7 +15,8 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES, Cell
+from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -29,29 +30,25 @@ class Threshold(Figure):
     title = "One threshold for all models and objectives"
     measured = MEASURED
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
         wanted = []
         for family in profile.families:
             wanted.append(methods.base(replicate, family))
             for loss in profile.losses:
                 wanted += [
-                    methods.steered(replicate, family, loss, threshold=tau)
+                    methods.steered(replicate, family, loss, tau=tau)
                     for tau in profile.sweep.thresholds
                 ]
                 wanted.append(methods.dense(replicate, family, loss))
         for size in sizes(profile):
-            wanted.append(Cell(replicate, profile.families[0], model=f"base-{size}"))
-            under = {
-                "model": f"base-{size}",
-                "value_model": f"{methods.values(profile)[0]}-{size}",
-                "beta": 1.0,
-                "gate": "entropy",
-            }
+            family, model = profile.families[0], ModelKind("base", size=size)
+            values = value_kind(profile.losses[0], size)
+            wanted.append(methods.base(replicate, family, model))
             wanted += [
-                Cell(replicate, profile.families[0], threshold=tau, **under)
+                methods.steered(replicate, family, values, model=model, tau=tau)
                 for tau in profile.sweep.thresholds
             ]
-        return methods.Wanted(wanted)
+        return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, of each model and objective, and against

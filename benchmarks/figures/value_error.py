@@ -21,6 +21,7 @@ import pandas as pd
 from benchmarks.analysis import estimates
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
+from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
 BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
@@ -35,9 +36,9 @@ class ErrorOfValues(Figure):
     title = "Errors of value models by entropy"
     needs_lab = True
 
-    def cells(self, profile: Profile, replicate: int) -> methods.Wanted:
-        return methods.Wanted(
-            probes=[methods.base(replicate, family) for family in profile.families]
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        return FigureCells(
+            rollouts=[methods.base(replicate, family) for family in profile.families]
         )
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
@@ -45,7 +46,7 @@ class ErrorOfValues(Figure):
         wanted = [
             cell for replicate in replicates for cell in self.cells(profile, replicate).probes
         ]
-        return results.table(wanted, ["state", "step", "rank", *COLUMNS], "probe").drop(
+        return results.table(wanted, ["state", "step", "rank", *COLUMNS], "rollouts").drop(
             columns=["threshold", "beta", "tuned", "floor", "search"]
         )
 

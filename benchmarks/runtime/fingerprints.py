@@ -18,7 +18,13 @@ MODELS = (
     "benchmarks/subjects/lab/*.py",
     "benchmarks/subjects/lab/*.toml",
 )
-ROWS = (*MODELS, "benchmarks/engine/measure.py", "benchmarks/engine/traces.py")
+ROWS = (
+    *MODELS,
+    *(
+        f"benchmarks/engine/{name}.py"
+        for name in ("costs", "gates", "loading", "measure", "traces")
+    ),
+)
 REPORTING = ("quality.py", "theory.py", "lm_eval.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 

@@ -1,53 +1,54 @@
-"""Cells: what is measured. A cell is one way to answer all prompts of a split; a shard is a cell on the prompts
-of one objective, or some of them."""
+"""Cells: one way to respond to all prompts of a split, as figures request it and as it is measured.
+
+A figure requests cells whose thresholds, and strength where it is tuned, are open
+(`CellRequest`). Calibration resolves a request to a `Cell`, which is measured in shards.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple, Self
 
+from benchmarks.spec.methods import ROLLOUT, method_of_scorer
+from benchmarks.spec.model_kinds import BASE, ModelKind
 from benchmarks.spec.profile import digest
 
 OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
-CALIBRATED = (
-    "entropy",
-    "inverted-entropy",
-    "entropy-rise",
-    "attention",
-    "attention-rise",
-    "position",
-)  # gates whose threshold is found
-ARGS, ROLLOUT, AUTOREGRESSIVE = "reward", "rollout", "autoregressive-reward"
-SCORERS = {
-    ARGS: "args",
-    ROLLOUT: "transfer-q",
-    AUTOREGRESSIVE: "genarm",
-}  # what values candidates, besides value models → its method
+ROLLOUT_WORK = 30  # times the work of a value model
+LARGE_WORK = 2.5  # times the work of the usual size
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell as a figure asks for it, or (`thresholds`, `beta`) as it is measured.
+class Condition:
+    """What a requested and a measured cell have in common.
 
-    family, model: base, instruct, instruct-reward, or base-SIZE, base@WORLD. value_model: what values candidates: the kind of a value
-    model, or one of SCORERS; empty where nothing steers. gate: never, every, random or one of CALIBRATED.
-    target_ratio: share of tokens to steer. threshold: one that is asked for (τ, nats), the same for all objectives.
-    thresholds: by objective, as found by calibration. beta: strength; tuned: the best on validation prompts instead.
-    floor: base probability that candidates need on steered steps. search: best-of (of 1, 2, 4 … `responses`) or beams (`responses`
-    at once), by the reward model. prompts: only so many of each objective; 0: all.
+    Args:
+        replicate: Number of the replicate.
+        family: Family of models, as the profile names it.
+        split: "test" or "validation".
+        model: Language model that responds.
+        scorer: What scores candidates: a value model, or the scorer of a baseline; None where
+            nothing steers.
+        gate: "never", "every", or the name of a gate in `sia.gates.GATES`.
+        target_ratio: Share of tokens to steer.
+        beta: Strength of steering.
+        floor: Base probability that candidates need on steered steps.
+        search: "best-of" (the best of 1, 2, 4, … `responses`) or "beams" (`responses` at once),
+            by the reward model.
+        responses: Responses among which a search chooses.
+        prompts: Number of prompts of each objective; 0 for all.
     """
 
     replicate: int
     family: str
     split: str = "test"
-    model: str = "base"
-    value_model: str = ""
+    model: ModelKind = BASE
+    scorer: ModelKind | None = None
     gate: str = "never"
     target_ratio: float = 0.0
-    threshold: float | None = None
-    thresholds: tuple[float, ...] = ()
     beta: float = 0.0
-    tuned: bool = False
     floor: float = 0.0
     search: str = ""
     responses: int = 1
@@ -55,46 +56,119 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """The name it goes by in tables and figures."""
+        """The identifier of the method in tables and figures."""
         if self.search == "beams":
             return "beams"
-        if self.gate == "never":
-            return self.model.partition("@")[0].removesuffix("-small").removesuffix("-large")
         if self.gate == "every":
-            return SCORERS.get(self.value_model, "dense")
-        return "sia" if self.gate == "entropy" else self.gate
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether its thresholds have to be found."""
-        return self.gate in CALIBRATED and self.threshold is None
+            baseline = method_of_scorer(self.scorer)
+            return baseline.name if baseline else "dense"
+        return {"never": self.model.name, "entropy": "sia"}.get(self.gate, self.gate)
 
     @property
     def work(self) -> float:
-        """How long a response takes, in about the time of a plain one."""
-        rollouts = 30 if self.value_model == ROLLOUT else 1
-        size = 2.5 if "large" in self.model + self.value_model else 1.0
-        return (
-            self.responses
-            * size
-            * (1 + (self.gate != "never") * rollouts * (0.7 + 3 * self.target_ratio))
-        )
+        """Approximate time per response, in units of a plain response."""
+        sizes = (self.model.size, self.scorer.size if self.scorer else "")
+        size = LARGE_WORK if "large" in sizes else 1.0
+        scoring = ROLLOUT_WORK if self.scorer == ROLLOUT else 1
+        steering = scoring * (0.7 + 3 * self.target_ratio) if self.gate != "never" else 0.0
+        return self.responses * size * (1 + steering)
+
+
+@dataclass(frozen=True)
+class CellRequest(Condition):
+    """A cell as a figure requests it.
+
+    Args:
+        tau: Fixed threshold for all objectives; None where calibration chooses thresholds.
+        tuned: Whether validation prompts choose β; `beta` is ignored then.
+    """
+
+    tau: float | None = None
+    tuned: bool = False
+
+    def resolve(self, beta: float, thresholds: Sequence[float] = ()) -> Cell:
+        """Return the cell with this strength and these thresholds, or the requested one."""
+        shared = {field.name: getattr(self, field.name) for field in fields(Condition)}
+        fixed = () if self.tau is None else (self.tau,) * len(OBJECTIVES)
+        return Cell(**shared | {"beta": beta}, thresholds=tuple(thresholds) or fixed)
+
+    def labels(self) -> dict[str, object]:
+        """Return the columns that identify this cell in tables, as they are requested."""
+        return {
+            "replicate": self.replicate,
+            "family": self.family,
+            "model": str(self.model),
+            "value_model": str(self.scorer or ""),
+            "method": self.method,
+            "gate": self.gate,
+            "target_ratio": self.target_ratio,
+            "threshold": self.tau,
+            "beta": self.beta,
+            "tuned": self.tuned,
+            "floor": self.floor,
+            "search": self.search,
+        }
+
+
+@dataclass(frozen=True)
+class Cell(Condition):
+    """A cell as it is measured.
+
+    Args:
+        thresholds: Setting of the gate for each objective; empty for gates without one.
+    """
+
+    thresholds: tuple[float, ...] = ()
+
+    def threshold(self, objective: str) -> float | None:
+        """Return the setting of the gate for an objective, if it has one."""
+        return self.thresholds[OBJECTIVES.index(objective)] if self.thresholds else None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """prompts: numbers of those of the objective that it has; empty: all."""
+    """A cell on the prompts of one objective, or on a range of them.
+
+    Args:
+        prompts: Indices within the prompts of the objective; an empty range means all.
+    """
 
     cell: Cell
     objective: str
     prompts: range = range(0)
 
     def key(self, *decisive: object) -> str:
-        """Digest of everything that changes its numbers: the cell, the objective, its prompts, and what else is `decisive`."""
-        cell = self.cell
-        description = asdict(cell) | {"beta": "inf" if math.isinf(cell.beta) else cell.beta}
-        description["thresholds"] = (
-            cell.thresholds[OBJECTIVES.index(self.objective)] if cell.thresholds else None
+        """Return a digest of everything that changes its rows; `decisive`: what else does."""
+        beta = "inf" if math.isinf(self.cell.beta) else self.cell.beta
+        threshold = self.cell.threshold(self.objective)
+        description = asdict(self.cell) | {"beta": beta, "thresholds": threshold}
+        return digest(
+            decisive, description, self.objective, [self.prompts.start, self.prompts.stop]
         )
-        part = [[self.prompts.start, self.prompts.stop]] if self.prompts else []
-        return digest(decisive, description, self.objective, *part)
+
+
+class FigureCells(NamedTuple):
+    """Cells that a figure needs.
+
+    Args:
+        cells: Requests whose rows (one per prompt and sample) are needed.
+        traces: Requests whose tokens are needed (`benchmarks.engine.traces.trace_tokens`).
+        rollouts: Requests whose candidates are rolled out (`…traces.rollout_values`).
+        views: Requests whose candidates are shown (`…traces.candidate_table`).
+    """
+
+    cells: Sequence[CellRequest] = ()
+    traces: Sequence[CellRequest] = ()
+    rollouts: Sequence[CellRequest] = ()
+    views: Sequence[CellRequest] = ()
+
+    @classmethod
+    def union(cls, needs: Iterable[FigureCells]) -> Self:
+        """Return what several figures or replicates need together."""
+        needs = list(needs)
+        return cls(*([cell for need in needs for cell in need[i]] for i in range(len(cls._fields))))
+
+    @property
+    def requests(self) -> list[CellRequest]:
+        """All requests, of whichever measurement."""
+        return [request for requests in self for request in requests]

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.spec.cells import Cell
+from benchmarks.spec.cells import Condition
 from benchmarks.spec.profile import Hardware, Profile
 from sia import Generation, Never, Steering, generate
 from sia.scorers.base import Scorer
@@ -45,7 +45,7 @@ class Subject(ABC):
 
     @classmethod
     def prepare(
-        cls, profile: Profile, cells: Iterable[Cell], requested: Hardware, gpus: int | None
+        cls, profile: Profile, cells: Iterable[Condition], requested: Hardware, gpus: int | None
     ) -> tuple[Profile, dict]:
         """Get ready to measure `cells`, before any worker starts.
 
@@ -61,7 +61,7 @@ class Subject(ABC):
         return profile, {}
 
     @abstractmethod
-    def digest_of(self, cell: Cell) -> str:
+    def digest_of(self, cell: Condition) -> str:
         """Return the digest of all that decides what the models of a cell say."""
 
     @abstractmethod

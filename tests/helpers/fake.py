@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.engine.sweep import LABELS, Results
-from benchmarks.spec.cells import OBJECTIVES, Cell
+from benchmarks.engine.calibration import needs_thresholds
+from benchmarks.engine.sweep import Sweep
+from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest
 from benchmarks.spec.profile import Profile, load_profile
 
 SMOKE = load_profile("smoke")
 ROUNDED = 1e-4  # as summaries are written
-Effect = Callable[[Cell], float]
+Effect = Callable[[SimpleNamespace], float]  # of the labels of a cell, as tables have them
 
 
-class FakeResults(Results):
+class FakeResults(Sweep):
     """effect: what a cell adds to the judge score; the noise is shared by all cells, as keyed sampling shares it."""
 
     def __init__(self, profile: Profile, effect: Effect = lambda cell: 0.0) -> None:
-        super().__init__(profile, None)
-        object.__setattr__(self, "effect", effect)
+        super().__init__(profile)
+        self.effect = effect
 
-    def settled(self, cell: Cell) -> Cell:
-        thresholds = (1.0, 1.1, 1.2) if cell.calibrated else ()
-        return replace(
-            cell,
-            tuned=False,
-            beta=(4.0, 1.0)[cell.replicate] if cell.tuned else cell.beta,
-            thresholds=thresholds,
-        )
+    def resolve(self, request: CellRequest) -> Cell:
+        thresholds = (1.0, 1.1, 1.2) if needs_thresholds(request) else ()
+        beta = (4.0, 1.0)[request.replicate] if request.tuned else request.beta
+        return request.resolve(beta, thresholds)
 
-    def rows(self, cell: Cell, what: str = "rows") -> pd.DataFrame:
-        if what == "rows":
-            return self._responses(cell)
-        return {"trace": self._tokens, "probe": self._candidates, "view": self._view}[what](cell)
+    def rows(self, cell: Cell, measurement: str = "rows") -> pd.DataFrame:
+        makers = {
+            "rows": self._responses,
+            "trace": self._tokens,
+            "rollouts": self._candidates,
+            "view": self._view,
+        }
+        return makers[measurement](cell)
 
     def _places(self, cell: Cell) -> pd.DataFrame:
         evaluation = self.profile.evaluation
@@ -53,13 +54,18 @@ class FakeResults(Results):
         places = self._places(cell)
         keys = [f"{cell.replicate} {p.objective} {p.prompt} {p.seed}" for p in places.itertuples()]
         noise = np.array([np.random.default_rng(zlib.crc32(key.encode())).normal() for key in keys])
-        frames = []
-        for best_of in (
-            [2**i for i in range(cell.responses.bit_length())] if cell.search == "best-of" else [1]
-        ):
+        frames, thresholds = [], set(vars(cell).get("thresholds", ()))
+        labels = vars(cell) | {
+            "model": str(cell.model),
+            "value_model": str(cell.scorer or ""),
+            "threshold": thresholds.pop() if len(thresholds) == 1 else None,
+        }
+        effect = self.effect(SimpleNamespace(**labels))
+        searches = cell.search == "best-of"
+        for best_of in [2**i for i in range(cell.responses.bit_length())] if searches else [1]:
             share = cell.target_ratio if cell.gate != "never" else 0.0
             frames.append(places.assign(
-                best_of=best_of, judge=noise + self.effect(cell), content=noise, reward=noise / 2, fluency_errors=noise < 0,
+                best_of=best_of, judge=noise + effect, content=noise, reward=noise / 2, fluency_errors=noise < 0,
                 kl=3 * share, training_reward=noise / 3,
                 surprise=20.0, distinct=0.8, tokens=20, steered=int(20 * share), shifted=1, finished=True, forwards=20 * best_of,
                 junctions=int(20 * share) * best_of, model_tokens=30 * best_of, value_tokens=int(200 * share), megaflops=5.0 * best_of,
@@ -118,9 +124,8 @@ class FakeResults(Results):
     def timings(self, cells, rounds: int) -> pd.DataFrame:
         frames = []
         for number, cell in enumerate(cells):
-            labels = {name: getattr(cell, name) for name in LABELS} | {
-                "best_of": cell.responses if cell.search == "best-of" else 1
-            }
+            best_of = cell.responses if cell.search == "best-of" else 1
+            labels = cell.labels() | {"best_of": best_of}
             frames.append(
                 pd.DataFrame({"prompt": range(rounds), "seconds": 0.1 * (number + 1)}).assign(
                     **labels

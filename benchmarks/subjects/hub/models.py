@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks.spec.cells import ARGS, OBJECTIVES, ROLLOUT, Cell
+from benchmarks.spec.cells import OBJECTIVES, Condition
+from benchmarks.spec.methods import ARGS, EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
@@ -29,7 +30,6 @@ from sia import Generation, RewardScorer, RolloutScorer, ValueModel
 from sia._inputs import eos_token_ids
 from sia.scorers.base import Scorer
 
-REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
 GIB = 2**30
 NOT_NEEDED = [
     "original/*",
@@ -187,13 +187,13 @@ def chat_ids(
     ).input_ids
 
 
-def kinds_of(cell: Cell) -> list[str]:
-    """The models that a cell needs."""
-    kinds = ["base", cell.model, EVALUATION_REWARD]
-    kinds += [REWARD] if cell.search or cell.value_model in (ARGS, ROLLOUT) else []
-    kinds += (
-        [cell.value_model] if cell.value_model and cell.value_model not in (ARGS, ROLLOUT) else []
-    )
+def kinds_of(cell: Condition) -> list[str]:
+    """Return the models that a cell needs."""
+    method = method_of_scorer(cell.scorer)
+    kinds = ["base", str(cell.model), EVALUATION_REWARD]
+    kinds += [REWARD] if cell.search else []
+    if cell.scorer is not None:
+        kinds += method.needs if method else [str(cell.scorer)]
     return list(dict.fromkeys(kinds))
 
 
@@ -209,7 +209,7 @@ class HubModels(Subject):
 
     @classmethod
     def prepare(
-        cls, profile: HubProfile, cells: Iterable[Cell], requested: Hardware, gpus: int | None
+        cls, profile: HubProfile, cells: Iterable[Condition], requested: Hardware, gpus: int | None
     ) -> tuple[HubProfile, dict]:
         """Fetch the models that `cells` need and settle the hardware; print both in a line."""
         hardware = detect_hardware(profile, **asdict(requested), gpus=gpus)
@@ -235,7 +235,7 @@ class HubModels(Subject):
         bytes_each = 2e9 * largest or GIB
         return max(2, int(torch.cuda.get_device_properties(0).total_memory * 2 / 3 / bytes_each))
 
-    def digest_of(self, cell: Cell) -> str:
+    def digest_of(self, cell: Condition) -> str:
         """Of all that decides what the models of a cell say, and to which prompts."""
         profile, hardware = self.profile, self.profile.hardware
         splits = (
@@ -301,7 +301,7 @@ class HubModels(Subject):
         """Token ids of prompts for a kind of model, in its own template. Rollouts are read, and made, in the reward model's."""
         if kind.startswith("base"):
             return self.tokenizer([plain_text(chat) for chat in chats]).input_ids
-        tokenizer = tokenizer_of(self.profile.models[REWARD if kind == ROLLOUT else kind])
+        tokenizer = tokenizer_of(self.profile.models[REWARD if kind == str(ROLLOUT) else kind])
         return chat_ids(
             tokenizer, chats, **({"enable_thinking": False} if kind.startswith("instruct") else {})
         )
@@ -333,14 +333,14 @@ class HubModels(Subject):
         self, kind: str, family: str, language_model: Callable, reward_model: Callable
     ) -> Scorer:
         """What values candidates: a value model, ARGS or Transfer Q*, these over models at hand."""
-        if kind in (ARGS, ROLLOUT):
+        if kind in (str(ARGS), str(ROLLOUT)):
             model, tokenizer = (
                 language_model("base", family),
                 tokenizer_of(self.profile.models[REWARD]),
             )
             ends = eos_token_ids(model.generation_config, self.tokenizer.eos_token_id)
             reward = RewardScorer(reward_model(REWARD), tokenizer.eos_token_id, ends)
-            if kind == ARGS:
+            if kind == str(ARGS):
                 return reward
             sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
             return RolloutScorer(model, reward, sweep.rollout_tokens, candidates=candidates)

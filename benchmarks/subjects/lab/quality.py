@@ -11,14 +11,12 @@ import pandas as pd
 import torch
 
 from benchmarks.runtime import workers
-from benchmarks.spec.cells import AUTOREGRESSIVE
+from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
+from benchmarks.spec.model_kinds import ModelKind
 from benchmarks.spec.profile import Profile
 from benchmarks.subjects.lab import models
 from benchmarks.subjects.lab.replicate import (
-    EVALUATION_REWARD,
-    REWARD,
     SHARED,
-    Kind,
     Replicate,
     ended,
 )
@@ -60,7 +58,7 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
         tuple[str, str], tuple[list[list[int]], np.ndarray]
     ] = {}  # (kind, family) → two of each prompt, judge scores
     for kind, family in made:
-        parts = Kind.of(kind)
+        parts = ModelKind.parse(kind)
         if parts.name not in ("base", "instruct", "instruct-reward"):
             continue
         rng, writer = (
@@ -107,8 +105,8 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
         )
         note(SHARED, kind, "loss on noisy preferences", loss.mean(), loss.size)
     for kind, family in made:
-        parts = Kind.of(kind)
-        if kind == AUTOREGRESSIVE:
+        parts = ModelKind.parse(kind)
+        if kind == str(AUTOREGRESSIVE):
             model, starts = (
                 replicate.language_model(kind, family),
                 [len(p) for p in ids] * len(bases),

@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from benchmarks.runtime.files import CACHE, check_seal, read_cell
 from benchmarks.runtime.fingerprints import MODELS, code_digest
-from benchmarks.spec.cells import ARGS, AUTOREGRESSIVE, OBJECTIVES, ROLLOUT, Cell
+from benchmarks.spec.cells import OBJECTIVES, Condition
+from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, EVALUATION_REWARD, REWARD, ROLLOUT
+from benchmarks.spec.model_kinds import LOSSES
 from benchmarks.spec.profile import LabProfile, OtherWorld, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.lab import models
@@ -32,42 +34,8 @@ from benchmarks.subjects.lab.world import Prompt, World, WorldConfig
 from sia import AutoregressiveScorer, Generation, RewardScorer, RolloutScorer, ValueModel
 from sia.scorers.base import Scorer
 
-REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
 SCALE_FILE = "scale.json"
 SHARED = "shared"  # in the place of a family: one model serves all
-LOSSES = ("mean", "token")
-SIZES = ("small", "large")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of language or value model, taken apart: `base-small` or `value-mean-early@few-decoys`. size: "" is the usual one."""
-
-    name: str
-    loss: str = ""
-    size: str = ""
-    early: bool = False
-    world: str = ""
-
-    @classmethod
-    def of(cls, kind: str) -> Kind:
-        name, _, world = kind.partition("@")
-        if not name.startswith(("base-", "value-")):
-            return cls(name, world=world)
-        first, *rest = name.split("-")
-        loss = rest.pop(0) if first == "value" else ""
-        return cls(
-            first, loss, next((part for part in rest if part in SIZES), ""), "early" in rest, world
-        )
-
-    @property
-    def base(self) -> str:
-        """The kind of the base model that it starts from."""
-        return (
-            "base"
-            + (f"-{self.size}" if self.size else "")
-            + (f"@{self.world}" if self.world else "")
-        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +76,7 @@ class Replicate(Subject):
             code_digest(MODELS),
         )
 
-    def digest_of(self, cell: Cell) -> str:
+    def digest_of(self, cell: Condition) -> str:
         """Of what decides the models of a cell."""
         return self.digest
 
@@ -209,12 +177,12 @@ class Replicate(Subject):
         self, kind: str, family: str, language_model: Callable, reward_model: Callable
     ) -> Scorer:
         """What values candidates: a value model, or one of the other scorers, these over models at hand."""
-        if kind == AUTOREGRESSIVE:
+        if kind == str(AUTOREGRESSIVE):
             return AutoregressiveScorer(language_model(kind, family))
-        if kind not in (ARGS, ROLLOUT):
+        if kind not in (str(ARGS), str(ROLLOUT)):
             return self.value_model(kind, family)
         reward = RewardScorer(reward_model(REWARD))
-        if kind == ARGS:
+        if kind == str(ARGS):
             return reward
         sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
         return RolloutScorer(

@@ -19,17 +19,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.runtime import workers
 from benchmarks.runtime.files import link, seal, write_atomically, write_cell
-from benchmarks.spec.cells import AUTOREGRESSIVE
+from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
+from benchmarks.spec.model_kinds import LOSSES, SIZES, ModelKind
 from benchmarks.spec.profile import Profile
 from benchmarks.subjects.lab import models
 from benchmarks.subjects.lab.replicate import (
-    EVALUATION_REWARD,
-    LOSSES,
-    REWARD,
     SCALE_FILE,
     SHARED,
-    SIZES,
-    Kind,
     Replicate,
     ended,
 )
@@ -57,7 +53,7 @@ class Task:
     @property
     def work(self) -> float:
         """About how many seconds of one core it takes."""
-        settings, kind = self.replicate.profile.training, Kind.of(self.kind)
+        settings, kind = self.replicate.profile.training, ModelKind.parse(self.kind)
         samples = 2 * (settings.world_prompts if kind.world else settings.sampled_prompts)
         pairs = 2 * samples * len(self.replicate.profile.families) // 4 * settings.reward_epochs
         favourites = samples * settings.favourites * settings.instruct_epochs
@@ -66,10 +62,10 @@ class Task:
             "samples": samples,
             REWARD: pairs,
             EVALUATION_REWARD: pairs,
-            AUTOREGRESSIVE: pairs,
+            str(AUTOREGRESSIVE): pairs,
             "instruct": favourites,
             "instruct-reward": favourites,
-            "value": samples * (settings.early if kind.early else settings.value_epochs),
+            "value": samples * (settings.early if kind.undertrained else settings.value_epochs),
         }
         return rows[kind.name] / ROWS_PER_SECOND * SLOWNESS[kind.size]
 
@@ -93,7 +89,7 @@ def stages(profile: Profile) -> list[list[tuple[str, str]]]:
         [
             (REWARD, SHARED),
             (EVALUATION_REWARD, SHARED),
-            *each(AUTOREGRESSIVE, "instruct"),
+            *each(str(AUTOREGRESSIVE), "instruct"),
             *((f"samples@{w}", first) for w in worlds),
         ],
         [
@@ -128,7 +124,7 @@ def build(replicates: Sequence[Replicate], workers: workers.Workers) -> None:
 def make(task: Task) -> None:
     """Trains or samples one thing and writes it."""
     replicate, kind, family = task.replicate, task.kind, task.family
-    path, name = replicate.path(kind, family), Kind.of(kind).name
+    path, name = replicate.path(kind, family), ModelKind.parse(kind).name
     if name == "samples":
         write_cell(path, sample_base(replicate, kind, family))
         return
@@ -136,7 +132,7 @@ def make(task: Task) -> None:
         "base": make_base,
         REWARD: make_reward,
         EVALUATION_REWARD: make_reward,
-        AUTOREGRESSIVE: make_autoregressive,
+        str(AUTOREGRESSIVE): make_autoregressive,
     }
     makers |= {"instruct": make_instruct, "instruct-reward": make_instruct, "value": make_value}
     made = makers[name](replicate, kind, family)
@@ -161,7 +157,7 @@ def make(task: Task) -> None:
 
 def make_base(replicate: Replicate, kind: str, family: str) -> PreTrainedModel:
     """From random weights; in another world from the base model of the usual one, which goes on to learn."""
-    settings, profile, parts = replicate.profile.training, replicate.profile, Kind.of(kind)
+    settings, profile, parts = replicate.profile.training, replicate.profile, ModelKind.parse(kind)
     documents = settings.world_documents if parts.world else settings.documents
     prompts, texts = zip(*replicate.corpus(documents, family, parts.world), strict=True)
     seed = replicate.seed(kind, family)
@@ -190,11 +186,11 @@ def sample_base(replicate: Replicate, kind: str, family: str) -> pd.DataFrame:
     batch_size, each, world = (
         replicate.profile.decoding.batch_size,
         settings.sampled_prompts // 3,
-        Kind.of(kind).world,
+        ModelKind.parse(kind).world,
     )
     asked = [i for i in range(len(prompts)) if not world or i % each < settings.world_prompts // 3]
     model, ids = (
-        replicate.language_model(Kind.of(kind).base, family),
+        replicate.language_model(ModelKind.parse(kind).base, family),
         encode_prompts(replicate.tokenizer, prompts),
     )
     frames = []
@@ -223,7 +219,7 @@ def sample_base(replicate: Replicate, kind: str, family: str) -> pd.DataFrame:
 
 def learning(kind: str) -> Callable[[int], None]:
     """Reports so many tokens of training as seconds."""
-    seconds = SLOWNESS[Kind.of(kind).size] / (ROWS_PER_SECOND * TOKENS_PER_ROW)
+    seconds = SLOWNESS[ModelKind.parse(kind).size] / (ROWS_PER_SECOND * TOKENS_PER_ROW)
     return lambda tokens: workers.report(tokens * seconds)
 
 
@@ -319,9 +315,9 @@ def make_instruct(replicate: Replicate, kind: str, family: str) -> PreTrainedMod
 def make_value(replicate: Replicate, kind: str, family: str) -> ValueModel:
     """A value model on a base's own backbone, from the reward model's scores of the usual base's responses (in another world: of that
     world's base), scaled to `reward_scale`. Early ones have seen few of them once."""
-    settings, parts = replicate.profile.training, Kind.of(kind)
+    settings, parts = replicate.profile.training, ModelKind.parse(kind)
     samples = replicate.samples([family], f"samples@{parts.world}" if parts.world else "samples")
-    if parts.early:
+    if parts.undertrained:
         samples = samples.sample(
             frac=settings.early, random_state=replicate.seed(kind, family)
         ).reset_index(drop=True)
@@ -335,7 +331,7 @@ def make_value(replicate: Replicate, kind: str, family: str) -> ValueModel:
         samples["token_ids"].tolist(),
         rewards.tolist(),
         loss=parts.loss,
-        epochs=1 if parts.early else settings.value_epochs,
+        epochs=1 if parts.undertrained else settings.value_epochs,
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         seed=replicate.seed(kind, family),

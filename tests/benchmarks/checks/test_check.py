@@ -25,7 +25,7 @@ import sia.theory
 from benchmarks.__main__ import main
 from benchmarks.analysis import bootstrap, claims, estimates, tables
 from benchmarks.checks import check, exact, exact_settings, regression
-from benchmarks.engine import measure, sweep
+from benchmarks.engine import calibration, measure
 from benchmarks.figures import cost, figure1, figure5
 from benchmarks.figures.registry import FIGURES
 from benchmarks.spec import cells
@@ -127,8 +127,8 @@ FAULTS = {
         claims, "decide", lambda decide, *a: decide(*a).replace("undecided", "reproduced"), "statistics",
     ),
     "quality of another half": (quality, "heldout_value_loss", lambda loss, v, r, kind: loss(v, r, "mean"), "models"),
-    "thresholds as first found": (sweep, "settle", lambda settle, target, found, *a: found[0], "settling"),
-    "the weakest β": (sweep.Results, "_score", lambda score, self, cell: -cell.beta, "settling"),
+    "thresholds as first found": (calibration, "choose_threshold", lambda choose, target, found, *a: found[0], "settling"),
+    "the weakest β": (calibration.Calibrator, "score", lambda score, self, cell: -cell.beta, "settling"),
     "all samples of a prompt alike": (transformers, "Counter", lambda counter: Forgetful(), "entry_points"),
     "published head doubled": (published, "linear_head", lambda head, s, f: head({k: 2 * v for k, v in s.items()}, f), "entry_points"),
     "texts without a beginning": (

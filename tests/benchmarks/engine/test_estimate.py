@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.engine.estimate import H100, cell_seconds, hours, pass_seconds
-from benchmarks.spec.cells import ARGS, ROLLOUT, Cell
+from benchmarks.engine.estimate import H100, cell_seconds, gpu_hours, pass_seconds
+from benchmarks.spec.cells import Cell
+from benchmarks.spec.methods import ARGS, ROLLOUT
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import load_profile
 
 PROFILE = load_profile("qwen3-4b")
 PLAIN = Cell(0, "qwen3")
-SPARSE = Cell(0, "qwen3", value_model="value-mean", gate="entropy", target_ratio=0.2, beta=1.0)
+SPARSE = Cell(0, "qwen3", scorer=value_kind("mean"), gate="entropy", target_ratio=0.2, beta=1.0)
 
 
 def test_a_pass_reads_the_weights_or_multiplies():
@@ -29,8 +31,8 @@ def test_what_costs_more_is_estimated_higher():
         PLAIN,
         SPARSE,
         dense,
-        replace(dense, value_model=ARGS),
-        replace(dense, value_model=ROLLOUT),
+        replace(dense, scorer=ARGS),
+        replace(dense, scorer=ROLLOUT),
     ]
     found = [cell_seconds(PROFILE, cell, 100, 1) for cell in ladder]
     assert found == sorted(found)
@@ -39,7 +41,7 @@ def test_what_costs_more_is_estimated_higher():
         cell_seconds(PROFILE, replace(PLAIN, search="best-of", responses=8), 100, 1) > 7 * found[0]
     )
     assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * found[0], rel=0.1)
-    assert hours(PROFILE, [PLAIN], [SPARSE]) > hours(PROFILE, [PLAIN], [])
+    assert gpu_hours(PROFILE, [PLAIN], [SPARSE]) > gpu_hours(PROFILE, [PLAIN], [])
 
 
 def test_the_command_prints_each_figure_and_all(capsys):

@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.engine import measure, timing, traces
-from benchmarks.engine.gates import InvertedEntropyGate
-from benchmarks.engine.measure import gate_of, shared_costs, steering_of, threshold
-from benchmarks.spec.cells import CALIBRATED, Cell, Shard
+from benchmarks.engine import costs, measure, timing, traces
+from benchmarks.engine.costs import shared_costs
+from benchmarks.engine.gates import (
+    InvertedEntropyGate,
+    calibrated_gates,
+    calibrated_setting,
+    gate_of,
+)
+from benchmarks.engine.measure import steering_of
+from benchmarks.spec.cells import Cell, Shard
+from benchmarks.spec.methods import ARGS
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.quality import token_values
 from benchmarks.subjects.lab.replicate import Replicate, ended
@@ -41,7 +49,7 @@ SMOKE, TOKENIZER = load_profile("smoke"), tiny.tokenizer()
 CELL = Cell(
     0,
     "qwen3",
-    value_model="value-token",
+    scorer=value_kind("token"),
     gate="entropy",
     target_ratio=0.2,
     thresholds=(0.5, 1.0, 3.0),
@@ -72,15 +80,14 @@ def models(monkeypatch):
         "reward": tiny.reward_model("qwen3"),
         "value": tiny.value_model("qwen3"),
     }
-    monkeypatch.setattr(measure, "language_model", lambda replicate, kind, family: made["base"])
-    monkeypatch.setattr(measure, "reward_model", lambda replicate, kind: made["reward"])
-    monkeypatch.setattr(
-        measure,
-        "scorer_of",
-        lambda replicate, kind, family: (
-            made["value"] if kind.startswith("value") else RewardScorer(made["reward"])
-        ),
-    )
+
+    def scorer_of(subject, kind, family):
+        return made["value"] if kind.name == "value" else RewardScorer(made["reward"])
+
+    for module in (measure, costs):
+        monkeypatch.setattr(module, "language_model", lambda subject, kind, family: made["base"])
+        monkeypatch.setattr(module, "reward_model", lambda subject, kind: made["reward"])
+        monkeypatch.setattr(module, "scorer_of", scorer_of)
     return made
 
 
@@ -89,11 +96,11 @@ def test_every_gate_has_the_threshold_of_its_objective():
         "entropy": EntropyGate(3.0), "inverted-entropy": InvertedEntropyGate(3.0), "entropy-rise": EntropyRiseGate(3.0),
         "attention": AttentionGate(3.0), "attention-rise": AttentionRiseGate(3.0), "position": PositionGate(3),
     }  # fmt: skip
-    assert set(expected) == set(CALIBRATED)
+    assert set(expected) == set(calibrated_gates())
     for gate, made in expected.items():
         assert gate_of(replace(CELL, gate=gate), "honesty") == made
     assert gate_of(CELL, "harmlessness") == EntropyGate(0.5)
-    assert gate_of(replace(CELL, threshold=1.5), "honesty") == EntropyGate(1.5)
+    assert gate_of(replace(CELL, thresholds=(1.5,) * 3), "honesty") == EntropyGate(1.5)
     assert gate_of(replace(CELL, gate="random"), "honesty") == RandomGate(0.2)
     assert (
         gate_of(replace(CELL, gate="every"), "honesty"),
@@ -106,7 +113,7 @@ def test_rewards_steer_on_the_scale_that_values_are_learned_on(models):
     assert steering == Steering(
         models["value"], EntropyGate(1.0), 2.0, SMOKE.decoding.candidates, 0.1
     )
-    args = steering_of(replace(CELL, value_model="reward", gate="every"), "helpfulness", Lab())
+    args = steering_of(replace(CELL, scorer=ARGS, gate="every"), "helpfulness", Lab())
     assert args.beta == 2.0 * SMOKE.training.reward_scale / 4.0
     assert isinstance(args.scorer, RewardScorer)
     assert steering_of(Cell(0, "qwen3"), "helpfulness", Lab()) == Steering(
@@ -127,17 +134,17 @@ def test_thresholds_open_on_the_share_that_is_asked():
         np.concatenate([g.entropy for g in generations]),
         np.array([len(g.token_ids) for g in generations]),
     )
-    assert (entropies >= threshold("entropy", generations, 0.3)).mean() == pytest.approx(
-        0.3, abs=0.01
-    )
-    assert (entropies < threshold("inverted-entropy", generations, 0.3)).mean() == pytest.approx(
+    assert (entropies >= calibrated_setting("entropy", generations, 0.3)).mean() == pytest.approx(
         0.3, abs=0.01
     )
     assert (
-        np.concatenate([g.signal(Attention()) for g in generations])
-        >= threshold("attention", generations, 0.3)
+        entropies < calibrated_setting("inverted-entropy", generations, 0.3)
     ).mean() == pytest.approx(0.3, abs=0.01)
-    tokens = threshold("position", generations, 0.3)
+    assert (
+        np.concatenate([g.signal(Attention()) for g in generations])
+        >= calibrated_setting("attention", generations, 0.3)
+    ).mean() == pytest.approx(0.3, abs=0.01)
+    tokens = calibrated_setting("position", generations, 0.3)
     shares = {n: np.minimum(n, lengths).sum() / lengths.sum() for n in range(21)}
     assert tokens == min(shares, key=lambda n: abs(shares[n] - 0.3))
 
@@ -152,7 +159,7 @@ def test_tries_cost_what_best_of_n_counts(models, gate):
         CELL,
         gate=gate,
         target_ratio=float(gate == "every"),
-        value_model="value-token" if gate == "every" else "",
+        scorer=value_kind("token") if gate == "every" else None,
     )
     steering = steering_of(cell, "honesty", Lab())
     tokenizer = tiny.tokenizer()
@@ -223,11 +230,11 @@ def test_what_is_timed_is_responding_and_the_choice_of_the_best_once_for_each_pr
     )
     monkeypatch.setattr(
         timing,
-        "asked",
+        "expand_prompts",
         lambda subject, shard: takes(100.0, (["p", "q", "p", "q"], [0, 1, 0, 1], [0, 0, 1, 1])),
     )
     monkeypatch.setattr(timing, "respond", respond)
-    monkeypatch.setattr(timing, "choose_best", lambda subject, tries, prompts: takes(1.0, None))
+    monkeypatch.setattr(timing, "choose_best", lambda subject, samples, prompts: takes(1.0, None))
     found = timing.time_cells(
         (SMOKE, [Cell(0, "qwen3"), Cell(0, "qwen3", search="best-of", responses=4)], 2)
     )
@@ -282,19 +289,23 @@ def test_of_validation_prompts_the_score_and_the_lengths_are_measured_and_nothin
         max_new_tokens=6,
         progress=False,
     )
-    monkeypatch.setattr(measure, "asked", lambda subject, shard: (prompts, [0, 1, 2, 3], [0] * 4))
+    monkeypatch.setattr(
+        measure, "expand_prompts", lambda subject, shard: (prompts, [0, 1, 2, 3], [0] * 4)
+    )
     monkeypatch.setattr(measure, "respond", lambda subject, shard, prompts, seeds: [said])
     subject = Lab()
     subject.score = lambda prompts, responses, reward_model: np.float32(
         [r.entropy.sum() for r in responses]
     )
-    rows = measure.measure(subject, Shard(replace(CELL, split="validation"), "honesty"))
+    rows = measure.measure_shard(subject, Shard(replace(CELL, split="validation"), "honesty"))
     assert set(rows) == {"objective", "prompt", "seed", "best_of", "judge", "tokens", "steered"}
     assert rows["judge"].tolist() == [r.entropy.sum().astype(np.float32) for r in said]
     assert rows["tokens"].tolist() == [len(r.token_ids) for r in said]
     assert rows["steered"].tolist() == [r.steered.sum() for r in said]
     assert 0 < rows["steered"].sum() < rows["tokens"].sum()
-    assert rows.attrs["thresholds"] == {"entropy": {"0.2": threshold("entropy", said, 0.2)}}
+    assert rows.attrs["thresholds"] == {
+        "entropy": {"0.2": calibrated_setting("entropy", said, 0.2)}
+    }
 
 
 def test_values_of_a_batch_of_responses_are_those_of_each_alone():

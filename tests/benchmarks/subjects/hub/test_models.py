@@ -18,10 +18,12 @@ from benchmarks.__main__ import limited, main
 from benchmarks.analysis import tables
 from benchmarks.analysis.claims import claims_for
 from benchmarks.engine import measure
-from benchmarks.engine.sweep import Results
+from benchmarks.engine.loading import subject_of
+from benchmarks.engine.store import CellStore
 from benchmarks.figures.methods import baselines
 from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import (
     PROFILES,
     Hardware,
@@ -70,7 +72,7 @@ def project(tmp_path, monkeypatch):
         monkeypatch.setattr(f"{module}.ROOT", tmp_path)
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    for module in ("benchmarks.engine.sweep", "benchmarks.engine.run"):
+    for module in ("benchmarks.engine.store", "benchmarks.engine.run"):
         monkeypatch.setattr(f"{module}.CACHE", tmp_path / ".cache")
 
     def add(family: str, places: dict[str, Path], further: str = "") -> HubProfile:
@@ -295,13 +297,13 @@ def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
     cell = Cell(
         0,
         "qwen3",
-        value_model="value-mean",
+        scorer=value_kind("mean"),
         gate="entropy",
         target_ratio=0.5,
-        threshold=1.2,
+        thresholds=(1.2,) * 3,
         beta=2.0,
     )
-    rows = measure.measure(measure.subject_of(profile, 0), Shard(cell, "honesty", range(2, 5)))
+    rows = measure.measure_shard(subject_of(profile, 0), Shard(cell, "honesty", range(2, 5)))
     assert rows["prompt"].tolist() == [2, 3, 4]
     subject = HubModels(profile)
     chats = subject.prompts_of("test", "honesty")[2:5]
@@ -331,7 +333,7 @@ def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, t
         shutil.copytree(qwen[kind], places[kind])
     profile = replace(project("qwen3", places), hardware=HARDWARE)
     steered, plain = (
-        Cell(0, "qwen3", value_model="value-mean", gate="every", beta=1.0),
+        Cell(0, "qwen3", scorer=value_kind("mean"), gate="every", beta=1.0),
         Cell(0, "qwen3"),
     )
 
@@ -354,13 +356,13 @@ def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, t
 
 def test_shards_are_ranges_of_prompts(qwen, project):
     profile = replace(project("qwen3", qwen), hardware=HARDWARE)
-    results = Results(profile, None)
-    assert [(s.objective, list(s.prompts)) for s in results.shards(Cell(0, "qwen3"))][:4] == [
+    store = CellStore(profile)
+    assert [(s.objective, list(s.prompts)) for s in store.shards(Cell(0, "qwen3"))][:4] == [
         ("harmlessness", [0, 1]), ("harmlessness", [2, 3]), ("harmlessness", [4]), ("helpfulness", [0, 1])
     ]  # fmt: skip
-    assert [s.prompts for s in results.shards(Cell(0, "qwen3", "validation"))] == [range(0)] * 3
-    assert [list(s.prompts) for s in results.shards(Cell(0, "qwen3", prompts=1))] == [[0]] * 3
-    paths = {results.path(shard) for shard in results.shards(Cell(0, "qwen3"))}
+    assert [s.prompts for s in store.shards(Cell(0, "qwen3", "validation"))] == [range(0)] * 3
+    assert [list(s.prompts) for s in store.shards(Cell(0, "qwen3", prompts=1))] == [[0]] * 3
+    paths = {store.path(shard) for shard in store.shards(Cell(0, "qwen3"))}
     assert len(paths) == 9
 
 
@@ -458,7 +460,7 @@ def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
     profile = project("qwen3", qwen)
     asked = []
     monkeypatch.setattr(hub_models, "fetch", lambda source: asked.append(source.id) or source)
-    cells = [Cell(0, "qwen3", value_model="value-mean", gate="every")]
+    cells = [Cell(0, "qwen3", scorer=value_kind("mean"), gate="every")]
     settled, provenance = HubModels.prepare(profile, cells, Hardware("cpu", "", 2), None)
     assert set(provenance["models"]) == {"base", "value-mean", "evaluation-reward"}
     assert str(qwen["instruct"]) not in asked

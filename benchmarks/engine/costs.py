@@ -1,0 +1,92 @@
+"""Costs of responses, of searches as if the samples of a prompt shared its prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from operator import add
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.engine.loading import language_model, reward_model, scorer_of
+from benchmarks.spec.cells import Cell
+from benchmarks.spec.methods import REWARD
+from benchmarks.subjects.base import Subject
+from sia import Generation
+from sia.cost import Architecture, Cost, Meter
+
+
+def total_costs(
+    subject: Subject, cell: Cell, prompts: list, samples: list[list[Generation]]
+) -> list[Cost]:
+    """Return the cost of all samples of each prompt together."""
+    costs = shared_costs(subject, cell, prompts, samples)
+    return [reduce(add, each) for each in zip(*costs, strict=True)]
+
+
+def shared_costs(
+    subject: Subject, cell: Cell, prompts: list, samples: list[list[Generation]]
+) -> Iterator[list[Cost]]:
+    """Yield the costs of each sample as if all samples of a prompt shared its prefill.
+
+    `sia.best_of_n` lets them share it in every model. Where there are several samples, costs
+    include the reward model's reading of the response.
+    """
+    if len(samples) == 1:
+        yield [response.cost for response in samples[0]]
+        return
+    model, reward = language_model(subject, cell.model, cell.family), reward_model(subject, REWARD)
+    models = {
+        "model": (model.base_model, model.get_output_embeddings().weight),
+        "reward": (reward.base_model, reward.score.weight),
+    }
+    if cell.gate != "never":
+        scorer = scorer_of(subject, cell.scorer, cell.family)
+        models["value"] = (scorer.backbone, scorer.head.weight)
+    kinds = {"model": cell.model, "reward": REWARD, "value": cell.scorer}
+    prefill = {}
+    for name, parts in models.items():
+        ids = subject.encode(prompts, str(kinds[name]))
+        # value and reward models share a prompt but for its last token, which each response reads
+        shared = ids if name == "model" else [prompt[:-1] for prompt in ids]
+        prefill[name] = reading_costs(*parts, shared, with_output=name == "model")
+    value_has_read = [False] * len(prompts)
+    for number, responses in enumerate(samples):
+        conversations = subject.conversations(prompts, responses, REWARD)
+        read = reading_costs(*models["reward"], conversations)
+        costs = []
+        for i, response in enumerate(responses):
+            tokens, flops = read[i]
+            cost = response.cost + Cost(value_forwards=1, value_tokens=tokens, value_flops=flops)
+            if number > 0:
+                tokens, flops = prefill["model"][i]
+                cost += Cost(model_forwards=-1, model_tokens=-tokens, model_flops=-flops)
+                tokens, flops = prefill["reward"][i]
+                cost += Cost(value_tokens=-tokens, value_flops=-flops)
+            if cost.junctions > 0 and value_has_read[i]:
+                tokens, flops = prefill["value"][i]
+                cost += Cost(value_tokens=-tokens, value_flops=-flops)
+            value_has_read[i] |= cost.junctions > 0
+            costs.append(cost)
+        yield costs
+
+
+def reading_costs(
+    backbone: PreTrainedModel,
+    head: torch.Tensor,
+    sequences: list[list[int]],
+    with_output: bool = True,
+) -> list[tuple[int, float]]:
+    """Return token positions and FLOPs of reading each sequence once.
+
+    Args:
+        with_output: Whether to count the output head at the end of each sequence.
+    """
+    meter = Meter(Architecture.of(backbone, head), len(sequences), "cpu")
+    rows = torch.arange(len(sequences))
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    outputs = torch.full_like(rows, int(with_output))
+    meter.count(rows, torch.ones_like(rows), torch.zeros_like(rows), lengths, outputs)
+    _, tokens, flops = meter.totals()
+    return list(zip(tokens.tolist(), flops.tolist(), strict=True))

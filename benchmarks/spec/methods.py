@@ -1,0 +1,62 @@
+"""Methods that the figures compare: a new baseline or scorer is one line of METHODS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.spec.model_kinds import BASE, INSTRUCT, ModelKind
+
+REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
+ARGS = ModelKind(REWARD)  # a reward model reads every candidate
+ROLLOUT = ModelKind("rollout")  # a reward model reads a rollout from every candidate
+AUTOREGRESSIVE = ModelKind("autoregressive-reward")  # log-probabilities are the values
+INSTRUCT_REWARD = ModelKind("instruct-reward")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its identifier, its label in legends, and how a cell of it is made.
+
+    Args:
+        name: Identifier in tables.
+        label: Text in legends and tables for readers.
+        model: Language model that responds.
+        scorer: Scorer of candidates, where it is no value model; None for all others.
+        search: "best-of" or "beams".
+        needs: Models that a profile must have besides the base model.
+        raw_rewards: Whether scores are rewards on a scale other than that of values.
+        baseline: Whether figures compare SIA with it.
+    """
+
+    name: str
+    label: str
+    model: ModelKind = BASE
+    scorer: ModelKind | None = None
+    search: str = ""
+    needs: tuple[str, ...] = ()
+    raw_rewards: bool = False
+    baseline: bool = True
+
+
+METHODS = (
+    Method("base", "base"),
+    Method("instruct", "instruct (by the judge)", INSTRUCT, needs=("instruct",)),
+    Method(
+        "instruct-reward", "instruct (by the reward)", INSTRUCT_REWARD, needs=("instruct-reward",)
+    ),
+    Method("best-of-n", "best of N", search="best-of", needs=(REWARD,)),
+    Method("beams", "chunk beam search", search="beams", needs=(REWARD,)),
+    Method("args", "ARGS", scorer=ARGS, needs=(REWARD,), raw_rewards=True),
+    Method("genarm", "GenARM", scorer=AUTOREGRESSIVE, needs=("autoregressive-reward",)),
+    Method("transfer-q", "Transfer Q*", scorer=ROLLOUT, needs=(REWARD,), raw_rewards=True),
+    Method("sia", "SIA (entropy gate)", baseline=False),
+    Method("dense", "dense (every token)", baseline=False),
+    Method("random", "random gate", baseline=False),
+)
+BASELINES = tuple(method for method in METHODS if method.baseline)
+LABELS = {method.name: method.label for method in METHODS}
+
+
+def method_of_scorer(scorer: ModelKind | None) -> Method | None:
+    """Return the method with this scorer; None for value models and unsteered responses."""
+    return next((m for m in METHODS if m.scorer is not None and m.scorer == scorer), None)

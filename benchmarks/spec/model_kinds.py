@@ -1,0 +1,56 @@
+"""Identity of a model within a profile, apart from its family and replicate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOSSES = ("mean", "token")  # of value models: the paper's, and per token
+SIZES = ("small", "large")  # besides the usual one
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A kind of model or scorer; `str(kind)` is its label in tables, profiles and paths.
+
+    Args:
+        name: Role of the model: base, instruct, reward, value, … (see `benchmarks.spec.methods`).
+        loss: Training loss of a value model, one of LOSSES.
+        size: One of SIZES; empty for the usual size.
+        undertrained: Whether a value model has seen only a fraction of the samples, once.
+        world: World of the lab whose corpus the base model went on to learn; empty for its own.
+    """
+
+    name: str
+    loss: str = ""
+    size: str = ""
+    undertrained: bool = False
+    world: str = ""
+
+    def __str__(self) -> str:
+        parts = (self.name, self.loss, self.size, "early" if self.undertrained else "")
+        return "-".join(filter(None, parts)) + (f"@{self.world}" if self.world else "")
+
+    @classmethod
+    def parse(cls, label: str) -> ModelKind:
+        """Return the kind with this label, such as `base-small` or `value-mean-early@few-decoys`."""
+        stem, _, world = label.partition("@")
+        name, *parts = stem.split("-")
+        if name not in ("base", "value"):
+            return cls(stem, world=world)
+        loss = next((part for part in parts if part in LOSSES), "")
+        size = next((part for part in parts if part in SIZES), "")
+        return cls(name, loss, size, "early" in parts, world)
+
+    @property
+    def base(self) -> ModelKind:
+        """The base model that this kind starts from."""
+        return ModelKind("base", size=self.size, world=self.world)
+
+
+BASE = ModelKind("base")
+INSTRUCT = ModelKind("instruct")
+
+
+def value_kind(loss: str, size: str = "", **variant) -> ModelKind:
+    """Return the kind of a value model trained with `loss`; `variant`: see `ModelKind`."""
+    return ModelKind("value", loss, size, **variant)

@@ -1,0 +1,88 @@
+"""Paths of shards: each follows what it depends on, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+from benchmarks.engine.store import CellStore
+from benchmarks.spec.cells import Cell, Shard
+from benchmarks.spec.methods import ROLLOUT
+from benchmarks.spec.model_kinds import INSTRUCT, value_kind
+from benchmarks.spec.profile import load_profile
+
+SMOKE = load_profile("smoke")
+STEERED = {"gate": "every", "target_ratio": 1.0, "beta": 1.0}
+CELLS = {
+    "test": Cell(0, "qwen3"),
+    "validation": Cell(0, "qwen3", "validation"),
+    "beams": Cell(0, "qwen3", search="beams", responses=4),
+    "rollout": Cell(0, "qwen3", scorer=ROLLOUT, **STEERED),
+}
+
+
+def paths(profile):
+    store = CellStore(profile)
+    of_rows = {name: store.path(Shard(cell, "honesty")) for name, cell in CELLS.items()}
+    test = Shard(CELLS["test"], "honesty")
+    return of_rows | {name: store.path(test, name) for name in ("trace", "rollouts")}
+
+
+USUAL = paths(SMOKE)
+
+
+def moved(table, **settings):
+    """Names of the shards that another value of these settings sends elsewhere."""
+    new = copy.copy(getattr(SMOKE, table))
+    for name, value in settings.items():
+        object.__setattr__(new, name, value)  # past its own checks
+    other = paths(dataclasses.replace(SMOKE, **{table: new}))
+    return {name for name in USUAL if other[name] != USUAL[name]}
+
+
+def test_a_path_follows_the_settings_that_its_rows_depend_on():
+    assert len(set(USUAL.values())) == len(USUAL)
+    # validation shards keep the thresholds of the ratios
+    assert moved("sweep", ratios=(0.2, 0.4, 0.5)) == {"validation"}
+    assert moved("sweep", chunk=9) == {"beams"}
+    assert moved("sweep", rollout_tokens=9) == {"rollout"}
+    assert moved("sweep", probe_rollouts=9) == {"rollouts"}
+    assert moved("sweep", betas=(1.0, 4.0), responses=8, thresholds=(1.0,)) == set()
+    assert moved("evaluation", samples=3) == set(USUAL) - {"validation"}
+    assert moved("evaluation", validation_samples=3) == {"validation"}
+    for table in ("training", "model", "small", "large", "decoding"):
+        for field in dataclasses.fields(getattr(SMOKE, table)):
+            assert moved(table, **{field.name: "changed"}) == set(USUAL), field.name
+    without_worlds = paths(dataclasses.replace(SMOKE, worlds=()))
+    assert not set(without_worlds.values()) & set(USUAL.values())
+
+
+def test_every_field_of_a_cell_changes_its_key():
+    changes = {
+        "replicate": 1,
+        "family": "llama",
+        "split": "validation",
+        "model": INSTRUCT,
+        "scorer": value_kind("mean"),
+        "gate": "every",
+        "target_ratio": 0.3,
+        "thresholds": (1.0, 1.0, 1.0),
+        "beta": math.inf,
+        "floor": 0.1,
+        "search": "beams",
+        "responses": 2,
+        "prompts": 3,
+    }
+    assert set(changes) == {field.name for field in dataclasses.fields(Cell)}
+    cell = Cell(0, "qwen3")
+    cells = [dataclasses.replace(cell, **{name: value}) for name, value in changes.items()]
+    keys = {Shard(each, "honesty").key("models") for each in [cell, *cells]}
+    keys |= {Shard(cell, "helpfulness").key("models"), Shard(cell, "honesty").key("other models")}
+    assert len(keys) == len(changes) + 3
+    # a shard has the threshold of its own objective alone
+    one, other = (
+        Shard(dataclasses.replace(cell, thresholds=thresholds), "honesty").key()
+        for thresholds in ((1.0, 2.0, 3.0), (0.0, 0.0, 3.0))
+    )
+    assert one == other
