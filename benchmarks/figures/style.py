@@ -1,16 +1,23 @@
-"""How figures look: one colour and marker or dash per method everywhere (after Okabe and Ito, and Tol: safe for the colour-blind)."""
+"""Look of the figures: a seaborn theme, a colour, marker and dash per method, saving of files.
+
+The colours are after Okabe and Ito, and Tol, and suit readers with a colour vision deficiency.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import seaborn.objects as so
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,24 +30,57 @@ from benchmarks.spec.profile import Profile
 
 matplotlib.use("Agg")
 
-COLOURS = {
-    "sia": "#0072B2",
-    "dense": "#000000",
-    "random": "#E69F00",
-    "base": "#7F7F7F",
-    "instruct": "#009E73",
-    "instruct-reward": "#CC79A7",
-    "best-of-n": "#D55E00",
-    "beams": "#56B4E9",
-    "args": "#882255",
-    "transfer-q": "#999933",
-    "genarm": "#332288",
-    "entropy-rise": "#44AA99",
-    "attention": "#AA4499",
-    "attention-rise": "#B15928",
-    "position": "#117733",
-    "inverted-entropy": "#661100",
+PAGE, COLUMN = 7.0, 3.4  # inches: widths of a page and of a column of a paper
+CHARACTERS = 18  # of a caption, in an inch
+DPI = 200
+RC = {
+    "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib: the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "sia",
 }
+sns.set_theme(context="paper", style="ticks", rc=RC)
+so.Plot.config.theme.update(plt.rcParams)
+NEUTRAL, ZERO = "#4D4D4D", "#999999"  # of what is no method, and of lines at 0
+
+
+class Look(NamedTuple):
+    """Colour, marker and dashes of a method; no dashes: a solid line."""
+
+    colour: str
+    marker: str = "o"
+    dashes: tuple[float, ...] = ()
+
+
+PALETTE = {
+    "sia": Look("#0072B2", "o"),
+    "dense": Look("#000000", "D"),
+    "random": Look("#E69F00", "s"),
+    "base": Look("#7F7F7F", "o", (5, 2)),
+    "instruct": Look("#009E73", "P", (1, 1)),
+    "instruct-reward": Look("#CC79A7", "X", (3, 1, 1, 1)),
+    "best-of-n": Look("#D55E00", "v", (6, 1, 1, 1, 1, 1)),
+    "beams": Look("#56B4E9", "^", (8, 2)),
+    "args": Look("#882255", "<", (2, 2)),
+    "transfer-q": Look("#999933", ">", (4, 1, 1, 1)),
+    "genarm": Look("#332288", "h", (6, 2, 1, 2)),
+    "entropy-rise": Look("#44AA99", "^"),
+    "attention": Look("#AA4499", "v"),
+    "attention-rise": Look("#B15928", "<"),
+    "position": Look("#117733", ">"),
+    "inverted-entropy": Look("#661100", "X"),
+}
+COLOURS = {method: look.colour for method, look in PALETTE.items()}
+MARKERS = {method: look.marker for method, look in PALETTE.items()}
+DASHES = {method: (0, look.dashes) for method, look in PALETTE.items() if look.dashes}
 NAMES = {
     "sia": "SIA (entropy gate)",
     "dense": "dense (every token)",
@@ -59,21 +99,6 @@ NAMES = {
     "position": "first tokens",
     "inverted-entropy": "lowest entropies",
 }
-DASHES = {
-    "base": (0, (5, 2)),
-    "instruct": (0, (1, 1)),
-    "instruct-reward": (0, (3, 1, 1, 1)),
-    "best-of-n": (0, (6, 1, 1, 1, 1, 1)),
-    "beams": (0, (8, 2)),
-    "args": (0, (2, 2)),
-    "transfer-q": (0, (4, 1, 1, 1)),
-    "genarm": (0, (6, 2, 1, 2)),
-}
-MARKERS = {
-    "sia": "o", "dense": "D", "random": "s", "base": "o", "instruct": "P", "instruct-reward": "X", "best-of-n": "v", "beams": "^",
-    "args": "<", "transfer-q": ">", "genarm": "h", "entropy-rise": "^", "attention": "v", "attention-rise": "<", "position": ">",
-    "inverted-entropy": "X",
-}  # fmt: skip
 
 
 class Names(dict):
@@ -102,26 +127,41 @@ SIZES = {
     "large": "#08306B",
 }  # of models, where SIA has several
 CHANGED = "#8C564B"  # what is like the method beside it but for one thing
-NEUTRAL = "#4D4D4D"
-TEXT, SMALL = 10.5, 8.5  # points; a figure is as wide as a page when it is printed at about 60%
-RC = {
-    "font.size": TEXT,
-    "axes.titlesize": TEXT,
-    "axes.labelsize": TEXT,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "sia",
-}
-DPI = 150
+TEXT, SMALL = 8, 7  # points
 BLUES, SIGNED = "Blues", "RdBu"
 
 
-plt.rcParams.update(RC)
+def curves(data: pd.DataFrame, x: str, by: str = "method", colours=COLOURS, **layout) -> so.Plot:
+    """Return a plot of estimates against `x` with intervals as bands, a line per level of `by`.
+
+    Args:
+        data: Columns `x`, `by`, estimate, low, high (missing: no band), and those of `layout`.
+        colours: By level of `by`.
+        **layout: Arguments of `seaborn.objects.Plot.facet`.
+    """
+    levels = list(dict.fromkeys(data[by]))
+    looks = {level: PALETTE.get(level, Look("")) for level in levels}
+    scales = {
+        "color": {level: colours[level] for level in levels},
+        "marker": {level: "" if look.dashes else look.marker for level, look in looks.items()},
+        "linestyle": {
+            level: (0, look.dashes) if look.dashes else "-" for level, look in looks.items()
+        },
+    }
+    return (
+        so.Plot(data, x=x, y="estimate", **dict.fromkeys(scales, by))
+        .facet(**layout)
+        .add(so.Band(alpha=0.15, edgewidth=0), ymin="low", ymax="high", legend=False)
+        .add(so.Line(linewidth=1.2, pointsize=3.5, edgewidth=0), legend=False)
+        .scale(**scales)
+    )
+
+
+def name_facets(figure: Figure, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Name the columns above the first row of panels, and the rows beside the first column."""
+    for axis, (row, column) in zip(figure.axes, product(rows, columns), strict=True):
+        axis.set_title(column if row == rows[0] else "")
+        axis.set_ylabel(row if column == columns[0] else "")
 
 
 def grid(
@@ -288,57 +328,42 @@ def finish(
     stale: bool,
     legend_columns: int = 6,
 ) -> list[Path]:
-    """Legend on top, caption below, NAME.png and NAME.pdf, each written whole or not at all. Returns their paths.
+    """Put the legend on top and the caption below, and write NAME.png and NAME.pdf.
 
-    stale: the table was measured under other settings than today's; the figure says so in red.
+    Each file is written whole or not at all.
+
+    Args:
+        stale: Whether the table was measured under other settings than today's; the figure says so.
     """
     if stale:
-        figure.text(
-            0.5,
-            0.5,
-            "STALE",
-            color="#D00000",
-            alpha=0.35,
-            fontsize=90,
-            rotation=30,
-            ha="center",
-            va="center",
-        )
         caption = f"STALE: measured under other settings than the profile has now. {caption}"
+        figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=70, rotation=30,
+                    ha="center", va="center")  # fmt: skip
     width, height = figure.get_size_inches()
-    text = textwrap.fill(caption, int(width * 13.6))
-    column = 0.65 + 0.075 * max(
-        (len(handle.get_label()) for handle in handles), default=0
-    )  # inches, about
-    columns = max(1, min(legend_columns, len(handles), int(width / column)))
-    legend_rows = -(-len(handles) // columns)
-    bottom, top = (
-        (0.16 + 0.165 * (text.count("\n") + 1)) / height,
-        1 - (0.12 + 0.235 * legend_rows) / height,
-    )
-    figure.tight_layout(rect=(0, bottom, 1, top), h_pad=0.7, w_pad=0.6)
-    if handles:
-        figure.legend(
-            handles=list(handles),
-            loc="upper center",
-            ncol=columns,
-            frameon=False,
-            columnspacing=1.2,
-            handlelength=2.4,
-        )
-    figure.text(0.01, 0.05 / height, text, ha="left", va="bottom", fontsize=9)
+    text = textwrap.fill(caption, int(width * CHARACTERS))
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = max(1, min(legend_columns, len(handles), int(width / (0.45 + 0.06 * longest))))
+    bottom = 0.06 + 0.13 * (text.count("\n") + 1)
+    top = 0.05 + 0.17 * -(-len(handles) // columns)
+    figure.set_layout_engine("none")
+    figure.tight_layout(rect=(0, bottom / height, 1, 1 - top / height), h_pad=0.6, w_pad=0.6)
+    figure.legend(handles=list(handles), loc="upper center", ncol=columns, frameon=False)
+    figure.text(0.01, 0.04 / height, text, ha="left", va="bottom", fontsize=7)
     png, pdf = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf"))
-    write_atomically(png, lambda made: save_png(figure, made, caption))
-    write_atomically(pdf, lambda made: figure.savefig(made, metadata={"CreationDate": None}))
+    write_atomically(png, lambda path: save_png(figure, path, caption))
+    write_atomically(pdf, lambda path: figure.savefig(path, metadata={"CreationDate": None}))
     plt.close(figure)
     return [png, pdf]
 
 
 def save_png(figure: Figure, path: Path, caption: str) -> None:
-    """With a palette of 256 colours, which takes a third of the space of all that there are; the caption goes along."""
-    buffer = BytesIO()
+    """Save with a palette of 256 colours, a third of the size; the caption goes into the file."""
+    buffer, texts = BytesIO(), PngInfo()
     figure.savefig(buffer, dpi=DPI, format="png")
-    said = PngInfo()
-    said.add_itxt("Description", caption)
-    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(path, format="png", optimize=True, dpi=(DPI, DPI), pnginfo=said)
+    texts.add_itxt("Description", caption)
+    image = (
+        Image.open(buffer)
+        .convert("RGB")
+        .quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    )
+    image.save(path, format="png", optimize=True, dpi=(DPI, DPI), pnginfo=texts)
