@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.analysis import claims, tables
-from benchmarks.checks import check, verify
+from benchmarks.checks import regression
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import render
 from benchmarks.runtime.command_line import Parser, exit_code
@@ -33,7 +33,6 @@ COMMANDS = {
     "claims": "hold the paper's claims against the tables",
     "report": "write the page that shows verdicts, junctions and every figure",
     "check": "measure the check profile again and tell a broken metric from noise (FRESH=1: make what it compares with)",
-    "verify": "check that tables, summaries, verdicts and figures belong together",
     "estimate": "GPU hours of the figures of a profile of real models",
     **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
 }
@@ -91,10 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def follow(options: argparse.Namespace) -> int:
     """Checks what is asked, and does it."""
-    if options.command == "verify":
-        return verify.verify_all(FIGURES)
     if options.command == "check":
-        return check.run(FIGURES, options.fresh)
+        return regression.run(FIGURES, options.fresh)
     if options.profile == ARCHITECTURES:
         return measure_architectures(options)
     profile = load_profile(options.profile)

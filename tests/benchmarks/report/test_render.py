@@ -17,8 +17,8 @@ from benchmarks.analysis import tables
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import render
 from benchmarks.spec.profile import load_profile
-from tests.benchmarks.checks.test_verify import places
 from tests.helpers.fake import FakeResults
+from tests.helpers.project import places
 
 SMOKE = load_profile("smoke")
 SHOWN = {name: FIGURES[name] for name in ("figure1", "figure3", "figure5", "junctions")}

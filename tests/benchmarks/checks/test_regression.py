@@ -1,0 +1,163 @@
+"""`make check`: what is equal passes, noise passes, and a metric that moved is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.__main__ import main
+from benchmarks.analysis import tables
+from benchmarks.checks import regression
+from benchmarks.figures.registry import FIGURES
+from benchmarks.spec.profile import load_profile
+
+PROFILE = load_profile("check")
+MODELS = json.loads((tables.folder(PROFILE) / regression.PROVENANCE).read_text())["models"]
+OTHER_MODELS = dict.fromkeys(MODELS, "trained on another processor")
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(regression, "RESAMPLES", 29_999)  # enough for one of 60 hypotheses
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, pd.DataFrame]:
+    return regression.read_committed(PROFILE, FIGURES)
+
+
+def moved(rows: dict[str, pd.DataFrame], noise: float, shift: float, seed: int = 0) -> dict:
+    """The rows with other scores: of each response by chance, of the entropy gate by `shift` too."""
+    rng = np.random.default_rng(seed)
+    return rows | {
+        name: frame.assign(
+            judge=frame["judge"]
+            + noise * rng.normal(size=len(frame))
+            + shift * (frame["gate"] == "entropy")
+        )
+        for name, frame in rows.items()
+        if "judge" in frame
+    }
+
+
+def test_the_same_models_must_give_the_same_rows(committed, capsys):
+    assert regression.compare(committed, MODELS, committed, MODELS) == []
+    assert "rows: 14 of 14 tables are equal to the last digit" in capsys.readouterr().out
+    rows = dict(committed)
+    rows["figure1"] = rows["figure1"].assign(kl=rows["figure1"]["kl"] * np.float32(1.0001))
+    rows["theory"] = rows["theory"].iloc[1:]
+    assert regression.compare(rows, MODELS, committed, MODELS) == [
+        "by the same models, figure1 differs in kl",
+        "by the same models, theory has other columns or another number of rows",
+    ]
+    assert regression.compare(rows, OTHER_MODELS, committed, MODELS) == []
+
+
+def test_noise_passes_and_a_shift_is_named(committed, capsys):
+    for seed in range(2):
+        rows = moved(committed, 1.0, 0.0, seed)
+        assert regression.compare(rows, OTHER_MODELS, committed, MODELS) == []
+    printed = capsys.readouterr().out
+    assert "models: 0 of 26 are the committed ones to the last bit" in printed
+    assert "visible" in printed
+    faults = regression.compare(moved(committed, 1.0, 1.5), OTHER_MODELS, committed, MODELS)
+    assert [fault.split(" moved by ")[0] for fault in faults] == [
+        "judge of sia",
+        "judge of sia, best of several",
+    ]
+    assert faults[0].startswith("judge of sia moved by +1.")
+    assert "(p = " in faults[0]
+
+
+def test_metrics_that_went_or_came_are_named(committed):
+    fewer = {
+        name: frame[frame["method"] != "random"]
+        for name, frame in committed.items()
+        if "judge" in frame
+    }
+    rows = {name: committed[name] for name in fewer}
+    lost = [
+        f"{metric} of random is no longer measured on every prompt"
+        for metric in ("judge", "kl", "reward", "steered")
+    ]
+    assert regression.compare(fewer, OTHER_MODELS, rows, MODELS) == lost
+    assert regression.compare(rows, OTHER_MODELS, fewer, MODELS) == [
+        text.replace(
+            "is no longer measured on every prompt",
+            "is measured on prompts that have no committed value",
+        )
+        for text in lost
+    ]
+
+
+def test_about_sixty_hypotheses_are_tested(committed):
+    values = regression.per_prompt(committed)
+    results, _ = regression.paired_tests(values, values)
+    assert 50 <= results["p"].notna().sum() <= 75
+    few = results[results["p"].isna()]
+    assert set(few["method"]) == {"transfer-q"}  # measured on two prompts of each objective
+    assert few["visible"].isna().all()
+
+
+@given(st.lists(st.floats(0, 0.02), min_size=1, max_size=12))
+def test_holm_rejects_step_by_step(p):
+    rejected, left = np.zeros(len(p), bool), list(range(len(p)))
+    while left and min(p[i] for i in left) <= regression.LEVEL / len(left):
+        smallest = min(left, key=lambda i: p[i])
+        rejected[smallest] = True
+        left.remove(smallest)
+    assert (regression.holm(np.array([*p, np.nan])) == [*rejected, False]).all()
+
+
+@pytest.mark.parametrize("prompts", [24, 45])
+def test_a_visible_difference_is_mostly_seen_and_noise_is_not(prompts):
+    """At the level that the first of 60 hypotheses meets."""
+    rng, seen, alarms, runs = np.random.default_rng(prompts), 0, 0, 16
+    for _ in range(runs):
+        noise = rng.normal(size=prompts)
+        shifted = noise + regression.visible(noise, 0.0, 0.1, 60)
+        seen += regression.p_value(shifted, 0.1) <= regression.LEVEL / 60
+        alarms += regression.p_value(noise, 0.0) <= 0.1
+    assert 0.6 * runs <= seen <= 0.98 * runs
+    assert alarms <= 0.3 * runs
+
+
+def test_a_difference_within_the_tolerance_is_no_change():
+    difference = np.random.default_rng(0).normal(0.3, 0.1, 45)
+    assert regression.p_value(difference, 0.0) < 1e-4
+    assert regression.p_value(difference, 0.35) == 1.0
+
+
+def test_times_that_cannot_be_are_named():
+    cost = pd.DataFrame({"method": ["base", "base", "dense"], "best_of": [1, 4, 1]})
+    assert regression.time_faults(cost.assign(seconds=[1.0, 3.0, 2.0])) == []
+    assert regression.time_faults(cost.assign(seconds=[1.0, 0.75, 1.1])) == [
+        "best of several took 0.75 times as long as one plain response, less than 1.2",
+        "dense steering took 1.10 times as long as one plain response, less than 1.2",
+    ]
+
+
+def test_the_command_passes_fails_and_says_why(committed, monkeypatch, capsys, tmp_path):
+    measured = dict(committed)
+    monkeypatch.setattr(regression, "measure_again", lambda *_: (measured, MODELS))
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "check: passed"
+    measured |= moved(committed, 0.0, 3.0)
+    assert main(["check"]) == 1
+    printed = capsys.readouterr().out
+    assert "changed: by the same models, figure1 differs in judge" in printed
+    assert "changed: judge of sia moved by +3 (p = " in printed
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert main(["check"]) == 2
+    error = capsys.readouterr().err
+    assert "provenance.json is missing, there is nothing to compare with: restore it" in error
+    assert main(["check", "--fresh"]) == 0
+    measured |= committed
+    capsys.readouterr()
+    assert main(["check"]) == 1
+    assert "judge of sia moved by -3" in capsys.readouterr().out

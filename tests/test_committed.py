@@ -1,0 +1,109 @@
+"""What is committed belongs together: rows, provenance, summaries, verdicts and figures."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+
+import pandas as pd
+import pytest
+
+from benchmarks.analysis import claims, tables
+from benchmarks.figures.registry import FIGURES
+from benchmarks.report import render
+from benchmarks.runtime.files import read_json
+from benchmarks.runtime.fingerprints import ROOT, drawing_code
+from benchmarks.spec.profile import PROFILES, load_profile, profile_digest
+
+pytestmark = pytest.mark.committed
+TRACKED = [
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "results", "figures"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+]
+PROVENANCES = [
+    path for path in TRACKED if path.is_relative_to(tables.RESULTS) and path.suffix == ".json"
+]
+SUMMARIES = [
+    path for path in PROVENANCES if path.stem in FIGURES and path.parent.name != "architectures"
+]
+DRAWN = [path for path in TRACKED if path.name == tables.DRAWN]
+KEYS = {"command", "git_commit", "packages", "hardware", "sha256"}
+TOLERANCE = {"rtol": 1e-6, "atol": 1.5e-4}  # summaries are written with four digits
+
+
+def assert_follows(table: pd.DataFrame, committed: pd.DataFrame) -> None:
+    """Compare a table, as it would be written, with a committed one."""
+    written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    pd.testing.assert_frame_equal(written, committed, check_dtype=False, **TOLERANCE)
+
+
+def name_of(path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PROVENANCES, ids=name_of)
+def test_tables_are_the_files_that_their_provenance_describes(path):
+    provenance = read_json(path)
+    assert set(provenance) >= KEYS
+    assert provenance["sha256"], "names no file"
+    assert "+changes" not in provenance["git_commit"], "measured by sources that were not committed"
+    assert tables.changed_files(path.parent, provenance["sha256"]) == []
+    if "profile_digest" in provenance and (PROFILES / f"{path.parent.name}.toml").exists():
+        assert provenance["profile_digest"] == profile_digest(load_profile(path.parent.name))
+
+
+def test_every_table_has_a_provenance():
+    described = {path.parent / file for path in PROVENANCES for file in read_json(path)["sha256"]}
+    derived = {
+        path for path in TRACKED if path.name == "claims.csv" or path.parent.name == "reference"
+    }
+    assert {path for path in TRACKED if path.suffix in (".csv", ".parquet")} == described | derived
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=name_of)
+def test_summaries_follow_from_rows(path):
+    profile, name = load_profile(path.parent.name), path.stem
+    summary = tables.summarized(profile, name, FIGURES[name].summarize)
+    assert_follows(summary, pd.read_csv(path.with_suffix(".csv")))
+    if len(read_json(path)["replicates"]) == profile.replicates > 1:
+        reference = pd.read_csv(path.parent / tables.REFERENCE / f"{name}.csv")
+        assert_follows(tables.over_all_objectives(summary), reference)
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=name_of)
+def test_verdicts_figures_and_report_follow_from_summaries(path):
+    profile = load_profile(path.parent.name)
+    summaries = {
+        name: tables.read_table(profile, name)[0]
+        for name in FIGURES
+        if tables.has_table(profile, name)
+    }
+    verdicts = claims.verdicts(summaries, claims.claims_for(profile))
+    assert_follows(verdicts, pd.read_csv(tables.folder(profile) / "claims.csv"))
+    drawn = read_json(path)
+    assert set(drawn) == {*summaries, "report"}
+    faults = []
+    for name, drawing in drawn.items():
+        table = tables.folder(profile) / ("claims.csv" if name == "report" else f"{name}.csv")
+        if drawing["table"] != tables.sha256(table):
+            faults.append(f"{name} was drawn from another table")
+        if drawing["code"] != drawing_code(name):
+            faults.append(f"{name} was drawn by other code")
+        faults += [
+            f"{file} is not what was drawn"
+            for file in tables.changed_files(path.parent, drawing["files"])
+        ]
+    assert faults == []
+    page = (path.parent / render.REPORT).read_text(encoding="utf-8")
+    assert render.read_made_from(page) == render.made_from(profile, FIGURES)
+
+
+def test_results_and_figures_stay_small():
+    sizes = {path: path.stat().st_size / 1e6 for path in TRACKED}
+    assert sum(sizes.values()) < 40
+    assert {path: size for path, size in sizes.items() if size > 5} == {}
