@@ -1,9 +1,10 @@
-"""Scores prompts with their responses by a trajectory reward model: what value models are trained from.
+r"""Score responses to prompts with a trajectory reward model: the data of value models.
 
-python scripts/annotate_rewards.py --data wildguardmix --reward Skywork/Skywork-Reward-V2-Qwen3-8B --output harmlessness.jsonl
+python scripts/annotate_rewards.py --data wildguardmix \
+    --reward Skywork/Skywork-Reward-V2-Qwen3-8B --output harmlessness.jsonl
 
-Writes a JSON line for each example: prompt (a chat), response, reward. An interrupted run goes on where it was: what is done lies in
-OUTPUT.part, which becomes OUTPUT at the end.
+Writes a JSON line for each example: prompt (a chat), response, reward. An interrupted run resumes:
+finished examples are in OUTPUT.part, which becomes OUTPUT at the end.
 """
 
 from __future__ import annotations
@@ -12,50 +13,55 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.runtime.files import write_text
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.examples import EXAMPLE_SETS, load_examples
+from benchmarks.subjects.hub.examples import EXAMPLE_SETS, Example, load_examples
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.subjects.lab.models import trajectory_rewards
 from sia import RewardScorer
 
+LONGEST_HELP = "tokens; longer examples are left out, and counted (default: 2048)"
 WINDOW = 256  # examples that are tokenised, scored and written together
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line.
+
+    Returns:
+        Exit code: 0, 2 for bad input, 130 when interrupted.
+    """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", required=True, help=f"{', '.join(EXAMPLE_SETS)}, or NAME=FILE for a local copy"
-    )
-    parser.add_argument("--reward", required=True, help="Hub id or folder of the reward model")
-    parser.add_argument("--revision", default="main", help="of the reward model (default: main)")
-    parser.add_argument("--output", required=True, type=Path, help="JSON lines to write")
-    parser.add_argument(
-        "--longest",
-        type=int,
-        default=2048,
-        help="tokens; longer examples are left out, and counted (default: 2048)",
-    )
-    parser.add_argument("--limit", type=int, help="only the first so many examples")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="", help="cpu or cuda (default: what there is)"
-    )
+    add = parser.add_argument
+    add("--data", required=True, help=f"{', '.join(EXAMPLE_SETS)}, or NAME=FILE for a local copy")
+    add("--reward", required=True, help="Hub id or folder of the reward model")
+    add("--revision", default="main", help="of the reward model (default: main)")
+    add("--output", required=True, type=Path, help="JSON lines to write")
+    add("--longest", type=int, default=2048, help=LONGEST_HELP)
+    add("--limit", type=int, help="only the first so many examples")
+    add("--device", choices=("cpu", "cuda"), default="", help="default: cuda if available")
     options = parser.parse_args(arguments)
     return exit_code(lambda: annotate(options), "what was scored is kept")
 
 
 def annotate(options: argparse.Namespace) -> None:
+    """Score every example and write those that are not too long.
+
+    Raises:
+        ValueError: For an option, a reward model or an output that cannot be used.
+    """
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {options.limit}")
-    device, dtype = choose_device(options.device)
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
+    device, dtype = choose_device(options.device)
     disable_progress_bar()
     examples = load_examples(options.data)[: options.limit]
     source = fetch(Source(options.reward, options.revision))
@@ -64,85 +70,87 @@ def annotate(options: argparse.Namespace) -> None:
         "reward": options.reward,
         "revision": source.revision,
         "longest": options.longest,
+        "examples": len(examples),
     }
-    settings |= {"examples": len(examples)}
-    part = options.output.with_name(options.output.name + ".part")
-    begun = begin(part, settings)
-    name, where = place(source)
+    partial = options.output.with_name(options.output.name + ".part")
+    completed = open_partial(partial, settings)
+    name, location = place(source)
     tokenizer = tokenizer_of(source)
     model = RewardScorer.from_pretrained(
-        name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **where
+        name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **location
     ).model
     if "score" not in dict(model.named_children()):
         raise ValueError(
-            f"{options.reward} must be a decoder with a linear score head, got {type(model).__name__}"
+            f"{options.reward} must be a decoder with a linear score head,"
+            f" got {type(model).__name__}"
         )
     with (
-        part.open("a", encoding="utf-8") as file,
-        tqdm(total=len(examples), initial=begun, desc="rewards", unit="example") as bar,
+        partial.open("a", encoding="utf-8") as file,
+        tqdm(total=len(examples), initial=completed, desc="rewards", unit="example") as bar,
     ):
-        for start in range(begun, len(examples), WINDOW):
+        for start in range(completed, len(examples), WINDOW):
             window = examples[start : start + WINDOW]
-            chats = (
-                [*chat, {"role": "assistant", "content": response}] for chat, response in window
-            )
-            ids = chat_ids(tokenizer, chats, answered=True)
-            short = [i for i in range(len(window)) if len(ids[i]) <= options.longest]
-            rewards = dict(
-                zip(short, trajectory_rewards(model, [ids[i] for i in short]).tolist(), strict=True)
-            )
-            for i, (chat, response) in enumerate(window):
-                example = {"prompt": list(chat), "response": response, "reward": rewards.get(i)}
+            rewards = score_examples(model, tokenizer, window, options.longest)
+            for (chat, response), reward in zip(window, rewards, strict=True):
+                example = {"prompt": list(chat), "response": response, "reward": reward}
                 file.write(json.dumps(example, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(window))
-    left_out = finish(part, options.output)
+    left_out = finish(partial, options.output)
     print(
-        f"{options.output}: {len(examples) - left_out} examples, {left_out} left out with more than {options.longest} tokens"
+        f"{options.output}: {len(examples) - left_out} examples,"
+        f" {left_out} left out with more than {options.longest} tokens"
     )
 
 
-def begin(part: Path, settings: dict) -> int:
-    """How many examples are done: the whole lines behind the first, which holds the settings. A line that was cut off goes.
+def score_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    longest: int,
+) -> list[float | None]:
+    """Return the reward of each example, None for one with more than `longest` tokens."""
+    chats = ([*chat, {"role": "assistant", "content": response}] for chat, response in examples)
+    token_ids = chat_ids(tokenizer, chats, answered=True)
+    short = [i for i, ids in enumerate(token_ids) if len(ids) <= longest]
+    rewards = trajectory_rewards(model, [token_ids[i] for i in short]).tolist()
+    by_index = dict(zip(short, rewards, strict=True))
+    return [by_index.get(i) for i in range(len(examples))]
 
-    Errors: ValueError if it was begun with other settings.
+
+def open_partial(partial: Path, settings: dict) -> int:
+    """Return how many examples are scored: the whole lines after the first, the settings.
+
+    A line that was cut off is removed.
+
+    Raises:
+        ValueError: If it was begun with other settings.
     """
-    if not part.exists():
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        return 0
-    content = part.read_bytes()
+    content = partial.read_bytes() if partial.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if lines and json.loads(lines[0]) != settings:
+    first, *scored = whole.splitlines() or [b""]
+    if not first:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        return 0
+    if json.loads(first) != settings:
         raise ValueError(
-            f"{part} was begun with other settings, {lines[0].decode()}: delete it, or name another output"
+            f"{partial} was begun with other settings, {first.decode()}:"
+            " delete it, or name another output"
         )
-    if not lines:
-        part.unlink()
-        return begin(part, settings)
-    if len(whole) < len(content):
-        os.truncate(part, len(whole))
-    return len(lines) - 1
+    os.truncate(partial, len(whole))
+    return len(scored)
 
 
-def finish(part: Path, output: Path) -> int:
-    """Writes the output from what was done, whole or not at all; returns how many examples had no reward."""
-    unfinished = output.with_name(f".{output.name}")
-    left_out = 0
-    with part.open(encoding="utf-8") as done, unfinished.open("w", encoding="utf-8") as file:
-        next(done)
-        for line in done:
-            if json.loads(line)["reward"] is None:
-                left_out += 1
-            else:
-                file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(output)
-    part.unlink()
-    return left_out
+def finish(partial: Path, output: Path) -> int:
+    """Write the scored examples, whole or not at all; return how many have no reward."""
+    with partial.open(encoding="utf-8") as file:
+        _, *lines = file
+    scored = [line for line in lines if json.loads(line)["reward"] is not None]
+    write_text(output, "".join(scored))
+    partial.unlink()
+    return len(lines) - len(scored)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Type a prompt and see the base model's answer and the steered one side by side, as they are made; junctions are highlighted.
+r"""Show the base model's answer and the steered one side by side, as they are generated.
 
-python scripts/compare.py                                   (the lab's models, after make models or make smoke)
-python scripts/compare.py --model Qwen/Qwen3-1.7B-Base --value-model Runyi-Hu/SIA --subfolder VM-Qwen3-1.7B-Base \\
+python scripts/compare.py      (the lab's models, after make models or make smoke)
+python scripts/compare.py --model Qwen/Qwen3-1.7B-Base \
+    --value-model Runyi-Hu/SIA --subfolder VM-Qwen3-1.7B-Base \
     --backbone Qwen/Qwen3-1.7B-Base --threshold 1.0 --beta 1.0
 
-Underlined: the gate was open there, the token was steered. Red: steering changed the token, under the same noise.
+Underlined: the gate was open and the token was steered. Red: steering changed the token, under the
+same random numbers.
 """
 
 from __future__ import annotations
@@ -40,39 +42,25 @@ STEERED, SHIFTED = "underline", "underline bold red"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for bad input."""
+    """Run the command line.
+
+    Returns:
+        Exit code: 0, 2 for bad input.
+    """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", help="Hub id or folder of the language model (default: the lab's)"
-    )
-    parser.add_argument("--value-model", help="Hub id or folder of a value model for it")
-    parser.add_argument("--subfolder", default="", help="of the value model")
-    parser.add_argument(
-        "--backbone",
-        default="",
-        help="of a value model in the published layout, where it does not name it",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=1.0,
-        help="entropy, in nats, from which on a token is steered (default: 1.0)",
-    )
-    parser.add_argument(
-        "--beta", type=float, default=4.0, help="strength; inf: values alone (default: 4.0)"
-    )
-    parser.add_argument("--candidates", type=int, default=10)
-    parser.add_argument("--max-new-tokens", type=int, default=80)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--chat",
-        action="store_true",
-        help="use the model's chat template (always that of lab models)",
-    )
-    parser.add_argument(
-        "--prompt", help="answer this one and leave; otherwise prompts are asked for"
-    )
+    add = parser.add_argument
+    add("--model", help="Hub id or folder of the language model (default: the lab's)")
+    add("--value-model", help="Hub id or folder of a value model for it")
+    add("--subfolder", default="", help="of the value model")
+    add("--backbone", default="", help="of the value model, if it does not name its own")
+    add("--threshold", type=float, default=1.0, help="steer from this entropy on (nats; 1.0)")
+    add("--beta", type=float, default=4.0, help="strength; inf: values alone (4.0)")
+    add("--candidates", type=int, default=10, help="tokens to choose from (10)")
+    add("--max-new-tokens", type=int, default=80)
+    add("--temperature", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--chat", action="store_true", help="use the model's chat template (lab models always do)")
+    add("--prompt", help="answer this prompt and exit; otherwise prompts are read one by one")
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -80,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         steering = Steering(
             value_model, EntropyGate(options.threshold), options.beta, options.candidates
         )
-        for prompt in [options.prompt] if options.prompt is not None else ask(console):
+        for prompt in [options.prompt] if options.prompt is not None else read_prompts(console):
             compare(console, model, tokenizer, steering, value_tokenizer, prompt, options)
     except (ValueError, TypeError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,7 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
 def load(
     options: argparse.Namespace,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ValueModel, PreTrainedTokenizerBase]:
-    """Language model, value model, and the tokenizer of each."""
+    """Return language model and tokenizer, value model and its tokenizer.
+
+    Raises:
+        ValueError: If one of the two models is missing.
+        FileNotFoundError: If the lab has no models yet.
+    """
     disable_progress_bar()
     if bool(options.model) != bool(options.value_model):
         raise ValueError(
@@ -103,28 +96,27 @@ def load(
         folder = next((folder for folder in LAB if (folder / "qwen3-value-token").exists()), None)
         if folder is None:
             raise FileNotFoundError(
-                f"there are no lab models yet in {' or '.join(map(str, LAB))}: make smoke, or make models, trains them"
+                f"there are no lab models yet in {' or '.join(map(str, LAB))}:"
+                " make smoke, or make models, trains them"
             )
         options.chat = True
         model = AutoModelForCausalLM.from_pretrained(folder / "qwen3-base").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-base")
         return model, tokenizer, ValueModel.from_pretrained(folder / "qwen3-value-token"), tokenizer
     device, dtype = choose_device()
-    how = {"dtype": dtype, "device_map": device}
-    source, values = (
-        fetch(Source(options.model)),
-        fetch(Source(options.value_model, "main", options.subfolder, options.backbone)),
-    )
-    name, where = place(source)
-    model = AutoModelForCausalLM.from_pretrained(name, **where, **how).eval()
-    name, where = place(values)
-    value_model = ValueModel.from_pretrained(name, options.backbone or None, **where, **how)
+    kwargs = {"dtype": dtype, "device_map": device}
+    source = fetch(Source(options.model))
+    values = fetch(Source(options.value_model, "main", options.subfolder, options.backbone))
+    name, location = place(source)
+    model = AutoModelForCausalLM.from_pretrained(name, **location, **kwargs).eval()
+    name, location = place(values)
+    value_model = ValueModel.from_pretrained(name, options.backbone or None, **location, **kwargs)
     return model, tokenizer_of(source), value_model, tokenizer_of(values)
 
 
-def ask(console: Console) -> Iterator[str]:
-    """Prompts, until there is none."""
-    while prompt := console.input("[bold]prompt[/bold] (empty to leave): ").strip():
+def read_prompts(console: Console) -> Iterator[str]:
+    """Yield prompts until an empty one."""
+    while prompt := console.input("[bold]prompt[/bold] (empty to exit): ").strip():
         yield prompt
 
 
@@ -137,6 +129,7 @@ def compare(
     prompt: str,
     options: argparse.Namespace,
 ) -> None:
+    """Generate the two answers to `prompt` in turns, and show them as they grow."""
     chat = question(prompt)
     if not chat:
         raise ValueError("a prompt needs at least one character, got an empty one")
@@ -153,12 +146,12 @@ def compare(
             [ids],
             [value_ids],
             [0],
-            how,
+            setting,
             options.max_new_tokens,
             options.temperature,
             [options.seed],
         )
-        for how in (Steering(None, Never(), candidates=options.candidates), steering)
+        for setting in (Steering(None, Never(), candidates=options.candidates), steering)
     ]
     with Live(console=console, refresh_per_second=12) as live:
         while any(len(decoding.going) for decoding in both):
@@ -177,7 +170,7 @@ def compare(
 def side_by_side(
     tokenizer: PreTrainedTokenizerBase, generations: list[Generation], width: int
 ) -> Columns:
-    """Base and steered answer, with what they took below."""
+    """Return both answers as panels, with lengths and intervention ratio below."""
     panels = []
     for title, generation in zip(("base", "steered"), generations, strict=True):
         ratio = 0.0 if math.isnan(generation.intervention_ratio) else generation.intervention_ratio
@@ -199,16 +192,17 @@ def side_by_side(
 
 
 def highlighted(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> Text:
-    """The text, token by token: each is what it adds to the text before it."""
-    text, said = Text(), ""
+    """Return the answer, each token styled: what it adds to the text before it."""
+    text, shown = Text(), ""
     for i in range(len(generation.token_ids)):
-        whole = tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)
-        added = whole[len(said) :].rstrip("\ufffd")
+        decoded = tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)
+        decoded = decoded.rstrip("\ufffd")  # of a character that is not complete yet
+        added = decoded[len(shown) :]
         style = SHIFTED if generation.shifted[i] else STEERED if generation.steered[i] else ""
-        lead = added[: len(added) - len(added.lstrip())]
-        text.append(lead)
-        text.append(added[len(lead) :], style=style)
-        said = whole.rstrip("\ufffd")  # of a character that is not complete yet
+        word = added.lstrip()
+        text.append(added[: len(added) - len(word)])
+        text.append(word, style=style)
+        shown = decoded
     return text
 
 
