@@ -1,4 +1,4 @@
-"""How the command lines begin and end."""
+"""Parser and exit codes that the command-line tools share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from collections.abc import Callable
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with arguments in one sentence, without the usage."""
+    """Argument parser that reports bad arguments in one sentence, without the usage."""
 
     def error(self, message: str):
         self.exit(2, f"error: {message}\n")
 
 
 def exit_code(run: Callable[[], int | None], kept: str) -> int:
-    """Runs a command. 2 and one sentence for bad input; 130 when interrupted, `kept` being kept; else what it returns, or 0."""
+    """Run a command and return its exit code.
+
+    Args:
+        run: The command; returns its exit code, or None for 0.
+        kept: Sentence that tells an interrupted user what was kept.
+
+    Returns:
+        2, after one sentence, for bad input; 130 when interrupted; else what `run` returns.
+    """
     try:
         return run() or 0
     except (ValueError, ArithmeticError, OSError) as error:

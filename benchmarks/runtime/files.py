@@ -1,187 +1,187 @@
-"""Files that are written whole or not at all, and where work in progress is kept: files there hold their own checksum."""
+"""Files that are written whole or not at all, and the cache, whose files hold their checksums."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pandas as pd
 import pyarrow as pa
+from filelock import FileLock
 
 from benchmarks.runtime.fingerprints import ROOT
 
 CACHE = ROOT / ".cache"
 SEAL = "sha256.json"
-UNFINISHED, HELD = (
-    ".unfinished",
-    ".held",
-)  # ends the name of a folder in which something is being written; the file that is locked there
+UNFINISHED = ".unfinished"  # ends the name of a folder in which something is being written
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path beside `path` and, once it is safely on disk, gives it the final name.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file or a folder beside `path` and, once it is safely on disk, move it there.
 
-    `write` may make a file or a folder; an existing folder of that name is kept as it is.
+    Args:
+        path: Final place. A folder that is there, or that another process makes meanwhile, stays.
+        write: Called with the temporary path, where it makes the file or the folder.
     """
-    with _unfinished(path) as made:
-        write(made)
-        for file in [made, *made.rglob("*")]:
+    with _unfinished(path) as temporary:
+        write(temporary)
+        for file in [temporary, *temporary.rglob("*")]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if not path.is_dir():
-            _replace(made, path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if not (temporary.is_dir() and path.is_dir()):
+                raise
 
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
-    """The name of `path` in a new folder beside it, which is removed at the end, and locked until then: one that nobody locks was left."""
-    folder, handle = _new_folder(path)
-    try:
-        yield folder / path.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        handle.close()
-
-
-def _new_folder(path: Path) -> tuple[Path, IO[str]]:
+    """Yield the name of `path` in a new folder beside it, which tells this machine and process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=UNFINISHED, dir=path.parent))
-        with suppress(FileNotFoundError):  # another process took it for left before it was locked
-            handle = (folder / HELD).open("w")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if (folder / HELD).exists():
-                return folder, handle
-            handle.close()
+    owner = f"@{platform.node()}@{os.getpid()}{UNFINISHED}"
+    prefix = f".{path.name}-"
+    with tempfile.TemporaryDirectory(
+        prefix=prefix, suffix=owner, dir=path.parent, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder, path.name)
 
 
-def remove_leftovers(where: Path) -> None:
-    """Removes, in a folder and all inside, what killed processes were writing; what is being written stays."""
-    for parent, names, _ in os.walk(where):
-        for folder in [Path(parent, name) for name in names if name.endswith(UNFINISHED)]:
-            with suppress(BlockingIOError, FileNotFoundError), (folder / HELD).open("w") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+def remove_leftovers(folder: Path) -> None:
+    """Remove, at any depth, what processes of this machine were writing when they were killed."""
+    for unfinished in list(folder.rglob(f".*{UNFINISHED}")):
+        _, machine, process = unfinished.name.removesuffix(UNFINISHED).rsplit("@", 2)
+        if machine == platform.node() and not _is_running(int(process)):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _replace(made: Path, path: Path) -> None:
+def _is_running(process: int) -> bool:
     try:
-        made.replace(path)
-    except OSError:
-        if not (
-            made.is_dir() and path.is_dir()
-        ):  # else another process made the same folder meanwhile, which is kept
-            raise
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process is inside with the same `path`, an empty file that stays. A killed process leaves by being killed."""
+def locked(path: Path) -> FileLock:
+    """Return a lock, to be entered by `with`, that waits while another process holds `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return FileLock(path)
 
 
 def link(path: Path, target: Path) -> None:
-    """Makes `path` a link to `target`, its sibling, in place of any older link."""
-    with _unfinished(path) as made:
-        made.symlink_to(target.name)
-        made.replace(path)
+    """Make `path` a link to `target`, its sibling, in place of any older link."""
+    with _unfinished(path) as temporary:
+        temporary.symlink_to(target.name)
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda made: made.write_text(text, encoding="utf-8"))
+    """Write a text atomically, in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Parquet whose bytes depend on nothing but the frame and the versions of the packages."""
-    write_atomically(
-        path,
-        lambda made: frame.to_parquet(made, index=False, compression="zstd", compression_level=19),
-    )
+    """Write a Parquet file whose bytes depend only on the frame and the versions of packages."""
+    options = {"index": False, "compression": "zstd", "compression_level": 19}
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary, **options))
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """Errors: ValueError in one sentence for a damaged file."""
+    """Read a Parquet file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
     try:
         return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(
             f"{path} is no readable parquet file (truncated?): delete it and run again"
         ) from error
 
 
 def read_json(path: Path) -> dict:
-    """Errors: ValueError in one sentence for what is no JSON object."""
+    """Read a JSON object.
+
+    Raises:
+        ValueError: If the file holds anything else.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is no readable JSON (damaged?): restore it, or make it anew"
         ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} should hold a JSON object, it holds a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, it holds a {type(content).__name__}")
+    return content
 
 
 def write_cell(path: Path, frame: pd.DataFrame) -> None:
-    """A frame of the cache: the SHA-256 of a parquet file, and the file. `attrs` are kept."""
-    written = frame.to_parquet(None, index=False, compression="zstd", compression_level=3)
-    write_atomically(
-        path, lambda made: made.write_bytes(hashlib.sha256(written).digest() + written)
-    )
+    """Write a frame of the cache with its `attrs`: the SHA-256 of a Parquet file, then the file."""
+    content = frame.to_parquet(None, index=False, compression="zstd", compression_level=3)
+    checksum = hashlib.sha256(content).digest()
+    write_atomically(path, lambda temporary: temporary.write_bytes(checksum + content))
 
 
 def read_cell(path: Path) -> pd.DataFrame:
-    """Errors: ValueError in one sentence for a file that is not what was written."""
-    content = path.read_bytes()
-    digest, written = content[:32], content[32:]
-    if hashlib.sha256(written).digest() != digest:
+    """Read a frame of the cache.
+
+    Raises:
+        ValueError: If its content is not what was written.
+    """
+    file = path.read_bytes()
+    checksum, content = file[:32], file[32:]
+    if hashlib.sha256(content).digest() != checksum:
         raise ValueError(
             f"{path} is damaged, its checksum is not that of its content: delete it and run again"
         )
-    return pd.read_parquet(io.BytesIO(written))
+    return pd.read_parquet(io.BytesIO(content))
 
 
 def seal(folder: Path) -> None:
-    """Writes the checksums of the files of a folder of the cache into it."""
-    sums = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.iterdir())
-    }
-    (folder / SEAL).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    """Write the checksums of the files of a folder into it."""
+    checksums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / SEAL).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
 
 
 def check_seal(folder: Path) -> Path:
-    """The folder itself. Errors: ValueError in one sentence if it is not there, or a file is not what was written."""
+    """Return `folder` if its files are those that were sealed.
+
+    Raises:
+        ValueError: If the folder is missing, or a file is not what was written.
+    """
     if not folder.exists():
         raise ValueError(
             f"{folder} is missing (was it removed, or the code edited, while this ran?): run again"
         )
     try:
-        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        damaged = [
-            name
-            for name, digest in sums.items()
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest
-        ]
+        checksums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        damaged = [name for name, sha in checksums.items() if _sha256(folder / name) != sha]
     except (OSError, ValueError, AttributeError):
         damaged = [SEAL]
     if damaged:
         raise ValueError(
-            f"{folder} is damaged ({', '.join(damaged)} is not what was written): delete the folder and run again"
+            f"{folder} is damaged ({', '.join(damaged)} is not what was written): "
+            "delete the folder and run again"
         )
     return folder
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
