@@ -89,8 +89,12 @@ def measure_again(
     from benchmarks.engine import run
 
     rows: dict[str, pd.DataFrame] = {}
-    run.find_rows(
-        figures, profile, range(1), run.How(), lambda name, found, _: rows.update({name: found})
+    run.measure_rows(
+        figures,
+        profile,
+        range(1),
+        run.RunOptions(),
+        lambda name, frame, _: rows.update({name: frame}),
     )
     seals = sorted((CACHE / profile.name / "models").glob(f"replicate*/*/{SEAL}"))
     models = {

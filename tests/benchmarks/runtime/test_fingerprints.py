@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from benchmarks.runtime import fingerprints
 
 
@@ -11,3 +13,25 @@ def test_code_digest_sees_code_and_not_comments():
         for text in ('def f():\n    "A."\n    return 1', "def f():  # note\n    return 1")
     ]
     assert same[0] == same[1] != fingerprints._without_docstrings("def f():\n    return 2")
+
+
+def test_what_draws_a_figure_is_its_file_and_the_style(monkeypatch, tmp_path):
+    shutil.copytree(
+        fingerprints.ROOT / "benchmarks",
+        tmp_path / "benchmarks",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    monkeypatch.setattr(fingerprints, "ROOT", tmp_path)
+    before = {name: fingerprints.drawing_code(name) for name in ("figure3", "value-error")}
+    for file, moved in (
+        ("figure5", set()),
+        ("value_error", {"value-error"}),
+        ("style", {"figure3", "value-error"}),
+    ):
+        path = tmp_path / f"benchmarks/figures/{file}.py"
+        path.write_text(path.read_text() + "\n# a comment\n")
+        assert {name: fingerprints.drawing_code(name) for name in before} == before
+        path.write_text(path.read_text() + "\nmore = 1\n")
+        after = {name: fingerprints.drawing_code(name) for name in before}
+        assert {name for name in before if after[name] != before[name]} == moved
+        before = after
