@@ -1,0 +1,1 @@
+"""Processes, files and fingerprints: how a run works on a machine."""

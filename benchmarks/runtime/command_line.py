@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from typing_extensions import override
+
 
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports bad arguments in one sentence, without the usage."""
 
+    @override
     def error(self, message: str):
         self.exit(2, f"error: {message}\n")
 

@@ -1,4 +1,4 @@
-"""What a cached number depends on, as digests."""
+"""Digests of the code and packages that a cached number or a drawing depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.spec.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
-# What decides a trained model, and what besides decides a measured row; reporting, summarising and drawing are not among them.
+# MODELS decide a trained model, ROWS a measured row; what only reports or draws is not in them
 MODELS = (
     "sia/**/*.py",
     "benchmarks/subjects/base.py",
@@ -20,10 +20,11 @@ MODELS = (
 )
 ROWS = (
     *MODELS,
-    *(
-        f"benchmarks/engine/{name}.py"
-        for name in ("costs", "gates", "loading", "measure", "traces")
-    ),
+    "benchmarks/engine/costs.py",
+    "benchmarks/engine/gates.py",
+    "benchmarks/engine/loading.py",
+    "benchmarks/engine/measure.py",
+    "benchmarks/engine/traces.py",
 )
 REPORTING = ("quality.py", "theory.py", "lm_eval.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
@@ -36,23 +37,25 @@ def row_code(profile: Profile) -> str:
 
 @cache
 def code_digest(patterns: tuple[str, ...]) -> str:
-    """Of the files of MODELS or ROWS, comments and docstrings aside, and of the packages they run on."""
+    """Return the digest of files, but for comments and docstrings, and of the packages they use.
+
+    Args:
+        patterns: Globs below the project's folder, such as MODELS or ROWS.
+    """
     paths = {path for pattern in patterns for path in ROOT.glob(pattern)}
     decisive = sorted(path for path in paths if path.name not in REPORTING)
     return _digest([*(f"{name} {version(name)}" for name in PACKAGES), *_sources(decisive)])
 
 
 def drawing_code(name: str) -> str:
-    """Of what draws the figure of this name, or writes the report, comments and docstrings aside."""
+    """Return the digest of the code that draws a figure, or writes the report.
+
+    Args:
+        name: Name of the figure, or "report".
+    """
     drawing = "report/render" if name == "report" else f"figures/{name.replace('-', '_')}"
-    return _digest(
-        _sources(
-            [
-                ROOT / f"benchmarks/{file}.py"
-                for file in (drawing, "figures/style", "analysis/estimates")
-            ]
-        )
-    )
+    names = (drawing, "figures/style", "analysis/estimates")
+    return _digest(_sources([ROOT / f"benchmarks/{file}.py" for file in names]))
 
 
 def _digest(parts: list[str]) -> str:
@@ -60,12 +63,12 @@ def _digest(parts: list[str]) -> str:
 
 
 def _sources(paths: list[Path]) -> list[str]:
-    texts = [(path, path.read_text(encoding="utf-8")) for path in paths]
-    return [
-        part
-        for path, text in texts
-        for part in (path.name, _without_docstrings(text) if path.suffix == ".py" else text)
-    ]
+    """Return the name of each file, followed by its text."""
+    parts = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        parts += [path.name, _without_docstrings(text) if path.suffix == ".py" else text]
+    return parts
 
 
 def _without_docstrings(source: str) -> str:

@@ -1,8 +1,10 @@
-"""The same as `benchmarks.runtime.workers`, on a Ray cluster. The one file that knows Ray.
+"""Workers like those of `benchmarks.runtime.workers` on a Ray cluster; no other file knows Ray.
 
-Every node needs the project's environment, and the clone under the same path, on a file system that all nodes see: trained lab models and
-the Hub's cache are read from there. Results come back to the driver, which alone writes the store. A worker that is lost, with
-its node or alone, loses the task in hand and no other: the task goes to the next one that is free.
+Every node needs the project's environment, and the clone under the same path, on a file system that
+all nodes see: trained lab models and the Hub's cache are read from there. Results come back to the
+driver, which alone writes the store. A worker that is lost, alone or with its node, loses the task
+in hand and no other: the next free worker takes that task. (Ray restarts a lost actor too, but its
+task would wait for a node with room for it while other workers are free.)
 """
 
 from __future__ import annotations
@@ -17,45 +19,56 @@ from ray.exceptions import RayError, RayTaskError
 
 from benchmarks.runtime import workers
 
-ATTEMPTS = 3  # at a task whose workers are lost
+ATTEMPTS = 3  # of a task whose workers are lost
 
 
 def connect() -> None:
-    """To the cluster at RAY_ADDRESS, or to one of this machine alone."""
+    """Connect to the cluster at RAY_ADDRESS, or start one on this machine alone."""
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="error")
 
 
 def gpus() -> int:
-    """How many the cluster has."""
+    """Return the number of GPUs of the cluster."""
     connect()
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 @ray.remote(max_restarts=0)
 class Worker:
-    """Keeps its models from task to task."""
+    """Ray actor that keeps its models from task to task."""
 
     def __init__(self) -> None:
-        workers.settle_in()
+        """Prepare the process."""
+        workers.init_worker()
 
     def ready(self) -> None:
-        """Answers once the worker has its place."""
+        """Answer, once the worker has its place."""
 
     def run(self, function: Callable, task: object) -> tuple[object, float]:
-        """The result, and the units of work reported on the way."""
+        """Return function(task), and the units of work reported on the way."""
         with workers.counting() as units:
             result = function(task)
         return result, sum(units)
 
 
 class RayWorkers:
-    """The workers of one run on the cluster at RAY_ADDRESS, or on one of this machine alone: one for each GPU (`gpus`) or core."""
+    """Workers of one run on the cluster that `connect` finds, one for each GPU or core.
+
+    Args:
+        gpus: True for one worker on each GPU, False for one on each core.
+    """
 
     def __init__(self, gpus: bool = False) -> None:
+        """Store the settings; workers start on entering."""
         self.gpus = gpus
 
     def __enter__(self) -> Self:
+        """Start the workers.
+
+        Raises:
+            ValueError: If the cluster has none of the devices.
+        """
         connect()
         resource = "GPU" if self.gpus else "CPU"
         count = int(ray.cluster_resources().get(resource, 0))
@@ -76,11 +89,12 @@ class RayWorkers:
         self._starting[worker.ready.remote()] = worker
 
     def __exit__(self, *_: object) -> None:
+        """Leave the cluster."""
         ray.shutdown()
 
     @contextmanager
     def progress(self, total: float) -> Iterator[None]:
-        """As `parallel.Workers.progress`; it moves when a task is done."""
+        """Show the bar of `Workers.progress`, which moves here when a task is done."""
         with workers.Bar(
             total=total, bar_format=workers.BAR, mininterval=1.0, smoothing=0.02, disable=total == 0
         ) as self._bar:
@@ -90,13 +104,12 @@ class RayWorkers:
     def run(
         self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None
     ) -> list:
-        """As `parallel.Workers.run`."""
+        """Run a function on every task, as `Workers.run` does."""
         if not tasks:
             return []
         waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
-        lost: Counter[int | None] = (
-            Counter()
-        )  # workers lost in each task; None: before they had any
+        # workers lost in each task; None: before they had any
+        lost: Counter[int | None] = Counter()
         while waiting or busy:
             self._bar.set_description(
                 workers.counted(description, len(tasks) - len(waiting) - len(busy), len(tasks)),
@@ -131,7 +144,7 @@ class RayWorkers:
         return [] if keep else results
 
     def _answer(self, reference) -> tuple | None:
-        """What a worker said, in a tuple; None where it is lost, for which another one is started."""
+        """Return a worker's answer in a tuple; if it is lost, start another and return None."""
         try:
             return (ray.get(reference),)
         except RayTaskError as error:  # of the task itself
@@ -147,5 +160,6 @@ class RayWorkers:
         if lost[number] >= attempts:
             what = "before it had a task" if number is None else f"in task {number}"
             raise ValueError(
-                f"{description}: {attempts} workers in a row were lost {what}; is the environment on every node, and memory enough?"
+                f"{description}: {attempts} workers in a row were lost {what}; "
+                "is the environment on every node, and memory enough?"
             )

@@ -1,7 +1,7 @@
-"""Worker processes of one thread each, one per core (or one per GPU), with one progress bar over all of them.
+"""Worker processes of one thread each, one per core or GPU, under one progress bar.
 
-Two processes with two threads each run many times slower on two cores than one thread per process. `benchmarks.runtime.ray_workers` offers the
-same on a Ray cluster.
+On two cores, two processes of two threads are many times slower than two processes of one thread.
+`benchmarks.runtime.ray_workers` offers the same on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -20,64 +20,72 @@ from typing import Self
 
 from tqdm import tqdm
 
-# Big tensors come and go at every step: keep their memory instead of returning it to the system each time (glibc).
+# glibc: big tensors come and go at every step, so keep their memory instead of returning it
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-RESPONSES_PER_SECOND = 500  # about what a core decodes unsteered; for the progress bar alone
+RESPONSES_PER_SECOND = 500  # of a core, unsteered, roughly; for the progress bar alone
 BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} to go"
-_units = None  # in a worker: where its progress goes
+_units = None  # in a worker: takes its progress by `put`
 
 
 def report(units: float) -> None:
-    """Called inside a task: so much more of its work is done, in about seconds of one core."""
+    """Report progress from inside a task, in estimated seconds of one core."""
     if _units is not None:
         _units.put(units)
 
 
 class Bar(tqdm):
-    """A progress bar that promises nothing before a fiftieth is done: the first tasks say little of the rest."""
+    """Progress bar without an estimate before 2% is done: early tasks say little of the rest."""
 
     @property
     def format_dict(self) -> dict:
-        known = super().format_dict
-        return known | {"rate": 0} if known["n"] < known["total"] / 50 else known
+        """Values that the bar shows."""
+        shown = super().format_dict
+        return shown | {"rate": 0} if shown["n"] < shown["total"] / 50 else shown
 
 
 class Workers:
-    """The processes of one run. They start with the first task and import torch once.
+    """Processes of one run. They start with the first task and import torch once.
 
-    gpus: one process for each, which sees that one alone; 0: a process for each core.
+    Args:
+        gpus: One process for each, which sees no other; 0: a process for each core.
     """
 
     def __init__(self, gpus: int = 0) -> None:
+        """Store the settings; processes start on entering."""
         self.gpus = gpus
 
     def __enter__(self) -> Self:
+        """Prepare the pool of processes."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
-        self._queue, places = context.Queue(), context.Queue()
+        self._queue, devices = context.Queue(), context.Queue()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         for gpu in visible.split(",")[: self.gpus] if visible else range(self.gpus):
-            places.put(gpu)
-        arguments = (self._queue, os.getpid(), places if self.gpus else None)
+            devices.put(gpu)
+        arguments = (self._queue, os.getpid(), devices if self.gpus else None)
         self._pool = ProcessPoolExecutor(
-            self.gpus or available_cores(), context, initializer=_prepare, initargs=arguments
+            self.gpus or available_cores(), context, initializer=_start, initargs=arguments
         )
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the processes; tasks that have not begun are dropped."""
         self._pool.shutdown(cancel_futures=True)
         self._queue.close()
 
     @contextmanager
     def progress(self, total: float) -> Iterator[None]:
-        """One bar over all that is run inside, with an estimate. total: about how many seconds of one core it will take, in the
-        units that the tasks `report`."""
+        """Show one bar over everything that runs inside.
+
+        Args:
+            total: Estimated seconds of one core, the unit in which tasks `report`; 0: no bar.
+        """
         with Bar(
             total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=total == 0
         ) as self._bar:
@@ -93,10 +101,21 @@ class Workers:
     def run(
         self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None
     ) -> list:
-        """function(task) of each task, in the order of the tasks, inside `progress`.
+        """Run a function on every task, inside `progress`.
 
-        keep: called here with each task and its result as soon as it is there; nothing is returned then.
         An exception in a task is raised here; tasks that have not begun are dropped.
+
+        Args:
+            function: Called in a worker with one task.
+            tasks: Arguments of the function.
+            description: Name of the work beside the bar.
+            keep: Called here with each task and its result as soon as that is there.
+
+        Returns:
+            The results in the order of the tasks; nothing if `keep` took them.
+
+        Raises:
+            ValueError: If a worker was killed.
         """
         if not tasks:
             return []
@@ -113,7 +132,8 @@ class Workers:
                     results[number] = result
         except BrokenProcessPool as error:
             raise ValueError(
-                f"{description}: a worker process was killed, for want of memory perhaps; finished work is kept"
+                f"{description}: a worker process was killed, for want of memory perhaps; "
+                "finished work is kept"
             ) from error
         finally:
             for future in numbers:
@@ -122,12 +142,12 @@ class Workers:
 
 
 def counted(description: str, finished: int, tasks: int) -> str:
-    """What the bar says of tasks that run: how many of them are over."""
+    """Return the text beside the bar: the work, and how many of its tasks are over."""
     return f"{description}, {finished} of {tasks}"
 
 
 def available_cores() -> int:
-    """Cores that this process may use, where the system tells."""
+    """Return the number of cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -136,19 +156,19 @@ def _drain(queue: multiprocessing.Queue, bar: tqdm) -> None:
         bar.update(min(units, bar.total - bar.n))
 
 
-def _prepare(
-    queue: multiprocessing.Queue, parent: int, places: multiprocessing.Queue | None
+def _start(
+    queue: multiprocessing.Queue, parent: int, devices: multiprocessing.Queue | None
 ) -> None:
     global _units
     _units = queue
-    if places is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(places.get())
-    settle_in()
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
+    init_worker()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def settle_in() -> None:
-    """In a worker, before its first task."""
+def init_worker() -> None:
+    """Prepare a worker process for its first task."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -158,7 +178,7 @@ def settle_in() -> None:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch computes on so many threads inside."""
+    """Let torch compute on `count` threads inside."""
     import torch
 
     before = torch.get_num_threads()
@@ -171,7 +191,7 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def counting() -> Iterator[list[float]]:
-    """In a worker without a queue: what is reported inside comes in this list."""
+    """Collect in a list what tasks `report` inside, in a worker without a queue."""
     global _units
 
     class Counter(list):
@@ -184,8 +204,8 @@ def counting() -> Iterator[list[float]]:
         _units = None
 
 
-def _leave_with(parent: int) -> None:
-    """A killed parent takes its workers along; nothing is lost, since results are written atomically."""
+def _exit_with_parent(parent: int) -> None:
+    """End this process when its parent was killed; results are written atomically, none is lost."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

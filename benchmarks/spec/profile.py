@@ -1,7 +1,7 @@
 """Profiles: everything that decides the numbers of a run, read from profiles/NAME.toml.
 
-A `LabProfile` trains its own models in its own world; a `HubProfile` names models and prompt sets of
-the Hub, or local ones. Both are frozen dataclasses whose types and ranges hold when they are read.
+A `LabProfile` trains its own models in its own world; a `HubProfile` names models and prompt sets
+of the Hub, or local ones. Both are frozen dataclasses whose types and ranges hold when they are read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import override
 
 PROFILES = Path(__file__).with_name("profiles")
 JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
@@ -158,6 +159,7 @@ class Sweep:
     probe_rollouts: Count
 
     def __post_init__(self) -> None:
+        """Check keys against each other."""
         for name in ("claimed", "few"):
             some = getattr(self, name)
             contained = bool(some) and set(some) <= set(self.ratios)
@@ -282,12 +284,15 @@ class LabProfile(Profile):
     )
 
     @property
+    @override
     def losses(self) -> tuple[str, ...]:
         return ("token", "mean")
 
+    @override
     def has(self, kind: str) -> bool:
         return True
 
+    @override
     def size(self, kind: str) -> float:
         model = {"small": self.small, "large": self.large}.get(kind.rpartition("-")[2], self.model)
         return float(model.hidden_size)
@@ -360,6 +365,7 @@ class HubProfile(Profile):
     token_dtype = "int32"
 
     def __post_init__(self) -> None:
+        """Check what types cannot say."""
         kinds = sorted(self.models)
         for kind in ("base", "evaluation-reward"):
             _require(kind in kinds, f"models.{kind} must be named", kinds)
@@ -369,34 +375,43 @@ class HubProfile(Profile):
         _require(self.replicates == 1, "replicates must be 1, models are given", self.replicates)
 
     def __hash__(self) -> int:
+        """Return the hash of the name, since `models` has none."""
         return hash(self.name)
 
     @property
+    @override
     def losses(self) -> tuple[str, ...]:
         return tuple(loss for loss in ("mean", "token") if f"value-{loss}" in self.models)
 
     @property
+    @override
     def description(self) -> str:
         return f"Models and prompt sets of the Hub, as the profile {self.name} names them."
 
+    @override
     def has(self, kind: str) -> bool:
         return kind in self.models
 
+    @override
     def size(self, kind: str) -> float:
         return self.models[kind].billions
 
     @property
+    @override
     def prompts_per_shard(self) -> int | None:
         return self.prompts.per_shard
 
     @property
+    @override
     def on_gpu(self) -> bool:
         return self.hardware is not None and self.hardware.device == "cuda"
 
+    @override
     def available_metrics(self, names: Sequence[str]) -> tuple[str, ...]:
         renamed = (self.score if name == "judge" else name for name in names)
         return tuple(dict.fromkeys(name for name in renamed if name not in JUDGE_METRICS))
 
+    @override
     def decisive_settings(self) -> dict:
         return asdict(replace(self, hardware=None))
 

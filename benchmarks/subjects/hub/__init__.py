@@ -1,0 +1,1 @@
+"""Models and prompt sets of the Hugging Face Hub."""

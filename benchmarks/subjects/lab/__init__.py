@@ -1,0 +1,1 @@
+"""The lab: a small world with a judge, and models trained in it."""
