@@ -34,8 +34,8 @@ from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import plain_text, question
-from sia import EntropyGate, Generation, Never, Steering, ValueModel
-from sia.batch import begin, check_options
+from sia import EntropyGate, Generation, Steering, ValueModel
+from sia.batch import check_options, start_decoding
 
 LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
 STEERED, SHIFTED = "underline", "underline bold red"
@@ -66,7 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model, tokenizer, value_model, value_tokenizer = load(options)
         steering = Steering(
-            value_model, EntropyGate(options.threshold), options.beta, options.candidates
+            value_model,
+            EntropyGate(options.threshold),
+            options.beta,
+            candidates=options.candidates,
         )
         for prompt in [options.prompt] if options.prompt is not None else read_prompts(console):
             compare(console, model, tokenizer, steering, value_tokenizer, prompt, options)
@@ -140,23 +143,23 @@ def compare(
         ids = tokenizer(plain_text(chat)).input_ids
     (value_ids,) = chat_ids(value_tokenizer, [chat])
     both = [
-        begin(
+        start_decoding(
             model,
             tokenizer,
             [ids],
             [value_ids],
             [0],
-            setting,
-            options.max_new_tokens,
-            options.temperature,
             [options.seed],
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            **policy,
         )
-        for setting in (Steering(None, Never(), candidates=options.candidates), steering)
+        for policy in ({"candidates": options.candidates}, {"steering": steering})
     ]
     with Live(console=console, refresh_per_second=12) as live:
-        while any(len(decoding.going) for decoding in both):
+        while any(len(decoding.active_rows) for decoding in both):
             for decoding in both:
-                if len(decoding.going):
+                if len(decoding.active_rows):
                     decoding.run(1)
             live.update(
                 side_by_side(

@@ -29,7 +29,7 @@ OBSERVED = {
 
 
 class Observer:
-    """What `observe` hands out: after each forward pass it reads the signals of the newest position."""
+    """What `observe_attention` hands out: after each forward pass it reads the signals of the newest position."""
 
     def __init__(self, wanted: Sequence[Attention]) -> None:
         self.wanted = wanted
@@ -110,7 +110,9 @@ for _implementation, _name in OBSERVED.items():
 
 
 @contextmanager
-def observe(model: PreTrainedModel, wanted: Sequence[Attention]) -> Iterator[Observer | None]:
+def observe_attention(
+    model: PreTrainedModel, wanted: Sequence[Attention]
+) -> Iterator[Observer | None]:
     """While this lasts, the model's attention keeps what the `wanted` signals need. With nothing wanted it does nothing.
 
     Errors: ValueError for layers or heads that the model does not have, or an attention implementation that hides its inputs.

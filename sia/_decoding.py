@@ -1,13 +1,14 @@
-"""The decoding loop. What drives it: `generate` for lists of prompts, `steered_generate` for transformers, `search` for the best of many.
+"""The decoding loop, driven by `generate`, by `SteeredGenerate` and by the searches.
 
-One step: forward pass of the language model (cached) → K candidates and their entropy → gate → values of the candidates
-where it opened → tilt → one token per row by Gumbel-max with keyed noise → finished rows leave the batch.
+One step: forward pass of the language model (cached) → K candidates and their entropy → gate →
+values of the candidates where it opens → tilt → one token per row by Gumbel-max with keyed noise →
+finished rows leave the batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,109 +17,94 @@ from torch.distributions import Categorical
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
-from sia._attention import Observer, observe
-from sia._kv_cache import check_positions, preallocated_cache
+from sia._attention import Observer, observe_attention
+from sia._checks import check_inputs, check_steering, check_values
+from sia._kv_cache import preallocated_cache
+from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
 from sia.generation import Generation
-from sia.scorers.base import Scorer, Session
+from sia.scorers.base import Session
 from sia.signals import Attention, Entropy, Signal
-from sia.steering import Steering, drop_improbable, entropy, kl_divergence, tilt
+from sia.steering import Steering, candidate_count, entropy, kl_divergence, steer
 
-DEFAULT_CANDIDATES = 10  # K where there is no steering to name it
-COMPACT_BELOW = (
-    7 / 8
-)  # rows leave the batch together, once this share of it is left: every leaving copies the cache
-
-Process = Callable[
-    [Tensor, Tensor], Tensor
-]  # (token ids so far, scores over the vocabulary) → scores
-Stop = Callable[[Tensor], Tensor]  # token ids so far → bool (rows,)
-Stream = Callable[[Tensor], None]  # the newest tokens (rows,)
+# Ended rows leave once at most this share of the batch goes on, for leaving copies the cache.
+COMPACT_BELOW = 7 / 8
 
 
-@dataclass
-class Responses:
-    """What decoding writes down: `(rows, max_new_tokens)` each, of which the first `lengths` columns count."""
+@dataclass(frozen=True)
+class Hooks:
+    """Functions of the caller that take part in every step, if any.
 
-    tokens: Tensor
+    They see every row to the end, ended ones with `pad_token`, as in transformers.
+
+    Attributes:
+        process: Logits processors: token ids so far `(rows, length)` and scores
+            `(rows, vocabulary)` in, scores out.
+        stop: Stopping criteria: token ids so far in, bool `(rows,)` out.
+        stream: Receives the newest tokens, `(rows,)`.
+        pad_token: Token of rows that have ended.
+    """
+
+    process: Callable[[Tensor, Tensor], Tensor] | None = None
+    stop: Callable[[Tensor], Tensor] | None = None
+    stream: Callable[[Tensor], None] | None = None
+    pad_token: int = 0
+
+    @property
+    def used(self) -> bool:
+        """Whether there is any function."""
+        return any((self.process, self.stop, self.stream))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The language model's view of the next token, before steering.
+
+    Attributes:
+        logits: Of the whole vocabulary, float32 `(rows, vocabulary)`.
+        base: Logits of the K candidates in descending order, `(rows, K)`.
+        candidates: Their token ids, `(rows, K)`.
+        entropy: Over the candidates in nats, `(rows,)`.
+        signals: Those that are observed, `(rows,)` each.
+    """
+
+    logits: Tensor
+    base: Tensor
+    candidates: Tensor
     entropy: Tensor
-    steered: Tensor
-    base_token: Tensor
-    kl: Tensor
     signals: dict[Signal, Tensor]
-    lengths: Tensor  # (rows,)
-    finished: Tensor  # (rows,), by a stop token
 
-    @classmethod
-    def empty(
-        cls, rows: int, max_new_tokens: int, signals: Iterable[Signal], device: torch.device
-    ) -> Responses:
-        def blank(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=dtype, device=device)
-
-        return cls(
-            tokens=blank(torch.int64, max_new_tokens),
-            entropy=blank(torch.float32, max_new_tokens),
-            steered=blank(torch.bool, max_new_tokens),
-            base_token=blank(torch.int64, max_new_tokens),
-            kl=blank(torch.float32, max_new_tokens),
-            signals={signal: blank(torch.float32, max_new_tokens) for signal in signals},
-            lengths=blank(torch.int64),
-            finished=blank(torch.bool),
+    def repeat(self, samples: int) -> Outlook:
+        """Return the same with each row `samples` times in succession."""
+        return Outlook(
+            self.logits.repeat_interleave(samples, 0),
+            self.base.repeat_interleave(samples, 0),
+            self.candidates.repeat_interleave(samples, 0),
+            self.entropy.repeat_interleave(samples),
+            {signal: x.repeat_interleave(samples) for signal, x in self.signals.items()},
         )
-
-    def continue_from(self, sources: Tensor) -> None:
-        """Row i becomes a copy of row `sources[i]`."""
-        for name, value in vars(self).items():
-            copied = (
-                {signal: column[sources] for signal, column in value.items()}
-                if name == "signals"
-                else value[sources]
-            )
-            setattr(self, name, copied)
-
-    def sequences(self, input_ids: Tensor, pad_token_id: int | None) -> Tensor:
-        length = int(self.lengths.max())
-        beyond = torch.arange(length, device=self.tokens.device) >= self.lengths[:, None]
-        return torch.cat(
-            [input_ids, self.tokens[:, :length].masked_fill(beyond, pad_token_id or 0)], dim=1
-        )
-
-    def generations(
-        self, tokenizer: PreTrainedTokenizerBase | None, rows: Sequence[int], costs: Sequence[Cost]
-    ) -> list[Generation]:
-        """Of these rows. costs: of every row."""
-        arrays = [
-            x.cpu().numpy()
-            for x in (self.tokens, self.entropy, self.steered, self.base_token, self.kl)
-        ]
-        signals = {signal: column.cpu().numpy() for signal, column in self.signals.items()}
-        lengths, finished = self.lengths.tolist(), self.finished.tolist()
-        generations = []
-        for row in rows:
-            tokens, *rest = (array[row, : lengths[row]].copy() for array in arrays)
-            text = None if tokenizer is None else tokenizer.decode(tokens, skip_special_tokens=True)
-            observed = {
-                signal: column[row, : lengths[row]].copy() for signal, column in signals.items()
-            }
-            generations.append(
-                Generation(
-                    text, tokens, *rest, finished=finished[row], cost=costs[row], signals=observed
-                )
-            )
-        return generations
 
 
 class Decoding:
-    """A batch of responses on their way: `run` goes on by some tokens, `continue_from` lets rows go on from others.
+    """A batch of responses on their way: `run` extends them, `reorder` continues some from others.
 
-    input_ids, attention_mask: prompts `(prompts, length)`, padded on the left. Each has `samples` rows in succession, which share its
-    prefill. row_keys: `(prompts,)`. value_prompts: token ids for the scorer. temperature: 0 is greedy.
-    numbers: what to call the prompts in messages, their places in the caller's list.
-    observe: signals to record besides those of the gate.
-    process, stop, stream: logits processors, stopping criteria and streamer of the caller, if any. They see every row to the end, those
-        that ended with `pad_token`, as in transformers.
+    Args:
+        model: The language model.
+        input_ids: Prompts padded on the left, `(prompts, length)`. Each has `samples` rows in
+            succession, which share its prefill.
+        attention_mask: 1 for the tokens of the prompts, `(prompts, length)`.
+        row_keys: Keys of the noise, `(prompts,)`.
+        value_prompts: The prompts as the scorer reads them, token ids without padding.
+        max_new_tokens: Longest response.
+        temperature: Divides the logits after the tilt; 0 is greedy.
+        stop_tokens: Tokens that end a response.
+        steering: None to sample from the K candidates of the model alone.
+        candidates: K without a steering, 10 by default.
+        samples: Number of responses to each prompt.
+        prompt_indices: Numbers of the prompts in the caller's list, for messages.
+        observe: Signals to record besides those of the gate.
+        hooks: Functions of the caller.
     """
 
     def __init__(
@@ -127,178 +113,132 @@ class Decoding:
         input_ids: Tensor,
         attention_mask: Tensor,
         *,
-        steering: Steering | None,
         row_keys: Tensor,
         value_prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         temperature: float,
         stop_tokens: Sequence[int],
+        steering: Steering | None = None,
+        candidates: int | None = None,
         samples: int = 1,
-        numbers: Sequence[int] | None = None,
+        prompt_indices: Sequence[int] | None = None,
         observe: Sequence[Signal] = (),
-        process: Process | None = None,
-        stop: Stop | None = None,
-        stream: Stream | None = None,
-        pad_token: int = 0,
+        hooks: Hooks | None = None,
     ) -> None:
         count, prompt_length = input_ids.shape
-        self.numbers = range(count) if numbers is None else numbers
-        check(
-            model, input_ids, attention_mask, value_prompts, steering, max_new_tokens, self.numbers
+        device, rows = input_ids.device, count * samples
+        self.candidates = candidate_count(steering, candidates)
+        self.prompt_indices = range(count) if prompt_indices is None else prompt_indices
+        check_inputs(
+            model, input_ids, attention_mask, value_prompts, self.prompt_indices, max_new_tokens
         )
+        check_steering(model, steering, self.candidates)
         self.model, self.steering, self.samples = model, steering, samples
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.process, self.stop, self.stream, self.pad_token = process, stop, stream, pad_token
-        self.watched = bool(process or stop or stream)
-        device, rows = input_ids.device, count * samples
-        self.candidates = steering.candidates if steering else DEFAULT_CANDIDATES
+        self.hooks = hooks or Hooks()
         self.session: Session | None = None
-        if steering and steering.scorer is not None:
+        if steering is not None:
             self.session = steering.scorer.start_session(value_prompts, max_new_tokens, samples)
-        if (
-            isinstance(observe, str)
-            or not isinstance(observe, Sequence)
-            or not all(isinstance(s, Signal) for s in observe)
-        ):
-            raise TypeError(
-                f"observe must be a list of signals, such as [Attention()], got {observe!r}"
-            )
-        self.signals = sorted(
-            {*observe, *(steering.gate.signals if self.session else ())}, key=repr
-        )
-        self.responses = Responses.empty(
-            rows, max_new_tokens, (s for s in self.signals if s != Entropy()), device
-        )
+        self.signals = observed_signals(observe, steering)
+        recorded = [signal for signal in self.signals if signal != Entropy()]
+        self.responses = Responses.empty(rows, max_new_tokens, recorded, device)
         self.stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
         self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
         self.padded = not bool(attention_mask.all())
-        self.meter = Meter(
-            Architecture.of(model.base_model, model.get_output_embeddings().weight), rows, device
-        )
+        head = model.get_output_embeddings().weight
+        self.meter = Meter(Architecture.of(model.base_model, head), rows, device)
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
-        self.number = 0  # tokens that every row has, or had when it ended
+        self.step = 0  # number of tokens that every row has, or had when it ended
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
-        self.prompts = input_ids
-        self.input_ids, self.mask = (
-            input_ids,
-            torch.cat([attention_mask, attention_mask.new_ones(count, max_new_tokens)], dim=1),
-        )
-        self.current, self.positions = input_ids, (attention_mask.cumsum(1) - 1).clamp(min=0)
-        # by row of the batch: which response it is, whether that goes on, its keys for every step, its signals of the last step
+        self.prompts = self.input_ids = self.current = input_ids
+        further = attention_mask.new_ones(count, max_new_tokens)
+        self.mask = torch.cat([attention_mask, further], dim=1)
+        self.positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        # by row of the batch: which response it is, whether that goes on, its keys for every step
+        # and its signals of the step before
         self.rows = torch.arange(rows, device=device)
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
-        self.all_keys = _sampling.step_keys(
-            _sampling.sample_keys(row_keys, samples), max_new_tokens
-        )
+        sample_keys = _sampling.sample_keys(row_keys, samples)
+        self.all_keys = _sampling.step_keys(sample_keys, max_new_tokens)
         self.all_gate_keys = _sampling.gate_keys(self.all_keys)
         self.keys, self.gate_keys = self.all_keys, self.all_gate_keys
-        self.last = {
-            signal: torch.full((rows,), math.nan, device=device) for signal in self.signals
-        }
+        nothing = torch.full((rows,), math.nan, device=device)
+        self.previous = dict.fromkeys(self.signals, nothing)
+
+    @property
+    def active_rows(self) -> Tensor:
+        """Rows that have neither ended nor run out of length, `(n,)`."""
+        return self.rows[self.alive] if self.step < self.max_new_tokens else self.rows[:0]
 
     def run(self, tokens: int) -> None:
-        """Goes on by so many tokens at most, as long as there are responses that have not ended."""
-        # inference mode saves a tenth of the time, but what the caller's functions get to see must be ordinary tensors
-        with torch.no_grad() if self.watched else torch.inference_mode():
+        """Extend the active responses by at most `tokens` tokens."""
+        # inference mode saves a tenth of the time, but hooks must get to see ordinary tensors
+        with torch.no_grad() if self.hooks.used else torch.inference_mode():
             self._run(tokens)
 
     def _run(self, tokens: int) -> None:
-        end = min(self.number + tokens, self.max_new_tokens)
-        begun, took_part = self.number, self.rows[self.alive]
-        with observe(
-            self.model, [signal for signal in self.signals if isinstance(signal, Attention)]
-        ) as observer:
-            while self.number < end and len(self.rows):
-                self._step(observer)
-        self.responses.lengths[self.rows[self.alive]] = self.number
-        self._count(took_part, begun)
+        end = min(self.step + tokens, self.max_new_tokens)
+        start, rows = self.step, self.rows[self.alive]
+        attentions = [signal for signal in self.signals if isinstance(signal, Attention)]
+        with observe_attention(self.model, attentions) as observer:
+            while self.step < end and len(self.rows):
+                self._extend(observer)
+        self.responses.lengths[self.rows[self.alive]] = self.step
+        if len(rows):
+            self._check_logits(rows, start)
+            self._count(rows, start)
 
-    @property
-    def going(self) -> Tensor:
-        """Rows that have neither ended nor run out of length, `(n,)`."""
-        return self.rows[self.alive] if self.number < self.max_new_tokens else self.rows[:0]
+    def reorder(self, sources: Tensor, active: Tensor) -> None:
+        """Continue row i from row `sources[i]` where `active[i]`; noise stays with the row.
 
-    def continue_from(self, sources: Tensor, going: Tensor) -> None:
-        """Row i goes on from where row `sources[i]` stands, where `going[i]`; both `(rows,)`. Noise stays with the row."""
+        Args:
+            sources: Row numbers, `(rows,)`.
+            active: bool, `(rows,)`.
+        """
         place = torch.zeros_like(sources)
         place[self.rows] = torch.arange(len(self.rows), device=sources.device)
-        targets = going.nonzero().squeeze(1)
+        targets = active.nonzero().squeeze(1)
         self._keep(place[sources[targets]])
         self.rows, self.alive = targets, torch.ones_like(targets, dtype=torch.bool)
         self.keys, self.gate_keys = self.all_keys[targets], self.all_gate_keys[targets]
-        self.responses.continue_from(sources)
-        if self.session:
+        self.responses.reorder(sources)
+        if self.session is not None:
             self.session.reorder(sources)
 
     def generations(self, tokenizer: PreTrainedTokenizerBase | None) -> list[Generation]:
+        """Return a `Generation` for each row, without text if there is no tokenizer."""
         return self.responses.generations(tokenizer, range(len(self.junctions)), self.costs())
 
     def costs(self, further: Sequence[Meter] = ()) -> list[Cost]:
-        """Of each row, with what the `further` meters of scorers counted."""
-        return costs(
-            self.meter, [*(self.session.meters if self.session else ()), *further], self.junctions
-        )
+        """Return the cost of each row, with the counts of `further` meters of scorers."""
+        meters = [] if self.session is None else self.session.meters
+        return costs(self.meter, [*meters, *further], self.junctions)
 
-    def _step(self, observer: Observer | None) -> None:
-        number, steering, responses = self.number, self.steering, self.responses
-        logits = self._forward()
-        base, candidates = logits.topk(self.candidates)  # (rows, K)
-        uncertainty = entropy(base)
-        signals = self._signals(logits, uncertainty, observer)
-        if number == 0:
-            logits, base, candidates, uncertainty, signals = self._fan_out(
-                logits, base, candidates, uncertainty, signals
-            )
-        steered, kl, opened = base, None, None
-        if self.session:
-            step = Step(number, uncertainty, logits, self.gate_keys[:, number], signals, self.last)
-            opened = steering.gate.opens(step) & self.alive
-            where = opened.nonzero().squeeze(1)
-            if len(where):
-                rows = self.rows[where]
-                values = self.session.score(
-                    rows, responses.tokens[rows, :number], candidates[where]
-                ).to(base.device)
-                check_values(values, rows, self.numbers, self.samples, number)
-                plain = base[where]
-                tilted = drop_improbable(
-                    tilt(plain, values, steering.beta), plain, steering.min_probability
-                )
-                steered = base.index_copy(0, where, tilted)
-                kl = torch.zeros_like(uncertainty).index_copy_(
-                    0, where, kl_divergence(tilted, plain)
-                )
-        noise = _sampling.step_gumbel(self.keys[:, number], candidates)
-        base_token = self._pick(base, candidates, noise, logits.shape[1])
-        token = (
-            base_token
-            if steered is base
-            else self._pick(steered, candidates, noise, logits.shape[1])
-        )
-        if self.watched:
-            token = token.where(self.alive, self.pad_token)
-        self.last = signals
-        # what is written for rows that have ended lies beyond their lengths; a slice writes twice as fast
-        rows = slice(None) if len(self.rows) == len(responses.lengths) else self.rows
-        responses.tokens[rows, number] = token
-        responses.entropy[rows, number] = uncertainty
-        responses.base_token[rows, number] = base_token
-        if opened is not None:
-            responses.steered[rows, number] = opened
-        if kl is not None:
-            responses.kl[rows, number] = kl
-        for signal, column in responses.signals.items():
-            column[rows, number] = signals[signal]
-        if self.stream:
-            self.stream(token)
-        self.number += 1
+    def _extend(self, observer: Observer | None) -> None:
+        """Make one step: the next token of every row of the batch."""
+        outlook = self._look_ahead(observer)
+        if self.step == 0 and self.samples > 1:
+            outlook = self._fan_out(outlook)
+        opened = self._gate(outlook)
+        steered, kl = self._steer(outlook, opened)
+        noise = _sampling.step_gumbel(self.keys[:, self.step], outlook.candidates)
+        base_token = token = self._pick(outlook, outlook.base, noise)
+        if steered is not outlook.base:
+            token = self._pick(outlook, steered, noise)
+        if self.hooks.used:
+            token = token.where(self.alive, self.hooks.pad_token)
+        self._record(outlook, token, base_token, opened, kl)
+        if self.hooks.stream:
+            self.hooks.stream(token)
+        self.previous = outlook.signals
+        self.step += 1
         self.current, self.positions = token[:, None], self.positions[:, -1:] + 1
         self._leave(token)
 
-    def _forward(self) -> Tensor:
-        """Logits of the next token, float32 `(prompts or rows, vocabulary)`."""
-        length = self.input_ids.shape[1] + self.number
+    def _look_ahead(self, observer: Observer | None) -> Outlook:
+        """Run the language model on the newest tokens, of `(prompts or rows)` sequences."""
+        length = self.input_ids.shape[1] + self.step
         outputs = self.model(
             input_ids=self.current,
             attention_mask=self.mask[:, :length] if self.padded else None,
@@ -307,184 +247,163 @@ class Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        return outputs.logits[:, -1].float()
-
-    def _signals(
-        self, logits: Tensor, uncertainty: Tensor, observer: Observer | None
-    ) -> dict[Signal, Tensor]:
-        signals: dict[Signal, Tensor] = observer.signals(self.positions[:, -1]) if observer else {}
+        logits = outputs.logits[:, -1].float()
+        base, candidates = logits.topk(self.candidates)
+        uncertainty = entropy(base)
+        signals: dict[Signal, Tensor] = {}
+        if observer:
+            signals.update(observer.signals(self.positions[:, -1]))
         for signal in self.signals:
             if signal == Entropy():
                 signals[signal] = uncertainty
             elif isinstance(signal, Entropy):
                 signals[signal] = Categorical(logits=logits, validate_args=False).entropy()
-        return signals
+        return Outlook(logits, base, candidates, uncertainty, signals)
 
-    def _fan_out(
-        self,
-        logits: Tensor,
-        base: Tensor,
-        candidates: Tensor,
-        uncertainty: Tensor,
-        signals: dict[Signal, Tensor],
-    ) -> tuple:
-        """After the prompts are computed: everything once for each sample of a prompt."""
-        if self.samples == 1:
-            return logits, base, candidates, uncertainty, signals
+    def _fan_out(self, outlook: Outlook) -> Outlook:
+        """Repeat everything for each sample of a prompt, once the prompts are computed."""
         self.cache.batch_repeat_interleave(self.samples)
-        self.input_ids, self.mask, self.positions, *rest = (
-            x.repeat_interleave(self.samples, 0)
-            for x in (
-                self.input_ids,
-                self.mask,
-                self.positions,
-                logits,
-                base,
-                candidates,
-                uncertainty,
-            )
-        )
-        return *rest, {
-            signal: values.repeat_interleave(self.samples) for signal, values in signals.items()
-        }
+        self.input_ids = self.input_ids.repeat_interleave(self.samples, 0)
+        self.mask = self.mask.repeat_interleave(self.samples, 0)
+        self.positions = self.positions.repeat_interleave(self.samples, 0)
+        return outlook.repeat(self.samples)
 
-    def _pick(self, scores: Tensor, candidates: Tensor, noise: Tensor, vocabulary: int) -> Tensor:
-        """The sampled token of each row `(rows,)`, after the caller's logits processors, which see the whole vocabulary."""
-        if self.process:
-            everywhere = scores.new_full((len(scores), vocabulary), -math.inf).scatter(
-                1, candidates, scores
-            )
-            scores = self.process(self._ids(self.number), everywhere).gather(1, candidates)
+    def _gate(self, outlook: Outlook) -> Tensor | None:
+        """Return where the gate opens, bool `(rows,)`; None without steering."""
+        if self.steering is None:
+            return None
+        step = Step(
+            self.step,
+            outlook.entropy,
+            outlook.logits,
+            self.gate_keys[:, self.step],
+            outlook.signals,
+            self.previous,
+        )
+        return self.steering.gate.opens(step) & self.alive
+
+    def _steer(self, outlook: Outlook, opened: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits to sample from `(rows, K)` and their KL from the base `(rows,)`.
+
+        The logits are the very tensor `outlook.base`, and the KL is None, if no row is steered.
+        """
+        if self.steering is None or self.session is None or opened is None:
+            return outlook.base, None
+        places = opened.nonzero().squeeze(1)
+        if len(places) == 0:
+            return outlook.base, None
+        rows, base = self.rows[places], outlook.base[places]
+        prefixes = self.responses.tokens[rows, : self.step]
+        values = self.session.score(rows, prefixes, outlook.candidates[places]).to(base.device)
+        check_values(values, rows, self.prompt_indices, self.samples, self.step)
+        tilted = steer(base, values, self.steering)
+        steered = outlook.base.index_copy(0, places, tilted)
+        kl = torch.zeros_like(outlook.entropy)
+        return steered, kl.index_copy_(0, places, kl_divergence(tilted, base))
+
+    def _pick(self, outlook: Outlook, scores: Tensor, noise: Tensor) -> Tensor:
+        """Sample a token of each row `(rows,)` from the scores of the candidates `(rows, K)`.
+
+        Logits processors of the caller come first; they see the whole vocabulary.
+        """
+        candidates = outlook.candidates
+        if self.hooks.process:
+            everywhere = scores.new_full(outlook.logits.shape, -math.inf)
+            everywhere = everywhere.scatter(1, candidates, scores)
+            scores = self.hooks.process(self._ids(self.step), everywhere).gather(1, candidates)
             if bool(((scores == -math.inf).all(1) & self.alive).any()):
                 raise ValueError(
-                    f"the logits processors ruled out all {scores.shape[1]} candidates of a row: ask for more candidates"
+                    f"the logits processors ruled out all {scores.shape[1]} candidates of a row: "
+                    "ask for more candidates"
                 )
-        return candidates.gather(
-            1, _sampling.choose(scores, noise, self.temperature)[:, None]
-        ).squeeze(1)
+        chosen = _sampling.choose(scores, noise, self.temperature)
+        return candidates.gather(1, chosen[:, None]).squeeze(1)
 
     def _ids(self, tokens: int) -> Tensor:
-        """Prompt and the first response tokens of the rows of the batch."""
+        """Return prompts and the first response tokens of the rows of the batch."""
         return torch.cat([self.input_ids, self.responses.tokens[self.rows, :tokens]], dim=1)
 
+    def _record(
+        self,
+        outlook: Outlook,
+        token: Tensor,
+        base_token: Tensor,
+        opened: Tensor | None,
+        kl: Tensor | None,
+    ) -> None:
+        """Write this step down; what is written for rows that have ended lies beyond their end."""
+        responses, step = self.responses, self.step
+        # a slice writes twice as fast
+        rows = slice(None) if len(self.rows) == len(responses.lengths) else self.rows
+        responses.tokens[rows, step] = token
+        responses.entropy[rows, step] = outlook.entropy
+        responses.base_token[rows, step] = base_token
+        if opened is not None:
+            responses.steered[rows, step] = opened
+        if kl is not None:
+            responses.kl[rows, step] = kl
+        for signal, column in responses.signals.items():
+            column[rows, step] = outlook.signals[signal]
+
     def _leave(self, token: Tensor) -> None:
-        """Notes which responses end with this token, and takes ended ones out of the batch once there are enough of them."""
+        """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
-        done = ended | (self.stop(self._ids(self.number)) & self.alive) if self.stop else ended
-        if bool(done.any()):
-            self.responses.finished[self.rows[ended]] = True
-            self.responses.lengths[self.rows[done]] = self.number
-            self.alive = self.alive & ~done
-            keep = self.alive.nonzero().squeeze(1)
-            if len(keep) == 0 or (
-                not self.watched and len(keep) <= COMPACT_BELOW * len(self.alive)
-            ):
-                self._keep(keep)
+        done = ended
+        if self.hooks.stop:
+            done = ended | (self.hooks.stop(self._ids(self.step)) & self.alive)
+        if not bool(done.any()):
+            return
+        self.responses.finished[self.rows[ended]] = True
+        self.responses.lengths[self.rows[done]] = self.step
+        self.alive = self.alive & ~done
+        keep = self.alive.nonzero().squeeze(1)
+        few = not self.hooks.used and len(keep) <= COMPACT_BELOW * len(self.alive)
+        if len(keep) == 0 or few:
+            self._keep(keep)
 
     def _keep(self, places: Tensor) -> None:
-        """The batch goes on with the rows at these places of it."""
+        """Continue with the rows at these places of the batch."""
         if len(places):
             self.cache.batch_select_indices(places)
         self.rows, self.alive = self.rows[places], self.alive[places]
         self.keys, self.gate_keys = self.keys[places], self.gate_keys[places]
         self.current, self.positions = self.current[places], self.positions[places]
         self.mask, self.input_ids = self.mask[places], self.input_ids[places]
-        self.last = {signal: values[places] for signal, values in self.last.items()}
+        self.previous = {signal: values[places] for signal, values in self.previous.items()}
 
-    def _count(self, rows: Tensor, begun: int) -> None:
-        """Counts what these rows took since they had `begun` tokens; a shared prompt is its first row's.
-
-        Errors: FloatingPointError if the language model gave no numbers.
-        """
-        if len(rows) == 0:
-            return
-        responses, prompts, new = (
-            self.responses,
-            self.prompt_lengths[rows],
-            self.responses.lengths[rows] - begun,
-        )
-        written = torch.arange(self.number - begun, device=rows.device) < new[:, None]
-        wrong = (responses.entropy[rows, begun : self.number].isnan() & written).nonzero().tolist()
-        if wrong:
-            place, step = wrong[0]
-            number = self.numbers[int(rows[place]) // self.samples]
+    def _check_logits(self, rows: Tensor, start: int) -> None:
+        """Raise FloatingPointError if the language model gave NaN since step `start`."""
+        steps = torch.arange(start, self.step, device=rows.device)
+        written = steps < self.responses.lengths[rows, None]
+        wrong = self.responses.entropy[rows, start : self.step].isnan() & written
+        if bool(wrong.any()):
+            place, step = wrong.nonzero()[0].tolist()
+            prompt = self.prompt_indices[int(rows[place]) // self.samples]
             raise FloatingPointError(
-                f"logits must be numbers, the language model gave NaN at step {begun + step} of prompt {number}"
+                "logits must be numbers, the language model gave NaN "
+                f"at step {start + step} of prompt {prompt}"
             )
-        self.junctions[rows] += (responses.steered[rows, begun : self.number] & written).sum(1)
-        if begun > 0:
-            start, forwards = prompts + begun - 1, new
-        else:
+
+    def _count(self, rows: Tensor, start: int) -> None:
+        """Count the cost of these rows since step `start`; a shared prompt is its first row's."""
+        lengths, prompts = self.responses.lengths[rows], self.prompt_lengths[rows]
+        written = torch.arange(start, self.step, device=rows.device) < lengths[:, None]
+        steered = self.responses.steered[rows, start : self.step] & written
+        self.junctions[rows] += steered.sum(1)
+        forwards, begin = lengths - start, prompts + start - 1
+        if start == 0:
             first = rows % self.samples == 0
-            start, forwards = torch.where(first, 0, prompts), torch.where(first, new, new - 1)
-        self.meter.count(rows, forwards, start, prompts + begun + new - 1, forwards)
+            forwards = torch.where(first, forwards, forwards - 1)
+            begin = torch.where(first, 0, prompts)
+        self.meter.count(rows, forwards, begin, prompts + lengths - 1, forwards)
 
 
-def check(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    value_prompts: Sequence[Sequence[int]],
-    steering: Steering | None,
-    max_new_tokens: int,
-    numbers: Sequence[int],
-) -> None:
-    """What can be wrong before the first step, each in one sentence."""
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"steering needs a decoder-only language model, got {type(model).__name__}"
-        )
-    if len(value_prompts) != len(input_ids):
-        raise ValueError(
-            f"value_prompts must be one per row: expected {len(input_ids)}, got {len(value_prompts)}"
-        )
-    if steering is not None and not isinstance(steering, Steering):
+def observed_signals(observe: Sequence[Signal], steering: Steering | None) -> list[Signal]:
+    """Return the signals to compute at each step: of the gate, and those in `observe`."""
+    valid = isinstance(observe, Sequence) and not isinstance(observe, str)
+    if not valid or not all(isinstance(signal, Signal) for signal in observe):
         raise TypeError(
-            f"steering must be a Steering(scorer, gate, …), got {type(steering).__name__}"
+            f"observe must be a list of signals, such as [Attention()], got {observe!r}"
         )
-    lengths = attention_mask.sum(1).tolist()
-    for number, length, value_prompt in zip(numbers, lengths, value_prompts, strict=True):
-        if length == 0 or len(value_prompt) == 0:
-            raise ValueError(f"a prompt needs at least one token, prompt {number} has none")
-    if not bool(attention_mask[:, -1].all()):
-        raise ValueError(
-            'prompts must be padded on the left (tokenizer.padding_side = "left"), got padding on the right'
-        )
-    vocabulary = model.config.get_text_config().vocab_size
-    for ids in (input_ids.flatten().tolist(), *value_prompts):
-        for token in (min(ids), max(ids)):
-            if not 0 <= token < vocabulary:
-                raise ValueError(
-                    f"token ids must be at least 0 and below the vocabulary of {vocabulary} tokens, got {token}"
-                )
-    check_positions(model, max(lengths) + max_new_tokens - 1)  # the last token is never fed
-    candidates = steering.candidates if steering else DEFAULT_CANDIDATES
-    if candidates > vocabulary:
-        raise ValueError(
-            f"candidates must be at most the vocabulary of {vocabulary} tokens, got {candidates}"
-        )
-    if steering and steering.scorer is not None:
-        check_vocabulary(model, steering.scorer, "scorer")
-
-
-def check_vocabulary(model: PreTrainedModel, scorer: Scorer, name: str) -> None:
-    if not isinstance(scorer, Scorer):
-        raise TypeError(
-            f"{name} must be a RewardScorer, a ValueModel or the like, got {type(scorer).__name__}"
-        )
-    vocabulary = model.config.get_text_config().vocab_size
-    if scorer.vocabulary_size != vocabulary:
-        raise ValueError(
-            f"model and {name} must share a vocabulary: the model has {vocabulary} tokens, the {name} {scorer.vocabulary_size}"
-        )
-
-
-def check_values(
-    values: Tensor, rows: Tensor, numbers: Sequence[int], samples: int, step: int
-) -> None:
-    """NaN or infinite values would silently decide the token."""
-    if not bool(values.isfinite().all()):
-        wrong = int((~values.isfinite()).any(1).nonzero()[0, 0])
-        raise FloatingPointError(
-            f"values must be finite, got NaN or infinity at step {step} of prompt {numbers[int(rows[wrong]) // samples]}"
-        )
+    of_gate = frozenset() if steering is None else steering.gate.signals
+    return sorted({*observe, *of_gate}, key=repr)

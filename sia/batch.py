@@ -1,8 +1,9 @@
-"""Lists of prompts in, lists of generations out: `generate`, and what it shares with the searches."""
+"""`generate`: a list of prompts in, a list of generations out. The searches share its helpers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +26,8 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     steering: Steering | None = None,
+    *,
+    candidates: int | None = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
@@ -33,96 +36,102 @@ def generate(
     progress: bool = True,
     observe: Sequence[Signal] = (),
 ) -> list[Generation]:
-    """One response per prompt, in the order given.
+    """Return one response per prompt, in the order given.
 
-    prompts: texts, or token ids. Texts get the tokenizer's special tokens unless they begin with its BOS token already,
-        as chat templates write it.
-    steering: None samples from the top 10 candidates of the model alone.
-    temperature: 0 is greedy. It divides the logits after the tilt.
-    seed: with the prompt it decides the noise: the same prompt and seed give the same response in any batch. A list has one
-        for each prompt: repeat a prompt under other seeds for further samples of it.
-    value_prompts: the prompts in the value model's own template; by default the same token ids.
-    observe: signals (`Entropy("vocabulary")`, `Attention()`) that the generations keep for `calibrate`, besides those of the gate.
+    Args:
+        model: The language model, decoder-only.
+        tokenizer: Its tokenizer.
+        prompts: Texts or token ids. Texts get the tokenizer's special tokens unless they begin
+            with its BOS token already, as chat templates write it.
+        steering: What to steer with; None samples from the top candidates of the model alone.
+        candidates: K without a steering, 10 by default. A steering has its own.
+        max_new_tokens: Longest response.
+        temperature: Divides the logits after the tilt; 0 is greedy.
+        seed: Together with the prompt it decides the noise: the same prompt and seed give the same
+            response in any batch. A list has one seed per prompt: repeat a prompt under other
+            seeds for further samples of it.
+        batch_size: Number of responses that are decoded together.
+        value_prompts: The prompts in the value model's own template; by default the same token ids.
+        progress: Whether to show a progress bar.
+        observe: Signals (`Entropy("vocabulary")`, `Attention()`) that the generations keep for
+            `calibrate`, besides those of the gate.
 
-    Errors: ValueError for an empty prompt, a token or K beyond the vocabulary, vocabularies of different sizes, numbers out of
-    range; FloatingPointError where a value is NaN or infinite.
+    Raises:
+        ValueError: For an empty prompt, a token or K beyond the vocabulary, vocabularies of
+            different sizes, and numbers out of range.
+        FloatingPointError: If a value is NaN or infinite.
     """
     check_options(prompts, temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
     if isinstance(tokenizer, PreTrainedModel):
         raise TypeError(
             "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
         )
-    ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
+    ids = tokenize(tokenizer, prompts, "prompt")
+    value_ids = tokenize_template(tokenizer, value_prompts, "value", ids)
     seeds = [seed] * len(ids) if isinstance(seed, int) else seed
     if len(seeds) != len(ids):
         raise ValueError(
             f"seed must be one number, or one for each of the {len(ids)} prompts, got {len(seeds)}"
         )
-    generations: list[Generation | None] = [None] * len(ids)
-    for chunk in batches(ids, batch_size, "generate", progress):
-        decoding = begin(
+    generations: dict[int, Generation] = {}
+    for indices in batches(ids, batch_size, "generate", progress):
+        decoding = start_decoding(
             model,
             tokenizer,
             ids,
             value_ids,
-            chunk,
-            steering,
-            max_new_tokens,
-            temperature,
+            indices,
             seeds,
+            steering=steering,
+            candidates=candidates,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
             observe=observe,
         )
         decoding.run(max_new_tokens)
-        for i, generation in zip(chunk, decoding.generations(tokenizer), strict=True):
-            generations[i] = generation
-    return generations
+        generations |= zip(indices, decoding.generations(tokenizer), strict=True)
+    return [generations[i] for i in range(len(ids))]
 
 
 def batches(
     ids: Sequence[Sequence[int]], batch_size: int, description: str, progress: bool
 ) -> Iterator[list[int]]:
-    """Numbers of the prompts to decode together, of like length for little padding; the progress bar counts those that are done."""
+    """Yield the indices of prompts to decode together, of like length for little padding."""
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with tqdm(total=len(ids), desc=description, unit="prompt", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            yield chunk
-            bar.update(len(chunk))
+            indices = order[start : start + batch_size]
+            yield indices
+            bar.update(len(indices))
 
 
-def begin(
+def start_decoding(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[Sequence[int]],
     value_ids: Sequence[Sequence[int]],
-    chunk: Sequence[int],
-    steering: Steering | None,
-    max_new_tokens: int,
-    temperature: float,
+    indices: Sequence[int],
     seeds: Sequence[int],
-    samples: int = 1,
-    observe: Sequence[Signal] = (),
+    **settings: Any,
 ) -> Decoding:
-    """The decoding of those prompts whose numbers are in `chunk`. seeds: one for each prompt."""
+    """Prepare the decoding of the prompts at `indices`; settings as of `Decoding`."""
     device = input_device(model)
-    input_ids, attention_mask = pad_left([ids[i] for i in chunk], device)
+    prompts = [ids[i] for i in indices]
+    input_ids, attention_mask = pad_left(prompts, device)
     return Decoding(
         model,
         input_ids,
         attention_mask,
-        steering=steering,
-        row_keys=_sampling.prompt_keys([ids[i] for i in chunk], [seeds[i] for i in chunk], device),
-        value_prompts=[value_ids[i] for i in chunk],
-        numbers=chunk,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        row_keys=_sampling.prompt_keys(prompts, [seeds[i] for i in indices], device),
+        value_prompts=[value_ids[i] for i in indices],
+        prompt_indices=indices,
         stop_tokens=eos_token_ids(model.generation_config, tokenizer.eos_token_id),
-        samples=samples,
-        observe=observe,
+        **settings,
     )
 
 
 def check_options(prompts: Prompts, temperature: float, **counts: int) -> None:
+    """Check that prompts are a list, the temperature is in range and the counts are at least 1."""
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list of prompts, got a single text")
     _sampling.check_temperature(temperature)
@@ -131,38 +140,53 @@ def check_options(prompts: Prompts, temperature: float, **counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {number}")
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Prompts, other: Prompts | None, name: str
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the prompts, and of the same prompts in another model's template (`other`), by default the same."""
-    if other is not None and len(other) != len(prompts):
+def tokenize_template(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts | None,
+    name: str,
+    default: list[list[int]],
+) -> list[list[int]]:
+    """Return token ids of the prompts in another model's template; None stands for `default`."""
+    if prompts is None:
+        return default
+    if len(prompts) != len(default):
         raise ValueError(
-            f"{name}_prompts must be as many as prompts: expected {len(prompts)}, got {len(other)}"
+            f"{name}_prompts must be as many as prompts: expected {len(default)}, "
+            f"got {len(prompts)}"
         )
-    ids = tokenize(tokenizer, prompts, "prompt")
-    return ids, ids if other is None else tokenize(tokenizer, other, f"{name} prompt")
+    return tokenize(tokenizer, prompts, f"{name} prompt")
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, what: str) -> list[list[int]]:
-    """Token ids without padding; ids pass through. Errors: ValueError for an empty prompt."""
-    bos = tokenizer.bos_token
-    ids = []
-    for i, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            special = not (bos and prompt.startswith(bos))
-            prompt = tokenizer(prompt, add_special_tokens=special).input_ids if prompt else []
-        if isinstance(prompt, Tensor | np.ndarray):
-            prompt = prompt.tolist()
-        if not isinstance(prompt, Sequence) or not all(
-            isinstance(token, int | np.integer) for token in prompt
-        ):
-            given = (
-                "a list of other things" if isinstance(prompt, Sequence) else type(prompt).__name__
-            )
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, name: str) -> list[list[int]]:
+    """Return token ids without padding; ids pass through.
+
+    Raises:
+        TypeError: If a prompt is neither a text nor token ids.
+        ValueError: If a prompt is empty.
+    """
+    rows = []
+    for index, prompt in enumerate(prompts):
+        ids = token_ids(tokenizer, prompt)
+        if ids is None:
+            kind = type(prompt).__name__
+            given = "a list of other things" if isinstance(prompt, Sequence) else kind
             raise TypeError(
-                f"a {what} must be a text or a list of token ids (apply chat templates first), number {i} is {given}"
+                f"a {name} must be a text or a list of token ids (apply chat templates first), "
+                f"number {index} is {given}"
             )
-        if not len(prompt):
-            raise ValueError(f"a {what} needs at least one token, number {i} is empty")
-        ids.append(list(prompt))
-    return ids
+        if not ids:
+            raise ValueError(f"a {name} needs at least one token, number {index} is empty")
+        rows.append(ids)
+    return rows
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int] | None:
+    """Return the token ids of a text, list, array or tensor; None if it is something else."""
+    if isinstance(prompt, str):
+        bos = tokenizer.bos_token
+        special = not (bos and prompt.startswith(bos))
+        return list(tokenizer(prompt, add_special_tokens=special).input_ids) if prompt else []
+    ids = prompt.tolist() if isinstance(prompt, Tensor | np.ndarray) else prompt
+    if not isinstance(ids, Sequence) or not all(isinstance(i, int | np.integer) for i in ids):
+        return None
+    return list(ids)

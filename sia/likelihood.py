@@ -17,12 +17,12 @@ from torch.distributions import Categorical
 from transformers import PreTrainedModel
 
 from sia import _sampling
-from sia._decoding import check, check_values
+from sia._checks import check_inputs, check_steering, check_values
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
-from sia.gates import Step
+from sia.gates import Never, Step
 from sia.signals import Entropy, Signal
-from sia.steering import Steering, drop_improbable, entropy, tilt
+from sia.steering import Steering, candidate_count, entropy, steer
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,11 @@ class Likelihood:
 @torch.inference_mode()
 def log_likelihoods(
     model: PreTrainedModel,
-    steering: Steering,
+    steering: Steering | None,
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
+    *,
+    candidates: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
@@ -53,7 +55,7 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """One `Likelihood` for each response; all are token ids without padding.
 
-    seed: of gates with noise of their own. value_prompts: as of `generate`.
+    candidates: K without a steering. seed: of gates with noise of their own. value_prompts: as of `generate`.
 
     Errors: as of `generate`; ValueError for a gate on attention, and for an empty response.
     """
@@ -68,10 +70,12 @@ def log_likelihoods(
         empty = [i for i, sequence in enumerate(sequences) if len(sequence) == 0]
         if empty:
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
-    foreign = [signal for signal in steering.gate.signals if not isinstance(signal, Entropy)]
+    count = candidate_count(steering, candidates)
+    gate = steering.gate if steering else Never()
+    foreign = [signal for signal in gate.signals if not isinstance(signal, Entropy)]
     if foreign:
         raise ValueError(
-            f"log-likelihoods need a gate that looks at entropies, positions or noise, got {steering.gate}"
+            f"log-likelihoods need a gate that looks at entropies, positions or noise, got {gate}"
         )
     found: list[Likelihood | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
@@ -81,6 +85,7 @@ def log_likelihoods(
         these = _batch(
             model,
             steering,
+            count,
             [prompts[i] for i in chunk],
             [responses[i] for i in chunk],
             temperature,
@@ -95,7 +100,8 @@ def log_likelihoods(
 
 def _batch(
     model,
-    steering: Steering,
+    steering: Steering | None,
+    count: int,
     prompts,
     responses,
     temperature: float,
@@ -106,7 +112,9 @@ def _batch(
     device = input_device(model)
     tokens, written = pad_right(responses, device)
     rows, longest = tokens.shape
-    check(model, *pad_left(prompts, device), value_prompts, steering, longest, numbers)
+    check_inputs(model, *pad_left(prompts, device), value_prompts, numbers, longest)
+    check_steering(model, steering, count)
+    gate = steering.gate if steering else Never()
     starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # padding is on the right and attention is causal: no token sees it, and no mask is needed
     whole, _ = pad_right(
@@ -118,11 +126,7 @@ def _batch(
         use_cache=False,
         logits_to_keep=torch.arange(first, whole.shape[1], device=device),
     ).logits
-    session = (
-        steering.scorer.start_session(value_prompts, longest)
-        if steering.scorer is not None
-        else None
-    )
+    session = steering.scorer.start_session(value_prompts, longest) if steering else None
     keys = _sampling.gate_keys(
         _sampling.step_keys(_sampling.prompt_keys(prompts, [seed] * rows, device), longest)
     )
@@ -130,16 +134,14 @@ def _batch(
         torch.full((rows, longest), math.nan, device=device),
         *torch.zeros(2, rows, longest, dtype=torch.bool, device=device),
     )
-    last = {
-        signal: torch.full((rows,), math.nan, device=device) for signal in steering.gate.signals
-    }
+    last = {signal: torch.full((rows,), math.nan, device=device) for signal in gate.signals}
     for number in range(longest):
         there = written[:, number].nonzero().squeeze(1)
         at_step = logits[there, starts[there] - 1 - first + number].float()
-        scores, candidates = at_step.topk(steering.candidates)
-        signals = {signal: _entropy(signal, at_step, scores) for signal in steering.gate.signals}
+        scores, candidates = at_step.topk(count)
+        signals = {signal: _entropy(signal, at_step, scores) for signal in gate.signals}
         before = {signal: values[there] for signal, values in last.items()}
-        opened = steering.gate.opens(
+        opened = gate.opens(
             Step(number, entropy(scores), at_step, keys[there, number], signals, before)
         )
         for signal, values in signals.items():
@@ -153,7 +155,7 @@ def _batch(
             scores = scores.index_copy(
                 0,
                 where,
-                drop_improbable(tilt(base, values, steering.beta), base, steering.min_probability),
+                steer(base, values, steering),
             )
         target = candidates == tokens[there, number : number + 1]  # (n, K)
         log_probabilities = (scores / temperature).log_softmax(-1)

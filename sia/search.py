@@ -1,12 +1,14 @@
-"""The best of many responses: best-of-N, and chunk-level beam search.
+"""Searches for the response of highest reward: best-of-N and chunk-level beam search.
 
-Both decode several samples of each prompt side by side, under any steering, and ask a reward for the best; the samples share
-the prompt's caches. Best-of-N as in Stiennon et al., "Learning to summarize with human feedback", 2020; chunk-level beam search as
-in Zhou et al., "Weak-to-strong search: Align large language models via searching over small language models", 2024.
+Both decode several samples of each prompt side by side, under any steering, and choose by a reward;
+the samples share the prompt's caches. Best-of-N: Stiennon et al., "Learning to summarize with human
+feedback", 2020. Chunk-level beam search: Zhou et al., "Weak-to-strong search: Align large language
+models via searching over small language models", 2024.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -15,11 +17,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._decoding import check_values, check_vocabulary
-from sia._kv_cache import input_device
-from sia.batch import Prompts, batches, begin, check_options, prompt_ids
+from sia._checks import check_values, check_vocabulary
+from sia._decoding import Decoding
+from sia.batch import (
+    Prompts,
+    batches,
+    check_options,
+    start_decoding,
+    tokenize,
+    tokenize_template,
+)
 from sia.generation import Generation
-from sia.scorers.base import Scorer
+from sia.scorers.base import Scorer, Session
 from sia.steering import Steering
 
 
@@ -30,6 +39,8 @@ def best_of_n(
     reward: Scorer,
     n: int,
     steering: Steering | None = None,
+    *,
+    candidates: int | None = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     seed: int = 0,
@@ -38,15 +49,30 @@ def best_of_n(
     reward_prompts: Prompts | None = None,
     progress: bool = True,
 ) -> list[Generation]:
-    """Of `n` responses to each prompt, decoded under `steering`, the one of highest reward (the earliest on ties).
+    """Return for each prompt the best of `n` responses by `reward` (the earliest on ties).
 
-    Arguments, result and errors as of `chunk_beam_search`. The first of the n responses is that of `generate` with the same seed.
+    The first of the n responses is that of `generate` with the same seed. Arguments, result and
+    errors are those of `chunk_beam_search`.
     """
     check_options(prompts, temperature, n=n, max_new_tokens=max_new_tokens)
     return chunk_beam_search(
-        model, tokenizer, prompts, reward, 1, n, max_new_tokens, steering, max_new_tokens, temperature, seed, batch_size,
-        value_prompts, reward_prompts, progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        reward,
+        width=1,
+        expansions=n,
+        chunk=max_new_tokens,
+        steering=steering,
+        candidates=candidates,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        value_prompts=value_prompts,
+        reward_prompts=reward_prompts,
+        progress=progress,
+    )
 
 
 def chunk_beam_search(
@@ -54,10 +80,12 @@ def chunk_beam_search(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     reward: Scorer,
+    *,
     width: int,
     expansions: int,
     chunk: int,
     steering: Steering | None = None,
+    candidates: int | None = None,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     seed: int = 0,
@@ -66,100 +94,156 @@ def chunk_beam_search(
     reward_prompts: Prompts | None = None,
     progress: bool = True,
 ) -> list[Generation]:
-    """Keeps the `width` best responses (W) of each prompt and lets each go on in `expansions` ways (K) by `chunk` tokens (L).
+    """Return for each prompt the response of highest reward that a beam search finds.
 
-    reward: rates responses as they stand: a `RewardScorer` as if they ended there, a `ValueModel` at their last token.
-    batch_size: how many responses are decoded together; all width × expansions of a prompt always are.
-    value_prompts, reward_prompts: the prompts in the template of the steering's scorer, and of the reward.
-    The other arguments are those of `generate`; temperature must not be 0, where all ways would be one.
+    The `width` best responses of each prompt are kept, and each goes on in `expansions` ways by
+    `chunk` tokens, until all have ended. A response that has ended stays among them as long as its
+    reward is high enough.
 
-    Returns per prompt the response of highest reward, with `reward`, and with the `cost` of all that was tried. The order of
-    rewards decides; a response that has ended stays as long as it is among the best. Errors as of `generate`.
+    Args:
+        model: As of `generate`, like all arguments that are not listed here.
+        tokenizer: Of the model.
+        prompts: Texts or token ids.
+        reward: Scores responses as they stand: a `RewardScorer` as if they ended there, a
+            `ValueModel` at their last token.
+        width: W, responses kept per prompt.
+        expansions: K, continuations of each kept response.
+        chunk: L, tokens between two selections.
+        steering: Steers every continuation.
+        candidates: Tokens that take part without a steering.
+        max_new_tokens: Longest response.
+        temperature: Above 0, for greedy continuations would all be the same.
+        seed: Of the noise.
+        batch_size: Number of responses decoded together; those of a prompt always are.
+        value_prompts: The prompts in the template of the steering's scorer.
+        reward_prompts: The prompts in the template of the reward.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Generations with their `reward`, and with the `cost` of all that was tried.
     """
-    counts = {
-        "width": width,
-        "expansions": expansions,
-        "chunk": chunk,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-    }
-    check_options(prompts, temperature, **counts)
+    check_options(
+        prompts,
+        temperature,
+        width=width,
+        expansions=expansions,
+        chunk=chunk,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
     if temperature == 0 and width * expansions > 1:
         raise ValueError(
             "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
         )
     check_vocabulary(model, reward, "reward")
-    ids, value_ids = prompt_ids(tokenizer, prompts, value_prompts, "value")
-    _, reward_ids = prompt_ids(tokenizer, prompts, reward_prompts, "reward")
+    ids = tokenize(tokenizer, prompts, "prompt")
+    value_ids = tokenize_template(tokenizer, value_prompts, "value", ids)
+    reward_ids = tokenize_template(tokenizer, reward_prompts, "reward", ids)
     samples, seeds = width * expansions, [seed] * len(ids)
-    found: list[Generation | None] = [None] * len(ids)
-    for numbers in batches(ids, max(1, batch_size // samples), "search", progress):
-        decoding = begin(
+    generations: dict[int, Generation] = {}
+    for indices in batches(ids, max(1, batch_size // samples), "search", progress):
+        decoding = start_decoding(
             model,
             tokenizer,
             ids,
             value_ids,
-            numbers,
-            steering,
-            max_new_tokens,
-            temperature,
+            indices,
             seeds,
-            samples,
+            steering=steering,
+            candidates=candidates,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            samples=samples,
         )
-        session = reward.start_session([reward_ids[i] for i in numbers], max_new_tokens, samples)
-        responses = decoding.responses
-        rewards = torch.full((len(numbers), samples), -torch.inf, device=input_device(model))
-        while len(rows := decoding.going):
-            decoding.run(chunk)
-            rated = session.score_responses(
-                rows, responses.tokens[rows, : decoding.number], responses.lengths[rows]
-            )
-            check_values(rated[:, None], rows, numbers, samples, decoding.number - 1)
-            rewards.view(-1)[rows] = rated.to(rewards.device)
-            if len(decoding.going) == 0:
-                break
-            going = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
-            going[decoding.going] = True
-            sources, going, held = select_beams(rewards, going.view_as(rewards), width, expansions)
-            rewards = rewards.view(-1)[sources].view_as(rewards).masked_fill(~held, -torch.inf)
-            decoding.continue_from(sources, going)
-            session.reorder(sources)
-        best = rewards.argmax(1)
-        costs = decoding.costs(session.meters)
-        chosen = responses.generations(
-            tokenizer,
-            (torch.arange(len(numbers), device=best.device) * samples + best).tolist(),
-            costs,
+        session = reward.start_session([reward_ids[i] for i in indices], max_new_tokens, samples)
+        rewards = _search(decoding, session, width, expansions, chunk)
+        generations |= zip(indices, _best(decoding, session, rewards, tokenizer), strict=True)
+    return [generations[i] for i in range(len(ids))]
+
+
+def _search(
+    decoding: Decoding, session: Session, width: int, expansions: int, chunk: int
+) -> Tensor:
+    """Decode chunk by chunk and return the rewards of what is there in the end.
+
+    Returns:
+        Rewards `(prompts, samples)`, −∞ where a row holds no response.
+    """
+    responses, samples = decoding.responses, width * expansions
+    rewards = torch.full((len(decoding.prompts), samples), -torch.inf)
+    rewards = rewards.to(responses.tokens.device)
+    while len(rows := decoding.active_rows):
+        decoding.run(chunk)
+        step = decoding.step
+        scores = session.score_responses(
+            rows, responses.tokens[rows, :step], responses.lengths[rows]
         )
-        for place, (number, generation) in enumerate(zip(numbers, chosen, strict=True)):
-            tried = reduce(add, costs[place * samples : (place + 1) * samples])
-            found[number] = replace(
-                generation, cost=tried, reward=float(rewards[place, best[place]])
-            )
-    return found
+        check_values(scores[:, None], rows, decoding.prompt_indices, samples, step - 1)
+        rewards.view(-1)[rows] = scores.to(rewards.device)
+        active = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
+        active[decoding.active_rows] = True
+        if not bool(active.any()):
+            break
+        sources, active, filled = select_beams(rewards, active.view_as(rewards), width, expansions)
+        rewards = rewards.view(-1)[sources].view_as(rewards).masked_fill(~filled, -torch.inf)
+        decoding.reorder(sources, active)
+        session.reorder(sources)
+    return rewards
+
+
+def _best(
+    decoding: Decoding, session: Session, rewards: Tensor, tokenizer: PreTrainedTokenizerBase
+) -> list[Generation]:
+    """Return the best response to each prompt; rewards `(prompts, samples)`."""
+    samples = rewards.shape[1]
+    costs = decoding.costs(session.meters)
+    best = rewards.argmax(1).tolist()
+    rows = [prompt * samples + sample for prompt, sample in enumerate(best)]
+    chosen = decoding.responses.generations(tokenizer, rows, costs)
+    return [
+        replace(
+            generation,
+            cost=reduce(add, costs[prompt * samples : (prompt + 1) * samples]),
+            reward=float(rewards[prompt, best[prompt]]),
+        )
+        for prompt, generation in enumerate(chosen)
+    ]
 
 
 def select_beams(
-    rewards: Tensor, going: Tensor, width: int, expansions: int
+    rewards: Tensor, active: Tensor, width: int, expansions: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which responses go on. rewards `(prompts, samples)`, −∞ where there is none; going: those that have not ended.
+    """Select the responses that stay: the `width` best of each prompt, the earlier on ties.
 
-    Of each prompt the `width` best stay (the earlier on ties): one that goes on fills `expansions` rows, one that has ended fills one.
-    Returns for every row, `(prompts · samples,)`, where it goes on from and whether it goes on, and `(prompts, samples)` whether it
-    holds a response.
+    A response that goes on fills `expansions` rows, one that has ended fills one.
+
+    Args:
+        rewards: `(prompts, samples)`, −∞ where there is no response.
+        active: Whether the response has not ended, bool `(prompts, samples)`.
+        width: Number of responses to keep.
+        expansions: Number of ways in which a response goes on.
+
+    Returns:
+        For every row `(prompts · samples,)` its source and whether it goes on, and
+        `(prompts, samples)` whether it holds a response.
     """
     prompts, samples = rewards.shape
     sources = torch.arange(prompts * samples, device=rewards.device)
-    held = torch.zeros_like(going)
-    best = rewards.sort(dim=1, descending=True, stable=True).indices[:, :width].tolist()
-    on = going.tolist()
-    for prompt in range(prompts):
-        filled = [b for b in best[prompt] if on[prompt][b] for _ in range(expansions)]
-        filled += [b for b in best[prompt] if not on[prompt][b] and rewards[prompt, b] > -torch.inf]
+    filled = torch.zeros_like(active)
+    order = rewards.sort(dim=1, descending=True, stable=True).indices[:, :width].tolist()
+    for prompt, best in enumerate(order):
+        rows = _fill(best, active[prompt].tolist(), rewards[prompt].tolist(), expansions)
         start = prompt * samples
-        sources[start : start + len(filled)] = (
-            torch.tensor(filled, dtype=torch.int64, device=sources.device) + start
-        )
-        held[prompt, : len(filled)] = True
-    goes_on = going.flatten()[sources] & held.flatten()
-    return sources, goes_on, held
+        chosen = torch.tensor(rows, dtype=torch.int64, device=sources.device)
+        sources[start : start + len(rows)] = chosen + start
+        filled[prompt, : len(rows)] = True
+    return sources, active.flatten()[sources] & filled.flatten(), filled
+
+
+def _fill(
+    best: Sequence[int], active: Sequence[bool], rewards: Sequence[float], expansions: int
+) -> list[int]:
+    """Return the sources of the rows of one prompt: active responses first, then ended ones."""
+    going_on = [sample for sample in best if active[sample] for _ in range(expansions)]
+    ended = [s for s in best if not active[s] and rewards[s] > -torch.inf]
+    return going_on + ended

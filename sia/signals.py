@@ -1,4 +1,4 @@
-"""The signals that a gate may look at: entropy and attention of the language model, one number per step."""
+"""The signals that a gate may look at, one number per step: entropy and attention."""
 
 from __future__ import annotations
 

@@ -1,39 +1,44 @@
-"""The equations of steering, as pure functions of tensors, and `Steering`, which says what to steer with and when.
+"""The equations of steering as pure functions, and `Steering`, which says how to steer and when.
 
-Shapes: `rows` sequences decoded together, `K` candidate tokens of each, in descending order of base logit.
-Source: "Inference-time Alignment via Sparse Junction Steering" (arXiv 2602.21215), section on the method.
+Shapes: `rows` sequences decoded together, each with `K` candidate tokens in descending order of
+base logit. Source: "Inference-time Alignment via Sparse Junction Steering" (arXiv 2602.21215).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from sia.gates import Gate, Never
+from sia.gates import Gate
 from sia.scorers.base import Scorer
 
-LARGEST_BETA = 1e9  # beyond it, float32 has no room left beside the values: that is math.inf
+DEFAULT_CANDIDATES = 10  # K of the paper
+LARGEST_BETA = 1e9  # beyond it float32 rounds the logits away: that is math.inf
 
 
 @dataclass(frozen=True)
 class Steering:
     """What to steer with, and when.
 
-    scorer: gives each candidate its value V(s·y); a `ValueModel` as a rule. None goes with `Never()` alone.
-    gate: where to intervene (τ of the paper is the threshold of an `EntropyGate`).
-    beta: strength β of the tilt π(y|s)·exp(β·V(s·y)); 0 is no steering, `math.inf` lets the values replace the logits.
-    candidates: K, how many tokens of highest base logit take part, on steered and unsteered steps alike.
-    min_probability: on steered steps a candidate whose base probability among the K is below this gets none; the most
-        probable one always stays. 0 is the paper's method.
+    Attributes:
+        scorer: Gives each candidate y its value V(s·y), usually a `ValueModel`.
+        gate: Where to intervene (τ of the paper is the threshold of an `EntropyGate`).
+        beta: Strength β of the tilt π(y|s)·exp(β·V(s·y)). 0 does not steer; `math.inf` lets the
+            values replace the logits.
+        candidates: K, the number of tokens of highest base logit that take part at every step,
+            steered or not.
+        min_probability: Base probability among the K below which a candidate is dropped on
+            steered steps; the most probable one always stays. 0 is the paper's method.
     """
 
-    scorer: Scorer | None
+    scorer: Scorer
     gate: Gate
     beta: float = 1.0
-    candidates: int = 10
+    _: KW_ONLY
+    candidates: int = DEFAULT_CANDIDATES
     min_probability: float = 0.0
 
     def __post_init__(self) -> None:
@@ -41,67 +46,112 @@ class Steering:
             raise TypeError(
                 f"gate must be a gate such as EntropyGate(threshold=1.0), got {self.gate!r}"
             )
-        if self.scorer is None and not isinstance(self.gate, Never):
-            raise TypeError(f"a gate that may open needs a scorer, got None with {self.gate!r}")
-        if self.scorer is not None and not isinstance(self.scorer, Scorer):
+        if not isinstance(self.scorer, Scorer):
             raise TypeError(
-                f"scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, got {type(self.scorer).__name__}"
+                "scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, "
+                f"got {type(self.scorer).__name__}"
             )
-        if (
-            not isinstance(self.beta, (int, float))
-            or math.isnan(self.beta)
-            or self.beta < 0
-            or LARGEST_BETA < self.beta < math.inf
+        if not isinstance(self.beta, int | float) or not (
+            0 <= self.beta <= LARGEST_BETA or self.beta == math.inf
         ):
             raise ValueError(
                 f"beta must be 0 to {LARGEST_BETA:g}, or math.inf (values alone), got {self.beta!r}"
             )
-        if (
-            isinstance(self.candidates, bool)
-            or not isinstance(self.candidates, int)
-            or self.candidates < 1
-        ):
-            raise ValueError(
-                f"candidates must be a whole number of at least 1, got {self.candidates!r}"
-            )
+        check_candidates(self.candidates)
         if not 0 <= self.min_probability < 1:
             raise ValueError(
                 f"min_probability must be at least 0 and less than 1, got {self.min_probability}"
             )
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """H = −Σ p·ln p of softmax(logits) over the last dimension, in nats. Over K candidates at most ln K.
+def check_candidates(candidates: int) -> None:
+    """Raise ValueError unless K is a whole number of at least 1."""
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
+        raise ValueError(f"candidates must be a whole number of at least 1, got {candidates!r}")
 
-    logits: `(..., K)`; −∞ stands for probability 0. Returns `(...)`.
+
+def candidate_count(steering: Steering | None, candidates: int | None) -> int:
+    """Return K: that of the steering or, without one, `candidates` (10 by default)."""
+    if steering is None:
+        count = DEFAULT_CANDIDATES if candidates is None else candidates
+        check_candidates(count)
+        return count
+    if not isinstance(steering, Steering):
+        raise TypeError(
+            f"steering must be a Steering(scorer, gate, …), got {type(steering).__name__}"
+        )
+    if candidates is not None:
+        raise ValueError(
+            "candidates is for decoding without a steering, which has its own: expected "
+            f"Steering(…, candidates={candidates}), got candidates={candidates} beside a Steering"
+        )
+    return steering.candidates
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return H = −Σ p·ln p of softmax(logits) in nats; over K candidates at most ln K.
+
+    Args:
+        logits: `(..., K)`; −∞ stands for probability 0.
+
+    Returns:
+        Entropies, `(...)`.
     """
     return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:
-    """Logits of π*(y|s) ∝ π(y|s)·exp(β·V(s·y)): logits + β·values; the values alone at β = ∞.
+    """Return logits of π*(y|s) ∝ π(y|s)·exp(β·V(s·y)): logits + β·values, or values at β = ∞.
 
-    logits, values: `(rows, K)`. Returns `(rows, K)`, not normalised.
+    Args:
+        logits: Base logits, `(rows, K)`.
+        values: Values V(s·y), `(rows, K)`.
+        beta: Strength β.
+
+    Returns:
+        Logits that are not normalised, `(rows, K)`.
     """
     return values.clone() if math.isinf(beta) else logits + beta * values
 
 
 def drop_improbable(steered: Tensor, logits: Tensor, min_probability: float) -> Tensor:
-    """`steered` with −∞ where the base probability among the candidates is below `min_probability`, never all of a row.
+    """Set `steered` to −∞ where the base probability is too low; the most probable one stays.
 
-    steered, logits: `(rows, K)`.
+    Args:
+        steered: Logits after the tilt, `(rows, K)`.
+        logits: Base logits, `(rows, K)`.
+        min_probability: Smallest base probability among the K candidates that stays.
     """
     if min_probability == 0:
         return steered
     probabilities = logits.softmax(-1)
-    improbable = (probabilities < min_probability) & (
-        probabilities < probabilities.amax(-1, keepdim=True)
-    )
+    most_probable = probabilities.amax(-1, keepdim=True)
+    improbable = (probabilities < min_probability) & (probabilities < most_probable)
     return steered.masked_fill(improbable, -math.inf)
 
 
+def steer(logits: Tensor, values: Tensor, steering: Steering) -> Tensor:
+    """Return the logits to sample from on a steered step: the tilt, without improbable candidates.
+
+    Args:
+        logits: Base logits, `(rows, K)`.
+        values: Values V(s·y), `(rows, K)`.
+        steering: Its β and `min_probability`.
+    """
+    tilted = tilt(logits, values, steering.beta)
+    return drop_improbable(tilted, logits, steering.min_probability)
+
+
 def kl_divergence(logits_q: Tensor, logits_p: Tensor) -> Tensor:
-    """KL(q‖p) = Σ q·ln(q/p) in nats, between the softmaxes of two sets of logits `(rows, K)`. Returns `(rows,)`."""
+    """Return KL(q‖p) = Σ q·ln(q/p) in nats between the softmaxes of two sets of logits.
+
+    Args:
+        logits_q: `(rows, K)`; −∞ stands for probability 0, and 0·ln 0 for 0.
+        logits_p: `(rows, K)`, finite.
+
+    Returns:
+        Divergences, `(rows,)`.
+    """
     log_q, log_p = logits_q.log_softmax(-1), logits_p.log_softmax(-1)
     terms = log_q.exp() * (log_q - log_p)
-    return torch.where(log_q.isinf(), 0.0, terms).sum(-1).clamp(min=0.0)  # 0·ln 0 counts as 0
+    return torch.where(log_q.isinf(), 0.0, terms).sum(-1).clamp(min=0.0)

@@ -18,20 +18,25 @@ from benchmarks.spec.methods import ARGS, REWARD, method_of_scorer
 from benchmarks.spec.model_kinds import BASE
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.lab.models import sequence_log_likelihoods, trajectory_rewards
-from sia import Generation, Never, Steering, chunk_beam_search
+from sia import Generation, Steering, chunk_beam_search
 from sia.signals import Attention
 
 
-def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering:
-    """Return the steering of a cell for an objective."""
-    candidates = subject.profile.decoding.candidates
+def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering | None:
+    """Return the steering of a cell for an objective, None for plain decoding."""
     if cell.gate == "never":
-        return Steering(None, Never(), candidates=candidates)
+        return None
     beta, method = cell.beta, method_of_scorer(cell.scorer)
     if method is not None and method.raw_rewards:
         beta *= subject.reward_strength
     scorer = scorer_of(subject, cell.scorer, cell.family)
-    return Steering(scorer, gate_of(cell, objective), beta, candidates, cell.floor)
+    return Steering(
+        scorer,
+        gate_of(cell, objective),
+        beta,
+        candidates=subject.profile.decoding.candidates,
+        min_probability=cell.floor,
+    )
 
 
 def expand_prompts(subject: Subject, shard: Shard) -> tuple[list, list[int], list[int]]:
@@ -113,14 +118,15 @@ def respond(
                 subject.tokenizer,
                 [ids[i] for i in rows],
                 reward,
-                sweep.beam_width,
-                cell.responses // sweep.beam_width,
-                sweep.chunk,
-                steering,
-                decoding.max_new_tokens,
-                decoding.temperature,
-                seed,
-                subject.batch_size,
+                width=sweep.beam_width,
+                expansions=cell.responses // sweep.beam_width,
+                chunk=sweep.chunk,
+                steering=steering,
+                candidates=None if steering else decoding.candidates,
+                max_new_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                seed=seed,
+                batch_size=subject.batch_size,
                 reward_prompts=[reward_ids[i] for i in rows],
                 progress=False,
             )

@@ -22,7 +22,7 @@ from benchmarks.subjects.lab.replicate import Replicate, ended
 from sia import Generation
 from sia._inputs import pad_right
 from sia.scorers.base import Scorer
-from sia.steering import drop_improbable, kl_divergence, tilt
+from sia.steering import kl_divergence, steer, tilt
 
 
 def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
     count = subject.profile.decoding.candidates
     logits, candidates = candidate_logits(model, ids, responses, count)
     values = [torch.full_like(base, math.nan) for base in logits]
-    if steering.scorer is not None:
+    if steering is not None:
         value_ids = subject.encode(prompts, str(cell.scorer))
         values = candidate_values(steering.scorer, value_ids, responses, candidates)
     frames = []
@@ -174,9 +174,8 @@ def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
             # at a tie for the last place, which rounding decides
             lacking = ~(tokens == taken[:, None]).any(1)
             tokens[lacking, -1] = taken[lacking]
-        if steering.scorer is not None:
-            tilted = tilt(base, values[i], steering.beta)
-            tilted = drop_improbable(tilted, base, steering.min_probability)
+        if steering is not None:
+            tilted = steer(base, values[i], steering)
         steps, width = base.shape
         columns = {
             "objective": shard.objective,

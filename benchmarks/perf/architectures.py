@@ -112,9 +112,9 @@ def methods(
             models.tokenizer,
             prompts,
             models.value,
-            settings.beam_width,
-            expansions,
-            settings.chunk,
+            width=settings.beam_width,
+            expansions=expansions,
+            chunk=settings.chunk,
             seed=seed,
             **usual,
         )

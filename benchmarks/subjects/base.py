@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.spec.cells import Condition
 from benchmarks.spec.profile import Hardware, Profile
-from sia import Generation, Never, Steering, generate
+from sia import Generation, Steering, generate
 from sia.scorers.base import Scorer
 from sia.signals import Signal
 
@@ -139,7 +139,8 @@ class Subject(ABC):
             model,
             self.tokenizer,
             prompts,
-            steering or Steering(None, Never(), candidates=decoding.candidates),
+            steering,
+            candidates=None if steering else decoding.candidates,
             max_new_tokens=decoding.max_new_tokens,
             temperature=decoding.temperature,
             seed=seed,

@@ -83,13 +83,16 @@ class SIA(HFLM):
             value_model = ValueModel.from_pretrained(
                 value_model, backbone, dtype=self.model.dtype, device_map=str(self.device), **place
             )
-        self.steering = Steering(
-            value_model,
-            made,
-            math.inf if beta in ("inf", math.inf) else beta,
-            candidates,
-            min_probability,
-        )
+        self.candidates = candidates if value_model is None else None
+        self.steering = None
+        if value_model is not None:
+            self.steering = Steering(
+                value_model,
+                made,
+                math.inf if beta in ("inf", math.inf) else beta,
+                candidates=candidates,
+                min_probability=min_probability,
+            )
         self.noise_seed, self.asked_likelihood = seed, loglikelihood
         self.settings = {
             "pretrained": self.pretrained if isinstance(pretrained, str) else type(pretrained).__name__,
@@ -133,7 +136,12 @@ class SIA(HFLM):
                 self.noise_seed + self.asked[prompt]
             )  # a prompt that is repeated gets further samples
             self.asked[prompt] += 1
-        steered = {"custom_generate": steered_generate, "steering": self.steering, "seed": seeds}
+        steered = {
+            "custom_generate": steered_generate,
+            "steering": self.steering,
+            "candidates": self.candidates,
+            "seed": seeds,
+        }
         return super()._model_generate(context, max_length, stop, **steered, **generation_kwargs)
 
     def _loglikelihood_tokens(
@@ -151,13 +159,14 @@ class SIA(HFLM):
             self.steering,
             contexts,
             [continuation for *_, continuation in requests],
+            candidates=self.candidates,
             seed=self.noise_seed,
             batch_size=batch_size,
         )
         impossible = sum(math.isinf(likelihood.total) for likelihood in found)
         if impossible:
             raise ValueError(
-                f"{impossible} of {len(found)} continuations have tokens that are not among the {self.steering.candidates} candidates: "
+                f"{impossible} of {len(found)} continuations have tokens that are not among the {self.settings['candidates']} candidates: "
                 f"under steering they are impossible, and answers that are would tie. Ask for more candidates (at most "
                 f"{self.model.config.get_text_config().vocab_size}), or evaluate the base model as lm-eval's hf"
             )

@@ -24,11 +24,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from sia import _sampling
-from sia._decoding import DEFAULT_CANDIDATES, Decoding
+from sia._decoding import Decoding, Hooks
 from sia._kv_cache import input_device
 from sia.generation import Generation
 from sia.signals import Signal
-from sia.steering import Steering
+from sia.steering import Steering, candidate_count
 
 NOT_RETURNED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -75,6 +75,7 @@ class SteeredGenerate:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         steering: Steering | None = None,
+        candidates: int | None = None,
         seed: int | Sequence[int] | None = None,
         value_prompts: Sequence[Sequence[int]] | None = None,
         observe: Sequence[Signal] = (),
@@ -143,11 +144,9 @@ class SteeredGenerate:
                 f"seed must be one number, or one for each of the {len(prompts)} rows, got {len(seeds)}"
             )
         # a top-k that keeps all K candidates does nothing to them
-        candidates = steering.candidates if isinstance(steering, Steering) else DEFAULT_CANDIDATES
+        count = candidate_count(steering, candidates)
         processors = [
-            p
-            for p in logits_processor
-            if not (type(p) is TopKLogitsWarper and p.top_k >= candidates)
+            p for p in logits_processor if not (type(p) is TopKLogitsWarper and p.top_k >= count)
         ]
         # the end and the length are seen to by the loop itself
         criteria = StoppingCriteriaList(
@@ -172,16 +171,19 @@ class SteeredGenerate:
                 for token in c.eos_token_id.tolist()
             ],
             observe=observe,
-            process=LogitsProcessorList(processors) if processors else None,
-            stop=(lambda ids: criteria(ids, None)) if len(criteria) else None,
-            pad_token=generation_config.pad_token_id or 0,
-            stream=(lambda tokens: token_streamer.put(tokens.cpu())) if token_streamer else None,
+            candidates=candidates,
+            hooks=Hooks(
+                process=LogitsProcessorList(processors) if processors else None,
+                stop=(lambda ids: criteria(ids, None)) if len(criteria) else None,
+                stream=(lambda ids: token_streamer.put(ids.cpu())) if token_streamer else None,
+                pad_token=generation_config.pad_token_id or 0,
+            ),
         )
         decoding.run(max_new_tokens)
         if token_streamer:
             token_streamer.end()
         sequences = decoding.responses.sequences(
-            decoding.prompts, generation_config.pad_token_id
+            decoding.prompts, generation_config.pad_token_id or 0
         ).to(input_ids.device)
         if not generation_config.return_dict_in_generate:
             return sequences

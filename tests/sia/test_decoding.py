@@ -392,19 +392,14 @@ def test_transformers_seed_and_processors():
     assert not (without_end[:, length:-1] == tiny.EOS).any()
 
 
-def test_steering_without_a_scorer_names_the_candidates():
+def test_decoding_without_a_steering_names_its_candidates():
     model, prompts = tiny.language_model("qwen3"), tiny.prompts(20)
-    assert (
-        mismatches(generate(model, prompts), generate(model, prompts, Steering(None, Never())))
-        == []
-    )
-    assert (
-        mismatches(
-            generate(model, prompts),
-            generate(model, prompts, Steering(None, Never(), candidates=3)),
-        )
-        != []
-    )
+    usual = generate(model, prompts)
+    assert mismatches(usual, generate(model, prompts, candidates=10)) == []
+    few = generate(model, prompts, candidates=3)
+    assert mismatches(usual, few) != []
+    never = Steering(tiny.value_model("qwen3"), Never(), candidates=3)
+    assert mismatches(few, generate(model, prompts, never)) == []
 
 
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -441,7 +436,10 @@ STEERING = Steering(VALUES, EveryToken())
         (lambda: generate(MODEL, [[7]], temperature=math.nan), "temperature must be 0 (greedy) or a finite number above it, got nan"),
         (lambda: generate(MODEL, [[7]], max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
         (lambda: generate(MODEL, [[7]], batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda: Steering(None, EveryToken()), "a gate that may open needs a scorer, got None with EveryToken()"),
+        (lambda: generate(MODEL, [[7]], candidates=0), "candidates must be a whole number of at least 1, got 0"),
+        (lambda: generate(MODEL, [[7]], STEERING, candidates=5),
+         "candidates is for decoding without a steering, which has its own: expected Steering(…, candidates=5), "
+         "got candidates=5 beside a Steering"),
         (
             lambda: MODEL.generate(torch.tensor([[7]]), custom_generate=steered_generate, num_beams=3, max_new_tokens=2),
             "steered_generate samples or decodes greedily, got num_beams=3",

@@ -241,8 +241,8 @@ def test_gates_refuse_what_they_cannot_mean(make, message):
             "gate must be a gate such as EntropyGate(threshold=1.0), got <class 'sia.gates.EveryToken'>",
         ),
         (
-            {"scorer": "model"},
-            "scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, got str",
+            {"scorer": None},
+            "scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, got NoneType",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_of_its_own_samples_they_are_those_of_whole_sequences(gate, beta):
     steering = Steering(VALUES, gate, beta, candidates=6)
     made = responses(steering, seed=3)
     found = log_likelihoods(
-        MODEL, steering, PROMPTS, [g.token_ids.tolist() for g in made], 0.7, seed=3, batch_size=2
+        MODEL, steering, PROMPTS, [g.token_ids.tolist() for g in made], temperature=0.7, seed=3, batch_size=2
     )
     for prompt, generation, likelihood in zip(PROMPTS, made, found, strict=True):
         np.testing.assert_array_equal(likelihood.steered, generation.steered)
@@ -100,7 +100,7 @@ def test_a_policy_sums_to_one_and_excludes_the_rest():
     assert np.isinf(totals).sum() == 53
     floor = log_likelihoods(
         MODEL,
-        Steering(VALUES, EveryToken(), 1.5, 7, 0.15),
+        Steering(VALUES, EveryToken(), 1.5, candidates=7, min_probability=0.15),
         [PROMPTS[0]] * 60,
         [[token] for token in range(60)],
     )
@@ -132,7 +132,7 @@ def test_value_prompts_count():
             {"steering": Steering(VALUES, AttentionGate(1.0))},
             "log-likelihoods need a gate that looks at entropies, positions or noise",
         ),
-        ({"steering": Steering(None, Never(), candidates=61)}, "candidates"),
+        ({"steering": None, "candidates": 61}, "candidates"),
     ],
 )
 def test_bad_input(change, message):

@@ -85,11 +85,27 @@ def slow_search(prompt, width, expansions, chunk, steering, max_new_tokens, seed
 def test_the_search_finds_what_the_plain_loop_finds(width, expansions, chunk, steering):
     options = {"max_new_tokens": 12, "seed": 2, "progress": False}
     found = chunk_beam_search(
-        MODEL, TOKENIZER, PROMPTS, REWARD, width, expansions, chunk, steering, **options
+        MODEL,
+        TOKENIZER,
+        PROMPTS,
+        REWARD,
+        width=width,
+        expansions=expansions,
+        chunk=chunk,
+        steering=steering,
+        **options,
     )
     alone = [
         chunk_beam_search(
-            MODEL, TOKENIZER, [p], REWARD, width, expansions, chunk, steering, **options
+            MODEL,
+            TOKENIZER,
+            [p],
+            REWARD,
+            width=width,
+            expansions=expansions,
+            chunk=chunk,
+            steering=steering,
+            **options,
         )[0]
         for p in PROMPTS
     ]
@@ -177,9 +193,9 @@ def test_selection_keeps_the_best_and_fills_rows():
     ("call", "message"),
     [
         (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 0), "n must be at least 1, got 0"),
-        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, 0, 2, 3), "width must be at least 1, got 0"),
-        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, 2, 0, 3), "expansions must be at least 1, got 0"),
-        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, 2, 2, 0), "chunk must be at least 1, got 0"),
+        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, width=0, expansions=2, chunk=3), "width must be at least 1, got 0"),
+        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, width=2, expansions=0, chunk=3), "expansions must be at least 1, got 0"),
+        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, width=2, expansions=2, chunk=0), "chunk must be at least 1, got 0"),
         (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 2, temperature=0.0),
          "temperature must be above 0 in a search: greedy samples of a prompt are all the same"),
         (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD.model, 2),

@@ -111,14 +111,16 @@ def test_every_gate_has_the_threshold_of_its_objective():
 def test_rewards_steer_on_the_scale_that_values_are_learned_on(models):
     steering = steering_of(replace(CELL, floor=0.1), "helpfulness", Lab())
     assert steering == Steering(
-        models["value"], EntropyGate(1.0), 2.0, SMOKE.decoding.candidates, 0.1
+        models["value"],
+        EntropyGate(1.0),
+        2.0,
+        candidates=SMOKE.decoding.candidates,
+        min_probability=0.1,
     )
     args = steering_of(replace(CELL, scorer=ARGS, gate="every"), "helpfulness", Lab())
     assert args.beta == 2.0 * SMOKE.training.reward_scale / 4.0
     assert isinstance(args.scorer, RewardScorer)
-    assert steering_of(Cell(0, "qwen3"), "helpfulness", Lab()) == Steering(
-        None, Never(), candidates=SMOKE.decoding.candidates
-    )
+    assert steering_of(Cell(0, "qwen3"), "helpfulness", Lab()) is None
 
 
 def test_thresholds_open_on_the_share_that_is_asked():

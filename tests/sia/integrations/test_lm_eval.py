@@ -121,9 +121,7 @@ def test_likelihoods_are_refused_or_those_of_the_steered_policy(places):
     assert [score for score, _ in found] == pytest.approx(
         [likelihood.total for likelihood in expected], abs=1e-5
     )
-    base = log_likelihoods(
-        sia.model, model(places, gate="never", candidates=300).steering, prompts, responses
-    )
+    base = log_likelihoods(sia.model, None, prompts, responses, candidates=300)
     assert [score for score, _ in found] != pytest.approx(
         [likelihood.total for likelihood in base], abs=1e-3
     )
@@ -289,9 +287,8 @@ def test_the_command_line_runs_a_lab_task(command, tmp_path):
     said = [json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines()]
     prompts = lab.replicate().prompts_of("test", "honesty")[:3]
     steering = Steering(ValueModel.from_pretrained(tmp_path / "values"), EntropyGate(1.0), 2.0)
-    expected = generate(
-        base, tokenizer, lab.replicate().encode(prompts, "base"), steering, 80, progress=False
-    )
+    ids = lab.replicate().encode(prompts, "base")
+    expected = generate(base, tokenizer, ids, steering, max_new_tokens=80, progress=False)
     assert said == [g.text for g in expected]
 
 

@@ -78,7 +78,10 @@ def test_autoregressive_rewards_are_log_probabilities(family, samples):
     session = AutoregressiveScorer(model).start_session(prompts, 9, samples)
     assert ask(session, lambda *a: whole_log_probabilities(model, *a), rows, responses) < 2e-5
     # a whole response is worth the sum over its tokens; asked again when some have gone on, and after rows have changed places
-    session, order = AutoregressiveScorer(model).start_session(prompts, 9, samples), torch.arange(len(rows))
+    session, order = (
+        AutoregressiveScorer(model).start_session(prompts, 9, samples),
+        torch.arange(len(rows)),
+    )
     for lengths in (torch.full((len(rows),), 2), torch.arange(len(rows)) % 5 + 3):
         found = session.score_responses(order, responses[:, : lengths.max()], lengths)
         for row, (prompt, response, n) in enumerate(
@@ -92,7 +95,9 @@ def test_autoregressive_rewards_are_log_probabilities(family, samples):
     if samples > 1:
         sources = torch.arange(len(rows)) // samples * samples
         session.reorder(sources)
-        moved = session.score_responses(order, responses[sources][:, :9], torch.full((len(rows),), 9))
+        moved = session.score_responses(
+            order, responses[sources][:, :9], torch.full((len(rows),), 9)
+        )
         torch.testing.assert_close(moved, moved[sources], atol=1e-4, rtol=1e-5)
 
 
@@ -187,7 +192,12 @@ def test_values_and_rewards_equal_those_of_whole_sequences(family, samples):
     )
     values = tiny.value_model(family)
     assert (
-        ask(values.start_session(prompts, 9, samples), lambda *a: whole_values(values, *a), rows, responses)
+        ask(
+            values.start_session(prompts, 9, samples),
+            lambda *a: whole_values(values, *a),
+            rows,
+            responses,
+        )
         < 2e-5
     )
     model = tiny.reward_model(family)
@@ -264,7 +274,10 @@ def test_cached_and_whole_rewards_agree_and_every_row_is_rated_as_it_stands():
         ]
         torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
-            whole.score_responses(rows, responses[:, : lengths.max()], lengths), found, atol=1e-5, rtol=1e-5
+            whole.score_responses(rows, responses[:, : lengths.max()], lengths),
+            found,
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
@@ -275,7 +288,9 @@ def test_value_models_rate_the_last_token():
     )
     session = model.start_session(prompts, 6)
     for lengths in ([1, 2, 3], [1, 4, 6]):  # the first row has nothing new
-        found = session.score_responses(torch.arange(3), responses[:, : max(lengths)], torch.tensor(lengths))
+        found = session.score_responses(
+            torch.arange(3), responses[:, : max(lengths)], torch.tensor(lengths)
+        )
         expected = [
             model(torch.tensor([[*p, *r[:n]]]))[0, -1]
             for p, r, n in zip(prompts, responses.tolist(), lengths, strict=True)
@@ -423,5 +438,7 @@ def test_other_end_tokens_are_read_as_the_reward_models_own(monkeypatch, caches)
         closed = torch.cat([ended, ended[:, -1:]], 1)
         closed[0, 3], closed[1, 2] = end, end
         rates = session.score_responses(rows, closed, lengths + 1)
-        expected_rates = plain.start_session([[10, 11], [12]], 6).score_responses(rows, ended, lengths)
+        expected_rates = plain.start_session([[10, 11], [12]], 6).score_responses(
+            rows, ended, lengths
+        )
         torch.testing.assert_close(rates, expected_rates, atol=1e-5, rtol=1e-5)
