@@ -7,7 +7,7 @@ own length, take part in a forward pass.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ def input_device(model: PreTrainedModel) -> torch.device:
     Weights that accelerate offloads lie on "meta", and its hooks move what comes in.
     """
     return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model without its head."""
+    return cast(PreTrainedModel, model.base_model)
 
 
 def check_positions(model: PreTrainedModel, tokens: int) -> None:
@@ -83,7 +88,7 @@ class PreallocatedLayer(DynamicLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row this many times in succession."""
-        rows = torch.arange(len(self.keys), device=self.keys.device)
+        rows = torch.arange(len(self.key_buffer), device=self.key_buffer.device)
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
@@ -101,7 +106,14 @@ def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
 
 
 class StoreLayer(DynamicLayer):
-    """Keys and values of every row's prefix; an update serves the selected rows only."""
+    """Keys and values of every row's prefix; an update serves the selected rows only.
+
+    Attributes:
+        keys: `(rows, heads, capacity, size)`, set by the first update; values are alike.
+    """
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, store: PrefixStore) -> None:
         """Start empty; the store says which rows an update is of."""

@@ -340,13 +340,14 @@ class CachedPrefixes:
             queries: Positions of the queries, `(n, queries)`.
             keys: Positions of the keys, `(n, keys)`.
         """
+        shown, hidden = self.mask_values
         masks: dict[str, Tensor] = {}
         for window in set(self.windows):
             near = seen
             if window is not None:
                 near = seen & (queries[:, :, None] - keys[:, None] < window)
             kind = "full_attention" if window is None else "sliding_attention"
-            masks[kind] = torch.where(near, *self.mask_values)[:, None]
+            masks[kind] = torch.where(near, shown, hidden)[:, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

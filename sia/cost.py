@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
 
@@ -97,13 +98,15 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
     """
     windows: list[int | None] = []
     for layer in DynamicCache(config=model.config).layers:
-        kind = type(layer).__name__
-        if kind not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
+        if type(layer) is DynamicSlidingWindowLayer:
+            windows.append(layer.sliding_window)
+        elif type(layer) is DynamicLayer:
+            windows.append(None)
+        else:
             raise ValueError(
                 "prefixes can be cached in layers of full or sliding-window attention only, "
-                f"{type(model).__name__} has {kind}"
+                f"{type(model).__name__} has {type(layer).__name__}"
             )
-        windows.append(layer.sliding_window if layer.is_sliding else None)
     return windows
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sia._kv_cache import input_device
+from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
 
 
@@ -52,7 +52,7 @@ class AutoregressiveSession:
     ) -> None:
         """Open a session; see `Scorer.start_session`."""
         self.prefixes = CachedPrefixes(
-            model.base_model,
+            backbone_of(model),
             logits_forward(model),
             model.get_output_embeddings().weight,
             prompts,

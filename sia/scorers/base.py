@@ -18,12 +18,12 @@ class Session(Protocol):
     """Values along one batch of responses.
 
     Rows are numbered as the prompts were, each prompt having `samples` of them.
-
-    Attributes:
-        meters: What was computed for each row, one meter per model.
     """
 
-    meters: Sequence[Meter]
+    @property
+    def meters(self) -> Sequence[Meter]:
+        """What was computed for each row, one meter per model."""
+        ...
 
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
         """Return the values of candidate next tokens.

@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from sia._kv_cache import backbone_of
+
 CONFIG_FILE, ADAPTER_FOLDER, HEAD_FILE = "model_config.json", "lora_weights", "token_reward_head.pt"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # either will do
@@ -77,7 +79,7 @@ def read(
         )
     head = read_head(folder / HEAD_FILE)
     merged = _merge_adapter(model, adapter, source)
-    return merged.base_model, head.to(merged.device)
+    return backbone_of(merged), head.to(merged.device)
 
 
 def _check_complete(folder: Path, adapter: Path) -> None:

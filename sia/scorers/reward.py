@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, Cache, PreTrainedModel
 
 from sia._inputs import pad_right
-from sia._kv_cache import check_positions, input_device
+from sia._kv_cache import backbone_of, check_positions, input_device
 from sia._prefix_cache import CachedPrefixes, check_attention, supports_tree_attention
 from sia.cost import Architecture, Meter
 from sia.scorers.base import BranchSession, CachedSession
@@ -121,7 +121,7 @@ class RewardScorer:
         if "score" not in dict(self.model.named_children()):
             return False
         check_attention(self.model)
-        return supports_tree_attention(self.model.base_model, self.read)
+        return supports_tree_attention(backbone_of(self.model), self.read)
 
     def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
         """Return rewards as if each of the last `last` tokens ended its sequence.
@@ -129,7 +129,7 @@ class RewardScorer:
         Returns:
             Rewards, float32 `(n, last)`.
         """
-        outputs = self.model.base_model(
+        outputs = backbone_of(self.model)(
             **inputs, past_key_values=past_key_values, use_cache=past_key_values is not None
         )
         return self.model.score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
@@ -157,7 +157,7 @@ class CachedRewards(CachedSession):
         self.end_tokens = torch.tensor(scorer.end_tokens, device=input_device(model))
         super().__init__(
             CachedPrefixes(
-                model.base_model,
+                backbone_of(model),
                 scorer.read,
                 model.score.weight,
                 prompts,
@@ -214,7 +214,7 @@ class WholeRewards(BranchSession):
         self.scorer = scorer
         self.prompts = [list(prompt) for prompt in prompts for _ in range(samples)]
         head = torch.empty(1, model.config.get_text_config().hidden_size)
-        architecture = Architecture.of(model.base_model, head)
+        architecture = Architecture.of(backbone_of(model), head)
         self.meters = [Meter(architecture, len(self.prompts), input_device(model))]
 
     def score_branches(

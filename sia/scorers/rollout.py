@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from sia import _sampling
 from sia._inputs import eos_token_ids
-from sia._kv_cache import input_device
+from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
 from sia.scorers.base import Scorer, branch_layout
 from sia.scorers.reward import RewardScorer
@@ -98,7 +98,7 @@ class RolloutSession:
         device = input_device(model)
         longest = max_new_tokens + scorer.tokens
         self.prefixes = CachedPrefixes(
-            model.base_model,
+            backbone_of(model),
             logits_forward(model),
             model.get_output_embeddings().weight,
             prompts,

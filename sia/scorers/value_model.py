@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 
-from sia._kv_cache import input_device
+from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers import published
 from sia.scorers.base import CachedSession
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # takes seconds to import
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -47,15 +50,16 @@ class ValueModel(nn.Module):
         self.head = head.float()
 
     @classmethod
-    def from_backbone(cls, model: PreTrainedModel) -> ValueModel:
+    def from_backbone(cls, model: PreTrainedModel | PeftModel) -> ValueModel:
         """Return a fresh head, all zeros, on the backbone of a transformers model.
 
         Args:
             model: Any model, also one wrapped by PEFT, whose adapters stay in the backbone. The
                 backbone is shared, not copied.
         """
-        plain = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-        backbone = plain.base_model
+        if not isinstance(model, PreTrainedModel):
+            model = cast(PreTrainedModel, model.get_base_model())
+        backbone = backbone_of(model)
         size = backbone.config.get_text_config().hidden_size
         head = nn.Linear(size, 1, device=input_device(backbone))
         nn.init.zeros_(head.weight)
