@@ -14,8 +14,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 RUN := $(BIN)/python -m benchmarks
-OPTIONS = --profile $(PROFILE) --replicates $(REPLICATES) $(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep) \
-	--executor $(EXECUTOR) $(if $(LIMIT),--limit $(LIMIT)) $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
+# what differs from its default is passed on; a command refuses what means nothing for it
+OPTIONS = --profile $(PROFILE) $(if $(filter-out 1,$(REPLICATES)),--replicates $(REPLICATES)) \
+	$(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep) \
+	$(if $(filter-out local,$(EXECUTOR)),--executor $(EXECUTOR)) $(if $(LIMIT),--limit $(LIMIT)) \
+	$(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
 	$(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE))
 # every file of benchmarks/figures that draws one, by its name
 FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \

@@ -1,11 +1,14 @@
-"""The command line: python -m benchmarks COMMAND [--profile NAME] [options]. `make help` lists the same."""
+"""Command line of the suite: `python -m benchmarks COMMAND [options]`, as `make` calls it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression
@@ -16,117 +19,188 @@ from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.spec.profile import Profile, load_profile
 
-# torch and what needs it are imported only where something is measured: drawing takes seconds
+# torch is imported only where something is measured: drawing takes seconds
 
 ARCHITECTURES = "architectures"  # the profile that has shapes and no models
-FROM_TABLES = (
-    "figures",
-    "summaries",
-    "claims",
-    "report",
-)  # what needs tables, and measures nothing
-COMMANDS = {
-    "reproduce": "train the models, measure every table, draw every figure",
-    "models": "train the models and report their quality",
-    "figures": "draw every figure, and say what became of the claims",
-    "summaries": "write the summaries again from the rows of the tables, and draw",
-    "claims": "hold the paper's claims against the tables",
-    "report": "write the page that shows verdicts, junctions and every figure",
-    "check": "measure the check profile again and tell a broken metric from noise (FRESH=1: make what it compares with)",
-    "estimate": "GPU hours of the figures of a profile of real models",
-    **{name: f"draw {name}, measuring only what has no table" for name in FIGURES},
-}
+HUB_OPTIONS = ("limit", "device", "dtype", "batch_size")
+Options = argparse.Namespace
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for bad input, 130 when interrupted."""
-    listing = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, 2 for bad input, 130 when interrupted."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"{options.command} does not take {' '.join(unknown)}")
+    return exit_code(lambda: options.run(options), "what was finished is kept")
+
+
+def build_parser() -> Parser:
+    """Return the parser; each command knows only the options that mean something for it."""
+    profile, measuring = Parser(add_help=False), Parser(add_help=False)
+    profile.add_argument("--profile", default="lab", help="a file of benchmarks/spec/profiles")
+    profile.add_argument(
+        "--limit", type=int, help="of real models: prompts of each objective, for a trial"
+    )
+    measuring.add_argument("--replicates", type=int, default=1, help="measure the first N")
+    again = measuring.add_mutually_exclusive_group()
+    again.add_argument("--fresh", action="store_true", help="measure again")
+    again.add_argument("--keep", action="store_true", help="add the replicates that tables lack")
+    measuring.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="ray: at RAY_ADDRESS"
+    )
+    measuring.add_argument("--device", help="of real models: cpu or cuda")
+    measuring.add_argument("--dtype", help="of real models: float32, bfloat16 or float16")
+    measuring.add_argument(
+        "--batch-size", type=int, help="of real models: responses decoded together"
+    )
+
     parser = Parser(
         prog="python -m benchmarks",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"commands:\n{listing}",
+        description="Measure, draw and judge. `python -m benchmarks COMMAND --help`: its options.",
+        epilog=f"One figure, measured if it has no table: {', '.join(FIGURES)}",
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    parser.add_argument(
-        "--profile", default="lab", help="a file of benchmarks/spec/profiles (default: lab)"
-    )
-    parser.add_argument(
-        "--replicates",
-        type=int,
-        default=1,
-        help="measure the first N of the profile's replicates (default: 1)",
-    )
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--fresh", action="store_true", help="measure again, whatever has been measured"
-    )
-    again.add_argument(
-        "--keep",
-        action="store_true",
-        help="keep the replicates that the tables have, and add the missing ones",
-    )
-    parser.add_argument(
-        "--executor",
-        choices=("local", "ray"),
-        default="local",
-        help="this machine, or the Ray cluster at RAY_ADDRESS",
-    )
-    hub = parser.add_argument_group("profiles of real models")
-    hub.add_argument(
-        "--limit",
-        type=int,
-        help="only so many prompts of each objective; tables go to results/PROFILE-limitN",
-    )
-    hub.add_argument("--device", default="", help="cpu or cuda (default: what there is)")
-    hub.add_argument(
-        "--dtype", default="", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)"
-    )
-    hub.add_argument(
-        "--batch-size", type=int, help="responses decoded together (default: what should fit)"
-    )
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: follow(options), "what was finished is kept")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[Options], int | None], parents: list, **texts: str) -> Parser:
+        command = commands.add_parser(name, parents=parents, **texts)
+        command.set_defaults(run=run)
+        return command
+
+    both = [profile, measuring]
+    add("reproduce", reproduce, both, help="train the models, measure every table, draw")
+    add("models", train_models, both, help="train the models and report their quality")
+    add("figures", draw_figures, [profile], help="draw every figure that has a table")
+    add("summaries", rewrite_summaries, [profile], help="summarize the rows of tables, draw")
+    add("claims", judge_claims, [profile], help="print the verdict on every claim")
+    add("report", write_report, [profile], help="write one page with verdicts and figures")
+    add("estimate", estimate, [profile], help="estimate GPU hours of real models")
+    test = add("check", run_check, [], help="tell a broken metric from noise")
+    test.add_argument("--fresh", action="store_true", help="renew what is compared with")
+    for name in FIGURES:
+        add(name, draw_one, both)
+    return parser
 
 
-def follow(options: argparse.Namespace) -> int:
-    """Checks what is asked, and does it."""
-    if options.command == "check":
-        return regression.run(FIGURES, options.fresh)
+# --- commands
+
+
+def reproduce(options: Options) -> None:
+    """Train, measure everything, draw, judge, and write the report."""
+    profile = selected_profile(options)
+    names = supported(profile)
+    measure(profile, names, options, quality=profile.trains_models)
+    draw_all(profile, names)
+    finish(profile)
+
+
+def train_models(options: Options) -> None:
+    """Train the models of the lab and report their quality."""
+    profile = selected_profile(options)
+    if not profile.trains_models:
+        raise ValueError(
+            f"the models of profile {profile.name} are given, there is nothing to train"
+        )
+    measure(profile, [], options, quality=True)
+
+
+def draw_one(options: Options) -> int | None:
+    """Draw a figure from its table, which is measured where there is none."""
+    name = options.command
     if options.profile == ARCHITECTURES:
         return measure_architectures(options)
-    profile = load_profile(options.profile)
-    if options.batch_size is not None and options.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    given = options.limit, options.device or None, options.dtype or None, options.batch_size
-    if profile.trains_models and any(value is not None for value in given):
-        raise ValueError(
-            f"--limit, --device, --dtype and --batch-size are for profiles of real models, {profile.name} is not one"
-        )
-    profile = limited(profile, options.limit)
-    if options.command in FIGURES and (reason := FIGURES[options.command].why_unsupported(profile)):
+    profile = selected_profile(options)
+    if reason := FIGURES[name].why_unsupported(profile):
         raise ValueError(f"profile {profile.name}: {reason}")
-    if not 1 <= options.replicates <= profile.replicates:
-        raise ValueError(
-            f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, got {options.replicates}"
+    folder, there = short(tables.folder(profile)), tables.has_table(profile, name)
+    if there and not (options.fresh or options.keep):
+        print(
+            f"{name}: drawing the table in {folder}, nothing is measured (FRESH=1 measures again)"
         )
-    run(options.command, profile, range(options.replicates), options)
+    else:
+        asks = f"as {'FRESH=1' if options.fresh else 'KEEP=1'} asks"
+        print(f"{name}: measuring, {asks if there else f'for {folder} has no table of it'}")
+        measure(profile, [name], options)
+    paths = draw(name, profile)
+    print(f"{name}: {', '.join(map(short, paths)) or 'shown in the report'}")
     return 0
 
 
-def measure_architectures(options: argparse.Namespace) -> int:
-    """The one thing that is measured of architectures without weights."""
+def draw_figures(options: Options) -> None:
+    """Draw every figure that has a table, judge, and write the report."""
+    profile = selected_profile(options)
+    names = measured(profile)
+    for name in supported(profile):
+        if name not in names:
+            print(
+                f"{name}: not drawn, {short(tables.folder(profile))} has no table of it "
+                f"(make {name} PROFILE={profile.name} measures it)"
+            )
+    draw_all(profile, names)
+    finish(profile)
+
+
+def rewrite_summaries(options: Options) -> None:
+    """Summarize the rows of tables again, draw, judge, and write the report."""
+    profile = selected_profile(options)
+    names = measured(profile)
+    for name in names:
+        tables.rewrite_summary(profile, name, FIGURES[name].summarize)
+    draw_all(profile, names)
+    finish(profile)
+
+
+def judge_claims(options: Options) -> None:
+    """Print the verdict on every claim, and write claims.csv."""
+    profile = selected_profile(options)
+    measured(profile)
+    verdicts = write_verdicts(profile)
+    for source, rows in verdicts.groupby("source", sort=False):
+        print(f"{source}:")
+        for _, row in rows.iterrows():
+            print(f"  {claims.sentence(row)}")
+    print_counts(profile, verdicts)
+
+
+def write_report(options: Options) -> None:
+    """Write the page that shows verdicts, junctions and every figure."""
+    profile = selected_profile(options)
+    measured(profile)
+    render_report(profile)
+
+
+def estimate(options: Options) -> None:
+    """Print about how many GPU hours each figure takes alone, and all together."""
+    profile = selected_profile(options)
+    if profile.trains_models:
+        raise ValueError(
+            f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
+        )
+    from benchmarks.engine.estimate import H100, figure_hours
+
+    needs = {name: FIGURES[name].cells(profile, 0) for name in supported(profile)}
+    print(
+        f"{profile.name}: about so many hours of one {H100.name}, at {H100.share:.0%} of what it "
+        f"can do and {1000 * H100.launch:.0f} ms to launch a pass (an estimate, not measured)"
+    )
+    for name, hours in figure_hours(profile, needs).items():
+        print(f"  {name:12} {hours:6.1f}")
+
+
+def run_check(options: Options) -> int:
+    """Measure the check profile again and compare."""
+    return regression.run(FIGURES, options.fresh)
+
+
+def measure_architectures(options: Options) -> int:
+    """Measure and draw the cost of architectures without weights."""
     if options.command != "cost":
         raise ValueError(
-            f"profile {ARCHITECTURES} has random weights: only its cost can be measured (make cost PROFILE={ARCHITECTURES})"
+            f"profile {ARCHITECTURES} has random weights: only its cost can be measured "
+            f"(make cost PROFILE={ARCHITECTURES})"
         )
-    given = (
-        options.limit is not None
-        or options.device
-        or options.dtype
-        or options.batch_size is not None
-        or options.executor != "local"
-    )
-    if given or options.keep or options.replicates != 1:
+    remote = options.executor != "local" or options.replicates != 1
+    if remote or options.keep or given(options, HUB_OPTIONS):
         raise ValueError(
             f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone"
         )
@@ -136,98 +210,46 @@ def measure_architectures(options: argparse.Namespace) -> int:
     return 0
 
 
-def run(command: str, profile: Profile, replicates: range, options: argparse.Namespace) -> None:
-    tables.tidy(profile)
-    fresh, keep = options.fresh, options.keep
-    all_names = [name for name in FIGURES if not FIGURES[name].why_unsupported(profile)]
-    there = [name for name in FIGURES if tables.has_table(profile, name)]
-    names = {"reproduce": all_names, "figures": there, "summaries": there}.get(
-        command, [command] if command in FIGURES else []
-    )
-    if command == "estimate":
-        estimate(profile, all_names)
-    if command == "models" and not profile.trains_models:
+# --- what they share
+
+
+def given(options: Options, names: Sequence[str]) -> bool:
+    """Return whether any of these options was given."""
+    return any(getattr(options, name, None) is not None for name in names)
+
+
+def selected_profile(options: Options) -> Profile:
+    """Return the profile that options name, once they are valid for it; finish its writes."""
+    if options.profile == ARCHITECTURES:
+        measure_architectures(options)
+    profile = load_profile(options.profile)
+    if profile.trains_models and given(options, HUB_OPTIONS):
         raise ValueError(
-            f"the models of profile {profile.name} are given, there is nothing to train"
+            "--limit, --device, --dtype and --batch-size are for profiles of real models, "
+            f"{profile.name} is not one"
         )
-    if command in FROM_TABLES:
-        if not there:
-            where = short(tables.folder(profile))
-            raise FileNotFoundError(
-                f"there is no table in {where} to draw or judge: make reproduce PROFILE={profile.name} measures them"
-            )
-        for name in there:
-            tables.read_provenance(
-                profile, name
-            )  # before anything is written: whether all are whole
-    if command in ("models", "reproduce"):
-        measure(profile, replicates, names, options, quality=profile.trains_models)
-    elif command == "figures":
-        for name in (name for name in all_names if name not in there):
-            print(
-                f"{name}: not drawn, {short(tables.folder(profile))} has no table of it (make {name} PROFILE={profile.name} measures it)"
-            )
-    elif command == "summaries":
-        for name in names:
-            tables.rewrite_summary(profile, name, FIGURES[name].summarize)
-    elif names:
-        where = short(tables.folder(profile))
-        wanted = [name for name in names if fresh or keep or not tables.has_table(profile, name)]
-        for name in names:
-            if name not in wanted:
-                print(
-                    f"{name}: drawing the table in {where}, nothing is measured (FRESH=1 measures again)"
-                )
-            elif tables.has_table(profile, name):
-                print(f"{name}: measuring, as {'FRESH=1' if fresh else 'KEEP=1'} asks")
-            else:
-                print(f"{name}: measuring, for {where} has no table of it")
-        if wanted:
-            measure(profile, replicates, wanted, options)
-    for name in names:
-        draw(name, profile)
-    if command in ("reproduce", "figures", "summaries", "claims"):
-        judge_claims(profile)
-    if command in ("reproduce", "figures", "summaries", "report"):
-        written = render.write(profile, FIGURES)
-        tables.record_drawing(profile, "report", [written], "claims.csv")
-        print(f"report: {short(written)}")
-
-
-def measure(
-    profile: Profile,
-    replicates: range,
-    names: list[str],
-    options: argparse.Namespace,
-    quality: bool = False,
-) -> None:
-    from benchmarks.engine.run import RunOptions, run_experiment
-
-    figures = {name: FIGURES[name] for name in names}
-    run_options = RunOptions(
-        options.fresh,
-        options.keep,
-        quality,
-        options.executor,
-        options.device,
-        options.dtype,
-        options.batch_size or 0,
-    )
-    run_experiment(figures, profile, replicates, run_options)
+    batch_size, replicates = (getattr(options, n, None) for n in ("batch_size", "replicates"))
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    profile = limited(profile, options.limit)
+    if replicates is not None and not 1 <= replicates <= profile.replicates:
+        raise ValueError(
+            f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, "
+            f"got {replicates}"
+        )
+    tables.tidy(profile)
+    return profile
 
 
 def limited(profile: Profile, limit: int | None) -> Profile:
-    """The profile with so many prompts of each objective at most, under a name of its own."""
+    """Return the profile with at most so many prompts of each objective, under another name."""
     if limit is None:
         return profile
     if limit < 1:
         raise ValueError(f"--limit must be at least 1, got {limit}")
     evaluation, sweep = profile.evaluation, profile.sweep
-    counts = {
-        name: min(limit, count)
-        for name, count in vars(evaluation).items()
-        if name in ("prompts_per_objective", "validation_prompts_per_objective")
-    }
+    names = ("prompts_per_objective", "validation_prompts_per_objective")
+    counts = {name: min(limit, getattr(evaluation, name)) for name in names}
     return replace(
         profile,
         name=f"{profile.name}-limit{limit}",
@@ -236,63 +258,107 @@ def limited(profile: Profile, limit: int | None) -> Profile:
     )
 
 
-def estimate(profile: Profile, names: list[str]) -> None:
-    """Prints about how many GPU hours each figure takes alone, and all together, where cells are shared."""
-    if profile.trains_models:
-        raise ValueError(
-            f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
+def supported(profile: Profile) -> list[str]:
+    """Return the figures that a profile can measure."""
+    return [name for name, figure in FIGURES.items() if not figure.why_unsupported(profile)]
+
+
+def measured(profile: Profile) -> list[str]:
+    """Return the figures that have tables, once these are known to be whole.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    names = [name for name in FIGURES if tables.has_table(profile, name)]
+    if not names:
+        raise FileNotFoundError(
+            f"there is no table in {short(tables.folder(profile))} to draw or judge: "
+            f"make reproduce PROFILE={profile.name} measures them"
         )
-    from benchmarks.engine.estimate import H100, figure_hours
+    for name in names:
+        tables.read_provenance(profile, name)
+    return names
 
-    needs = {name: FIGURES[name].cells(profile, 0) for name in names}
-    print(
-        f"{profile.name}: about so many hours of one {H100.name}, at {H100.share:.0%} of what it "
-        f"can do and {1000 * H100.launch:.0f} ms to launch a pass (an estimate, not measured)"
+
+def measure(
+    profile: Profile, names: Sequence[str], options: Options, quality: bool = False
+) -> None:
+    """Train and measure what is missing for these figures, and write their tables."""
+    from benchmarks.engine.run import RunOptions, run_experiment
+
+    run_options = RunOptions(
+        fresh=options.fresh,
+        keep=options.keep,
+        quality=quality,
+        executor=options.executor,
+        device=options.device or "",
+        dtype=options.dtype or "",
+        batch_size=options.batch_size or 0,
     )
-    for name, hours in figure_hours(profile, needs).items():
-        print(f"  {name:12} {hours:6.1f}")
+    figures = {name: FIGURES[name] for name in names}
+    run_experiment(figures, profile, range(options.replicates), run_options)
 
 
-def draw(name: str, profile: Profile) -> None:
-    """Draws the figure from its table."""
+def draw(name: str, profile: Profile) -> list[Path]:
+    """Draw a figure from its table and return the files written."""
     summary, stale = tables.read_table(profile, name)
     if stale:
         print(
-            f"warning: {name}.csv was measured under other settings than profile {profile.name} has now; it is drawn as stale",
+            f"warning: {name}.csv was measured under other settings than profile {profile.name} "
+            "has now; it is drawn as stale",
             file=sys.stderr,
         )
-    made = FIGURES[name].plot(summary, profile, stale, tables.FIGURES / profile.name)
-    tables.record_drawing(profile, name, made)
-    print(f"{name}: {', '.join(short(path) for path in made) or 'shown in the report'}")
+    paths = FIGURES[name].plot(summary, profile, stale, tables.FIGURES / profile.name)
+    tables.record_drawing(profile, name, paths)
+    return list(paths)
 
 
-def judge_claims(profile: Profile) -> None:
-    """Prints what became of every claim, and writes claims.csv."""
-    wanted = claims.claims_for(
-        profile, [name for name, figure in FIGURES.items() if figure.why_unsupported(profile)]
-    )
-    summaries = {
-        name: tables.read_table(profile, name)[0]
-        for name in FIGURES
-        if tables.has_table(profile, name)
-    }
-    found = claims.verdicts(summaries, wanted)
-    path = tables.folder(profile) / "claims.csv"
-    write_text(path, found.to_csv(index=False))
+def draw_all(profile: Profile, names: Sequence[str]) -> None:
+    """Draw figures and say so in one line."""
+    drawn = [name for name in names if draw(name, profile)]
+    print(f"figures: {', '.join(drawn)} drawn in {short(tables.FIGURES / profile.name)}")
+
+
+def finish(profile: Profile) -> None:
+    """Judge, print the count of verdicts, and write the report."""
+    verdicts = write_verdicts(profile)
     if profile.name == "smoke":
-        print(
-            "smoke: its models talk near-nonsense; what follows shows that everything runs, not what the lab shows"
-        )
-    for source, part in found.groupby("source", sort=False):
-        print(f"{source}:")
-        for _, row in part.iterrows():
-            print(f"  {claims.sentence(row)}")
-    counts = found["verdict"].value_counts()
+        print("smoke: its models talk near-nonsense; verdicts show that everything runs, no more")
+    headline = verdicts["source"].str.partition(",")[0]
+    counts = pd.crosstab(headline, verdicts["verdict"]).loc[headline.unique()]
+    shown = [verdict for verdict in claims.VERDICTS if verdict in counts]
+    print(counts[shown].rename_axis(index=None, columns=None).to_string())
+    print_counts(profile, verdicts)
+    render_report(profile)
+
+
+def write_verdicts(profile: Profile) -> pd.DataFrame:
+    """Hold every claim against the tables, write claims.csv, and return its rows."""
+    unsupported = [name for name in FIGURES if name not in supported(profile)]
+    there = [name for name in FIGURES if tables.has_table(profile, name)]
+    summaries = {name: tables.read_table(profile, name)[0] for name in there}
+    verdicts = claims.verdicts(summaries, claims.claims_for(profile, unsupported))
+    write_text(tables.folder(profile) / "claims.csv", verdicts.to_csv(index=False))
+    return verdicts
+
+
+def print_counts(profile: Profile, verdicts: pd.DataFrame) -> None:
+    """Print how many claims have each verdict."""
+    counts = verdicts["verdict"].value_counts()
     listed = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in claims.VERDICTS)
-    print(f"claims: {listed}; in {short(path)}")
+    path = short(tables.folder(profile) / "claims.csv")
+    print(f"claims: {listed}; in {path} (make claims PROFILE={profile.name} prints each)")
+
+
+def render_report(profile: Profile) -> None:
+    """Write the report and print its path."""
+    path = render.write(profile, FIGURES)
+    tables.record_drawing(profile, "report", [path], "claims.csv")
+    print(f"report: {short(path)}")
 
 
 def short(path: Path) -> str:
+    """Return a path relative to the checkout."""
     return str(path.relative_to(ROOT))
 
 

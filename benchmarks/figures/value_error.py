@@ -44,7 +44,7 @@ class ErrorOfValues(Figure):
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """One row per candidate of each state."""
         wanted = [
-            cell for replicate in replicates for cell in self.cells(profile, replicate).probes
+            cell for replicate in replicates for cell in self.cells(profile, replicate).rollouts
         ]
         return results.table(wanted, ["state", "step", "rank", *COLUMNS], "rollouts").drop(
             columns=["threshold", "beta", "tuned", "floor", "search"]

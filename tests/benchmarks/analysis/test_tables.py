@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -45,8 +46,8 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert drawn[1].startswith(b"%PDF")
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
-    assert "  not measured    " in printed
-    assert "abstract:" in printed
+    assert "figures: figure3 drawn in figures/smoke" in printed
+    assert re.search(r"not measured\nabstract +[\d ]+\ncaption of figure 2 ", printed)
     assert "not measured; in results/smoke/claims.csv" in printed
     assert drawn == [
         (table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")
@@ -86,7 +87,7 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
         "figure1: not drawn, results/smoke has no table of it (make figure1 PROFILE=smoke measures it)"
         in printed
     )
-    assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
+    assert "figures: figure3 drawn in figures/smoke" in printed
     for path in (table / "results/smoke").glob("*.json"):
         path.unlink()
     (table / "results/smoke/claims.csv").unlink()
@@ -212,6 +213,8 @@ def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
             ["figure2", "--fresh", "--keep"],
             "error: argument --keep: not allowed with argument --fresh",
         ),
+        (["claims", "--executor", "ray"], "error: claims does not take --executor ray"),
+        (["check", "--profile", "lab"], "error: check does not take --profile lab"),
     ],
 )
 def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys):
