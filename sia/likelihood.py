@@ -1,7 +1,8 @@
-"""What a steered policy thinks of given responses: exact log-likelihoods, token by token, without sampling.
+"""Exact log-likelihoods of given responses under a steered policy, token by token.
 
-ln π* of a token that the tilt of `sia.steering` gives a step where the gate opens, ln π over the K candidates where it does not, divided
-by the temperature: what `generate` samples from, multiplied up by the chain rule.
+Where the gate opens a token has ln π* by the tilt of `sia.steering`, elsewhere ln π over the K
+candidates, both at the given temperature: what `generate` samples from, multiplied up by the chain
+rule.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from sia import _sampling
 from sia._checks import check_inputs, check_steering, check_values
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
-from sia.gates import Never, Step
+from sia.gates import Gate, Never, Step
 from sia.signals import Entropy, Signal
 from sia.steering import Steering, candidate_count, entropy, steer
+
+TokenIds = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one response. log_probabilities: ln π(y_t | x, y_<t) under the steered policy, float32; −∞ for a token that is not among its K
-    candidates. greedy: whether each token is the most probable one, bool. steered: whether the gate was open, bool."""
+    """Likelihood of one response; all arrays have one entry per token.
+
+    Attributes:
+        log_probabilities: ln π(y_t | x, y_<t) under the steered policy, float32; −∞ for a token
+            that is not among its K candidates.
+        greedy: Whether each token is the most probable one, bool.
+        steered: Whether the gate was open, bool.
+    """
 
     log_probabilities: np.ndarray
     greedy: np.ndarray
@@ -36,33 +45,58 @@ class Likelihood:
 
     @property
     def total(self) -> float:
-        """ln π of the whole response, in nats."""
+        """Log-probability ln π of the whole response, in nats."""
         return float(self.log_probabilities.sum())
 
 
-@torch.inference_mode()
 def log_likelihoods(
     model: PreTrainedModel,
     steering: Steering | None,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
+    prompts: TokenIds,
+    responses: TokenIds,
     *,
     candidates: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
-    value_prompts: Sequence[Sequence[int]] | None = None,
+    value_prompts: TokenIds | None = None,
 ) -> list[Likelihood]:
-    """One `Likelihood` for each response; all are token ids without padding.
+    """Return one `Likelihood` for each response.
 
-    candidates: K without a steering. seed: of gates with noise of their own. value_prompts: as of `generate`.
+    Args:
+        model: The language model.
+        steering: What to steer with, and when; None for the K candidates of the model alone.
+        prompts: Token ids without padding.
+        responses: Token ids without padding, one response for each prompt.
+        candidates: K without a steering, 10 by default.
+        temperature: Divides the logits after the tilt; above 0.
+        seed: Of gates that have noise of their own.
+        batch_size: Responses per forward pass.
+        value_prompts: The prompts in the value model's own template; by default the same.
 
-    Errors: as of `generate`; ValueError for a gate on attention, and for an empty response.
+    Raises:
+        ValueError: For an empty prompt or response, a gate on attention, numbers out of range,
+            vocabularies of different sizes.
+        FloatingPointError: Where a value is NaN or infinite.
     """
-    _sampling.check_temperature(temperature)
-    if temperature == 0:
-        raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
-    if not len(prompts) == len(responses) == len(value_prompts or prompts):
+    value_prompts = prompts if value_prompts is None else value_prompts
+    policy = _Policy(steering, candidate_count(steering, candidates), temperature, seed)
+    policy.check()
+    _check_lengths(prompts, responses, value_prompts)
+    likelihoods: dict[int, Likelihood] = {}
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        columns = [[ids[i] for i in chunk] for ids in (prompts, responses, value_prompts)]
+        with torch.inference_mode():
+            batch = _Batch(model, policy, chunk, *columns)
+            likelihoods.update(zip(chunk, batch.read(), strict=True))
+    return [likelihoods[i] for i in range(len(prompts))]
+
+
+def _check_lengths(prompts: TokenIds, responses: TokenIds, value_prompts: TokenIds) -> None:
+    """Raise ValueError for lists of different lengths and empty sequences."""
+    if not len(prompts) == len(responses) == len(value_prompts):
         raise ValueError(
             f"prompts and responses must be as many, got {len(prompts)} and {len(responses)}"
         )
@@ -70,110 +104,125 @@ def log_likelihoods(
         empty = [i for i, sequence in enumerate(sequences) if len(sequence) == 0]
         if empty:
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
-    count = candidate_count(steering, candidates)
-    gate = steering.gate if steering else Never()
-    foreign = [signal for signal in gate.signals if not isinstance(signal, Entropy)]
-    if foreign:
-        raise ValueError(
-            f"log-likelihoods need a gate that looks at entropies, positions or noise, got {gate}"
-        )
-    found: list[Likelihood | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        values = [(value_prompts or prompts)[i] for i in chunk]
-        these = _batch(
-            model,
-            steering,
-            count,
-            [prompts[i] for i in chunk],
-            [responses[i] for i in chunk],
-            temperature,
-            seed,
-            values,
-            chunk,
-        )
-        for i, likelihood in zip(chunk, these, strict=True):
-            found[i] = likelihood
-    return found
 
 
-def _batch(
-    model,
-    steering: Steering | None,
-    count: int,
-    prompts,
-    responses,
-    temperature: float,
-    seed: int,
-    value_prompts,
-    numbers,
-) -> list[Likelihood]:
-    device = input_device(model)
-    tokens, written = pad_right(responses, device)
-    rows, longest = tokens.shape
-    check_inputs(model, *pad_left(prompts, device), value_prompts, numbers, longest)
-    check_steering(model, steering, count)
-    gate = steering.gate if steering else Never()
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    # padding is on the right and attention is causal: no token sees it, and no mask is needed
-    whole, _ = pad_right(
-        [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)], device
-    )
-    first = int(starts.min()) - 1  # the first position that predicts a response token
-    logits = model(
-        input_ids=whole,
-        use_cache=False,
-        logits_to_keep=torch.arange(first, whole.shape[1], device=device),
-    ).logits
-    session = steering.scorer.start_session(value_prompts, longest) if steering else None
-    keys = _sampling.gate_keys(
-        _sampling.step_keys(_sampling.prompt_keys(prompts, [seed] * rows, device), longest)
-    )
-    results = (
-        torch.full((rows, longest), math.nan, device=device),
-        *torch.zeros(2, rows, longest, dtype=torch.bool, device=device),
-    )
-    last = {signal: torch.full((rows,), math.nan, device=device) for signal in gate.signals}
-    for number in range(longest):
-        there = written[:, number].nonzero().squeeze(1)
-        at_step = logits[there, starts[there] - 1 - first + number].float()
-        scores, candidates = at_step.topk(count)
-        signals = {signal: _entropy(signal, at_step, scores) for signal in gate.signals}
-        before = {signal: values[there] for signal, values in last.items()}
-        opened = gate.opens(
-            Step(number, entropy(scores), at_step, keys[there, number], signals, before)
+@dataclass(frozen=True)
+class _Policy:
+    """What gives a token its probability."""
+
+    steering: Steering | None
+    candidates: int
+    temperature: float
+    seed: int
+
+    @property
+    def gate(self) -> Gate:
+        return Never() if self.steering is None else self.steering.gate
+
+    def check(self) -> None:
+        """Raise ValueError for what has no likelihoods."""
+        _sampling.check_temperature(self.temperature)
+        if self.temperature == 0:
+            raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
+        if any(not isinstance(signal, Entropy) for signal in self.gate.signals):
+            raise ValueError(
+                "log-likelihoods need a gate that looks at entropies, positions or noise, "
+                f"got {self.gate}"
+            )
+
+
+class _Batch:
+    """Responses that are read together, step by step, after one forward pass of the model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: _Policy,
+        prompt_indices: Sequence[int],
+        prompts: TokenIds,
+        responses: TokenIds,
+        value_prompts: TokenIds,
+    ) -> None:
+        device = input_device(model)
+        self.policy, self.gate, self.prompt_indices = policy, policy.gate, prompt_indices
+        self.lengths = [len(response) for response in responses]
+        self.tokens, self.written = pad_right(responses, device)
+        rows, longest = self.tokens.shape
+        check_inputs(model, *pad_left(prompts, device), value_prompts, prompt_indices, longest)
+        check_steering(model, policy.steering, policy.candidates)
+        # padding is on the right and attention is causal: no token sees it, and no mask is needed
+        pairs = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        input_ids, _ = pad_right(pairs, device)
+        starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        first = int(starts.min()) - 1  # the first position that predicts a response token
+        kept = torch.arange(first, input_ids.shape[1], device=device)
+        self.logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+        self.first_column = starts - 1 - first  # of the logits of each row
+        self.session = (
+            policy.steering.scorer.start_session(value_prompts, longest)
+            if policy.steering
+            else None
+        )
+        prompt_keys = _sampling.prompt_keys(prompts, [policy.seed] * rows, device)
+        self.keys = _sampling.gate_keys(_sampling.step_keys(prompt_keys, longest))
+        unknown = torch.full((rows,), math.nan, device=device)
+        self.previous = {signal: unknown.clone() for signal in self.gate.signals}
+        self.log_probabilities = torch.full((rows, longest), math.nan, device=device)
+        self.greedy = torch.zeros(rows, longest, dtype=torch.bool, device=device)
+        self.steered = torch.zeros_like(self.greedy)
+
+    def read(self) -> list[Likelihood]:
+        """Return the likelihood of each response."""
+        for step in range(self.tokens.shape[1]):
+            self._read_step(step)
+        results = (self.log_probabilities, self.greedy, self.steered)
+        arrays = [column.cpu().numpy() for column in results]
+        return [
+            Likelihood(*(array[row, :length] for array in arrays))
+            for row, length in enumerate(self.lengths)
+        ]
+
+    def _read_step(self, step: int) -> None:
+        """Read token number `step` of the responses that have one."""
+        rows = self.written[:, step].nonzero().squeeze(1)
+        logits = self.logits[rows, self.first_column[rows] + step].float()
+        scores, candidates = logits.topk(self.policy.candidates)
+        opened = self._gate(step, rows, logits, scores)
+        scores = self._steer(step, rows, opened, scores, candidates)
+        target = candidates == self.tokens[rows, step : step + 1]  # (n, K)
+        log_probabilities = (scores / self.policy.temperature).log_softmax(-1)
+        of_target = log_probabilities.where(target, 0.0).sum(1)
+        self.log_probabilities[rows, step] = torch.where(target.any(1), of_target, -math.inf)
+        best = scores.argmax(1, keepdim=True)
+        self.greedy[rows, step] = target.gather(1, best).squeeze(1)
+        self.steered[rows, step] = opened
+
+    def _gate(self, step: int, rows: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
+        """Return where the gate opens, bool `(n,)`."""
+        signals = {signal: _entropy(signal, logits, scores) for signal in self.gate.signals}
+        previous = {signal: values[rows] for signal, values in self.previous.items()}
+        opened = self.gate.opens(
+            Step(step, entropy(scores), logits, self.keys[rows, step], signals, previous)
         )
         for signal, values in signals.items():
-            last[signal][there] = values
-        where = opened.nonzero().squeeze(1)
-        if session is not None and len(where):
-            asked = there[where]
-            values = session.score(asked, tokens[asked, :number], candidates[where]).to(device)
-            check_values(values, asked, numbers, 1, number)
-            base = scores[where]
-            scores = scores.index_copy(
-                0,
-                where,
-                steer(base, values, steering),
-            )
-        target = candidates == tokens[there, number : number + 1]  # (n, K)
-        log_probabilities = (scores / temperature).log_softmax(-1)
-        results[0][there, number] = torch.where(
-            target.any(1), (log_probabilities.where(target, 0.0)).sum(1), -math.inf
-        )
-        results[1][there, number] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
-        results[2][there, number] = opened
-    columns = [column.cpu().numpy() for column in results]
-    return [
-        Likelihood(*(column[row, : len(response)] for column in columns))
-        for row, response in enumerate(responses)
-    ]
+            self.previous[signal][rows] = values
+        return opened
+
+    def _steer(
+        self, step: int, rows: Tensor, opened: Tensor, scores: Tensor, candidates: Tensor
+    ) -> Tensor:
+        """Return the scores of the candidates, `(n, K)`, steered where the gate opens."""
+        places = opened.nonzero().squeeze(1)
+        if self.policy.steering is None or self.session is None or len(places) == 0:
+            return scores
+        prefixes = self.tokens[rows[places], :step]
+        values = self.session.score(rows[places], prefixes, candidates[places]).to(scores.device)
+        check_values(values, rows[places], self.prompt_indices, 1, step)
+        return scores.index_copy(0, places, steer(scores[places], values, self.policy.steering))
 
 
 def _entropy(signal: Signal, logits: Tensor, scores: Tensor) -> Tensor:
-    return (
-        entropy(scores)
-        if signal == Entropy()
-        else Categorical(logits=logits, validate_args=False).entropy()
-    )
+    """Return an entropy signal `(n,)`, over the candidates or the whole vocabulary."""
+    if signal == Entropy():
+        return entropy(scores)
+    return Categorical(logits=logits, validate_args=False).entropy()
