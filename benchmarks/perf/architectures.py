@@ -132,7 +132,7 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
     """Rows: architecture, batch, method, round, seconds, and the counted cost of what the method made (plain: as sia counts it)."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     records, total = [], len(settings.architectures) * len(settings.batches) * (settings.rounds + 1)
-    with tqdm(total=total, desc="cost of architectures", unit="round") as bar:
+    with tqdm(total=total, desc="cost of architectures", unit="round", disable=None) as bar:
         for name, shape in settings.architectures.items():
             shape = dict(shape)
             family = shape.pop("family")

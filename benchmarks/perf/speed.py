@@ -180,7 +180,7 @@ def small_models(
     )  # the signal is below 10: it never opens
     device = models.device
     goals = {(1, "off"): "≤ 1.0", (64, "off"): "≤ 1.0", (1, 0.2): "≤ 1.3", (64, 0.2): "≤ 3.0"}
-    with tqdm(total=(2 + len(batches)) * (runs + 1), desc="speed", unit="round") as bar:
+    with tqdm(total=(2 + len(batches)) * (runs + 1), desc="speed", unit="round", disable=None) as bar:
         for batch in batches:
             calls = {
                 "generate": plain(models, batch, tokens),
@@ -246,7 +246,7 @@ def memory_rows(name: str, runs: int) -> list[dict[str, object]]:
     """Peak memory beyond that of a program without a model, in fresh processes: the models' weights are part of it."""
     rounds = [
         peak_memory(("import", "plain", "off", "steered"))
-        for _ in tqdm(range(runs), desc="memory", unit="round")
+        for _ in tqdm(range(runs), desc="memory", unit="round", disable=None)
     ]
     base = [memory["plain"] - memory["import"] for memory in rounds]
     found = []

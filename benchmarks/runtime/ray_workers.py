@@ -95,9 +95,7 @@ class RayWorkers:
     @contextmanager
     def progress(self, total: float) -> Iterator[None]:
         """Show the bar of `Workers.progress`, which moves here when a task is done."""
-        with workers.Bar(
-            total=total, bar_format=workers.BAR, mininterval=1.0, smoothing=0.02, disable=total == 0
-        ) as self._bar:
+        with workers.progress_bar(total) as self._bar:
             yield
             self._bar.update(max(0.0, total - self._bar.n))
 

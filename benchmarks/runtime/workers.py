@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -39,13 +40,29 @@ def report(units: float) -> None:
 
 
 class Bar(tqdm):
-    """Progress bar without an estimate before 2% is done: early tasks say little of the rest."""
+    """A bar that estimates the rest once a fiftieth is done; without a terminal, a line a stage."""
+
+    _stage = ""
 
     @property
     def format_dict(self) -> dict:
-        """Values that the bar shows."""
-        shown = super().format_dict
-        return shown | {"rate": 0} if shown["n"] < shown["total"] / 50 else shown
+        """Numbers that the bar shows."""
+        known = super().format_dict
+        return known | {"rate": 0} if known["n"] < known["total"] / 50 else known
+
+    def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
+        """Show what is running; where the bar is hidden, print the name of each new stage."""
+        stage = re.split(r" \d|,", desc or "")[0]
+        if self.disable and stage != self._stage:
+            self._stage = stage
+            print(f"{stage} …", file=sys.stderr, flush=True)
+        super().set_description(desc, refresh)
+
+
+def progress_bar(total: float) -> Bar:
+    """Return a bar over `total` seconds of work, hidden where there is no terminal or no work."""
+    hidden = True if total == 0 else None
+    return Bar(total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=hidden)
 
 
 class Workers:
@@ -86,9 +103,7 @@ class Workers:
         Args:
             total: Estimated seconds of one core, the unit in which tasks `report`; 0: no bar.
         """
-        with Bar(
-            total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=total == 0
-        ) as self._bar:
+        with progress_bar(total) as self._bar:
             drain = threading.Thread(target=_drain, args=(self._queue, self._bar), daemon=True)
             drain.start()
             try:
