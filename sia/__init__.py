@@ -1,14 +1,16 @@
-"""Sparse Inference-time Alignment: steer a language model with a value model, only where it is unsure.
+"""Sparse Inference-time Alignment: steer a language model only where it is uncertain.
 
-from sia import EntropyGate, Steering, ValueModel, steered_generate
+from sia import EntropyGate, SteeredGenerate, Steering, ValueModel
 
-steering = Steering(ValueModel.from_pretrained(path), gate=EntropyGate(threshold=1.0), beta=1.0)
-model.generate(**inputs, custom_generate=steered_generate, steering=steering, do_sample=True)
+steering = Steering(ValueModel.from_pretrained(path), gate=EntropyGate(threshold=1.0))
+model.generate(**inputs, custom_generate=SteeredGenerate(steering), do_sample=True)
 """
 
 from sia.batch import generate
 from sia.calibration import calibrate
+from sia.cost import Cost
 from sia.gates import (
+    GATES,
     AttentionGate,
     AttentionRiseGate,
     EntropyGate,
@@ -18,36 +20,59 @@ from sia.gates import (
     Never,
     PositionGate,
     RandomGate,
+    Step,
+    ThresholdGate,
 )
 from sia.generation import Generation
-from sia.integrations.transformers import steered_generate
-from sia.scorers import AutoregressiveScorer, RewardScorer, RolloutScorer, ValueModel
+from sia.integrations.transformers import SteeredGenerate, SteeredOutput, steered_generate
+from sia.likelihood import Likelihood, log_likelihoods
+from sia.scorers import (
+    AutoregressiveScorer,
+    RewardScorer,
+    RolloutScorer,
+    Scorer,
+    Session,
+    ValueModel,
+)
 from sia.search import best_of_n, chunk_beam_search
-from sia.signals import Attention, Entropy
+from sia.signals import Attention, Entropy, Signal
 from sia.steering import Steering
+from sia.training import distill
 
 __all__ = [
+    "GATES",
     "Attention",
     "AttentionGate",
     "AttentionRiseGate",
     "AutoregressiveScorer",
+    "Cost",
     "Entropy",
     "EntropyGate",
     "EntropyRiseGate",
     "EveryToken",
     "Gate",
     "Generation",
+    "Likelihood",
     "Never",
     "PositionGate",
     "RandomGate",
     "RewardScorer",
     "RolloutScorer",
+    "Scorer",
+    "Session",
+    "Signal",
+    "SteeredGenerate",
+    "SteeredOutput",
     "Steering",
+    "Step",
+    "ThresholdGate",
     "ValueModel",
     "best_of_n",
     "calibrate",
     "chunk_beam_search",
+    "distill",
     "generate",
+    "log_likelihoods",
     "steered_generate",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,10 +1,12 @@
 """lm-eval's model `sia`: a language model that responds under steering, evaluated like any other.
 
-sia-eval run --model sia --model_args pretrained=MODEL,value_model=VALUES,gate=entropy,threshold=1.0,beta=1.0 --tasks TASK
+    sia-eval run --model sia --tasks TASK \\
+        --model_args pretrained=MODEL,value_model=VALUES,gate=entropy,threshold=1.0,beta=1.0
 
-Generation is steered. Log-likelihoods are refused, or (`loglikelihood=steered`) those of the steered policy, under which a token that is
-not among the K candidates is impossible; those of the base model are never passed off as "sia". The settings stand in the results'
-config, and lm-eval's response cache keeps a table for each of them.
+Generation is steered. Log-likelihoods are refused or, with `loglikelihood=steered`, those of the
+steered policy, under which a token that is not among the K candidates is impossible; those of the
+base model are never passed off as "sia". The results' config holds the settings, and lm-eval's
+response cache keeps a table for each of them.
 """
 
 from __future__ import annotations
@@ -15,41 +17,58 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from torch import Tensor
 
-from sia import Gate, Steering, ValueModel, steered_generate
-from sia.gates import GATES
+from sia.gates import GATES, Gate
+from sia.integrations.transformers import SteeredGenerate
 from sia.likelihood import log_likelihoods
-from sia.scorers.base import Scorer
+from sia.scorers import Scorer, ValueModel
+from sia.steering import Steering
 
 
-def make_gate(name: str, threshold: float, ratio: float, tokens: int) -> Gate:
-    """threshold: of the entropy and attention gates. ratio: of the random gate. tokens: of the position gate."""
+def make_gate(name: str, *, threshold: float, ratio: float, tokens: int) -> Gate:
+    """Build the gate of this name from the one of these settings that it has."""
     if name not in GATES:
         raise ValueError(f"unknown gate {name!r}, expected one of: {', '.join(GATES)}")
     settings = {"threshold": threshold, "ratio": ratio, "tokens": tokens}
     gate_class = GATES[name]
-    return gate_class.from_setting(settings.get(gate_class.setting, 0.0))
+    return gate_class.from_setting(settings.get(gate_class.setting, math.nan))
 
 
 @register_model("sia")
-class SIA(HFLM):
-    """pretrained and all other arguments: as of lm-eval's `hf`.
+class SIA(HFLM):  # type: ignore[misc]
+    """lm-eval's `hf` model under steering.
 
-    value_model: local path or Hub id of a `ValueModel` (at value_revision, in value_subfolder), or a scorer; backbone: of one in the
-    published layout that does not name it.
-    gate: one of GATES; threshold, ratio, tokens: of the gates that have them. beta, candidates, min_probability: as of `Steering`.
-    seed: of the sampling noise (greedy decoding has none). loglikelihood: "refuse" or "steered".
+    Args:
+        pretrained: The language model, as of lm-eval's `hf`.
+        value_model: Local path or Hub id of a `ValueModel`, or a scorer in memory.
+        backbone: Backbone of a value model in the published layout that does not name its own.
+        value_subfolder: Folder of the value model within its repository.
+        value_revision: Its revision on the Hub.
+        gate: Name of a gate in `sia.gates.GATES`.
+        threshold: Setting of the entropy and attention gates.
+        ratio: Setting of the random gate.
+        tokens: Setting of the position gate.
+        beta: As of `Steering`; "inf" for the values alone.
+        candidates: K, steered or not.
+        min_probability: As of `Steering`.
+        seed: Seed of the sampling noise (greedy decoding has none).
+        loglikelihood: "refuse" or "steered".
+        **options: All other arguments of lm-eval's `hf`.
     """
 
     def __init__(
         self,
         pretrained: str,
         value_model: str | Path | Scorer | None = None,
+        *,
         backbone: str | None = None,
         value_subfolder: str = "",
         value_revision: str | None = None,
@@ -57,14 +76,14 @@ class SIA(HFLM):
         threshold: float = 1.0,
         ratio: float = 0.2,
         tokens: int = 20,
-        beta: float = 1.0,
+        beta: float | str = 1.0,
         candidates: int = 10,
         min_probability: float = 0.0,
         seed: int = 0,
         loglikelihood: str = "refuse",
-        **options,
+        **options: Any,
     ) -> None:
-        made = make_gate(gate, threshold, ratio, tokens)
+        opener = make_gate(gate, threshold=threshold, ratio=ratio, tokens=tokens)
         if loglikelihood not in ("refuse", "steered"):
             raise ValueError(f'loglikelihood must be "refuse" or "steered", got {loglikelihood!r}')
         if value_model is None and gate != "never":
@@ -72,47 +91,56 @@ class SIA(HFLM):
                 "model sia needs value_model, the path or Hub id of a value model (or gate=never)"
             )
         super().__init__(pretrained=pretrained, **options)
-        # a model in memory has no name that another run would know it by
-        named = (
-            str(value_model)
-            if isinstance(value_model, (str, Path))
-            else f"{type(value_model).__name__} in memory, {uuid4()}"
-        )
-        if isinstance(value_model, (str, Path)):
-            place = {"subfolder": value_subfolder, "revision": value_revision}
+        self.noise_seed, self.loglikelihood_mode = seed, loglikelihood
+        self.settings = {
+            "pretrained": (
+                self.pretrained if isinstance(pretrained, str) else type(pretrained).__name__
+            ),
+            "value_model": describe(value_model),
+            "value_subfolder": value_subfolder,
+            "value_revision": value_revision,
+            "gate": repr(opener),
+            "beta": str(beta),
+            "candidates": candidates,
+            "min_probability": min_probability,
+            "seed": seed,
+            "loglikelihood": loglikelihood,
+        }
+        self.steering: Steering | None = None
+        self.candidates: int | None = candidates
+        if isinstance(value_model, str | Path):
             value_model = ValueModel.from_pretrained(
-                value_model, backbone, dtype=self.model.dtype, device_map=str(self.device), **place
+                value_model,
+                backbone,
+                dtype=self.model.dtype,
+                device_map=str(self.device),
+                subfolder=value_subfolder,
+                revision=value_revision,
             )
-        self.candidates = candidates if value_model is None else None
-        self.steering = None
         if value_model is not None:
+            self.candidates = None  # a steering has its own
             self.steering = Steering(
                 value_model,
-                made,
-                math.inf if beta in ("inf", math.inf) else beta,
+                opener,
+                math.inf if beta == "inf" else beta,
                 candidates=candidates,
                 min_probability=min_probability,
             )
-        self.noise_seed, self.asked_likelihood = seed, loglikelihood
-        self.settings = {
-            "pretrained": self.pretrained if isinstance(pretrained, str) else type(pretrained).__name__,
-            "value_model": named if value_model is not None else "",
-            "value_subfolder": value_subfolder, "value_revision": value_revision,
-            "gate": repr(made), "beta": str(beta), "candidates": candidates, "min_probability": min_probability, "seed": seed,
-            "loglikelihood": loglikelihood,
-        }  # fmt: skip
 
     @property
     def digest(self) -> str:
-        """Of the settings."""
+        """Digest of the settings."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def get_model_info(self) -> dict:
-        """What lm-eval writes into the results' config."""
+    def get_model_info(self) -> dict[str, Any]:
+        """Return the part of the results' config that describes the model."""
         return super().get_model_info() | {"sia": self.settings | {"digest": self.digest}}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """lm-eval's cache knows requests by their text alone: responses under other steering lie in another table of its file."""
+        """Give the responses of these settings a table of their own in lm-eval's cache.
+
+        The cache knows requests by their text alone.
+        """
         super().set_cache_hook(cache_hook)
         store = cache_hook.dbdict
         if store is not None:
@@ -122,59 +150,66 @@ class SIA(HFLM):
             )
             store.conn.commit()
 
-    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        self.asked: Counter[tuple[int, ...]] = Counter()
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Respond to requests; a prompt that is repeated gets further samples."""
+        self.repeats: Counter[tuple[int, ...]] = Counter()
         return super().generate_until(requests, disable_tqdm)
 
-    def _model_generate(self, context, max_length: int, stop: list[str], **generation_kwargs):
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> Tensor:
         seeds = []
-        for row, mask in zip(
-            context.tolist(), generation_kwargs["attention_mask"].tolist(), strict=True
-        ):
-            prompt = tuple(token for token, there in zip(row, mask, strict=True) if there)
-            seeds.append(
-                self.noise_seed + self.asked[prompt]
-            )  # a prompt that is repeated gets further samples
-            self.asked[prompt] += 1
-        steered = {
-            "custom_generate": steered_generate,
-            "steering": self.steering,
-            "candidates": self.candidates,
-            "seed": seeds,
-        }
-        return super()._model_generate(context, max_length, stop, **steered, **generation_kwargs)
+        for row, mask in zip(context, options["attention_mask"], strict=True):
+            prompt = tuple(row[mask.bool()].tolist())
+            seeds.append(self.noise_seed + self.repeats[prompt])
+            self.repeats[prompt] += 1
+        decode = SteeredGenerate(self.steering, candidates=self.candidates, seed=seeds)
+        return super()._model_generate(context, max_length, stop, custom_generate=decode, **options)
 
     def _loglikelihood_tokens(
-        self, requests, disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        if self.asked_likelihood == "refuse":
+        if self.loglikelihood_mode == "refuse":
             raise NotImplementedError(
-                "model sia refuses log-likelihoods: under steering, tokens that are not among the K candidates are impossible. Ask for "
-                "loglikelihood=steered to get those of the steered policy, or evaluate the base model as lm-eval's hf"
+                "model sia refuses log-likelihoods: under steering, tokens that are not among the "
+                "K candidates are impossible. Ask for loglikelihood=steered to get those of the "
+                "steered policy, or evaluate the base model as lm-eval's hf"
             )
-        contexts = [context or [self.prefix_token_id] for _, context, _ in requests]
-        batch_size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
-        found = log_likelihoods(
+        likelihoods = log_likelihoods(
             self.model,
             self.steering,
-            contexts,
+            [context or [self.prefix_token_id] for _, context, _ in requests],
             [continuation for *_, continuation in requests],
             candidates=self.candidates,
             seed=self.noise_seed,
-            batch_size=batch_size,
+            batch_size=override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1),
         )
-        impossible = sum(math.isinf(likelihood.total) for likelihood in found)
+        impossible = sum(math.isinf(likelihood.total) for likelihood in likelihoods)
         if impossible:
             raise ValueError(
-                f"{impossible} of {len(found)} continuations have tokens that are not among the {self.settings['candidates']} candidates: "
-                f"under steering they are impossible, and answers that are would tie. Ask for more candidates (at most "
-                f"{self.model.config.get_text_config().vocab_size}), or evaluate the base model as lm-eval's hf"
+                f"{impossible} of {len(likelihoods)} continuations have tokens that are not among "
+                f"the {self.settings['candidates']} candidates: under steering they are "
+                "impossible, and answers that are would tie. Ask for more candidates (at most "
+                f"{self.model.config.get_text_config().vocab_size}), or evaluate the base model "
+                "as lm-eval's hf"
             )
-        return [(likelihood.total, bool(likelihood.greedy.all())) for likelihood in found]
+        return [(likelihood.total, bool(likelihood.greedy.all())) for likelihood in likelihoods]
+
+
+def describe(value_model: str | Path | Scorer | None) -> str:
+    """Return a name for the settings; a scorer in memory has none that another run would know."""
+    if value_model is None:
+        return ""
+    if isinstance(value_model, str | Path):
+        return str(value_model)
+    return f"{type(value_model).__name__} in memory, {uuid4()}"
 
 
 def main() -> None:
-    """lm-eval's own command line, which knows the model `sia` once this file is imported. Exit code 2 for bad input."""
+    """Run lm-eval's own command line, with the model `sia`; exit code 2 for bad input."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

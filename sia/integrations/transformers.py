@@ -1,12 +1,11 @@
-"""The transformers way: `model.generate(**inputs, custom_generate=steered_generate, steering=steering, …)`."""
+"""Steering inside transformers: `model.generate(custom_generate=SteeredGenerate(steering), …)`."""
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 from transformers.generation.logits_process import TopKLogitsWarper
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
@@ -30,41 +30,67 @@ from sia.generation import Generation
 from sia.signals import Signal
 from sia.steering import Steering, candidate_count
 
-NOT_RETURNED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+UNSUPPORTED_OUTPUTS = (
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+SUPPORTED_MODEL_KWARGS = {
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+}
 
 
 @dataclass
-class SteeredOutput(ModelOutput):
-    """sequences: prompt and response, `(rows, length)`, padded on the right. generations: a `Generation` per row."""
+class SteeredOutput(ModelOutput):  # type: ignore[misc]
+    """Result of a steered `generate` with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: Prompts and responses, `(rows, length)`, padded on the right.
+        generations: One `Generation` per row; their text is None without a tokenizer.
+    """
 
     sequences: Tensor | None = None
     generations: list[Generation] | None = None
 
 
+@dataclass(frozen=True)
 class SteeredGenerate:
-    """The callable `steered_generate`; its arguments are those of `__call__` after `generation_config`."""
+    """A decoding method for transformers: `model.generate(custom_generate=SteeredGenerate(…), …)`.
 
-    __name__ = "steered_generate"
+    transformers prepares everything as for its own sampling. Its logits processors (temperature,
+    top-p, …) come after the tilt; on steered steps they are called twice, the second time about
+    the base scores, for the token that would have been picked unsteered.
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """What transformers asks for to know which arguments of `generate` to hand on.
+    transformers keeps `tokenizer`, `streamer` and `assistant_model` of a `generate` call from any
+    callable: give the first two here instead; there is no speculative decoding.
 
-        transformers 5 takes `tokenizer` and `streamer` out of the arguments before it asks, and drops them where the decoding
-        method is a callable; it then refuses stop strings for want of a tokenizer, and a streamer waits for ever. So they are put
-        back at the moment of asking.
-        """
-        asking = sys._getframe(1)
-        while asking is not None and asking.f_code.co_name != "_extract_generation_mode_kwargs":
-            asking = asking.f_back
-        if asking is not None:
-            dropped, arguments = (
-                asking.f_locals.get(name, {}) for name in ("generation_mode_kwargs", "kwargs")
-            )
-            arguments.update(
-                {new: dropped[old] for old, new in HANDED_ON.items() if old in dropped}
-            )
-        return inspect.signature(type(self).__call__.__get__(self))
+    Attributes:
+        steering: What to steer with; None samples from the top candidates of the model alone.
+        candidates: K without a steering, 10 by default.
+        seed: Seed of the noise; None draws it from torch's generator, so that `torch.manual_seed`
+            decides. Further rows with the same prompt (`num_return_sequences`) get seed + 1,
+            seed + 2, …. A list has one seed per row.
+        tokenizer: Of the model, for `stop_strings` and for the text of the generations.
+        streamer: Receives the prompt, then each token, as transformers' streamers do.
+        stop_strings: Texts that end a response.
+        value_prompts: Token ids of the prompts in the value model's own template, one per row.
+        observe: Signals to keep in the generations besides those of the gate.
+    """
+
+    steering: Steering | None = None
+    _: KW_ONLY
+    candidates: int | None = None
+    seed: int | Sequence[int] | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    streamer: BaseStreamer | None = None
+    stop_strings: str | Sequence[str] = ()
+    value_prompts: Sequence[Sequence[int]] | None = None
+    observe: Sequence[Signal] = ()
 
     @torch.no_grad()
     def __call__(
@@ -74,149 +100,206 @@ class SteeredGenerate:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        steering: Steering | None = None,
-        candidates: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        value_prompts: Sequence[Sequence[int]] | None = None,
-        observe: Sequence[Signal] = (),
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        token_streamer: BaseStreamer | None = None,
-        assistant_model: PreTrainedModel | None = None,
-        **model_kwargs,
+        stop_strings: str | Sequence[str] = (),
+        **model_kwargs: Any,
     ) -> SteeredOutput | Tensor:
-        """transformers prepares everything as for its own sampling: its logits processors (temperature, top-p, …) come after the tilt.
-        At a steered step they are asked twice, once about the base scores, to know what would have been said unsteered.
+        """Decode; called by `model.generate`.
 
-        steering: None samples from the top 10 candidates of the model alone.
-        seed: of the noise; by default drawn from torch's generator, so that `torch.manual_seed` decides, as in transformers.
-            Further rows with the same prompt (`num_return_sequences`) get seed + 1, seed + 2, … A list has one for each row.
-        value_prompts: token ids of the prompts in the value model's own template, one per row.
-        observe: signals to keep in the generations besides those of the gate.
-        tokenizer: of the model, for `stop_strings` and the `text` of the generations, which is None without it.
-        token_streamer: what `generate` got as `streamer`. assistant_model: refused, as is everything else that would be ignored.
+        Args:
+            model: The language model.
+            input_ids: Prompts padded on the left, `(rows, length)`.
+            logits_processor: Processors that transformers prepared.
+            stopping_criteria: Criteria that transformers prepared.
+            generation_config: Settings of `generate`.
+            stop_strings: Those of the `generate` call, besides the object's own.
+            **model_kwargs: Attention mask and what else transformers hands on.
 
-        Returns `SteeredOutput` with `return_dict_in_generate=True`, else the sequences `(rows, length)`.
+        Returns:
+            `SteeredOutput` with `return_dict_in_generate=True`, else sequences `(rows, length)`.
         """
         check_generation_config(generation_config)
-        given = {
-            name
-            for name, value in {**model_kwargs, "assistant_model": assistant_model}.items()
-            if value is not None
-        }
-        if ignored := sorted(given - set(READ)):
-            raise ValueError(f"steered_generate does not know what to do with {', '.join(ignored)}")
-        if input_ids.shape[1] == 0:
-            raise ValueError(
-                "steered_generate needs input_ids of at least one token (inputs_embeds alone will not do)"
-            )
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and type(cache) is not DynamicCache:
-            raise ValueError(
-                f"steered_generate keeps its own dynamic cache, got a {type(cache).__name__}"
-            )
-        if cache is not None and cache.get_seq_length() > 0:
-            raise ValueError(
-                f"steered_generate starts from an empty cache, got one with {cache.get_seq_length()} tokens"
-            )
-        attention_mask = model_kwargs.get("attention_mask")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        positions = model_kwargs.get("position_ids")
-        usual = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        if positions is not None and not torch.equal(
-            positions * attention_mask, usual * attention_mask
-        ):
-            raise ValueError(
-                "steered_generate counts positions from the first token of each prompt, got other position_ids"
-            )
+        attention_mask = checked_mask(input_ids, model_kwargs)
         prompts = [
             row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)
         ]
-        if seed is None:
-            seed = int(torch.randint(2**62, (1,)))
-        seen: Counter[tuple[int, ...]] = Counter()
-        seeds = [] if isinstance(seed, int) else list(seed)
-        for prompt in prompts if isinstance(seed, int) else ():
-            seeds.append(seed + seen[tuple(prompt)])
-            seen[tuple(prompt)] += 1
-        if len(seeds) != len(prompts):
-            raise ValueError(
-                f"seed must be one number, or one for each of the {len(prompts)} rows, got {len(seeds)}"
-            )
-        # a top-k that keeps all K candidates does nothing to them
-        count = candidate_count(steering, candidates)
-        processors = [
-            p for p in logits_processor if not (type(p) is TopKLogitsWarper and p.top_k >= count)
-        ]
-        # the end and the length are seen to by the loop itself
-        criteria = StoppingCriteriaList(
-            c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)
-        )
+        # the loop itself sees to the end and to the length
         lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
+        ends = [c.eos_token_id for c in stopping_criteria if isinstance(c, EosTokenCriteria)]
         max_new_tokens = min(lengths, default=generation_config.max_length) - input_ids.shape[1]
+        pad_token = generation_config.pad_token_id or 0
+        criteria = self._further_criteria(stopping_criteria, stop_strings)
         device = input_device(model)
         decoding = Decoding(
             model,
             input_ids.to(device),
             attention_mask.to(device),
-            steering=steering,
-            row_keys=_sampling.prompt_keys(prompts, seeds, device),
-            value_prompts=prompts if value_prompts is None else value_prompts,
+            steering=self.steering,
+            candidates=self.candidates,
+            row_keys=_sampling.prompt_keys(prompts, row_seeds(prompts, self.seed), device),
+            value_prompts=prompts if self.value_prompts is None else self.value_prompts,
             max_new_tokens=max_new_tokens,
             temperature=1.0 if generation_config.do_sample else 0.0,
-            stop_tokens=[
-                token
-                for c in stopping_criteria
-                if isinstance(c, EosTokenCriteria)
-                for token in c.eos_token_id.tolist()
-            ],
-            observe=observe,
-            candidates=candidates,
+            stop_tokens=[token for tokens in ends for token in tokens.tolist()],
+            observe=self.observe,
             hooks=Hooks(
-                process=LogitsProcessorList(processors) if processors else None,
-                stop=(lambda ids: criteria(ids, None)) if len(criteria) else None,
-                stream=(lambda ids: token_streamer.put(ids.cpu())) if token_streamer else None,
-                pad_token=generation_config.pad_token_id or 0,
+                process=self._effective_processors(logits_processor),
+                stop=(lambda ids: criteria(ids, None)) if criteria else None,
+                stream=self._stream if self.streamer else None,
+                pad_token=pad_token,
             ),
         )
+        if self.streamer:
+            self._stream(input_ids)
         decoding.run(max_new_tokens)
-        if token_streamer:
-            token_streamer.end()
-        sequences = decoding.responses.sequences(
-            decoding.prompts, generation_config.pad_token_id or 0
-        ).to(input_ids.device)
+        if self.streamer:
+            self.streamer.end()
+        sequences = decoding.responses.sequences(decoding.prompts, pad_token).to(input_ids.device)
         if not generation_config.return_dict_in_generate:
             return sequences
-        return SteeredOutput(sequences=sequences, generations=decoding.generations(tokenizer))
+        return SteeredOutput(sequences, decoding.generations(self.tokenizer))
+
+    def _effective_processors(self, processors: LogitsProcessorList) -> LogitsProcessorList | None:
+        """Leave out a top-k that keeps all K candidates, as transformers' default of 50 does."""
+        count = candidate_count(self.steering, self.candidates)
+        kept = [p for p in processors if type(p) is not TopKLogitsWarper or p.top_k < count]
+        return LogitsProcessorList(kept) if kept else None
+
+    def _further_criteria(
+        self, criteria: StoppingCriteriaList, stop_strings: str | Sequence[str]
+    ) -> StoppingCriteriaList:
+        """Return the criteria that the loop does not see to itself, stop strings included."""
+        built_in = EosTokenCriteria | MaxLengthCriteria
+        further = StoppingCriteriaList(c for c in criteria if not isinstance(c, built_in))
+        texts = [
+            text
+            for given in (self.stop_strings, stop_strings)
+            for text in ([given] if isinstance(given, str) else given)
+        ]
+        if texts and self.tokenizer is None:
+            raise ValueError(
+                "stop strings need the tokenizer: expected "
+                f"custom_generate=SteeredGenerate(steering, tokenizer=tokenizer, "
+                f"stop_strings={texts}), got no tokenizer (transformers hands none to a callable)"
+            )
+        if texts:
+            further.append(StopStringCriteria(self.tokenizer, texts))
+        return further
+
+    def _stream(self, tokens: Tensor) -> None:
+        if self.streamer:
+            self.streamer.put(tokens.cpu())
 
 
-HANDED_ON = {
-    "tokenizer": "tokenizer",
-    "streamer": "token_streamer",
-    "assistant_model": "assistant_model",
-}
-READ = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
-steered_generate = SteeredGenerate()
+def steered_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    steering: Steering | None = None,
+    candidates: int | None = None,
+    seed: int | Sequence[int] | None = None,
+    value_prompts: Sequence[Sequence[int]] | None = None,
+    observe: Sequence[Signal] = (),
+    stop_strings: str | Sequence[str] = (),
+    **model_kwargs: Any,
+) -> SteeredOutput | Tensor:
+    """Decode as `SteeredGenerate` does, with its settings as arguments of `generate`.
+
+    The call is `model.generate(**inputs, custom_generate=steered_generate, steering=steering, …)`.
+    For a tokenizer, streamer or stop strings use `SteeredGenerate`: transformers keeps them from a
+    callable.
+    """
+    decode = SteeredGenerate(
+        steering,
+        candidates=candidates,
+        seed=seed,
+        value_prompts=value_prompts,
+        observe=observe,
+        stop_strings=stop_strings,
+    )
+    return decode(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        **model_kwargs,
+    )
+
+
+def row_seeds(prompts: Sequence[Sequence[int]], seed: int | Sequence[int] | None) -> list[int]:
+    """Return a seed per row: seed, seed + 1, … for rows that share a prompt."""
+    if seed is None:
+        seed = int(torch.randint(2**62, (1,)))
+    if not isinstance(seed, int):
+        if len(seed) != len(prompts):
+            raise ValueError(
+                f"seed must be one number, or one for each of the {len(prompts)} rows, "
+                f"got {len(seed)}"
+            )
+        return list(seed)
+    seeds, seen = [], Counter[tuple[int, ...]]()
+    for prompt in map(tuple, prompts):
+        seeds.append(seed + seen[prompt])
+        seen[prompt] += 1
+    return seeds
+
+
+def checked_mask(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the attention mask `(rows, length)`, after refusing inputs that would be ignored."""
+    given = {name for name, value in model_kwargs.items() if value is not None}
+    if ignored := sorted(given - SUPPORTED_MODEL_KWARGS):
+        raise ValueError(f"steered_generate does not know what to do with {', '.join(ignored)}")
+    if input_ids.shape[1] == 0:
+        raise ValueError(
+            "steered_generate needs input_ids of at least one token (inputs_embeds alone will "
+            "not do)"
+        )
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and type(cache) is not DynamicCache:
+        raise ValueError(
+            f"steered_generate keeps its own dynamic cache, got a {type(cache).__name__}"
+        )
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            "steered_generate starts from an empty cache, "
+            f"got one with {cache.get_seq_length()} tokens"
+        )
+    mask = model_kwargs.get("attention_mask")
+    if mask is None:
+        mask = torch.ones_like(input_ids)
+    positions = model_kwargs.get("position_ids")
+    usual = (mask.cumsum(1) - 1).clamp(min=0)
+    if positions is not None and not torch.equal(positions * mask, usual * mask):
+        raise ValueError(
+            "steered_generate counts positions from the first token of each prompt, "
+            "got other position_ids"
+        )
+    return mask
 
 
 def check_generation_config(config: GenerationConfig) -> None:
-    """What is asked of `generate` and cannot be had from this decoding, each in one sentence."""
+    """Refuse, each in one sentence, settings of `generate` that this decoding does not have."""
     if config.num_beams > 1:
         raise ValueError(
             f"steered_generate samples or decodes greedily, got num_beams={config.num_beams}"
         )
     if config.cache_implementation not in (None, "dynamic"):
         raise ValueError(
-            f'steered_generate keeps its own dynamic cache, got cache_implementation="{config.cache_implementation}"'
+            "steered_generate keeps its own dynamic cache, "
+            f'got cache_implementation="{config.cache_implementation}"'
         )
     if config.guidance_scale not in (None, 1):
         raise ValueError(
-            f"steered_generate has no classifier-free guidance, got guidance_scale={config.guidance_scale}"
+            "steered_generate has no classifier-free guidance, "
+            f"got guidance_scale={config.guidance_scale}"
         )
     if config.prompt_lookup_num_tokens is not None:
         raise ValueError(
-            f"steered_generate does not speculate, got prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}"
+            "steered_generate does not speculate, "
+            f"got prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}"
         )
-    for name in NOT_RETURNED if config.return_dict_in_generate else ():
+    for name in UNSUPPORTED_OUTPUTS if config.return_dict_in_generate else ():
         if vars(config).get(name):
             raise ValueError(f"steered_generate returns sequences and generations, got {name}=True")

@@ -58,9 +58,8 @@ def test_generation_is_steered(places):
     for options, temperature in ((sampled, 0.8), ({"do_sample": False, "temperature": 0.0}, 0)):
         found = sia.generate_until([request(text, **options) for text in texts], disable_tqdm=True)
         ids = [tokenizer(text).input_ids for text in texts]
-        expected = generate(
-            sia.model, tokenizer, ids, steering, 6, temperature, seed=4, progress=False
-        )
+        settings = {"max_new_tokens": 6, "temperature": temperature, "progress": False}
+        expected = generate(sia.model, tokenizer, ids, steering, seed=4, **settings)
         assert found == [g.text for g in expected]
     plain = model(places, gate="never").generate_until(
         [request(text, do_sample=False) for text in texts], disable_tqdm=True
@@ -71,19 +70,9 @@ def test_generation_is_steered(places):
 def test_a_prompt_that_is_repeated_gets_further_samples(places):
     sia, text = model(places, threshold=0.5, beta=3.0, seed=4), "how do i bake a cake ?"
     ids = [hub_folders.tokenizer()(text).input_ids] * 3
-    expected = [
-        g.text
-        for g in generate(
-            sia.model,
-            hub_folders.tokenizer(),
-            ids,
-            sia.steering,
-            6,
-            1.0,
-            seed=[4, 5, 6],
-            progress=False,
-        )
-    ]
+    settings = {"max_new_tokens": 6, "seed": [4, 5, 6], "progress": False}
+    generations = generate(sia.model, hub_folders.tokenizer(), ids, sia.steering, **settings)
+    expected = [g.text for g in generations]
     assert len(set(expected)) == 3
     for _ in range(2):  # another call begins again
         asked = [request(text, do_sample=True, temperature=1.0) for _ in range(3)]
@@ -201,7 +190,7 @@ def test_every_setting_counts(places):
     ):  # fmt: skip
         digests.add(model(places, **change).digest)
     assert len(digests) == 11
-    assert {type(make_gate(name, 1.0, 0.2, 3)) for name in GATES} == set(GATES.values())
+    assert {type(make_gate(name, threshold=1.0, ratio=0.2, tokens=3)) for name in GATES} == set(GATES.values())
 
 
 # --- tasks

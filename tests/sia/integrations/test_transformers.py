@@ -26,6 +26,7 @@ from sia import (
     EntropyGate,
     EveryToken,
     RewardScorer,
+    SteeredGenerate,
     Steering,
     generate,
     steered_generate,
@@ -53,6 +54,14 @@ def inputs(prompts):
     )
 
 
+def configured(prompts=PROMPTS, tokenizer=None, streamer=None, **options):
+    """What generate returns by a `SteeredGenerate` with the same settings as `OURS`."""
+    decode = SteeredGenerate(STEERING, seed=5, tokenizer=tokenizer, streamer=streamer)
+    return MODEL.generate(
+        **inputs(prompts), custom_generate=decode, do_sample=True, top_k=0, **options
+    )
+
+
 def responses(**options):
     """Token ids of each response, without padding."""
     settings = {**OURS, "max_new_tokens": 12, **options}
@@ -76,13 +85,8 @@ def test_sequences_are_a_tensor_unless_a_dict_is_asked_for():
     assert torch.equal(out.sequences, sequences)
     assert not sequences.is_inference()  # may be trained on
     assert {type(g.text) for g in out.generations} == {type(None)}
-    texts = MODEL.generate(
-        **inputs(PROMPTS),
-        **OURS,
-        max_new_tokens=5,
-        return_dict_in_generate=True,
-        tokenizer=TOKENIZER,
-    )
+    texts = configured(tokenizer=TOKENIZER, max_new_tokens=5, return_dict_in_generate=True)
+    assert torch.equal(texts.sequences, sequences)
     assert [g.text for g in texts.generations] == [
         TOKENIZER.decode(g.token_ids, skip_special_tokens=True) for g in out.generations
     ]
@@ -106,20 +110,19 @@ def letters():
 def test_stop_strings_end_a_response():
     usual, tokenizer = responses(), letters()
     text = tokenizer.decode(usual[0][2:4])
-    stopped = responses(stop_strings=[text], tokenizer=tokenizer)
-    for before, after in zip(usual, stopped, strict=True):
-        ends = [n for n in range(len(before) + 1) if text in tokenizer.decode(before[:n])]
-        assert after == before[: ends[0] if ends else None]
-    assert len(stopped[0]) == 4
-    out = MODEL.generate(
-        **inputs(PROMPTS),
-        **OURS,
-        max_new_tokens=12,
-        stop_strings=[text],
-        tokenizer=tokenizer,
-        return_dict_in_generate=True,
+    out = configured(
+        tokenizer=tokenizer, stop_strings=text, max_new_tokens=12, return_dict_in_generate=True
     )
+    for before, after in zip(usual, out.generations, strict=True):
+        ends = [n for n in range(len(before) + 1) if text in tokenizer.decode(before[:n])]
+        assert after.token_ids.tolist() == before[: ends[0] if ends else None]
+    assert len(out.generations[0].token_ids) == 4
     assert not out.generations[0].finished  # by no end-of-sequence token
+    own = SteeredGenerate(STEERING, seed=5, tokenizer=tokenizer, stop_strings=[text])
+    same = MODEL.generate(
+        **inputs(PROMPTS), custom_generate=own, do_sample=True, top_k=0, max_new_tokens=12
+    )
+    assert torch.equal(same, out.sequences)
 
 
 def test_stopping_criteria_are_heeded():
@@ -191,7 +194,7 @@ class Recorder(BaseStreamer):
 
 def test_a_streamer_gets_prompt_and_tokens_as_they_come():
     streamer = Recorder()
-    out = MODEL.generate(**inputs(PROMPTS[:1]), **OURS, max_new_tokens=8, streamer=streamer)
+    out = configured(PROMPTS[:1], streamer=streamer, max_new_tokens=8)
     width = len(PROMPTS[0])
     assert streamer.got == [
         out[0, :width].tolist(),
@@ -202,26 +205,19 @@ def test_a_streamer_gets_prompt_and_tokens_as_they_come():
 
 def test_a_streamer_gets_padding_for_rows_that_have_ended():
     streamer, prompts = Recorder(), tiny.prompts(40)
-    out = MODEL.generate(
-        **inputs(prompts), **OURS, max_new_tokens=12, streamer=streamer, pad_token_id=5
-    )
+    out = configured(prompts, streamer=streamer, max_new_tokens=12, pad_token_id=5)
     width = inputs(prompts).input_ids.shape[1]
     assert streamer.got[1:] == out[:, width:].T.tolist()
     assert (out[:, width:] == 5).any()
 
 
 def test_text_streamers_of_transformers_work(capsys):
-    out = MODEL.generate(
-        **inputs(PROMPTS[:1]),
-        **OURS,
-        max_new_tokens=8,
-        streamer=TextStreamer(TOKENIZER, skip_prompt=True),
-    )
+    streamer = TextStreamer(TOKENIZER, skip_prompt=True)
+    out = configured(PROMPTS[:1], streamer=streamer, max_new_tokens=8)
     assert capsys.readouterr().out.strip() == TOKENIZER.decode(out[0, len(PROMPTS[0]) :])
     streamer = TextIteratorStreamer(TOKENIZER, skip_prompt=True, timeout=20)
     thread = threading.Thread(
-        target=MODEL.generate,
-        kwargs={**inputs(PROMPTS[:1]), **OURS, "max_new_tokens": 8, "streamer": streamer},
+        target=configured, args=(PROMPTS[:1],), kwargs={"max_new_tokens": 8, "streamer": streamer}
     )
     thread.start()
     assert "".join(streamer).strip() == TOKENIZER.decode(out[0, len(PROMPTS[0]) :])
@@ -250,7 +246,7 @@ def test_signals_are_observed():
 
 def test_the_signature_names_what_may_be_passed():
     names = set(inspect.signature(steered_generate).parameters)
-    assert {"steering", "seed", "value_prompts", "observe", "tokenizer"} <= names
+    assert {"steering", "candidates", "seed", "value_prompts", "observe", "stop_strings"} <= names
 
 
 def ask(**options):
@@ -284,8 +280,10 @@ def filled_cache():
             "steered_generate does not speculate, got prompt_lookup_num_tokens=2",
         ),
         (
-            lambda: ask(assistant_model=MODEL),
-            "steered_generate does not know what to do with assistant_model",
+            lambda: ask(stop_strings="a"),
+            "stop strings need the tokenizer: expected custom_generate=SteeredGenerate(steering, "
+            "tokenizer=tokenizer, stop_strings=['a']), got no tokenizer (transformers hands none "
+            "to a callable)",
         ),
         (
             lambda: tiny.language_model("gpt2").generate(

@@ -449,7 +449,7 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
         sia.tokenizer,
         ["is the earth flat ?"],
         steering,
-        4,
+        max_new_tokens=4,
         temperature=0,
         progress=False,
     )
