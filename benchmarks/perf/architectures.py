@@ -1,10 +1,12 @@
-"""What steering costs at the size of real models, without their weights: `make cost PROFILE=architectures`.
+"""Cost of steering at the size of real models, without their weights.
 
-The architectures of Qwen3 and Llama with random weights, language and value model alike; time per token of plain decoding
-(`model.generate`), SIA (a random gate, so that the share of junctions is exact), dense steering, best-of-N and chunk beam search, in turns
-within one process. Beside each ratio stand token positions and FLOPs as counted, and the accounting that was reported for the paper: with
-K = 10 and a value model of the same size dense steering costs about 10 times a plain pass, 20% of the tokens about 2 times, best-of-8
-8 times. Without a GPU the same shapes are scaled down, and the table says so.
+The architectures of Qwen3 and Llama with random weights, language and value model alike
+(`make cost PROFILE=architectures`): time per token of plain decoding (`model.generate`), SIA (a
+random gate, so that the share of junctions is exact), dense steering, best-of-N and chunk beam
+search, in turns within one process. Beside each ratio stand token positions and FLOPs as counted,
+and the accounting that was reported for the paper: with K = 10 and a value model of the same size
+dense steering costs about 10 times a plain pass, 20% of the tokens about 2 times, best-of-8 8
+times. Without a GPU the same shapes are scaled down, and the table says so.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from tqdm import tqdm
 
 from benchmarks.analysis import tables
 from benchmarks.figures import style
-from benchmarks.perf import speed
+from benchmarks.perf.random_models import Models, plain_run, random_models, sia_run
+from benchmarks.perf.timing import Run, in_turns
 from benchmarks.runtime.files import read_json, write_frame, write_text
 from benchmarks.runtime.fingerprints import MODELS, code_digest
 from benchmarks.runtime.workers import available_cores, threads
@@ -48,7 +51,13 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """rounds: that count. responses: N of best-of-N and beams at once. architectures: settings of each configuration, and its family."""
+    """Settings of the measurement.
+
+    Args:
+        rounds: Rounds that count.
+        responses: N of best-of-N, and beams at once.
+        architectures: Settings of each configuration, and its family.
+    """
 
     batches: list[int]
     prompt_tokens: int
@@ -63,11 +72,12 @@ class Settings:
 
 
 def read_settings(path: Path = PROFILES / f"{NAME}.toml") -> Settings:
+    """Return the settings of the committed profile."""
     return Settings(**tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def scaled_down(shape: dict) -> dict:
-    """The same family, ratios of widths and grouping of heads, small enough for a processor."""
+    """Return a shape with the same ratios of widths and heads, small enough for a processor."""
     heads = shape["num_attention_heads"] // 4
     smaller = {
         "vocab_size": 4096,
@@ -82,15 +92,13 @@ def scaled_down(shape: dict) -> dict:
     return shape | smaller | {"num_key_value_heads": max(1, shape["num_key_value_heads"] // 4)}
 
 
-def methods(
-    models: speed.Models, settings: Settings, batch: int, tokens: int
-) -> dict[str, speed.Run]:
-    """What is timed, by name; each makes `tokens` tokens for each of `batch` prompts."""
+def methods(models: Models, settings: Settings, batch: int, tokens: int) -> dict[str, Run]:
+    """Return the runs to time; each makes `tokens` tokens for each of `batch` prompts."""
     prompts = models.prompts(batch)
     usual = {"max_new_tokens": tokens, "batch_size": batch * settings.responses, "progress": False}
 
-    def steered(gate: Gate) -> speed.Run:
-        return speed.ours(
+    def steered(gate: Gate) -> Run:
+        return sia_run(
             models, batch, tokens, Steering(models.value, gate, candidates=settings.candidates)
         )
 
@@ -120,7 +128,7 @@ def methods(
         )
 
     return {
-        "plain": speed.plain(models, batch, tokens, settings.candidates),
+        "plain": plain_run(models, batch, tokens, settings.candidates),
         **{f"sia {ratio:.0%}": steered(RandomGate(ratio)) for ratio in settings.ratios},
         "dense": steered(EveryToken()),
         f"best of {settings.responses}": best,
@@ -129,14 +137,17 @@ def methods(
 
 
 def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
-    """Rows: architecture, batch, method, round, seconds, and the counted cost of what the method made (plain: as sia counts it)."""
+    """Return seconds by architecture, batch, method and round, with the counted cost.
+
+    The cost of plain decoding is as `sia` counts it.
+    """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     records, total = [], len(settings.architectures) * len(settings.batches) * (settings.rounds + 1)
     with tqdm(total=total, desc="cost of architectures", unit="round", disable=None) as bar:
         for name, shape in settings.architectures.items():
             shape = dict(shape)
             family = shape.pop("family")
-            models = speed.random_models(
+            models = random_models(
                 shape if device == "cuda" else scaled_down(shape), device, dtype, family
             )
             models = replace(models, prompt_tokens=settings.prompt_tokens)
@@ -147,19 +158,13 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
                     for method, call in calls.items()
                     if method != "plain"
                 }
-                counted["plain"] = counted_cost(speed.ours(models, batch, tokens, None)(0))
-                times = dict(
-                    zip(
-                        calls,
-                        speed.in_turns(list(calls.values()), models.device, settings.rounds, bar),
-                        strict=True,
-                    )
-                )
+                counted["plain"] = counted_cost(sia_run(models, batch, tokens, None)(0))
+                times = in_turns(calls, models.device, settings.rounds, bar)
                 for method, seconds in times.items():
                     cost = counted[method]
                     columns = {
                         "architecture": name,
-                        "parameters": _parameters(models),
+                        "parameters": models.parameters,
                         "batch": batch,
                         "method": method,
                     }
@@ -175,17 +180,17 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
     return pd.DataFrame.from_records(records)
 
 
-def _parameters(models: speed.Models) -> int:
-    return sum(parameter.numel() for parameter in models.language.parameters())
-
-
 def counted_cost(generations) -> Cost:
+    """Return the cost of all generations together."""
     return reduce(add, (generation.cost for generation in generations))
 
 
 def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
-    """Per architecture, batch and method: milliseconds per token of a response, and ratios to plain decoding of the same round (median,
-    lowest, highest): time, and counted token positions and FLOPs; `reported` as REPORTED."""
+    """Return milliseconds per token, and ratios to plain decoding of the same round.
+
+    Ratios (median, lowest, highest) are of time; counted token positions and FLOPs stand beside,
+    and `reported` is as REPORTED.
+    """
     records = []
     for (architecture, parameters, batch), part in rows.groupby(
         ["architecture", "parameters", "batch"], sort=False
@@ -205,7 +210,7 @@ def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
 
 
 def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
-    """A panel for each batch: time of every method as a multiple of plain decoding, by architecture; reported accounting as lines."""
+    """Draw a panel for each batch: time of every method as a multiple of plain decoding."""
     batches = list(dict.fromkeys(table["batch"]))
     names = list(dict.fromkeys(table["architecture"]))
     kinds = [method for method in dict.fromkeys(table["method"]) if method != "plain"]
@@ -260,7 +265,7 @@ def _colour(kind: str, kinds: list[str]) -> str:
 
 
 def run(fresh: bool) -> None:
-    """Measures where there is no table, or asked to; draws."""
+    """Draw the table, measured first where there is none or `fresh`."""
     folder = tables.RESULTS / NAME
     if fresh or not (folder / "cost.json").exists():
         print(

@@ -1,59 +1,58 @@
-"""The lab models' linear layers by MKL and by oneDNN, on one core: milliseconds and their ratio, medians of 15 rounds in turns.
+"""Linear layers of the lab's models by MKL and by oneDNN, on one core.
 
-python scripts/time_linear_layers.py
+Prints milliseconds and their ratio, medians of rounds in turns:
+`python -m benchmarks.perf.linear_layers`.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
-import time
 
 import torch
+from torch import Tensor, nn
 
+from benchmarks.perf.timing import Run, in_turns
 from benchmarks.runtime.workers import threads
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.linear import by_onednn
 
 ROUNDS, CALLS = 15, 20
-ROWS = 4400  # positions of a step that scores ten candidates of 400 responses, and each response's newest token
+# positions of a step that scores ten candidates of 400 responses, and their newest tokens
+ROWS = 4400
 
 
 def main() -> None:
-    size, draw = load_profile("lab").model, torch.Generator().manual_seed(0)
-    print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {ROWS} positions, forward and with gradients, ms"
-    )
-    for inputs, outputs in (
-        (size.hidden_size,) * 2,
-        (size.hidden_size, size.feed_forward),
-        (size.feed_forward, size.hidden_size),
-    ):
-        plain = torch.nn.Linear(inputs, outputs, bias=False)
-        layers = {"MKL": plain, "oneDNN": by_onednn(copy.deepcopy(plain))}
-        x = torch.randn(ROWS, inputs, generator=draw)
+    """Time every shape of layer, forward and with gradients."""
+    size, generator = load_profile("lab").model, torch.Generator().manual_seed(0)
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {capability}, {ROWS} positions, ms")
+    hidden, inner = size.hidden_size, size.feed_forward
+    for inputs, outputs in ((hidden, hidden), (hidden, inner), (inner, hidden)):
+        mkl = nn.Linear(inputs, outputs, bias=False)
+        layers = {"MKL": mkl, "oneDNN": by_onednn(copy.deepcopy(mkl))}
+        x = torch.randn(ROWS, inputs, generator=generator)
         for learning in (False, True):
-            seconds: dict[str, list[float]] = {name: [] for name in layers}
-            for _ in range(ROUNDS):
-                for name, layer in layers.items():
-                    seconds[name].append(timed(layer, x, learning))
-            mkl, onednn = (statistics.median(times) * 1e3 for times in seconds.values())
-            what = "with gradients" if learning else "forward"
-            print(
-                f"{inputs:4} → {outputs:4} {what:15} MKL {mkl:6.2f}  oneDNN {onednn:6.2f}  ratio {mkl / onednn:.2f}"
-            )
+            runs = {name: calls_of(layer, x, learning) for name, layer in layers.items()}
+            seconds = in_turns(runs, x.device, ROUNDS)
+            ms = {n: 1e3 * statistics.median(times) / CALLS for n, times in seconds.items()}
+            label = f"{inputs:4} → {outputs:4} {'with gradients' if learning else 'forward':15}"
+            times = f"MKL {ms['MKL']:6.2f}  oneDNN {ms['oneDNN']:6.2f}"
+            print(f"{label} {times}  ratio {ms['MKL'] / ms['oneDNN']:.2f}")
 
 
-def timed(layer: torch.nn.Linear, x: torch.Tensor, learning: bool) -> float:
-    """Seconds of a call."""
+def calls_of(layer: nn.Linear, x: Tensor, learning: bool) -> Run:
+    """Return a run of several calls of a layer, with gradients if it is learning."""
     x = x.clone().requires_grad_(learning)
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        with torch.set_grad_enabled(learning):
-            y = layer(x)
-        if learning:
-            y.backward(y.detach())
-    return (time.perf_counter() - start) / CALLS
+
+    def run(seed: int) -> None:
+        for _ in range(CALLS):
+            with torch.set_grad_enabled(learning):
+                y = layer(x)
+            if learning:
+                y.backward(y.detach())
+
+    return run
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Steered decoding with the cost structure reported for the paper's published code, to measure against.
+"""Steered decoding with the cost structure reported for the paper's published code.
 
-No cache for either model, all attention matrices at every step, and the K candidates scored as K whole sequences. Only the
-structure is reproduced, in our own words; the noise is `sia`'s, so that both loops must produce the same tokens.
+No cache for either model, all attention matrices at every step, and the K candidates scored as K
+whole sequences. Only the structure is reproduced, in our own words; the noise is that of `sia`, so
+that both loops must produce the same tokens.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def published_loop(
     max_new_tokens: int,
     seed: int,
 ) -> list[int]:  # fmt: skip
-    """Response tokens to one prompt, at temperature 1, without a stop token.
+    """Return the response tokens to one prompt, at temperature 1, without a stop token.
 
-    model: with eager attention, which keeps its matrices. gate: one that looks at nothing but the candidates' entropy, if anything.
+    Args:
+        model: Language model with eager attention, which keeps its matrices.
+        gate: A gate that looks at the entropy of the candidates, or at nothing.
     """
     ids, key = torch.tensor([prompt]), _sampling.prompt_keys([prompt], [seed])
     last = torch.tensor([torch.nan])
@@ -48,7 +51,7 @@ def published_loop(
 
 
 def _values(value_model: ValueModel, ids: Tensor, tokens: Tensor) -> Tensor:
-    """`(1, K)` by K whole sequences."""
+    """Return values of the candidates, `(1, K)`, by K whole sequences."""
     return value_model(torch.cat([ids.expand(tokens.shape[1], -1), tokens[0, :, None]], dim=1))[
         None, :, -1
     ]

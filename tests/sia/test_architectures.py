@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.analysis import tables
-from benchmarks.perf import architectures, speed
+from benchmarks.perf import architectures
 from benchmarks.perf.architectures import REPORTED, read_settings, scaled_down, summarize
+from benchmarks.perf.random_models import random_models
 
 SETTINGS = read_settings()
 
@@ -128,5 +129,5 @@ def test_random_models_are_of_the_family_that_is_asked():
         for k, v in scaled_down(SETTINGS.architectures["Llama-3.2-1B"]).items()
         if k != "family"
     }
-    models = speed.random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1}, family="llama")
+    models = random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1}, family="llama")
     assert models.language.config.model_type == "llama"

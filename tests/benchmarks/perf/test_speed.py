@@ -11,6 +11,8 @@ import pytest
 from benchmarks.analysis.tables import RESULTS, sha256
 from benchmarks.perf import speed
 from benchmarks.perf.published_loop import published_loop
+from benchmarks.perf.random_models import random_models
+from benchmarks.perf.timing import ratios as ratios_of
 from benchmarks.runtime.fingerprints import ROOT
 from sia import EntropyGate, RandomGate, Steering, generate
 
@@ -20,7 +22,7 @@ SHAPE = speed.SMALL | {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers":
 
 @pytest.mark.parametrize("gate", [RandomGate(0.4), EntropyGate(2.2)])
 def test_the_published_loop_is_the_same_algorithm(gate):
-    models = speed.random_models(SHAPE)
+    models = random_models(SHAPE)
     eager = copy.deepcopy(models.language)
     eager.set_attn_implementation("eager")
     prompt = models.prompts(1)[0]
@@ -54,7 +56,7 @@ def test_the_table_has_a_row_for_every_comparison():
 
 
 def test_medians_and_ratios_are_taken_round_by_round():
-    ratios = speed.against([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
+    ratios = ratios_of([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
     assert ratios == [2.0, 1.0, 0.5]
     row = speed.row("time", ratios, "≤ 1", batch=1)
     assert (row["estimate"], row["low"], row["high"], row["runs"], row["batch"], row["model"]) == (

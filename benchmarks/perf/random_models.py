@@ -1,0 +1,108 @@
+"""Models with random weights, and the runs that are timed: outputs mean nothing, costs are real."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.perf.published_loop import published_loop
+from benchmarks.perf.timing import Run
+from benchmarks.subjects.lab.models import ARCHITECTURES as FAMILIES
+from sia import RandomGate, Steering, ValueModel, generate, steered_generate
+
+PROMPT, CANDIDATES = 24, 10
+
+
+@dataclass(frozen=True)
+class Models:
+    """A language model, a value model of the same size, and a tokenizer without an end token.
+
+    Every response has its full length.
+    """
+
+    language: PreTrainedModel
+    value: ValueModel | None
+    tokenizer: PreTrainedTokenizerFast
+    prompt_tokens: int = PROMPT
+
+    @property
+    def device(self) -> torch.device:
+        """Device of both models."""
+        return self.language.device
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the language model."""
+        return sum(parameter.numel() for parameter in self.language.parameters())
+
+    def prompts(self, batch: int) -> list[list[int]]:
+        """Return random prompts."""
+        generator = torch.Generator().manual_seed(batch)
+        size = (batch, self.prompt_tokens)
+        vocabulary = self.language.config.vocab_size
+        return torch.randint(3, vocabulary, size, generator=generator).tolist()
+
+
+def random_models(
+    settings: dict, device: str = "cpu", dtype: torch.dtype = torch.float32, family: str = "qwen3"
+) -> Models:
+    """Return models of a family with random weights; `settings`: of their configuration."""
+
+    def language_model(seed: int) -> PreTrainedModel:
+        config_class, model_class, _ = FAMILIES[family]
+        without_end = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": 0}
+        config = config_class(**settings, **without_end, dtype=dtype)
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            model = model_class(config).eval().to(dtype)
+        model.generation_config.eos_token_id = None
+        return model
+
+    value = ValueModel.from_backbone(language_model(1))
+    generator = torch.Generator(device).manual_seed(0)
+    torch.nn.init.normal_(value.head.weight, generator=generator, std=0.1)
+    words = {f"w{i}": i for i in range(settings["vocab_size"])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")))
+    return Models(language_model(0), value.eval(), tokenizer)
+
+
+def plain_run(models: Models, batch: int, tokens: int, candidates: int = CANDIDATES) -> Run:
+    """Return a run of transformers' own `model.generate`."""
+    ids = torch.tensor(models.prompts(batch), device=models.device)
+    mask, language = torch.ones_like(ids), models.language
+    return lambda seed: language.generate(
+        ids, attention_mask=mask, do_sample=True, top_k=candidates, max_new_tokens=tokens
+    )
+
+
+def sia_run(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:
+    """Return a run of `sia.generate`."""
+    prompts = models.prompts(batch)
+    options = {"max_new_tokens": tokens, "batch_size": batch, "progress": False}
+    return lambda seed: generate(
+        models.language, models.tokenizer, prompts, steering, seed=seed, **options
+    )
+
+
+def published_run(models: Models, tokens: int, gate: RandomGate) -> Run:
+    """Return a run with the cost structure of the paper's published code, for one prompt."""
+    eager = copy.deepcopy(models.language)
+    eager.set_attn_implementation("eager")
+    prompt = models.prompts(1)[0]
+    return lambda seed: published_loop(
+        eager, models.value, prompt, gate, 1.0, CANDIDATES, tokens, seed
+    )
+
+
+def transformers_run(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:
+    """Return a run of `model.generate` with `steered_generate`."""
+    ids = torch.tensor(models.prompts(batch), device=models.device)
+    mask, language = torch.ones_like(ids), models.language
+    options = {"custom_generate": steered_generate, "steering": steering}
+    return lambda seed: language.generate(
+        ids, attention_mask=mask, seed=seed, do_sample=True, max_new_tokens=tokens, **options
+    )
