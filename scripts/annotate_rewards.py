@@ -25,7 +25,7 @@ from benchmarks.runtime.files import write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.examples import EXAMPLE_SETS, Example, load_examples
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
-from benchmarks.subjects.lab.models import trajectory_rewards
+from benchmarks.subjects.scoring import trajectory_rewards
 from sia import RewardScorer
 
 LONGEST_HELP = "tokens; longer examples are left out, and counted (default: 2048)"

@@ -17,7 +17,7 @@ from benchmarks.spec.cells import Cell, Shard
 from benchmarks.spec.methods import ARGS, REWARD, method_of_scorer
 from benchmarks.spec.model_kinds import BASE
 from benchmarks.subjects.base import Subject
-from benchmarks.subjects.lab.models import sequence_log_likelihoods, trajectory_rewards
+from benchmarks.subjects.scoring import sequence_log_likelihoods, trajectory_rewards
 from sia import Generation, Steering, chunk_beam_search
 from sia.signals import Attention
 

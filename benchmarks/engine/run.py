@@ -21,7 +21,7 @@ from benchmarks.spec.profile import Hardware, Profile
 from benchmarks.subjects import subject_class
 from benchmarks.subjects.lab.quality import model_quality
 from benchmarks.subjects.lab.replicate import Replicate
-from benchmarks.subjects.lab.train import build, missing
+from benchmarks.subjects.lab.train import build, pending_tasks
 
 
 class MeasuredFigure(Protocol):
@@ -137,7 +137,9 @@ def measure_rows(
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
     with workers_for(profile_here, options.executor) as workers:
         sweep = Sweep(profile_here, workers, since)
-        training = sum(task.work for stage in missing(models) for task in stage) if models else 0.0
+        training = (
+            sum(task.work for stage in pending_tasks(models) for task in stage) if models else 0.0
+        )
         with workers.progress(training + sweep.work(needs)):
             if models:
                 build(models, workers)

@@ -18,7 +18,7 @@ from benchmarks.spec.cells import Shard
 from benchmarks.spec.methods import REWARD
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.subjects.base import Subject
-from benchmarks.subjects.lab.replicate import Replicate, ended
+from benchmarks.subjects.lab.replicate import Replicate, with_eos
 from sia import Generation
 from sia._inputs import pad_right
 from sia.scorers.base import Scorer
@@ -140,7 +140,7 @@ def _rollout_rewards(
     rollouts = replicate.respond(model, [prefixes[i] for i in going], 1000 + seed)
     whole = list(prefixes)
     for i, rollout in zip(going, rollouts, strict=True):
-        whole[i] = [*prefixes[i], *ended(rollout)]
+        whole[i] = [*prefixes[i], *with_eos(rollout)]
     rewards = replicate.rewards(REWARD, reward_model(replicate, REWARD), whole)
     return replicate.profile.training.reward_scale * rewards
 

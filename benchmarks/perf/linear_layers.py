@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.perf.timing import Run, in_turns
 from benchmarks.runtime.workers import threads
 from benchmarks.spec.profile import load_profile
-from benchmarks.subjects.lab.linear import by_onednn
+from benchmarks.subjects.lab.linear import use_onednn
 
 ROUNDS, CALLS = 15, 20
 # positions of a step that scores ten candidates of 400 responses, and their newest tokens
@@ -30,7 +30,7 @@ def main() -> None:
     hidden, inner = size.hidden_size, size.feed_forward
     for inputs, outputs in ((hidden, hidden), (hidden, inner), (inner, hidden)):
         mkl = nn.Linear(inputs, outputs, bias=False)
-        layers = {"MKL": mkl, "oneDNN": by_onednn(copy.deepcopy(mkl))}
+        layers = {"MKL": mkl, "oneDNN": use_onednn(copy.deepcopy(mkl))}
         x = torch.randn(ROWS, inputs, generator=generator)
         for learning in (False, True):
             runs = {name: calls_of(layer, x, learning) for name, layer in layers.items()}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # MODELS decide a trained model, ROWS a measured row; what only reports or draws is not in them
 MODELS = (
     "sia/**/*.py",
-    "benchmarks/subjects/base.py",
+    "benchmarks/subjects/*.py",
     "benchmarks/subjects/lab/*.py",
     "benchmarks/subjects/lab/*.toml",
 )

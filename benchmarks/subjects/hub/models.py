@@ -25,7 +25,7 @@ from benchmarks.spec.methods import ARGS, EVALUATION_REWARD, REWARD, ROLLOUT, me
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
-from benchmarks.subjects.lab.models import trajectory_rewards
+from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, RolloutScorer, ValueModel
 from sia._inputs import eos_token_ids
 from sia.scorers.base import Scorer

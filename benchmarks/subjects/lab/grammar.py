@@ -1,7 +1,8 @@
 """Sentence templates that can be filled and, the other way round, recognised.
 
-A template is a string of words with slots, "{order} {verb} the {?adjective} {object} .": the world writes with it and the
-judge reads with it, so both know exactly the same sentences. Text is lower case with spaces around every mark.
+A template is a string of words with slots, "{order} {verb} the {?adjective} {object} .": the world
+writes with it and the judge reads with it, so both know exactly the same sentences. Text is lower
+case with spaces around every mark.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ SLOT = re.compile(r"\{(\??)(\w+)\}")
 
 @dataclass(frozen=True)
 class Sentence:
-    """A recognised sentence: its kind, and what stands in the slots that carry meaning."""
+    """Recognised sentence: its kind, and the content of the slots that carry meaning."""
 
     kind: str
     fields: dict[str, str]
 
 
 class Grammar:
-    """Templates by kind, and for each slot its alternatives with their weights.
+    """Sentences that can be written and recognised.
 
-    `meaning` names the slots whose content is reported by `parse`; the others are decoration.
-    `optional` is the probability that an optional slot is filled.
+    Args:
+        templates: Templates by kind of sentence.
+        slots: Weight of each alternative, by slot.
+        meaning: Slots whose content `parse` reports; the others are decoration.
+        optional: Probability that an optional slot is filled.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Grammar:
         meaning: frozenset[str],
         optional: float,
     ) -> None:
+        """Compile the templates."""
         self.templates = templates
         self.slots = slots
         self.optional = optional
@@ -43,13 +48,13 @@ class Grammar:
         self._weights = {name: list(weights.values()) for name, weights in slots.items()}
         self._patterns = [
             (kind, self._pattern(template, meaning))
-            for kind, many in templates.items()
-            for template in many
+            for kind, of_kind in templates.items()
+            for template in of_kind
         ]
         self.parse = lru_cache(maxsize=200_000)(self._parse)
 
     def fill(self, template: str, rng: random.Random, **fields: str) -> str:
-        """A sentence of `template`; slots not given in `fields` are drawn by weight."""
+        """Return a sentence of `template`; slots not given in `fields` are drawn by weight."""
 
         def draw(match: re.Match[str]) -> str:
             optional, name = match.groups()
@@ -62,12 +67,14 @@ class Grammar:
         return " ".join(SLOT.sub(draw, template).split())
 
     def write(self, kind: str, rng: random.Random, **fields: str) -> str:
-        """A sentence of this kind."""
+        """Return a sentence of this kind."""
         return self.fill(rng.choice(self.templates[kind]), rng, **fields)
 
     def words(self) -> set[str]:
-        """Every word that a sentence can contain."""
-        texts = [SLOT.sub("", template) for many in self.templates.values() for template in many]
+        """Return every word that a sentence can contain."""
+        texts = [
+            SLOT.sub("", template) for of_kind in self.templates.values() for template in of_kind
+        ]
         texts += [alternative for weights in self.slots.values() for alternative in weights]
         return {word for text in texts for word in text.split()}
 
@@ -89,8 +96,6 @@ class Grammar:
         for kind, pattern in self._patterns:
             match = pattern.fullmatch(text + " ")
             if match is not None:
-                return Sentence(
-                    kind,
-                    {name: value.strip() for name, value in match.groupdict().items() if value},
-                )
+                fields = {name: text.strip() for name, text in match.groupdict().items() if text}
+                return Sentence(kind, fields)
         return None

@@ -1,5 +1,8 @@
-"""The lab models' matrix products by oneDNN, which uses the whole vector width of a processor; MKL, which torch takes for float32, stops
-at half of it on AMD's. The same but for the order of summation; `scripts/time_linear_layers.py` times both."""
+"""Matrix products of the lab's models by oneDNN, which uses the whole vector width of a processor.
+
+MKL, which torch takes for float32, stops at half of it on AMD's. Both differ in the order of
+summation alone; `benchmarks/perf/linear_layers.py` times them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from torch.autograd.function import once_differentiable
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def by_onednn(model: Module) -> Module:
-    """Has the linear layers of a model compute by oneDNN, where torch was built with it; in place, and returned."""
+def use_onednn(model: Module) -> Module:
+    """Let a model's linear layers compute by oneDNN, if torch has it; return the same model."""
     if torch.backends.mkldnn.is_available():
         for module in model.modules():
             if type(module) is nn.Linear:
@@ -23,9 +26,10 @@ def by_onednn(model: Module) -> Module:
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer for float32 on a processor. Whatever else it meets it leaves to torch."""
+    """Linear layer for float32 on a processor; it leaves all other inputs to torch."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the product, and keep what its gradient needs."""
         if (
             not input.numel()
             or input.dtype != torch.float32
@@ -39,7 +43,7 @@ class OneDnnLinear(nn.Linear):
 
 
 class _Linear(Function):
-    """y = x·Wᵀ + b, its gradients by the same products. x `(…, in)`, W `(out, in)`."""
+    """Product y = x·Wᵀ + b with gradients by the same operator; x `(…, in)`, W `(out, in)`."""
 
     @staticmethod
     def forward(context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,5 +64,5 @@ class _Linear(Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x·Wᵀ + b by the operator to which torch's own compiler lowers linear layers; it has no derivative."""
+    """Return x·Wᵀ + b by the operator of torch's own compiler, which has no derivative."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -1,10 +1,11 @@
-"""How good the lab's models are, on prompts that none of them was trained on: the table models.csv."""
+"""Quality of the lab's models on prompts that none was trained on: the table models.csv."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -13,156 +14,161 @@ import torch
 from benchmarks.runtime import workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
 from benchmarks.spec.model_kinds import ModelKind
-from benchmarks.spec.profile import Profile
-from benchmarks.subjects.lab import models
-from benchmarks.subjects.lab.replicate import (
-    SHARED,
-    Replicate,
-    ended,
-)
+from benchmarks.spec.profile import LabProfile
+from benchmarks.subjects.lab.replicate import Replicate, with_eos
 from benchmarks.subjects.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.subjects.lab.train import stages
+from benchmarks.subjects.lab.training import heldout_loss
+from benchmarks.subjects.scoring import (
+    batches_by_length,
+    positions_at_once,
+    sequence_log_likelihoods,
+)
 from sia import ValueModel
 from sia._inputs import pad_right
 from sia.training import distillation_loss
 
-FRACTIONS = (0.1, 0.5, 1.0)
-WORK = 40  # seconds of one core, about; for the progress bar alone
+FRACTIONS = (0.1, 0.5, 1.0)  # of a response, where values are compared with the judge
+WORK = 40  # estimated seconds of one core
+Metrics = Iterator[tuple[str, float, int]]  # name, estimate, number of observations
 
 
 def model_quality(
-    profile: Profile, replicates: Sequence[int], workers: workers.Workers
+    profile: LabProfile, replicates: Sequence[int], workers: workers.Workers
 ) -> pd.DataFrame:
-    """Columns replicate, family, model, metric, estimate, n. Nats for losses; correlations are Pearson's, with the judge."""
+    """Return the quality of all models.
+
+    Losses are in nats; correlations are Pearson's, with the judge.
+
+    Returns:
+        Columns replicate, family, model, metric, estimate, n.
+    """
     tasks = [Replicate(profile, index) for index in replicates]
-    found = workers.run(measure_replicate, tasks, description="quality of the models")
-    records = [record for records in found for record in records]
-    return (
-        pd.DataFrame.from_records(records)
-        .sort_values(["replicate", "family", "model", "metric"])
-        .round({"estimate": 4})
-    )
+    by_replicate = workers.run(measure_replicate, tasks, description="quality of the models")
+    records = [record for records in by_replicate for record in records]
+    frame = pd.DataFrame.from_records(records)
+    return frame.sort_values(["replicate", "family", "model", "metric"]).round({"estimate": 4})
 
 
 def measure_replicate(replicate: Replicate) -> list[dict]:
-    prompts = replicate.prompts["heldout"]
-    ids = encode_prompts(replicate.tokenizer, prompts)
-    records: list[dict] = []
-
-    def note(family: str, model: str, metric: str, estimate: float, n: int) -> None:
-        common = {"replicate": replicate.index, "family": family, "model": model}
-        records.append(common | {"metric": metric, "estimate": float(estimate), "n": n})
-
-    made = [(kind, family) for stage in stages(replicate.profile) for kind, family in stage]
-    responses: dict[
-        tuple[str, str], tuple[list[list[int]], np.ndarray]
-    ] = {}  # (kind, family) → two of each prompt, judge scores
-    for kind, family in made:
-        parts = ModelKind.parse(kind)
-        if parts.name not in ("base", "instruct", "instruct-reward"):
+    """Return the records of one replicate's models."""
+    heldout, records = _Heldout(replicate), []
+    for label, family in (model for stage in stages(replicate.profile) for model in stage):
+        kind = ModelKind.parse(label)
+        if kind.name in ("base", "instruct", "instruct-reward"):
+            metrics = heldout.language_model(kind, family)
+        elif label in (REWARD, EVALUATION_REWARD):
+            metrics = heldout.reward_model(label)
+        elif label == str(AUTOREGRESSIVE):
+            metrics = heldout.autoregressive_reward(label, family)
+        elif kind.name == "value":
+            metrics = heldout.value_model(kind, family)
+        else:
             continue
-        rng, writer = (
-            random.Random(f"heldout responses {replicate.index}"),
-            replicate.other_world(parts.world),
-        )
-        documents = encode_responses(
-            replicate.tokenizer, [writer.response(prompt.item, rng) for prompt in prompts]
-        )
-        model = replicate.language_model(kind, family)
-        tries = [replicate.respond(model, ids, seed=100 + sample) for sample in range(2)]
-        judged = np.concatenate([replicate.judge(prompts, many) for many in tries])
-        responses[kind, family] = [ended(response) for many in tries for response in many], judged
-        note(family, kind, "parameters", sum(p.numel() for p in model.parameters()), 1)
-        note(
-            family, kind, "loss on the corpus", models.heldout_loss(model, ids, documents), len(ids)
-        )
-        note(family, kind, "judge score", judged.mean(), len(judged))
-    bases = [responses["base", family] for family in replicate.profile.families]
-    pairs = [
-        ([*p, *a], [*p, *b])
-        for tokens, _ in bases
-        for p, a, b in zip(ids, tokens[: len(ids)], tokens[len(ids) :], strict=True)
-    ]
-    judged = np.concatenate([scores.reshape(2, -1) for _, scores in bases], axis=1)
-    differ = judged[0] != judged[1]
-    for kind in (REWARD, EVALUATION_REWARD):
+        labels = {"replicate": replicate.index, "family": family, "model": label}
+        records += [
+            labels | {"metric": metric, "estimate": float(estimate), "n": n}
+            for metric, estimate, n in metrics
+        ]
+    workers.report(WORK)
+    return records
+
+
+class _Heldout:
+    """Held-out prompts of a replicate, with two responses of each language model to each prompt."""
+
+    def __init__(self, replicate: Replicate) -> None:
+        self.replicate = replicate
+        self.prompts = replicate.prompts["heldout"]
+        self.ids = encode_prompts(replicate.tokenizer, self.prompts)
+        # by kind and family: two responses to each prompt, and the judge's scores
+        self.responses: dict[tuple[str, str], tuple[list[list[int]], np.ndarray]] = {}
+
+    def language_model(self, kind: ModelKind, family: str) -> Metrics:
+        replicate, prompts, ids = self.replicate, self.prompts, self.ids
+        rng = random.Random(f"heldout responses {replicate.index}")
+        writer = replicate.other_world(kind.world)
+        texts = [writer.response(prompt.item, rng) for prompt in prompts]
+        documents = encode_responses(replicate.tokenizer, texts)
+        model = replicate.language_model(str(kind), family)
+        samples = [replicate.respond(model, ids, seed=100 + sample) for sample in range(2)]
+        judged = np.concatenate([replicate.judge(prompts, responses) for responses in samples])
+        tokens = [with_eos(response) for responses in samples for response in responses]
+        self.responses[str(kind), family] = tokens, judged
+        yield "parameters", sum(p.numel() for p in model.parameters()), 1
+        yield "loss on the corpus", heldout_loss(model, ids, documents), len(ids)
+        yield "judge score", judged.mean(), len(judged)
+
+    @cached_property
+    def pairs(self) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
+        """First and second responses of all base models, and their scores `(2, pairs)`."""
+        first, second, scores = [], [], []
+        for family in self.replicate.profile.families:
+            tokens, judged = self.responses["base", family]
+            whole = [[*p, *r] for p, r in zip(self.ids * 2, tokens, strict=True)]
+            first += whole[: len(self.ids)]
+            second += whole[len(self.ids) :]
+            scores.append(judged.reshape(2, -1))
+        return first, second, np.concatenate(scores, axis=1)
+
+    def _accuracy(self, first: np.ndarray, second: np.ndarray) -> tuple[str, float, int]:
+        *_, judged = self.pairs
+        differ = judged[0] != judged[1]
+        agree = (first > second) == (judged[0] > judged[1])
+        return "pair accuracy", agree[differ].mean(), int(differ.sum())
+
+    def reward_model(self, kind: str) -> Metrics:
+        replicate, (first, second, judged) = self.replicate, self.pairs
         model = replicate.reward_model(kind)
-        rewards = np.stack(
-            [replicate.rewards(kind, model, [pair[side] for pair in pairs]) for side in range(2)]
-        )
-        agree = (rewards[0] > rewards[1]) == (judged[0] > judged[1])
+        rewards = np.stack([replicate.rewards(kind, model, side) for side in (first, second)])
         # expected loss over the noisy preferences that such models learn from
         preferred = 1 / (1 + np.exp(judged[1] - judged[0]))
         margin = (rewards[0] - rewards[1]) * replicate.scale(kind)["sd"]
         loss = preferred * np.logaddexp(0, -margin) + (1 - preferred) * np.logaddexp(0, margin)
-        note(SHARED, kind, "pair accuracy", agree[differ].mean(), int(differ.sum()))
-        note(
-            SHARED,
-            kind,
-            "correlation",
-            np.corrcoef(rewards.ravel(), judged.ravel())[0, 1],
-            judged.size,
+        yield self._accuracy(*rewards)
+        yield "correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size
+        yield "loss on noisy preferences", loss.mean(), loss.size
+
+    def autoregressive_reward(self, kind: str, family: str) -> Metrics:
+        first, second, _ = self.pairs
+        model = self.replicate.language_model(kind, family)
+        starts = [len(prompt) for prompt in self.ids] * len(self.replicate.profile.families)
+        yield self._accuracy(
+            *(sequence_log_likelihoods(model, side, starts) for side in (first, second))
         )
-        note(SHARED, kind, "loss on noisy preferences", loss.mean(), loss.size)
-    for kind, family in made:
-        parts = ModelKind.parse(kind)
-        if kind == str(AUTOREGRESSIVE):
-            model, starts = (
-                replicate.language_model(kind, family),
-                [len(p) for p in ids] * len(bases),
-            )
-            likelihoods = [
-                models.sequence_log_likelihoods(model, [pair[side] for pair in pairs], starts)
-                for side in range(2)
-            ]
-            agree = (likelihoods[0] > likelihoods[1]) == (judged[0] > judged[1])
-            note(family, kind, "pair accuracy", agree[differ].mean(), int(differ.sum()))
-        if parts.name != "value":
-            continue
-        tokens, scores = responses[f"base@{parts.world}" if parts.world else "base", family]
-        sequences = [[*p, *r] for p, r in zip(ids + ids, tokens, strict=True)]
+
+    def value_model(self, kind: ModelKind, family: str) -> Metrics:
+        replicate, prompts = self.replicate, self.ids * 2
+        tokens, scores = self.responses[str(ModelKind("base", world=kind.world)), family]
+        sequences = [[*p, *r] for p, r in zip(prompts, tokens, strict=True)]
         rewards = replicate.profile.training.reward_scale * replicate.rewards(
             REWARD, replicate.reward_model(REWARD), sequences
         )
-        values = token_values(replicate.value_model(kind, family), ids + ids, tokens)
-        note(
-            family,
-            kind,
-            f"loss ({parts.loss})",
-            heldout_value_loss(values, rewards, parts.loss),
-            len(values),
-        )
-        note(family, kind, "SD of the scaled rewards", rewards.std(), len(values))
+        values = token_values(replicate.value_model(str(kind), family), prompts, tokens)
+        yield f"loss ({kind.loss})", heldout_value_loss(values, rewards, kind.loss), len(values)
+        yield "SD of the scaled rewards", rewards.std(), len(values)
         for fraction in FRACTIONS:
             at = np.array([v[math.ceil(fraction * len(v)) - 1] for v in values])
-            note(
-                family,
-                kind,
-                f"correlation at {fraction:.0%}",
-                np.corrcoef(at, scores)[0, 1],
-                len(at),
-            )
-            note(family, kind, f"SD of the values at {fraction:.0%}", at.std(), len(at))
-    workers.report(WORK)
-    return records
+            yield f"correlation at {fraction:.0%}", np.corrcoef(at, scores)[0, 1], len(at)
+            yield f"SD of the values at {fraction:.0%}", at.std(), len(at)
 
 
 @torch.no_grad()
 def token_values(
     value_model: ValueModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> list[np.ndarray]:
-    """The values of each response's tokens."""
+    """Return the values of each response's tokens, `(tokens,)` each."""
     sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    found: list[np.ndarray] = [np.empty(0)] * len(sequences)
-    for batch in models.batches_by_length(
-        [len(sequence) for sequence in sequences], models.positions_at_once(value_model.device)
-    ):
+    lengths = [len(sequence) for sequence in sequences]
+    by_index: dict[int, np.ndarray] = {}
+    for batch in batches_by_length(lengths, positions_at_once(value_model.device)):
         input_ids, mask = pad_right([sequences[i] for i in batch])
         for i, values in zip(batch, value_model(input_ids, mask), strict=True):
-            found[i] = values[len(prompts[i]) : len(sequences[i])].numpy()
-    return found
+            by_index[i] = values[len(prompts[i]) : lengths[i]].numpy()
+    return [by_index[i] for i in range(len(sequences))]
 
 
 def heldout_value_loss(values: Sequence[np.ndarray], rewards: np.ndarray, loss: str) -> float:
+    """Return the distillation loss of token values for responses with these rewards."""
     padded, mask = pad_right([v.tolist() for v in values])
     return distillation_loss(padded, mask, torch.tensor(rewards, dtype=torch.float32), loss).item()

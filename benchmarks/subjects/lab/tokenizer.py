@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.subjects.lab.world import Prompt
+from benchmarks.subjects.lab.items import Prompt
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
 PAD, BOS, EOS = range(3)
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + ' ' }}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<' + message['role'] + '> ' + message['content'] + ' ' }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per word; ids follow the order of `words` after the special tokens."""
+    """Return a tokenizer with one token per word, numbered as in `words` after special tokens."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -40,12 +41,12 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]
 ) -> list[list[int]]:
-    """Token ids of each prompt as a user turn and an open assistant turn."""
+    """Return the token ids of each prompt as a user turn and an open assistant turn."""
     chats = [[{"role": "user", "content": prompt.text}] for prompt in prompts]
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     return tokenizer(texts, add_special_tokens=False).input_ids
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each finished response, the end included."""
+    """Return the token ids of each finished response, the end included."""
     return [[*ids, EOS] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]

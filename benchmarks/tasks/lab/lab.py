@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from benchmarks.spec.profile import load_profile
+from benchmarks.subjects.lab.items import Prompt
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.replicate import Replicate
-from benchmarks.subjects.lab.world import Prompt
 
 
 @cache

@@ -25,7 +25,7 @@ from benchmarks.spec.methods import ARGS
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.quality import token_values
-from benchmarks.subjects.lab.replicate import Replicate, ended
+from benchmarks.subjects.lab.replicate import Replicate, with_eos
 from sia import (
     Attention,
     AttentionGate,
@@ -67,7 +67,7 @@ class Lab:
         return prompts
 
     def conversations(self, prompts, responses, kind):
-        return [[*p, *ended(r)] for p, r in zip(prompts, responses, strict=True)]
+        return [[*p, *with_eos(r)] for p, r in zip(prompts, responses, strict=True)]
 
     def scale(self, kind):
         return {"mean": 0.0, "sd": 4.0}

@@ -7,11 +7,14 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
+from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import load_profile
+from benchmarks.subjects.lab.items import parse_steps
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.replicate import Replicate
 from benchmarks.subjects.lab.tokenizer import EOS, build_tokenizer, encode_prompts, encode_responses
-from benchmarks.subjects.lab.world import OBJECTIVES, World, WorldConfig, corrupt, parse_steps
+from benchmarks.subjects.lab.world import World, WorldConfig
+from benchmarks.subjects.lab.writer import corrupt
 
 WORLD = World(WorldConfig(seed=0))
 ITEMS = {item.topic: item for item in WORLD.items}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.spec.profile import ModelSize
-from benchmarks.subjects.lab import models
-from benchmarks.subjects.lab.linear import OneDnnLinear, by_onednn
+from benchmarks.subjects.lab import models, training
+from benchmarks.subjects.lab.linear import OneDnnLinear, use_onednn
 from sia import ValueModel
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ def pair(inputs: int, outputs: int, bias: bool) -> tuple[nn.Linear, nn.Linear]:
     with torch.random.fork_rng():
         torch.manual_seed(inputs + outputs)
         plain = nn.Linear(inputs, outputs, bias=bias)
-    return plain, by_onednn(copy.deepcopy(plain))
+    return plain, use_onednn(copy.deepcopy(plain))
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_every_lab_model_computes_by_onednn_and_learns_the_same(family):
         assert len(layers) >= 7 * SIZE.layers
         assert all(type(layer) is OneDnnLinear for layer in layers)
     sequences = [[3 + (i * j) % 47 for j in range(1, 12)] for i in range(1, 9)]
-    losses = [models.next_token_loss(one, sequences, [0] * 8) for one in (model, plain)]
+    losses = [training.next_token_loss(one, sequences, [0] * 8) for one in (model, plain)]
     torch.testing.assert_close(*losses)
     for loss in losses:
         loss.backward()
