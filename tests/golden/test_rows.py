@@ -17,10 +17,10 @@ from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, REWARD, ROLLOUT
 from benchmarks.spec.model_kinds import INSTRUCT, value_kind
 from benchmarks.spec.profile import OtherWorld, load_profile
+from benchmarks.subjects.lab.items import Prompt
+from benchmarks.subjects.lab.recipes import preferences
 from benchmarks.subjects.lab.replicate import SHARED, Replicate
 from benchmarks.subjects.lab.tokenizer import EOS
-from benchmarks.subjects.lab.train import preferences
-from benchmarks.subjects.lab.world import Prompt
 from tests.golden import models
 from tests.golden.models import TOLERANCE
 

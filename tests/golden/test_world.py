@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.subjects.lab.items import Item
 from benchmarks.subjects.lab.judge import judge
-from benchmarks.subjects.lab.world import Item, World, WorldConfig
+from benchmarks.subjects.lab.world import World, WorldConfig
 
 USUAL = {
     "harmful": ["refusal", "reason", "alternative", "temptation", "step"],

@@ -92,7 +92,7 @@ def train_reward(replicate: Replicate, kind: ModelKind, family: str) -> PreTrain
     """
     families = replicate.profile.families
     start, parity = (families[0], 0) if str(kind) == REWARD else (families[-1], 1)
-    chosen, rejected, _ = _preferences(replicate, str(kind), parity)
+    chosen, rejected, _ = preferences(replicate, str(kind), parity)
     model = new_reward_model(replicate.language_model("base", start), start)
     seed = replicate.seed(str(kind))
     train_reward_model(model, chosen, rejected, _pair_optimisation(replicate, kind, seed))
@@ -101,7 +101,7 @@ def train_reward(replicate: Replicate, kind: ModelKind, family: str) -> PreTrain
 
 def train_autoregressive(replicate: Replicate, kind: ModelKind, family: str) -> PreTrainedModel:
     """Train the base model on the reward model's preferences: GenARM's reward model."""
-    chosen, rejected, starts = _preferences(replicate, REWARD, 0)
+    chosen, rejected, starts = preferences(replicate, REWARD, 0)
     model = replicate.language_model("base", family)
     scale = replicate.profile.training.autoregressive_scale
     optimisation = _pair_optimisation(replicate, kind, replicate.seed(str(kind), family))
@@ -166,7 +166,7 @@ def sample_sequences(replicate: Replicate, samples: pd.DataFrame) -> list[list[i
     return [[*prompts[i], *ids] for i, ids in pairs]
 
 
-def _preferences(
+def preferences(
     replicate: Replicate, kind: str, parity: int
 ) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Draw preferences between the two responses to each prompt of a parity, of all families.
