@@ -45,9 +45,9 @@ class BestOfN(Figure):
         family, sweep = profile.families[0], profile.sweep
         base = methods.base(replicate, family)
         loss = profile.losses[0]
-        steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [
-            methods.dense(replicate, family, loss)
-        ]
+        steered = [
+            methods.steered(replicate, family, loss, ratio=r) for r in sweep.reduced_ratios
+        ] + [methods.dense(replicate, family, loss)]
         return FigureCells(
             [
                 methods.searched(cell, sweep.responses)
@@ -103,7 +103,7 @@ class BestOfN(Figure):
         lines = [("base", 0.0, {}), ("instruct", 0.0, {})]
         lines += [
             ("sia", ratio, {"linestyle": line})
-            for ratio, line in zip(profile.sweep.few, ("-", "--", ":"), strict=False)
+            for ratio, line in zip(profile.sweep.reduced_ratios, ("-", "--", ":"), strict=False)
         ]
         lines.append(("dense", 1.0, {}))
         figure, axes = style.grid(2, len(columns), 2.1, 2.0)

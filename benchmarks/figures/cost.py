@@ -89,7 +89,7 @@ class Cost(Figure):
             if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
         ]
         table = estimates.summarize(found, metrics, profile)
-        ratios, smallest = [], min(profile.sweep.claimed)
+        ratios, smallest = [], min(profile.sweep.main_ratios)
         for family in profile.families:
             of_family = estimates.select(found, family=family)
             base = estimates.the(of_family, method="base", search="")
@@ -185,7 +185,7 @@ class Cost(Figure):
                     if (
                         method == "sia"
                         and not hollow
-                        and row.target_ratio <= max(profile.sweep.few)
+                        and row.target_ratio <= max(profile.sweep.reduced_ratios)
                     ):
                         axis.annotate(
                             f"{row.target_ratio:.0%}",
@@ -217,7 +217,7 @@ class Cost(Figure):
             usual = methods.values(profile)[0]
             lines = [
                 ("base", "", 0.0),
-                ("sia", usual, min(profile.sweep.claimed)),
+                ("sia", usual, min(profile.sweep.main_ratios)),
                 ("dense", usual, 1.0),
             ]
             for method, value_model, ratio in lines:
@@ -245,7 +245,7 @@ class Cost(Figure):
             f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
             f"replicate). Time: {profile.worker}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
             f"turns, bootstrap over rounds. "
-            f"Against length: base, SIA at {min(profile.sweep.claimed):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
+            f"Against length: base, SIA at {min(profile.sweep.main_ratios):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
             f"length without intervals. {style.measured(scores, profile)}"
         )
         return style.finish(
@@ -263,7 +263,7 @@ def timed(profile: Profile, replicate: int) -> list[CellRequest]:
     """What is timed, of the first family: tuned cells as they were settled."""
     family, sweep = profile.families[0], profile.sweep
     loss = profile.losses[0]
-    steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.few] + [
+    steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.reduced_ratios] + [
         methods.dense(replicate, family, loss)
     ]
     return [*methods.baselines(profile, replicate, family), *steered]

@@ -45,7 +45,7 @@ class Entropy(Figure):
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         loss = profile.losses[0]
         steered = [
-            methods.steered(replicate, family, loss, ratio=min(profile.sweep.few))
+            methods.steered(replicate, family, loss, ratio=min(profile.sweep.reduced_ratios))
             for family in profile.families
         ]
         steered += [methods.dense(replicate, family, loss) for family in profile.families]
@@ -175,7 +175,7 @@ class Entropy(Figure):
         shifted there and at SIA's junctions, the most frequent shifts."""
         from benchmarks.figures import style
 
-        target = min(profile.sweep.few)
+        target = min(profile.sweep.reduced_ratios)
         everywhere = table[(table["method"] == "dense") & (table["versus"] == "")]
         table = table[np.isclose(table["target_ratio"], target)]
         figure, axes = style.grid(2 * len(profile.families), 2, 3.6, 2.3)

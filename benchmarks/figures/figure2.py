@@ -86,7 +86,9 @@ class Figure2(Figure):
                         )
                         for e in static
                     ]
-                claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
+                claimed = [
+                    e for e in sparse if e.labels["target_ratio"] in profile.sweep.main_ratios
+                ]
                 differences.append(
                     estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
                 )

@@ -55,7 +55,7 @@ class Figure3(Figure):
             for size in KINDS.values():
                 values = value_kind(profile.losses[0], size)
                 wanted += methods.curve(
-                    profile, replicate, family, values, profile.sweep.claimed, model=model
+                    profile, replicate, family, values, profile.sweep.main_ratios, model=model
                 )
         return FigureCells(wanted)
 
@@ -81,7 +81,7 @@ class Figure3(Figure):
                 ]
                 differences += [estimates.difference(e, dense) for e in sparse]
                 claimed = estimates.mean_of(
-                    [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed],
+                    [e for e in sparse if e.labels["target_ratio"] in profile.sweep.main_ratios],
                     method="sia-claimed",
                 )
                 differences.append(estimates.difference(claimed, dense))
@@ -113,7 +113,7 @@ class Figure3(Figure):
         level, gains = part[part["versus"] == ""], part[part["versus"] == "base"]
         value_model = methods.values(profile)[0]
         figure, axes = style.grid(2, 3, 2.7, 2.3)
-        ratios = (*profile.sweep.claimed, 1.0)
+        ratios = (*profile.sweep.main_ratios, 1.0)
         for j, (name, suffix) in enumerate(SIZES.items()):
             of_model = level[level["model"] == f"base{suffix}"]
             style.horizontal(axes[0, j], "base", of_model[of_model["gate"] == "never"].iloc[0])

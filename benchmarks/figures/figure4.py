@@ -45,7 +45,7 @@ class Figure4(Figure):
                 wanted += [methods.dense(replicate, family, loss, beta=beta) for beta in others]
                 if sweep.tuning:
                     wanted += methods.curve(profile, replicate, family, loss, tuned=True)
-                floor = {"floor": sweep.floor, "ratios": sweep.claimed}
+                floor = {"floor": sweep.floor, "ratios": sweep.main_ratios}
                 wanted += methods.curve(profile, replicate, family, loss, **floor)
                 if sweep.tuning:
                     wanted += methods.curve(profile, replicate, family, loss, tuned=True, **floor)
@@ -68,7 +68,7 @@ class Figure4(Figure):
             if not sparse:
                 continue
             differences += [estimates.difference(sia, dense) for sia in sparse]
-            claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.claimed]
+            claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.main_ratios]
             differences.append(
                 estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
             )
@@ -359,7 +359,7 @@ def sparse_against_dense(
     without = {name: here & ~floor for name, here in strengths.items()}
     with_floor = {f"{name},\nfloor": here & floor for name, here in strengths.items()}
     settings = {name: here for name, here in (without | with_floor).items() if here.any()}
-    claimed = profile.sweep.claimed
+    claimed = profile.sweep.main_ratios
     shades = dict(
         zip((*profile.sweep.ratios, 1.0), _shades(len(profile.sweep.ratios) + 1), strict=True)
     )

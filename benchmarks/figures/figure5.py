@@ -32,7 +32,7 @@ class Figure5(Figure):
         steered = [
             methods.steered(replicate, family, loss, ratio=r)
             for family in profile.families
-            for r in profile.sweep.few
+            for r in profile.sweep.reduced_ratios
         ]
         return FigureCells(
             traces=[*(methods.base(replicate, family) for family in profile.families), *steered]
@@ -106,8 +106,12 @@ class Figure5(Figure):
 
         from benchmarks.figures import style
 
-        columns = [(target, method) for target in profile.sweep.few for method in POLICIES]
-        figure, axes = style.grid(len(profile.sweep.few), len(POLICIES), 3.6, 2.5, sharey=True)
+        columns = [
+            (target, method) for target in profile.sweep.reduced_ratios for method in POLICIES
+        ]
+        figure, axes = style.grid(
+            len(profile.sweep.reduced_ratios), len(POLICIES), 3.6, 2.5, sharey=True
+        )
         axes = axes.reshape(1, -1)
         labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
         shares = table[table["metric"] == "junction"]

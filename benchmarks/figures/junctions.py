@@ -29,7 +29,7 @@ class Junctions(Figure):
     own_section = False
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        family, ratios = profile.families[0], profile.sweep.few
+        family, ratios = profile.families[0], profile.sweep.reduced_ratios
         wanted = [methods.base(replicate, family)]
         for loss in profile.losses:
             wanted += methods.curve(profile, replicate, family, loss, ratios)

@@ -36,25 +36,31 @@ class Mechanism(Figure):
         for family in profile.families:
             wanted.append(methods.base(replicate, family))
             for loss in methods.VALUES:
-                wanted += methods.curve(profile, replicate, family, loss, sweep.claimed)
+                wanted += methods.curve(profile, replicate, family, loss, sweep.main_ratios)
                 wanted += methods.curve(
-                    profile, replicate, family, loss, sweep.claimed, floor=sweep.floor
+                    profile, replicate, family, loss, sweep.main_ratios, floor=sweep.floor
                 )
                 wanted += [
                     methods.steered(replicate, family, loss, gate="inverted-entropy", ratio=r)
-                    for r in sweep.claimed
+                    for r in sweep.main_ratios
                 ]
                 wanted += [
                     methods.steered(replicate, family, loss, gate="random", ratio=r)
-                    for r in sweep.claimed
+                    for r in sweep.main_ratios
                 ]
         for loss in methods.VALUES:
             for floor in (0.0, sweep.floor):
                 wanted += methods.curve(
-                    profile, replicate, first, loss, sweep.few[:1], beta=strong, floor=floor
+                    profile,
+                    replicate,
+                    first,
+                    loss,
+                    sweep.reduced_ratios[:1],
+                    beta=strong,
+                    floor=floor,
                 )
             early = value_kind(loss, undertrained=True)
-            wanted += methods.curve(profile, replicate, first, early, sweep.claimed)
+            wanted += methods.curve(profile, replicate, first, early, sweep.main_ratios)
         for world in profile.worlds:
             model = ModelKind("base", world=world.name)
             wanted.append(methods.base(replicate, first, model))
@@ -63,7 +69,7 @@ class Mechanism(Figure):
                 wanted += [
                     methods.steered(replicate, first, values, gate=gate, ratio=ratio, model=model)
                     for gate in ("entropy", "random")
-                    for ratio in sweep.few
+                    for ratio in sweep.reduced_ratios
                 ]
                 wanted.append(methods.dense(replicate, first, values, model=model))
         return FigureCells(wanted)
@@ -95,9 +101,9 @@ class Mechanism(Figure):
                 ]
             if labels["method"] == "dense":
                 claimed = estimates.select(
-                    found, **setting, method="sia", target_ratio=profile.sweep.claimed
+                    found, **setting, method="sia", target_ratio=profile.sweep.main_ratios
                 )
-                if len(claimed) == len(profile.sweep.claimed):
+                if len(claimed) == len(profile.sweep.main_ratios):
                     differences.append(
                         estimates.difference(
                             estimates.mean_of(claimed, method="sia-claimed"), entry
@@ -119,7 +125,7 @@ class Mechanism(Figure):
         """Differences that isolate one cause each, all objectives: a panel for each question."""
         from benchmarks.figures import style
 
-        family, few, sweep = profile.families[0], profile.sweep.few, profile.sweep
+        family, few, sweep = profile.families[0], profile.sweep.reduced_ratios, profile.sweep
         part = table[(table["objective"] == "all") & (table["versus"] != "")]
         judge, content = part[part["metric"] == "judge"], part[part["metric"] == "content"]
         figure, places = style.grid(3, 2, 3.8, 2.2)
@@ -224,7 +230,7 @@ class Mechanism(Figure):
             f"What changes when one thing changes, in judge points (without fluency: of content alone); β = 1, all "
             f"objectives, paired differences. First three: both families; floor: candidates need a "
             f"base probability of {sweep.floor} on steered steps. Others ({style.FAMILIES[family]}): early values have seen "
-            f"{profile.training.early:.0%} of the samples once; in other worlds base and values learn from other corpora. "
+            f"{profile.training.undertrained_fraction:.0%} of the samples once; in other worlds base and values learn from other corpora. "
             f"{style.measured(table, profile)}"
         )
         return style.finish(figure, names, caption, folder, "mechanism", stale=stale)

@@ -59,12 +59,14 @@ class Table1(Figure):
             for loss in profile.losses:
                 for tuned in (False, True) if sweep.tuning else (False,):
                     wanted += methods.curve(
-                        profile, replicate, family, loss, sweep.few, tuned=tuned
+                        profile, replicate, family, loss, sweep.reduced_ratios, tuned=tuned
                     )
             if profile.has(REWARD):
                 wanted.append(
                     methods.searched(
-                        methods.steered(replicate, family, profile.losses[0], ratio=min(sweep.few)),
+                        methods.steered(
+                            replicate, family, profile.losses[0], ratio=min(sweep.reduced_ratios)
+                        ),
                         sweep.beams,
                     )
                 )

@@ -34,7 +34,10 @@ class Theory(Figure):
         for family in profile.families:
             wanted += [
                 methods.base(replicate, family),
-                *(methods.steered(replicate, family, "token", ratio=r) for r in profile.sweep.few),
+                *(
+                    methods.steered(replicate, family, "token", ratio=r)
+                    for r in profile.sweep.reduced_ratios
+                ),
             ]
             wanted.append(methods.dense(replicate, family, "token"))
         return FigureCells(cells=wanted, traces=wanted)
@@ -61,7 +64,7 @@ class Theory(Figure):
                     *(f"{n}_{loss}" for n in ("divergence", "range") for loss in LOSSES),
                 ]
                 opens = {}
-                for ratio in profile.sweep.few:  # what the gate of SIA would do here
+                for ratio in profile.sweep.reduced_ratios:  # what the gate of SIA would do here
                     sparse = results.resolve(
                         methods.steered(replicate, cell.family, "token", ratio=ratio)
                     )
@@ -158,7 +161,7 @@ class Theory(Figure):
             "base": style.COLOURS["base"],
             "dense": style.COLOURS["dense"],
         }
-        few = profile.sweep.few
+        few = profile.sweep.reduced_ratios
         for axis, metric, title in (
             (axes[0, 2], "Σ KL(π‖π*) over unsteered steps, per response", "lab: Theorem 2.2's sum"),
             (
@@ -429,7 +432,7 @@ def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Prof
         "objective": "all",
     }
     common["n"] = common["replicates"] * len(OBJECTIVES) * profile.evaluation.prompts_per_objective
-    for ratio in profile.sweep.few:
+    for ratio in profile.sweep.reduced_ratios:
         opens = f"opens_{ratio:g}"
         for method, target in (("sia", ratio), ("base", 0.0), ("dense", 1.0)):
             part = tokens[(tokens["method"] == method) & np.isclose(tokens["target_ratio"], target)]

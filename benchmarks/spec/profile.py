@@ -64,10 +64,10 @@ class Training:
         sampled_prompts: Prompts that each family's base answers twice. Half of them serve the
             reward model, half the evaluation reward model, all of them the value models.
         reward_scale: Standard deviation of the rewards that value models learn from.
-        favourites: Share of the samples, the best ones, that instruct models are trained on.
+        best_fraction: Share of the samples, the best ones, that instruct models are trained on.
         autoregressive_scale: Factor of the log-likelihoods in the preference loss of
             autoregressive reward models.
-        early: Share of the samples that under-trained value models see, once.
+        undertrained_fraction: Share of the samples that under-trained value models see, once.
         world_documents: Documents of another world's corpus that the base goes on to learn.
         world_prompts: Prompts that it answers there for its value models.
         heldout_prompts: Prompts for the quality of the models.
@@ -81,10 +81,10 @@ class Training:
     reward_epochs: Count
     value_epochs: Count
     reward_scale: Positive
-    favourites: Share
+    best_fraction: Share
     instruct_epochs: Count
     autoregressive_scale: Positive
-    early: Share
+    undertrained_fraction: Share
     world_documents: Count
     world_prompts: Count
     heldout_prompts: Count
@@ -126,8 +126,8 @@ class Sweep:
 
     Attributes:
         ratios: Shares of tokens to steer, besides all of them.
-        claimed: Those of `ratios` that stand for the paper's 20% to 80%.
-        few: Those of `ratios` that are combined with searches and other models.
+        main_ratios: Those of `ratios` that stand for the paper's 20% to 80%.
+        reduced_ratios: Those of `ratios` that are combined with searches and other models.
         betas: β of the whole grid.
         tuning: Those of `betas` among which validation prompts choose; none: β is 1 everywhere.
         thresholds: τ of the entropy gate, in nats.
@@ -143,8 +143,8 @@ class Sweep:
     """
 
     ratios: tuple[Fraction, ...]
-    claimed: tuple[float, ...]
-    few: tuple[float, ...]
+    main_ratios: tuple[float, ...]
+    reduced_ratios: tuple[float, ...]
     betas: tuple[Positive, ...]
     tuning: tuple[float, ...]
     thresholds: tuple[NonNegative, ...]
@@ -160,7 +160,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Check keys against each other."""
-        for name in ("claimed", "few"):
+        for name in ("main_ratios", "reduced_ratios"):
             some = getattr(self, name)
             contained = bool(some) and set(some) <= set(self.ratios)
             _require(contained, f"{name} must be some of ratios", some)
@@ -419,7 +419,7 @@ class HubProfile(Profile):
 def load_profile(name: str) -> Profile:
     """Read profiles/NAME.toml: a Hub profile if it has [models], else one of the lab.
 
-    A profile that is `like` another one differs from it in the keys that it names.
+    A profile that `extends` another one differs from it in the keys that it names.
 
     Raises:
         ValueError: For an unknown profile, with the list; for a file that is not TOML; for missing
@@ -446,9 +446,9 @@ def _read_toml(name: str) -> dict:
         values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"profile {name}.toml is not valid TOML: {error}") from None
-    if "like" not in values:
+    if "extends" not in values:
         return values
-    common = _read_toml(values.pop("like"))
+    common = _read_toml(values.pop("extends"))
     return common | {
         key: common.get(key, {}) | value if isinstance(value, dict) else value
         for key, value in values.items()

@@ -138,7 +138,7 @@ def save_prompts(folder: Path, count: int = 8) -> dict[str, Path]:
 
 
 PROFILE = """
-like = "qwen3-0.6b"
+extends = "qwen3-0.6b"
 families = ["{family}"]
 [models.base]
 id = "{base}"
@@ -165,8 +165,8 @@ prompts_per_objective = 5
 validation_prompts_per_objective = 3
 [sweep]
 ratios = [0.2, 0.5]
-claimed = [0.2, 0.5]
-few = [0.2]
+main_ratios = [0.2, 0.5]
+reduced_ratios = [0.2]
 betas = [1.0, 4.0, inf]
 thresholds = [1.0, 1.5]
 responses = 2

@@ -120,7 +120,7 @@ def train_instruct(replicate: Replicate, kind: ModelKind, family: str) -> PreTra
         )
     samples["objective"] = [prompts[i].item.objective for i in samples["prompt"]]
     scores = samples.groupby("objective")["score"]
-    threshold = scores.transform(lambda scores: scores.quantile(1 - settings.favourites))
+    threshold = scores.transform(lambda scores: scores.quantile(1 - settings.best_fraction))
     best = samples[samples["score"] >= threshold]
     model = replicate.language_model("base", family)
     train_language_model(
@@ -143,7 +143,9 @@ def train_value(replicate: Replicate, kind: ModelKind, family: str) -> ValueMode
     settings, seed = replicate.profile.training, replicate.seed(str(kind), family)
     samples = replicate.samples([family], f"samples@{kind.world}" if kind.world else "samples")
     if kind.undertrained:
-        samples = samples.sample(frac=settings.early, random_state=seed).reset_index(drop=True)
+        samples = samples.sample(
+            frac=settings.undertrained_fraction, random_state=seed
+        ).reset_index(drop=True)
     rewards = settings.reward_scale * replicate.rewards(
         REWARD, replicate.reward_model(REWARD), sample_sequences(replicate, samples)
     )

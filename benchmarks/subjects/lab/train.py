@@ -53,7 +53,7 @@ class Task:
         settings, kind = self.replicate.profile.training, ModelKind.parse(self.kind)
         samples = 2 * (settings.world_prompts if kind.world else settings.sampled_prompts)
         pairs = 2 * samples * len(self.replicate.profile.families) // 4 * settings.reward_epochs
-        best = samples * settings.favourites * settings.instruct_epochs
+        best = samples * settings.best_fraction * settings.instruct_epochs
         rows = {
             "base": settings.world_documents if kind.world else settings.documents,
             "samples": samples,
@@ -62,7 +62,8 @@ class Task:
             str(AUTOREGRESSIVE): pairs,
             "instruct": best,
             "instruct-reward": best,
-            "value": samples * (settings.early if kind.undertrained else settings.value_epochs),
+            "value": samples
+            * (settings.undertrained_fraction if kind.undertrained else settings.value_epochs),
         }
         return rows[kind.name] / recipes.ROWS_PER_SECOND * recipes.SLOWNESS[kind.size]
 

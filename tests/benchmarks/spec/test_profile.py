@@ -25,11 +25,15 @@ SMOKE = load_profile("smoke")
         ("documents = 6000", "documents = 0.5", " [training]: documents should be a valid integer"),
         ("0.2, 0.5]", "0.2, 1.0]", " [sweep]: ratios should be less than 1, got 1.0"),
         (
-            "claimed = [0.2, 0.5]",
-            "claimed = [0.2, 0.7]",
-            " [sweep]: claimed must be some of ratios, got (0.2, 0.7)",
+            "main_ratios = [0.2, 0.5]",
+            "main_ratios = [0.2, 0.7]",
+            " [sweep]: main_ratios must be some of ratios, got (0.2, 0.7)",
         ),
-        ("few = [0.2]", "few = []", " [sweep]: few must be some of ratios, got ()"),
+        (
+            "reduced_ratios = [0.2]",
+            "reduced_ratios = []",
+            " [sweep]: reduced_ratios must be some of ratios, got ()",
+        ),
         (
             "betas = [1.0, 4.0, inf]",
             "betas = [4.0]",
@@ -54,9 +58,9 @@ SMOKE = load_profile("smoke")
         ),
         ("level = 0.95", "level = 95", " [statistics]: level should be less than 1, got 95"),
         (
-            "favourites = 0.25",
-            "favourites = 1.25",
-            " [training]: favourites should be less than or equal to 1, got 1.25",
+            "best_fraction = 0.25",
+            "best_fraction = 1.25",
+            " [training]: best_fraction should be less than or equal to 1, got 1.25",
         ),
         (
             "value_epochs = 1",
