@@ -1,0 +1,1 @@
+"""Measurement: from a profile and requested cells to rows."""

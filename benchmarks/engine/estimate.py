@@ -39,7 +39,7 @@ H100 = Gpu("H100", 3.35e12, 989e12, 0.35, 0.02)
 
 
 def pass_seconds(billions: float, tokens: float, gpu: Gpu) -> float:
-    """Return the seconds of one pass over `tokens` of all rows; weights are read once, in 2 bytes."""
+    """Return the seconds of one pass over `tokens` of all rows; weights have 2 bytes each."""
     reading = 2e9 * billions / gpu.bandwidth
     multiplying = 2e9 * billions * tokens / gpu.speed
     return gpu.launch + max(reading, multiplying) / gpu.share

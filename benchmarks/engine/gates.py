@@ -22,10 +22,12 @@ class InvertedEntropyGate(EntropyGate):
     label = "lowest entropies"
 
     def opens(self, step: Step) -> Tensor:
+        """Return for each row whether the entropy is low, bool `(rows,)`."""
         return ~super().opens(step)
 
     @classmethod
     def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
+        """Return the gate that opens on the `ratio` of tokens with the lowest entropies."""
         return super().fit(generations, 1 - ratio, **settings)
 
 

@@ -27,11 +27,17 @@ from benchmarks.subjects.lab.train import build, pending_tasks
 class MeasuredFigure(Protocol):
     """What a run needs of a figure (see `benchmarks.figures.base.Figure`)."""
 
-    def cells(self, profile: Profile, replicate: int) -> FigureCells: ...
+    def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return what the figure needs of a replicate."""
+        ...
 
-    def collect(self, profile: Profile, replicates: Sequence[int], results: Sweep) -> DataFrame: ...
+    def collect(self, profile: Profile, replicates: Sequence[int], results: Sweep) -> DataFrame:
+        """Return the rows of its table."""
+        ...
 
-    def summarize(self, rows: DataFrame, profile: Profile) -> DataFrame: ...
+    def summarize(self, rows: DataFrame, profile: Profile) -> DataFrame:
+        """Return estimates from these rows."""
+        ...
 
 
 OnResult = Callable[[str, DataFrame, dict], None]

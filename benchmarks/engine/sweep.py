@@ -48,6 +48,7 @@ class Sweep:
         workers: workers.Workers | RayWorkers | None = None,
         since: float = 0.0,
     ) -> None:
+        """Open the store of a profile."""
         self.profile = profile
         self.workers = workers
         self.store = CellStore(profile, since)

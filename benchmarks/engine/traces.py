@@ -1,4 +1,4 @@
-"""Token by token: what happens in responses, what candidates are worth, and what there was to choose."""
+"""Responses token by token: steering, candidates, and what candidates are worth."""
 
 from __future__ import annotations
 

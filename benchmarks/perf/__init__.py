@@ -1,0 +1,1 @@
+"""Speed of decoding, with random weights."""

@@ -199,13 +199,24 @@ def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
         for method, own in part.groupby("method", sort=False):
             own = own.set_index("round")
             ratio = own["seconds"] / plain["seconds"]
-            records.append({
-                "architecture": architecture, "parameters": parameters, "batch": batch, "method": method,
-                "ms_per_token": 1000 * statistics.median(own["seconds"]) / (batch * tokens),
-                "time": ratio.median(), "time_low": ratio.min(), "time_high": ratio.max(), "rounds": len(ratio),
-                "positions": own["positions"].iloc[0] / plain["positions"].iloc[0], "flops": own["flops"].iloc[0] / plain["flops"].iloc[0],
-                "reported": REPORTED.get(method),
-            })  # fmt: skip
+            counted = {
+                name: own[name].iloc[0] / plain[name].iloc[0] for name in ("positions", "flops")
+            }
+            records.append(
+                {
+                    "architecture": architecture,
+                    "parameters": parameters,
+                    "batch": batch,
+                    "method": method,
+                    "ms_per_token": 1000 * statistics.median(own["seconds"]) / (batch * tokens),
+                    "time": ratio.median(),
+                    "time_low": ratio.min(),
+                    "time_high": ratio.max(),
+                    "rounds": len(ratio),
+                    **counted,
+                    "reported": REPORTED.get(method),
+                }
+            )
     return pd.DataFrame.from_records(records).round(4)
 
 
@@ -250,10 +261,12 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
         )
     )
     size = "scaled down: there was no GPU" if provenance["scaled_down"] else "full size"
+    settings = provenance["settings"]
     caption = (
-        f"Time per token as a multiple of model.generate, median and range of {int(table['rounds'].max())} rounds, in turns. "
-        f"Random weights, {size}; language and value model alike, K = {provenance['settings']['candidates']}, prompts of "
-        f"{provenance['settings']['prompt_tokens']} and responses of {provenance['new_tokens']} tokens. {provenance['device']}."
+        "Time per token as a multiple of model.generate, median and range of "
+        f"{int(table['rounds'].max())} rounds, in turns. Random weights, {size}; language and "
+        f"value model alike, K = {settings['candidates']}, prompts of {settings['prompt_tokens']} "
+        f"and responses of {provenance['new_tokens']} tokens. {provenance['device']}."
     )
     return style.finish(figure, handles, caption, folder, "cost", stale=False, legend_columns=7)
 
@@ -267,19 +280,17 @@ def _colour(kind: str, kinds: list[str]) -> str:
 def run(fresh: bool) -> None:
     """Draw the table, measured first where there is none or `fresh`."""
     folder = tables.RESULTS / NAME
-    if fresh or not (folder / "cost.json").exists():
-        print(
-            f"cost: measuring, {'as FRESH=1 asks' if fresh else f'for results/{NAME} has no table of it'}"
-        )
-        _measure_and_write(folder)
+    where, there = f"results/{NAME}", (folder / "cost.json").exists()
+    if there and not fresh:
+        print(f"cost: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
     else:
-        print(
-            f"cost: drawing the table in results/{NAME}, nothing is measured (FRESH=1 measures again)"
-        )
+        reason = "as FRESH=1 asks" if fresh else f"for {where} has no table of it"
+        print(f"cost: measuring, {reason}")
+        _measure_and_write(folder)
     provenance = read_json(folder / "cost.json")
     tables.check_files(folder, "cost", provenance)
-    made = plot(pd.read_csv(folder / "cost.csv"), provenance, tables.FIGURES / NAME)
-    print(f"cost: {', '.join(str(path.relative_to(tables.ROOT)) for path in made)}")
+    paths = plot(pd.read_csv(folder / "cost.csv"), provenance, tables.FIGURES / NAME)
+    print(f"cost: {', '.join(str(path.relative_to(tables.ROOT)) for path in paths)}")
 
 
 def _measure_and_write(folder: Path) -> None:
@@ -288,7 +299,8 @@ def _measure_and_write(folder: Path) -> None:
     tokens = settings.new_tokens if device == "cuda" else settings.new_tokens // 4
     if device == "cpu":
         print(
-            f"cost: there is no GPU; the architectures are scaled down, and responses have {tokens} tokens"
+            "cost: there is no GPU; the architectures are scaled down, "
+            f"and responses have {tokens} tokens"
         )
     with threads(available_cores()):
         rows = measure(settings, device, tokens)

@@ -27,12 +27,13 @@ class ModelKind:
     world: str = ""
 
     def __str__(self) -> str:
+        """Return the label."""
         parts = (self.name, self.loss, self.size, "early" if self.undertrained else "")
         return "-".join(filter(None, parts)) + (f"@{self.world}" if self.world else "")
 
     @classmethod
     def parse(cls, label: str) -> ModelKind:
-        """Return the kind with this label, such as `base-small` or `value-mean-early@few-decoys`."""
+        """Return the kind with this label, such as `value-mean-early@few-decoys`."""
         stem, _, world = label.partition("@")
         name, *parts = stem.split("-")
         if name not in ("base", "value"):
