@@ -52,9 +52,16 @@ METHODS = (
     Method("sia", "SIA (entropy gate)", baseline=False),
     Method("dense", "dense (every token)", baseline=False),
     Method("random", "random gate", baseline=False),
+    Method("position", "first tokens", baseline=False),
+    Method("inverted-entropy", "lowest entropies", baseline=False),
 )
 BASELINES = tuple(method for method in METHODS if method.baseline)
 LABELS = {method.name: method.label for method in METHODS}
+
+
+def label_of(method: str) -> str:
+    """Return the label of a method in legends; other gates are called by their name."""
+    return LABELS.get(method, method.replace("-", " "))
 
 
 def method_of_scorer(scorer: ModelKind | None) -> Method | None:

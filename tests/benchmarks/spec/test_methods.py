@@ -1,0 +1,33 @@
+"""Methods: labels and models that agree with gates and model kinds."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.engine.gates import GATES
+from benchmarks.spec.methods import BASELINES, METHODS, label_of
+from benchmarks.spec.model_kinds import ModelKind
+
+
+@pytest.mark.parametrize("gate", sorted(set(GATES) - {"entropy", "every", "never"}))
+def test_gates_are_called_alike_everywhere(gate):
+    assert label_of(gate) == GATES[gate].label
+
+
+def test_names_and_scorers_of_methods_are_unique():
+    assert len({method.name for method in METHODS}) == len(METHODS)
+    scorers = [method.scorer for method in BASELINES if method.scorer]
+    assert len(set(scorers)) == len(scorers) == 3
+
+
+@pytest.mark.parametrize("label", [
+    "base", "base-small", "base@few-decoys", "instruct", "instruct-reward", "evaluation-reward",
+    "value-mean", "value-token-large", "value-mean-early", "value-token@many-decoys", "samples@few-decoys",
+])  # fmt: skip
+def test_labels_name_one_kind(label):
+    assert str(ModelKind.parse(label)) == label
+
+
+def test_kinds_know_their_parts():
+    assert ModelKind.parse("value-mean-small") == ModelKind("value", "mean", "small")
+    assert ModelKind.parse("value-mean-early@a").base == ModelKind("base", world="a")
