@@ -8,10 +8,11 @@ attention and only while somebody asks for the signal. It is the attention gate'
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sia.signals import Attention
+from sia.signals import Attention, Signal
 
 FARTHEST = 10  # distances are clipped here
 OBSERVED = {
@@ -37,13 +38,13 @@ class Observer:
             int, Tensor
         ] = {}  # by layer: attention of the newest position, (batch, heads, keys)
 
-    def signals(self, newest: Tensor) -> dict[Attention, Tensor]:
+    def signals(self, newest: Tensor) -> dict[Signal, Tensor]:
         """The signals float32 `(rows,)`. newest: the position of the newest token in each row `(rows,)`."""
         if not self.rows:
             raise ValueError(
                 "attention gates need a model whose layers use transformers' attention functions, this one's do not"
             )
-        signals = {}
+        signals: dict[Signal, Tensor] = {}
         for wanted in self.wanted:
             layers = sorted(self.rows) if wanted.layers is None else wanted.layers
             per_layer = []
@@ -65,32 +66,35 @@ class Observer:
         return signals
 
 
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
 _observer: ContextVar[Observer] = ContextVar("observer of the decoding that runs in this context")
 
 
 @lru_cache
-def _usual_attention(module_class: type[nn.Module], implementation: str):
+def _usual_attention(module_class: type[nn.Module], implementation: str) -> AttentionFunction:
     """What transformers would have called for this class of attention module."""
     if implementation != OBSERVED["eager"]:
-        return ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return cast(AttentionFunction, ALL_ATTENTION_FUNCTIONS["sdpa"])
     for parent in module_class.__mro__:  # every modelling file of transformers brings its own
-        if function := vars(sys.modules[parent.__module__]).get("eager_attention_forward"):
-            return function
+        function = vars(sys.modules[parent.__module__]).get("eager_attention_forward")
+        if function is not None:
+            return cast(AttentionFunction, function)
     raise ValueError(
         f"attention gates cannot look into {module_class.__name__} with eager attention: load the model with sdpa"
     )
 
 
 def _attend(
-    module: nn.Module,
+    module: Any,  # an attention module of transformers
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **options,
-):
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     """An attention function of transformers, which also keeps the newest row of the layers that are wanted."""
-    output, weights = _usual_attention(type(module), module.config._attn_implementation)(
+    output, weights = _usual_attention(module.__class__, module.config._attn_implementation)(
         module, query, key, value, attention_mask, **options
     )
     observer = _observer.get(None)  # none in another thread that decodes with the same model

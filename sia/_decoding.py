@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sia import _sampling
 from sia._attention import Observer, observe_attention
 from sia._checks import check_inputs, check_steering, check_values
-from sia._kv_cache import preallocated_cache
+from sia._kv_cache import backbone_of, preallocated_cache
 from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
@@ -146,7 +146,7 @@ class Decoding:
         self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
         self.padded = not bool(attention_mask.all())
         head = model.get_output_embeddings().weight
-        self.meter = Meter(Architecture.of(model.base_model, head), rows, device)
+        self.meter = Meter(Architecture.of(backbone_of(model), head), rows, device)
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
         self.step = 0  # number of tokens that every row has, or had when it ended
@@ -252,7 +252,7 @@ class Decoding:
         uncertainty = entropy(base)
         signals: dict[Signal, Tensor] = {}
         if observer:
-            signals.update(observer.signals(self.positions[:, -1]))
+            signals |= observer.signals(self.positions[:, -1])
         for signal in self.signals:
             if signal == Entropy():
                 signals[signal] = uncertainty

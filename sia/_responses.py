@@ -80,7 +80,9 @@ class Responses:
         for row in rows:
             length = lengths[row]
             token_ids = tokens[row, :length].copy()
-            text = tokenizer and tokenizer.decode(token_ids, skip_special_tokens=True)
+            text = None
+            if tokenizer is not None:
+                text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
             generation = Generation(
                 text=text,
                 token_ids=token_ids,

@@ -1,8 +1,6 @@
 """Run lm-eval with the model "sia": `python -m sia.harness`, the same as `sia-eval`."""
 
-import sys
-
 from sia.integrations.lm_eval import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
