@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from transformers import PreTrainedModel
 
-from benchmarks.spec.model_kinds import ModelKind
+from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, REWARD, ROLLOUT
+from benchmarks.spec.model_kinds import BASE, ModelKind
 from benchmarks.spec.profile import Profile
 from benchmarks.subjects import subject_class
 from benchmarks.subjects.base import Subject
+from sia import AutoregressiveScorer, RewardScorer, RolloutScorer
 from sia.scorers.base import Scorer
 
 
@@ -48,8 +50,31 @@ def reward_model(subject: Subject, kind: str) -> PreTrainedModel:
 def scorer_of(subject: Subject, kind: ModelKind, family: str) -> Scorer:
     """Return what scores candidates: a value model, or the scorer of a baseline."""
 
-    def load_scorer(kind: str, family: str) -> Scorer:
-        models = partial(language_model, subject), partial(reward_model, subject)
-        return subject.scorer(kind, family, *models)
+    def load_scorer(label: str, family: str) -> Scorer:
+        build = SCORERS.get(kind)
+        return build(subject, family) if build else subject.value_model(label, family)
 
     return load_cached(subject, load_scorer, str(kind), family)
+
+
+def _reward_scorer(subject: Subject, family: str) -> RewardScorer:
+    model = language_model(subject, BASE, family)
+    return subject.reward_scorer(model, reward_model(subject, REWARD))
+
+
+def _rollout_scorer(subject: Subject, family: str) -> RolloutScorer:
+    model, reward = language_model(subject, BASE, family), _reward_scorer(subject, family)
+    tokens, candidates = subject.profile.sweep.rollout_tokens, subject.profile.decoding.candidates
+    return RolloutScorer(model, reward, tokens, candidates=candidates)
+
+
+def _autoregressive_scorer(subject: Subject, family: str) -> AutoregressiveScorer:
+    return AutoregressiveScorer(language_model(subject, AUTOREGRESSIVE, family))
+
+
+# scorers of baselines (`benchmarks.spec.methods`); all others are value models
+SCORERS: dict[ModelKind, Callable[[Subject, str], Scorer]] = {
+    ARGS: _reward_scorer,
+    ROLLOUT: _rollout_scorer,
+    AUTOREGRESSIVE: _autoregressive_scorer,
+}

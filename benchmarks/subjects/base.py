@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.spec.cells import Condition
 from benchmarks.spec.profile import Hardware, Profile
-from sia import Generation, Steering, generate
-from sia.scorers.base import Scorer
+from sia import Generation, RewardScorer, Steering, ValueModel, generate
 from sia.signals import Signal
 
 
@@ -87,10 +86,14 @@ class Subject(ABC):
         """Load a reward model, a sequence classifier with one label."""
 
     @abstractmethod
-    def scorer(
-        self, kind: str, family: str, language_model: Callable, reward_model: Callable
-    ) -> Scorer:
-        """Return the scorer of candidates; `language_model` and `reward_model` return models."""
+    def value_model(self, kind: str, family: str) -> ValueModel:
+        """Load a value model."""
+
+    @abstractmethod
+    def reward_scorer(
+        self, language_model: PreTrainedModel, reward_model: PreTrainedModel
+    ) -> RewardScorer:
+        """Return the scorer of candidates by a reward model, beside this language model."""
 
     @abstractmethod
     def scores(

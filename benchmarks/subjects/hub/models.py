@@ -21,14 +21,13 @@ from transformers import (
 )
 
 from benchmarks.spec.cells import OBJECTIVES, Condition
-from benchmarks.spec.methods import ARGS, EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
+from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
 from benchmarks.subjects.scoring import trajectory_rewards
-from sia import Generation, RewardScorer, RolloutScorer, ValueModel
+from sia import Generation, RewardScorer, ValueModel
 from sia._inputs import eos_token_ids
-from sia.scorers.base import Scorer
 
 GIB = 2**30
 NOT_NEEDED = [
@@ -329,21 +328,16 @@ class HubModels(Subject):
             name, tokenizer_of(self.profile.models[kind]).eos_token_id, **options, **self._options()
         ).model
 
-    def scorer(
-        self, kind: str, family: str, language_model: Callable, reward_model: Callable
-    ) -> Scorer:
-        """What values candidates: a value model, ARGS or Transfer Q*, these over models at hand."""
-        if kind in (str(ARGS), str(ROLLOUT)):
-            model, tokenizer = (
-                language_model("base", family),
-                tokenizer_of(self.profile.models[REWARD]),
-            )
-            ends = eos_token_ids(model.generation_config, self.tokenizer.eos_token_id)
-            reward = RewardScorer(reward_model(REWARD), tokenizer.eos_token_id, ends)
-            if kind == str(ARGS):
-                return reward
-            sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
-            return RolloutScorer(model, reward, sweep.rollout_tokens, candidates=candidates)
+    def reward_scorer(
+        self, language_model: PreTrainedModel, reward_model: PreTrainedModel
+    ) -> RewardScorer:
+        """Return the scorer by a reward model, whose tokens end as the language model's do."""
+        tokenizer = tokenizer_of(self.profile.models[REWARD])
+        ends = eos_token_ids(language_model.generation_config, self.tokenizer.eos_token_id)
+        return RewardScorer(reward_model, tokenizer.eos_token_id, ends)
+
+    def value_model(self, kind: str, family: str) -> ValueModel:
+        """Load a value model."""
         source = self.profile.models[kind]
         name, options = place(source)
         backbone, _, revision = source.backbone.partition("@")

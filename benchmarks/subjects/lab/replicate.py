@@ -29,7 +29,7 @@ from typing_extensions import override
 from benchmarks.runtime.files import CACHE, check_seal, read_cell
 from benchmarks.runtime.fingerprints import MODELS, code_digest
 from benchmarks.spec.cells import OBJECTIVES, Condition
-from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, EVALUATION_REWARD, REWARD, ROLLOUT
+from benchmarks.spec.methods import EVALUATION_REWARD, REWARD
 from benchmarks.spec.model_kinds import LOSSES
 from benchmarks.spec.profile import LabProfile, OtherWorld, digest
 from benchmarks.subjects.base import Subject
@@ -39,8 +39,7 @@ from benchmarks.subjects.lab.linear import use_onednn
 from benchmarks.subjects.lab.tokenizer import EOS, build_tokenizer, encode_prompts
 from benchmarks.subjects.lab.world import World, WorldConfig
 from benchmarks.subjects.scoring import trajectory_rewards
-from sia import AutoregressiveScorer, Generation, RewardScorer, RolloutScorer, ValueModel
-from sia.scorers.base import Scorer
+from sia import Generation, RewardScorer, ValueModel
 
 SCALE_FILE = "scale.json"
 SHARED = "shared"  # in the place of a family: one model serves all
@@ -190,20 +189,10 @@ class Replicate(Subject):
         return [[*ids, *with_eos(response)] for ids, response in pairs]
 
     @override
-    def scorer(
-        self, kind: str, family: str, language_model: Callable, reward_model: Callable
-    ) -> Scorer:
-        if kind == str(AUTOREGRESSIVE):
-            return AutoregressiveScorer(language_model(kind, family))
-        if kind not in (str(ARGS), str(ROLLOUT)):
-            return self.value_model(kind, family)
-        reward = RewardScorer(reward_model(REWARD))
-        if kind == str(ARGS):
-            return reward
-        sweep, candidates = self.profile.sweep, self.profile.decoding.candidates
-        return RolloutScorer(
-            language_model("base", family), reward, sweep.rollout_tokens, candidates=candidates
-        )
+    def reward_scorer(
+        self, language_model: PreTrainedModel, reward_model: PreTrainedModel
+    ) -> RewardScorer:
+        return RewardScorer(reward_model)
 
     @property
     def batch_size(self) -> int:
