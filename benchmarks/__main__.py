@@ -339,7 +339,7 @@ def write_verdicts(profile: Profile) -> pd.DataFrame:
     summaries = {name: tables.read_table(profile, name)[0] for name in there}
     verdicts = claims.verdicts(summaries, claims.claims_for(profile, unsupported))
     write_text(tables.folder(profile) / "claims.csv", verdicts.to_csv(index=False))
-    return verdicts
+    return claims.pooled_verdicts(verdicts)
 
 
 def print_counts(profile: Profile, verdicts: pd.DataFrame) -> None:

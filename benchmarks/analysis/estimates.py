@@ -1,13 +1,17 @@
 """From rows to estimates: what every figure's summary has in common.
 
-An entry is one method under one setting, with a value of each metric for every unit (a prompt under a sampling seed, of a
-replicate and objective). Entries on the same units can be subtracted, unit by unit, which pairs them: by prompt and by noise.
+A `MethodScores` holds one method under one setting: a value of each metric for every unit (a prompt under a
+sampling seed, of a replicate and objective). Scores on the same units can be subtracted unit by unit, which pairs
+them by prompt and by noise.
+
+Summaries are tidy: a row is one estimate of one metric. Rows with `replicate` "all" pool the replicates; where there
+are several, rows "0", "1", ... hold each alone. Counts and realised ratios stand in the pooled rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -18,348 +22,358 @@ from benchmarks.analysis.bootstrap import bootstrap_weights, interval
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
+POOLED = "all"  # value of the column `replicate`
 UNIT = ["replicate", "objective", "prompt", "seed"]
-METRICS = {
-    "judge": "judge score",
-    "content": "judge score without fluency",
-    "reward": "evaluation reward (SD)",
-    "fluency_errors": "share with fluency errors",
-    "kl": "KL per response (nats)",
-    "kl_per_token": "KL per token (nats)",
-    "surprise": "−ln π of the response (nats)",
-    "distinct": "distinct bigrams",
-    "tokens": "tokens",
-}
 LABELS = [
-    "family",
-    "model",
-    "value_model",
-    "method",
-    "gate",
-    "target_ratio",
-    "beta",
-    "best_of",
-    "search",
-    "tuned",
-    "floor",
-    "tau",
-]
-COLUMNS = [
-    "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio", "beta", "best_of", "metric",
-    "estimate", "low", "high", "n", "seeds", "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio",
-    "beta_by_replicate", "estimate_by_replicate", "low_by_replicate", "high_by_replicate",
+    "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "best_of", "search",
+    "tuned", "floor", "tau",
 ]  # fmt: skip
+COLUMNS = [
+    "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio", "beta",
+    "best_of", "metric", "replicate", "estimate", "low", "high", "n", "seeds", "replicates", "tuned",
+    "floor", "tau", "search", "matched", "versus", "versus_ratio",
+]  # fmt: skip
+ORDER = [
+    "family", "model", "value_model", "method", "gate", "target_ratio", "pooled_beta", "best_of",
+    "tuned", "floor", "tau", "versus",
+]  # fmt: skip
+NUMBERS = ("estimate", "low", "high")
+COUNTS = dict.fromkeys(("n", "seeds", "replicates"), "Int64")
+POOLED_ONLY = {"ratio", "versus_ratio", "n", "seeds", "replicates", "entropy"}
 
 
-def of_records(
+def summary_frame(
     records: Sequence[dict], further: Sequence[str] = (), digits: int = 4
 ) -> pd.DataFrame:
-    """A summary of rows that are made one by one: the columns that every summary has, and further ones; so many digits."""
-    frame = pd.DataFrame.from_records(records).reindex(columns=[*COLUMNS, *further])
-    return frame.round(dict.fromkeys(("estimate", "low", "high"), digits))
+    """Return a summary made of single rows: the common columns and `further` ones, rounded."""
+    rows = [{"replicate": POOLED} | record for record in records]
+    frame = pd.DataFrame.from_records(rows).reindex(columns=[*COLUMNS, *further])
+    return frame.astype(COUNTS).round(dict.fromkeys(NUMBERS, digits))
 
 
-def label(profile: Profile, metric: str) -> str:
-    """Return the label of a metric on an axis."""
-    return profile.reward_label if metric == "reward" else METRICS[metric]
-
-
-def plural(count: int, what: str) -> str:
-    """As many of them, in words."""
-    return f"{count} {what}{'s' if count != 1 else ''}"
+def pooled(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a summary that pool the replicates."""
+    return summary[summary["replicate"] == POOLED]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """labels: what it is. values: `(units, metrics)`. steered, tokens: `(units,)` each, of which the realised ratio is made; None where
-    it has none. shape: (replicates, objectives, prompts, seeds) of the units, in this order."""
+class MethodScores:
+    """One method under one setting, on every unit.
+
+    Attributes:
+        labels: Its setting, by LABELS and what a difference adds.
+        values: `(units, metrics)`.
+        steered: Steered tokens of each unit, `(units,)`; None without a realised ratio.
+        tokens: All tokens of each unit, as `steered`.
+        shape: (replicates, objectives, prompts, seeds) of the units, in this order.
+        versus: The scores that were subtracted, of a difference.
+        chosen: Settings that may differ between replicates and objectives, `(replicates, objectives)` each; a row of
+            the summary shows one where it is the same throughout the row.
+    """
 
     labels: dict
     values: np.ndarray
     steered: np.ndarray | None
     tokens: np.ndarray | None
     shape: tuple[int, int, int, int]
-    versus: Entry | None = None
+    versus: MethodScores | None = None
+    chosen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def ratio(self, objective: int | None) -> float | None:
-        """Realised share of steered tokens, of one objective or of all."""
+        """Return the realised share of steered tokens, of one objective or of all."""
         if self.tokens is None:
             return None
-        part = [
-            x.reshape(self.shape)[:, slice(None) if objective is None else objective].sum()
-            for x in (self.steered, self.tokens)
-        ]
-        return float(part[0] / part[1])
+        index = slice(None) if objective is None else objective
+        steered, tokens = (
+            x.reshape(self.shape)[:, index].sum() for x in (self.steered, self.tokens)
+        )
+        return float(steered / tokens)
+
+    def restrict(self, prompts: slice) -> MethodScores:
+        """Return the scores on these prompts of each objective."""
+        count = len(range(*prompts.indices(self.shape[2])))
+        shape = (*self.shape[:2], count, self.shape[3])
+
+        def cut(x: np.ndarray | None) -> np.ndarray | None:
+            if x is None:
+                return None
+            kept = x.reshape(*self.shape, *x.shape[1:])[:, :, prompts]
+            return kept.reshape(np.prod(shape), *x.shape[1:])
+
+        return replace(
+            self,
+            values=cut(self.values),
+            steered=cut(self.steered),
+            tokens=cut(self.tokens),
+            shape=shape,
+            versus=None,
+        )
 
 
-def entries(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[tuple, Entry]:
-    """Each method and setting of the rows, by its LABELS (β: as it was asked for, 0 where it was tuned).
+def method_scores(rows: pd.DataFrame, metrics: Sequence[str]) -> list[MethodScores]:
+    """Return the scores of each method and setting of the rows, sorted by LABELS.
 
-    Errors: ValueError where one was not measured on the same prompts and seeds throughout.
+    Raises:
+        ValueError: A method was not measured on the same prompts and seeds throughout.
     """
+    fixed = ~rows["gate"].isin(["never"]) & has_fixed_threshold(rows)
     rows = with_rates(rows).assign(
-        tau=rows["threshold"].where(~rows["gate"].isin(["never"]) & asked_threshold(rows))
+        tau=rows["threshold"].where(fixed),
+        requested_beta=rows["beta"].where(~rows["tuned"].astype(bool), 0.0),
     )
-    rows = rows.assign(asked=rows["beta"].where(~rows["tuned"].astype(bool), 0.0))
-    keys = ["asked" if label == "beta" else label for label in LABELS]
-    found = {}
+    keys = ["requested_beta" if label == "beta" else label for label in LABELS]
+    scores = []
     for key, group in rows.groupby(keys, sort=True, observed=True, dropna=False):
         group = group.sort_values(UNIT, kind="stable")
         shape = tuple(group[name].nunique() for name in UNIT)
+        labels = dict(zip(LABELS, key, strict=True))
         if len(group) != np.prod(shape) or group.duplicated(UNIT).any():
             raise ValueError(
-                f"every method must be measured on the same prompts and seeds, {dict(zip(keys, key, strict=True))} was not"
+                f"every method must be measured on the same prompts and seeds, {labels} was not"
             )
-        labels = dict(zip(LABELS, key, strict=True))
-        betas = group.groupby("replicate")["beta"].first()
-        steered = labels["gate"] != "never"
-        labels["beta"] = float(betas.iloc[0]) if steered and betas.nunique() == 1 else None
-        labels["beta_by_replicate"] = "|".join(f"{beta:g}" for beta in betas) if steered else ""
+        betas, chosen = group.groupby("replicate")["beta"].first().to_numpy(float), {}
+        labels["beta"] = None
+        if labels["gate"] != "never":
+            chosen["beta"] = np.repeat(betas[:, None], shape[1], axis=1)
+            labels["beta"] = common_value(betas)
         labels["tau"] = None if pd.isna(labels["tau"]) else labels["tau"]
         values = group[list(metrics)].to_numpy(np.float64)
-        found[key] = Entry(
-            labels, values, group["steered"].to_numpy(float), group["tokens"].to_numpy(float), shape
-        )
-    return found
+        steered, tokens = (group[name].to_numpy(float) for name in ("steered", "tokens"))
+        scores.append(MethodScores(labels, values, steered, tokens, shape, chosen=chosen))
+    return scores
 
 
-def asked_threshold(rows: pd.DataFrame) -> pd.Series:
-    """Where the threshold was asked for and not found: it goes without a target ratio."""
+def common_value(values: np.ndarray) -> float | None:
+    """Return the value that all of these are; None if they differ."""
+    values = np.asarray(values)
+    return float(values.flat[0]) if (values == values.flat[0]).all() else None
+
+
+def has_fixed_threshold(rows: pd.DataFrame) -> pd.Series:
+    """Return where the threshold was given and not calibrated: it goes without a target ratio."""
     return rows["target_ratio"] == 0
 
 
 def with_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the KL per token where there is a KL."""
     return rows.assign(kl_per_token=rows["kl"] / rows["tokens"]) if "kl" in rows else rows
 
 
-def shown_as(method: str, search: str) -> str:
-    """The name under which a method is drawn, and taken against: its own, but for best-of-N's."""
+def display_name(method: str, search: str) -> str:
+    """Return the name under which a method is drawn and compared with: its own, or "best-of-n"."""
     return "best-of-n" if search == "best-of" else method
 
 
-def select(found: Iterable[Entry], **labels) -> list[Entry]:
-    """The entries with these labels; a tuple of values means any of them."""
+def select(scores: Iterable[MethodScores], **labels) -> list[MethodScores]:
+    """Return the scores with these labels; a tuple of values means any of them."""
 
-    def fits(entry: Entry) -> bool:
+    def fits(one: MethodScores) -> bool:
         return all(
-            entry.labels.get(k) in v if isinstance(v, tuple) else entry.labels.get(k) == v
-            for k, v in labels.items()
+            one.labels.get(k) in (v if isinstance(v, tuple) else (v,)) for k, v in labels.items()
         )
 
-    return [entry for entry in found if fits(entry)]
+    return [one for one in scores if fits(one)]
 
 
-def the(found: Iterable[Entry], **labels) -> Entry:
-    """The one entry with these labels. Errors: LookupError if there is none, or several."""
-    fitting = select(found, **labels)
+def select_one(scores: Iterable[MethodScores], **labels) -> MethodScores:
+    """Return the single method with these labels.
+
+    Raises:
+        LookupError: There is none, or there are several.
+    """
+    fitting = select(scores, **labels)
     if len(fitting) != 1:
-        raise LookupError(f"expected one entry with {labels}, found {len(fitting)}")
+        raise LookupError(f"expected one method with {labels}, found {len(fitting)}")
     return fitting[0]
 
 
-def difference(left: Entry, right: Entry, **labels) -> Entry:
-    """left − right, unit by unit; named as `left`, against the method of `right`. Where `right` has fewer prompts, on those."""
-    prompts = min(left.shape[2], right.shape[2])
-    left, right = first_prompts(left, prompts), first_prompts(right, prompts)
+def difference(left: MethodScores, right: MethodScores, **labels) -> MethodScores:
+    """Return left − right, unit by unit, on the prompts that both have.
+
+    It is named as `left`, with the method of `right` as `versus` unless `labels` says otherwise.
+    """
+    prompts = slice(min(left.shape[2], right.shape[2]))
+    left, right = left.restrict(prompts), right.restrict(prompts)
     if left.shape != right.shape:
         raise ValueError(f"a difference needs the same units, got {left.shape} and {right.shape}")
     names = left.labels | {"versus": right.labels["method"]} | labels
-    return Entry(
-        names, left.values - right.values, left.steered, left.tokens, left.shape, versus=right
-    )
+    return replace(left, labels=names, values=left.values - right.values, versus=right)
 
 
-def first_prompts(entry: Entry, prompts: int) -> Entry:
-    """The entry on its first so many prompts of each objective."""
-    if entry.shape[2] == prompts:
-        return entry
-    shape = (*entry.shape[:2], prompts, entry.shape[3])
+def mean_of(scores: Sequence[MethodScores], **labels) -> MethodScores:
+    """Return the mean of scores, unit by unit, without a realised ratio.
 
-    def cut(x: np.ndarray | None) -> np.ndarray | None:
-        if x is None:
-            return None
-        return x.reshape(*entry.shape, *x.shape[1:])[:, :, :prompts].reshape(
-            np.prod(shape), *x.shape[1:]
-        )
-
-    return Entry(entry.labels, cut(entry.values), cut(entry.steered), cut(entry.tokens), shape)
-
-
-def mean_of(many: Sequence[Entry], **labels) -> Entry:
-    """Their mean, unit by unit, which has no realised ratio of its own. Labels in which they differ are left empty, but for `labels`."""
-    first = many[0].labels
-    names = {k: v for k, v in first.items() if all(e.labels.get(k) == v for e in many)} | labels
-    return Entry(names, np.mean([e.values for e in many], axis=0), None, None, many[0].shape)
+    Labels in which they differ are left out, but for those given here.
+    """
+    first = scores[0]
+    names = {k: v for k, v in first.labels.items() if all(one.labels.get(k) == v for one in scores)}
+    chosen = {
+        name: values
+        for name, values in first.chosen.items()
+        if all(name in one.chosen and (one.chosen[name] == values).all() for one in scores)
+    }
+    values = np.mean([one.values for one in scores], axis=0)
+    return MethodScores(names | labels, values, None, None, first.shape, chosen=chosen)
 
 
-def over_families(found: Sequence[Entry]) -> list[Entry]:
-    """Of entries that differ in their family alone, the mean over families, as family "all"."""
+def over_families(scores: Sequence[MethodScores]) -> list[MethodScores]:
+    """Return the mean over families, as family "all", of scores that differ in their family alone."""
 
-    def key(entry: Entry) -> tuple:
-        names = {
-            k: v
-            for k, v in entry.labels.items()
-            if k not in ("family", "beta_by_replicate", "chosen")
-        }
-        return tuple(
-            sorted(
-                (k, str(v)) for k, v in names.items() if not (k == "beta" and names.get("tuned"))
-            )
-        )
+    def key(one: MethodScores) -> tuple:
+        ignored = {"family", "beta"} if one.labels.get("tuned") else {"family"}
+        return tuple(sorted((k, str(v)) for k, v in one.labels.items() if k not in ignored))
 
-    pooled = []
-    for _, group in groupby(sorted(found, key=key), key=key):
-        many = list(group)
-        if len(many) > 1:
-            pooled.append(mean_of(many, family="all"))
-    return pooled
+    groups = [list(group) for _, group in groupby(sorted(scores, key=key), key=key)]
+    return [mean_of(group, family="all") for group in groups if len(group) > 1]
 
 
 def pooled_family(profile: Profile) -> str:
-    """What the mean over all families goes by: "all", or the one there is."""
+    """Return the name of the mean over all families: "all", or the one there is."""
     return "all" if len(profile.families) > 1 else profile.families[0]
 
 
 def summarize(
-    found: Sequence[Entry], metrics: Sequence[str], profile: Profile, extra: Sequence[str] = ()
+    scores: Sequence[MethodScores],
+    metrics: Sequence[str],
+    profile: Profile,
+    extra: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """A row for each entry, objective (and all of them) and metric: estimate with its interval, pooled and of each replicate."""
+    """Return rows of each method, objective (and all of them) and metric, pooled and by replicate."""
     records: list[dict] = []
-    for shape in dict.fromkeys(entry.shape for entry in found):
-        part = [entry for entry in found if entry.shape == shape]
-        records += _intervals(part, shape, metrics, profile)
-    frame = pd.DataFrame.from_records(records).reindex(columns=[*COLUMNS, *extra])
-    rounded = dict.fromkeys(["ratio", "versus_ratio", "estimate", "low", "high"], 4)
-    order = [
-        "family",
-        "model",
-        "value_model",
-        "method",
-        "gate",
-        "target_ratio",
-        "beta",
-        "best_of",
-        "tuned",
-        "floor",
-        "tau",
-        "versus",
-    ]
-    frame["tuned"] = frame["tuned"].astype("boolean")
+    for shape in dict.fromkeys(one.shape for one in scores):
+        records += _intervals([one for one in scores if one.shape == shape], metrics, profile)
+    frame = pd.DataFrame.from_records(records).reindex(columns=[*COLUMNS, *extra, "pooled_beta"])
     return (
-        frame.sort_values(
-            [*order, *extra, "objective", "metric"], na_position="first", kind="stable"
-        )
-        .round(rounded)
+        frame.astype({"tuned": "boolean"} | COUNTS)
+        .sort_values([*ORDER, "objective", "metric"], na_position="first", kind="stable")
+        .drop(columns="pooled_beta")
+        .round(dict.fromkeys(["ratio", "versus_ratio", *NUMBERS], 4))
         .reset_index(drop=True)
     )
 
 
 def _intervals(
-    found: Sequence[Entry], shape: tuple, metrics: Sequence[str], profile: Profile
+    scores: Sequence[MethodScores], metrics: Sequence[str], profile: Profile
 ) -> list[dict]:
-    cube = np.stack([entry.values for entry in found], axis=-1).reshape(
-        *shape, len(metrics), len(found)
-    )
+    """Return the rows of methods with the same units, in any order."""
+    shape = scores[0].shape
+    cube = np.stack([one.values for one in scores], axis=-1)
+    cube = cube.reshape(*shape, len(metrics), len(scores))
     records = []
     for number, objective in [*enumerate(OBJECTIVES[: shape[1]]), (None, "all")]:
         part = cube if number is None else cube[:, [number]]
-        pooled = ends_of(part, profile)
-        single = (
-            [ends_of(part[[r]], profile) for r in range(shape[0])] if shape[0] > 1 else [pooled]
-        )
-        for i, entry in enumerate(found):
-            common = dict(entry.labels)
-            common |= {
-                "ratio": entry.ratio(number),
-                "versus_ratio": entry.versus.ratio(number) if entry.versus else None,
-            }
-            common |= {
-                "objective": objective,
-                "n": int(np.prod(part.shape[:3])),
-                "seeds": shape[3],
-                "replicates": shape[0],
-            }
-            for m, metric in enumerate(metrics):
-                numbers = dict(
-                    zip(
-                        ("estimate", "low", "high"),
-                        (float(end[m, i]) for end in pooled),
-                        strict=True,
-                    )
-                )
-                told = (
-                    ("estimate", "low", "high") if number is None else ("estimate",)
-                )  # single replicates are judged on all objectives
-                numbers |= {
-                    f"{name}_by_replicate": "|".join(f"{ends[e][m, i]:.4f}" for ends in single)
-                    for e, name in enumerate(told)
-                }
-                records.append(common | {"metric": metric} | numbers)
+        rows = [(POOLED, slice(None), mean_and_interval(part, profile))]
+        if shape[0] > 1:
+            rows += [
+                (str(r), r, _alone(part[[r]], number is None, profile)) for r in range(shape[0])
+            ]
+        counts = {"n": int(np.prod(part.shape[:3])), "seeds": shape[3], "replicates": shape[0]}
+        for i, one in enumerate(scores):
+            labels = one.labels | {"objective": objective, "pooled_beta": one.labels.get("beta")}
+            counts["ratio"] = one.ratio(number)
+            counts["versus_ratio"] = one.versus.ratio(number) if one.versus else None
+            for replicate, index, ends in rows:
+                common = labels | {"replicate": replicate}
+                common |= counts if replicate == POOLED else {}
+                for name, values in one.chosen.items():
+                    common[name] = common_value(values[index, ... if number is None else number])
+                records += [
+                    common | {"metric": metric} | dict(zip(NUMBERS, ends[:, m, i], strict=False))
+                    for m, metric in enumerate(metrics)
+                ]
     return records
+
+
+def _alone(part: np.ndarray, judged: bool, profile: Profile) -> np.ndarray:
+    """Return the mean of one replicate, with its interval where it is judged: on all objectives."""
+    if judged:
+        return mean_and_interval(part, profile)
+    return part.reshape(np.prod(part.shape[:4]), -1).mean(0).reshape(1, *part.shape[4:])
 
 
 @lru_cache(maxsize=4)
 def resamples(shape: tuple[int, int, int, int], count: int, seed: int) -> np.ndarray:
+    """Return the bootstrap weights of units of this shape, kept for the next call."""
     return bootstrap_weights(shape, count, np.random.default_rng(seed))
 
 
-def ends_of(part: np.ndarray, profile: Profile) -> list[np.ndarray]:
-    """Mean and interval over the first four axes (replicates, objectives, prompts, seeds): three arrays of the other axes."""
+def mean_and_interval(part: np.ndarray, profile: Profile) -> np.ndarray:
+    """Return mean, low and high over the first four axes (those of `shape`): `(3, other axes)`."""
     statistics = profile.statistics
     weights = resamples(part.shape[:4], statistics.resamples, statistics.seed)
     ends = interval(part.reshape(len(weights[0]), -1), weights, statistics.level)
-    return [end.reshape(part.shape[4:]) for end in ends]
+    return np.stack(ends).reshape(3, *part.shape[4:])
 
 
-def unit_places(
+def unit_indices(
     rows: pd.DataFrame, unit: str, units: int
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """The number of each row's unit among replicates × objectives × `units`, and that shape. unit: a column."""
+    """Return each row's index among replicates × objectives × `units`, and that shape.
+
+    Args:
+        rows: With columns `replicate`, `objective` and `unit`.
+        unit: The column that numbers the units of a replicate and objective.
+        units: How many of them there are.
+    """
     replicates = sorted(rows["replicate"].unique())
-    objective = (
-        rows["objective"].map({name: i for i, name in enumerate(OBJECTIVES)}).astype(int).to_numpy()
-    )
+    objective = rows["objective"].map({name: i for i, name in enumerate(OBJECTIVES)})
     replicate = rows["replicate"].map({r: i for i, r in enumerate(replicates)}).to_numpy()
-    place = (replicate * len(OBJECTIVES) + objective) * units + rows[unit].astype(int).to_numpy()
-    return place, (len(replicates), len(OBJECTIVES), units, 1)
+    stratum = replicate * len(OBJECTIVES) + objective.astype(int).to_numpy()
+    return stratum * units + rows[unit].astype(int).to_numpy(), (
+        len(replicates),
+        len(OBJECTIVES),
+        units,
+        1,
+    )
 
 
 def ratio_draws(
     sums: np.ndarray, counts: np.ndarray, shape: tuple[int, int, int, int], profile: Profile
 ) -> np.ndarray:
-    """Ratios of sums, `(1 + replicates, 1 + resamples, columns)`: pooled and of each replicate, the estimate and then its resamples.
+    """Return ratios of sums, pooled and of each replicate, each with its resamples.
 
-    sums, counts: `(units, columns)` in the order of `shape`.
+    Args:
+        sums: `(units, columns)` in the order of `shape`.
+        counts: As `sums`.
+        shape: (replicates, objectives, prompts, seeds).
+        profile: Says how many resamples.
+
+    Returns:
+        `(1 + replicates, 1 + resamples, columns)`; the first of each is the estimate.
     """
-    statistics, many = profile.statistics, []
-    for replicate in (None, *range(shape[0])):
-        part = [
-            x.reshape(*shape, -1) if replicate is None else x.reshape(*shape, -1)[[replicate]]
-            for x in (sums, counts)
-        ]
-        weights = resamples(part[0].shape[:4], statistics.resamples, statistics.seed)
-        top, bottom = (x.reshape(weights.shape[1], -1) for x in part)
+    statistics, draws = profile.statistics, []
+    for replicate in (slice(None), *([r] for r in range(shape[0]))):
+        numerators, denominators = (x.reshape(*shape, -1)[replicate] for x in (sums, counts))
+        weights = resamples(numerators.shape[:4], statistics.resamples, statistics.seed)
+        top, bottom = (x.reshape(weights.shape[1], -1) for x in (numerators, denominators))
         with np.errstate(invalid="ignore", divide="ignore"):
-            many.append(
-                np.concatenate(
-                    [(top.sum(0) / bottom.sum(0))[None], (weights @ top) / (weights @ bottom)]
-                )
-            )
-    return np.stack(many)
+            estimate = (top.sum(0) / bottom.sum(0))[None]
+            draws.append(np.concatenate([estimate, (weights @ top) / (weights @ bottom)]))
+    return np.stack(draws)
 
 
-def ends(draws: np.ndarray, profile: Profile) -> dict:
-    """Estimate and interval from `(1 + replicates, 1 + resamples)`, as `ratio_draws` gives them."""
+def estimate_rows(
+    labels: dict,
+    draws: np.ndarray,
+    profile: Profile,
+    chosen: Mapping[str, np.ndarray] | None = None,
+) -> list[dict]:
+    """Return the row of a pooled estimate, then those of each replicate where there are several.
+
+    Args:
+        labels: Of the estimate; rows of single replicates are without POOLED_ONLY.
+        draws: `(1 + replicates, 1 + resamples)`, as `ratio_draws` returns them.
+        profile: Says the level of the intervals.
+        chosen: As in `MethodScores`.
+    """
     tail = (1 - profile.statistics.level) / 2
-    found = [
-        (x[0], *np.nanquantile(x[1:], [tail, 1 - tail]))
-        if np.isfinite(x[1:]).any()
-        else (x[0], np.nan, np.nan)
-        for x in draws
-    ]
-    names = ("estimate", "low", "high")
-    by_replicate = {
-        f"{name}_by_replicate": "|".join(f"{end[i]:.4f}" for end in found[1:])
-        for i, name in enumerate(names)
-    }
-    return dict(zip(names, map(float, found[0]), strict=True)) | by_replicate
+    alone = {name: value for name, value in labels.items() if name not in POOLED_ONLY}
+    rows = []
+    for number, draw in enumerate(draws if len(draws) > 2 else draws[:1]):
+        row = alone | {"replicate": str(number - 1)} if number else labels | {"replicate": POOLED}
+        for name, values in (chosen or {}).items():
+            row[name] = common_value(values[number - 1] if number else values)
+        finite = np.isfinite(draw[1:]).any()
+        ends = np.nanquantile(draw[1:], [tail, 1 - tail]) if finite else (np.nan, np.nan)
+        rows.append(row | dict(zip(NUMBERS, map(float, (draw[0], *ends)), strict=True)))
+    return rows

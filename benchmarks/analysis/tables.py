@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis.bootstrap import METHOD
+from benchmarks.analysis.estimates import POOLED
 from benchmarks.runtime.files import (
     CACHE,
     locked,
@@ -41,22 +43,12 @@ NEEDED = {
     "hardware",
     "packages",
 }  # of a provenance
-REFERENCE = "reference"  # folder of summaries over all replicates
-ASIDE = ".written"  # ends the name of a folder with what is to be moved into place
-TEXTS = ("value_model", "versus", "search", "matched", "beta_by_replicate")
-MEASUREMENTS = {
-    "ratio",
-    "beta",
-    "estimate",
-    "low",
-    "high",
-    "n",
-    "replicates",
-    "versus_ratio",
-    "beta_by_replicate",
-} | {
-    f"{name}_by_replicate" for name in ("estimate", "low", "high")
-}  # columns of a summary that say what was found and not of what
+STAGING_SUFFIX = ".written"  # ends the name of a folder with what is to be moved into place
+TEXTS = ("value_model", "versus", "search", "matched")
+NOT_LABELS = {
+    "ratio", "beta", "replicate", "estimate", "low", "high", "n", "seeds", "replicates", "versus_ratio",
+    "entropy", "chosen",
+}  # columns of a summary that hold results and not settings  # fmt: skip
 PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
 
 
@@ -73,10 +65,7 @@ def write_table(
     seconds: float,
     further: dict,
 ) -> None:
-    """Writes a table; over all of several replicates, its summary over all objectives is kept as the reference too (of figures).
-
-    further: what else its provenance says.
-    """
+    """Write a table with its summary and provenance; `further` is added to the latter."""
     provenance = {
         **circumstances("benchmarks"),
         "profile": profile.name,
@@ -166,34 +155,24 @@ def _write(
         (aside / f"{name}.json").write_text(
             json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
-        if f"{name}.parquet" in hashes and len(provenance["replicates"]) == profile.replicates > 1:
-            (aside / REFERENCE).mkdir()
-            (aside / REFERENCE / f"{name}.csv").write_text(
-                over_all_objectives(summary).to_csv(index=False), encoding="utf-8"
-            )
 
     with locked(CACHE / profile.name / LOCK):
         _finish(where)
-        write_atomically(where / f".{name}{ASIDE}", write)
+        write_atomically(where / f".{name}{STAGING_SUFFIX}", write)
         _finish(where)
-
-
-def over_all_objectives(summary: pd.DataFrame) -> pd.DataFrame:
-    """What is kept as the reference."""
-    return summary[summary["objective"] == "all"] if "objective" in summary else summary
 
 
 def tidy(profile: Profile) -> None:
     """Moves what a killed process had written aside and not yet moved, and removes what it had not finished writing."""
     for where in (CACHE / profile.name, folder(profile), FIGURES / profile.name):
         remove_leftovers(where)
-    if list(folder(profile).glob(f".*{ASIDE}")):
+    if list(folder(profile).glob(f".*{STAGING_SUFFIX}")):
         with locked(CACHE / profile.name / LOCK):
             _finish(folder(profile))
 
 
 def _finish(where: Path) -> None:
-    for aside in sorted(where.glob(f".*{ASIDE}")):
+    for aside in sorted(where.glob(f".*{STAGING_SUFFIX}")):
         for file in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
             target = where / file.relative_to(aside)
             target.parent.mkdir(exist_ok=True)
@@ -270,22 +249,28 @@ def has_table(profile: Profile, name: str) -> bool:
     return (folder(profile) / f"{name}.json").exists()
 
 
-def read_reference(profile: Profile, name: str) -> pd.DataFrame | None:
-    """The summary over all replicates, beside which a smaller run is held."""
-    path = _reference(profile, name)
-    return read_summary(path) if path.exists() else None
+def committed_summary(profile: Profile, name: str) -> pd.DataFrame | None:
+    """Return the committed summary over all replicates, which a smaller run is compared with.
+
+    Outside a clone that is the summary on disk, so this comes before anything is written. None where there is no
+    summary, or one of fewer replicates.
+    """
+    path = folder(profile) / f"{name}.csv"
+    try:
+        text = _git("show", f"HEAD:./{path.name}", cwd=path.parent)
+    except (OSError, subprocess.CalledProcessError):
+        if not path.exists():
+            return None
+        text = path.read_text(encoding="utf-8")
+    summary = read_summary(io.StringIO(text))
+    measured = summary["replicates"].max() if "replicate" in summary else 0
+    return summary if measured == profile.replicates else None
 
 
-def _reference(profile: Profile, name: str) -> Path:
-    return folder(profile) / REFERENCE / f"{name}.csv"
-
-
-def read_summary(path: Path) -> pd.DataFrame:
-    """A summary as it was written; what names nothing (no setting, no value model) is the empty string."""
-    as_text = dict.fromkeys(
-        (*TEXTS, *(f"{name}_by_replicate" for name in ("estimate", "low", "high"))), str
-    )
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=as_text)
+def read_summary(source: Path | io.StringIO) -> pd.DataFrame:
+    """Return a summary as it was written; a text that does not apply is the empty string."""
+    as_text = dict.fromkeys((*TEXTS, "replicate"), str)
+    frame = pd.read_csv(source, keep_default_na=False, na_values=[""], dtype=as_text)
     texts = [column for column in TEXTS if column in frame]
     return frame.assign(**{column: frame[column].fillna("") for column in texts})
 
@@ -316,10 +301,9 @@ def git_commit() -> str:
         return "unknown"
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
+def _git(*words: str, cwd: Path = ROOT) -> str:
+    command = ["git", "-C", cwd, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> dict[str, object]:
@@ -337,38 +321,33 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def agreement(summary: pd.DataFrame, reference: pd.DataFrame) -> str:
-    """How the numbers of a smaller run lie against the committed ones over all replicates, in one sentence."""
-    names = [name for name in summary.columns if name in reference and name not in MEASUREMENTS]
-    both = _keyed(summary, names).merge(
-        _keyed(reference, names), on="key", suffixes=("", "_committed")
-    )
-    both = both[both["estimate_by_replicate"].notna()]  # where a replicate alone says something
-    if both.empty:
-        return "its estimates are not told of single replicates"
-    ours, theirs = (
-        both[f"estimate_by_replicate{suffix}"].str.split("|").str[0].astype(float)
-        for suffix in ("", "_committed")
-    )
-    inside = both["estimate"].between(both["low_committed"], both["high_committed"]).mean()
+def agreement(summary: pd.DataFrame, committed: pd.DataFrame) -> str:
+    """Return in one sentence how the numbers of a smaller run lie against the committed ones."""
+    labels = [name for name in summary.columns if name in committed and name not in NOT_LABELS]
+    alone = _keyed(committed[committed["replicate"] == "0"], labels)
+    pooled = _keyed(committed[committed["replicate"] == POOLED], labels)
+    several = (summary["replicate"] == "0").any()
+    first = _keyed(summary[summary["replicate"] == ("0" if several else POOLED)], labels)
+    first = first.merge(alone, on="key", suffixes=("", "_committed"))
+    ours = _keyed(summary[summary["replicate"] == POOLED], labels)
+    ours = ours[ours["key"].isin(first["key"])].merge(pooled, on="key", suffixes=("", "_committed"))
+    if first.empty:
+        return "its estimates have no single replicates to compare"
+    gaps = (first["estimate"] - first["estimate_committed"]).abs()
+    inside = ours["estimate"].between(ours["low_committed"], ours["high_committed"]).mean()
     return (
-        f"of {len(both)} estimates, {(ours == theirs).mean():.0%} are those of the committed first replicate to the last digit (largest "
-        f"difference {(ours - theirs).abs().max():.4f}), and {inside:.0%} lie inside the committed intervals over "
-        f"{reference['replicates'].max():.0f} replicates"
+        f"of {len(first)} estimates, {(gaps == 0).mean():.0%} are those of the committed first "
+        f"replicate to the last digit (largest difference {gaps.max():.4f}), and {inside:.0%} lie "
+        f"inside the committed intervals over {committed['replicates'].max():.0f} replicates"
     )
 
 
-def _keyed(summary: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """With one text that says what each row is of, whether it was read from a file or not."""
+def _keyed(summary: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    """Add one text that identifies each row, whether it was read from a file or not."""
+    if "tuned" in summary and "beta" in summary:  # a tuned β is a result, any other a setting
+        tuned = summary["tuned"].astype("boolean").fillna(False)
+        summary = summary.assign(fixed_beta=summary["beta"].where(~tuned))
+        labels = [*labels, "fixed_beta"]
     missing = {"nan", "None", "<NA>"}
-    if (
-        "tuned" in summary and "beta" in summary
-    ):  # one that was chosen is found, any other is asked for
-        summary = summary.assign(
-            asked_beta=summary["beta"].where(~summary["tuned"].astype("boolean").fillna(False))
-        )
-        names = [*names, "asked_beta"]
-    rows = summary[names].itertuples(index=False)
-    return summary.assign(
-        key=["|".join("" if str(value) in missing else str(value) for value in row) for row in rows]
-    )
+    rows = summary[labels].astype(str).replace(dict.fromkeys(missing, ""))
+    return summary.assign(key=["|".join(row) for row in rows.itertuples(index=False)])

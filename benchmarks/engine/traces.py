@@ -86,7 +86,7 @@ def _regret_and_range(
 def rollout_values(replicate: Replicate, shard: Shard) -> pd.DataFrame:
     """Return one row per candidate of some states that the base policy visits.
 
-    - likelihood: ln π over the K candidates.
+    - base_logprob: ln π over the K candidates.
     - value_LOSS: scores of the value models.
     - worth: mean reward of the response after some rollouts of the base model from there, on the
       scale that values are distilled from; worth_error: its standard error.
@@ -115,7 +115,7 @@ def rollout_values(replicate: Replicate, shard: Shard) -> pd.DataFrame:
             "step": np.int16(step),
             "entropy": np.float32(-(base.exp() * base).sum()),
             "rank": np.arange(len(base), dtype=np.int8),
-            "likelihood": base.numpy(),
+            "base_logprob": base.numpy(),
         }
         of_state = {name: scores[i][step].numpy() for name, scores in values.items()}
         frames.append(pd.DataFrame(columns | of_state))
@@ -148,7 +148,7 @@ def _rollout_rewards(
 def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
     """Return one row per candidate of every token of the first sample, words included.
 
-    - likelihood: ln π of the base over the K candidates.
+    - base_logprob: ln π of the base over the K candidates.
     - value: score of the cell's scorer, whether the gate is open or not (NaN where nothing
       steers); tilted: ln of the steered policy, as it is where the gate is open.
     - chosen, unsteered: whether it is the token that was taken, and the one that the same noise
@@ -189,7 +189,7 @@ def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
             "steered": np.repeat(response.steered, width),
             "chosen": (tokens.numpy() == response.token_ids[:, None]).flatten(),
             "unsteered": (tokens.numpy() == response.base_token[:, None]).flatten(),
-            "likelihood": base.log_softmax(-1).flatten().numpy().round(4),
+            "base_logprob": base.log_softmax(-1).flatten().numpy().round(4),
             "tilted": tilted.log_softmax(-1).flatten().numpy().round(4),
             "value": values[i].flatten().numpy().round(4),
         }

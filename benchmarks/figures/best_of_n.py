@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -61,35 +62,37 @@ class BestOfN(Figure):
         among them; of these is the cost."""
         rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
         metrics = profile.available_metrics(METRICS)
-        found = list(estimates.entries(rows, metrics).values())
+        found = estimates.method_scores(rows, metrics)
         differences = []
         for entry in found:
             same = {k: entry.labels[k] for k in ("family", "best_of")}
             if entry.labels["method"] != "base":
                 differences.append(
-                    estimates.difference(entry, estimates.the(found, method="base", **same))
+                    estimates.difference(entry, estimates.select_one(found, method="base", **same))
                 )
                 more = estimates.select(
                     found, method="base", family=same["family"], best_of=2 * same["best_of"]
                 )
                 differences += [
-                    estimates.difference(entry, other, versus="base, twice as many")
+                    estimates.difference(entry, other, versus="base-twice-as-many")
                     for other in more
                 ]
                 curve = estimates.select(found, method="base", family=same["family"])
                 differences += [
-                    estimates.difference(entry, other, versus="base, at equal cost")
+                    estimates.difference(entry, other, versus="base-at-equal-cost")
                     for other in at_cost(entry, curve, metrics)
                 ]
             if entry.labels["method"] == "sia":
                 differences.append(
-                    estimates.difference(entry, estimates.the(found, method="dense", **same))
+                    estimates.difference(entry, estimates.select_one(found, method="dense", **same))
                 )
             if entry.labels["best_of"] > 1:
                 alone = {k: entry.labels[k] for k in ("method", "family", "target_ratio")}
                 differences.append(
                     estimates.difference(
-                        entry, estimates.the(found, best_of=1, **alone), versus="one response"
+                        entry,
+                        estimates.select_one(found, best_of=1, **alone),
+                        versus="one-response",
                     )
                 )
         return estimates.summarize([*found, *differences], metrics, profile)
@@ -97,6 +100,8 @@ class BestOfN(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Top: score against N; bottom: against the token positions that it took. Columns: all objectives, and each."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         columns = ("all", *OBJECTIVES)
         level = table[table["versus"] == ""]
@@ -133,7 +138,7 @@ class BestOfN(Figure):
             axes[0, j].set_title("all objectives" if objective == "all" else objective)
             style.share_y(axes[:, j])
         for axis in axes[:, 0]:
-            axis.set_ylabel(estimates.label(profile, profile.score))
+            axis.set_ylabel(metric_label(profile, profile.score))
         handles = [
             style.handle(m, f"SIA {r:.0%}" if m == "sia" else "", marker=style.MARKERS[m], **look)
             for m, r, look in lines
@@ -148,8 +153,8 @@ class BestOfN(Figure):
 
 
 def at_cost(
-    entry: estimates.Entry, curve: Sequence[estimates.Entry], metrics: Sequence[str]
-) -> list[estimates.Entry]:
+    entry: estimates.MethodScores, curve: Sequence[estimates.MethodScores], metrics: Sequence[str]
+) -> list[estimates.MethodScores]:
     """What this curve of several N gives at the mean positions of `entry`, unit by unit: a share of one N and the rest of the next, so
     that both take as many positions in each replicate and objective. None where that lies beyond the ends of the curve."""
     place, replicates, objectives = metrics.index("positions"), *entry.shape[:2]

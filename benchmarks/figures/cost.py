@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
@@ -85,18 +86,18 @@ class Cost(Figure):
         metrics = profile.available_metrics(METRICS)
         found = [
             e
-            for e in estimates.entries(counted, metrics).values()
+            for e in estimates.method_scores(counted, metrics)
             if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
         ]
         table = estimates.summarize(found, metrics, profile)
         ratios, smallest = [], min(profile.sweep.main_ratios)
         for family in profile.families:
             of_family = estimates.select(found, family=family)
-            base = estimates.the(of_family, method="base", search="")
+            base = estimates.select_one(of_family, method="base", search="")
             for entry in of_family:
                 ratios += _ratios([entry], base, "base", profile)
                 for loss in methods.values(profile):
-                    sparse = estimates.the(
+                    sparse = estimates.select_one(
                         of_family, method="sia", value_model=loss, target_ratio=smallest
                     )
                     if (
@@ -105,7 +106,7 @@ class Cost(Figure):
                     ):
                         ratios += _ratios([entry], sparse, f"sia {smallest:.0%}, {loss}", profile)
             for loss in methods.values(profile):
-                sparse = estimates.the(
+                sparse = estimates.select_one(
                     of_family, method="sia", value_model=loss, target_ratio=smallest
                 )
                 rivals = [
@@ -135,6 +136,8 @@ class Cost(Figure):
         """Score against three costs, each relative to plain decoding, with the Pareto front; and cost against length."""
         from benchmarks.figures import style
 
+        table = estimates.pooled(table)
+
         scores = table[
             (table["objective"] == "all")
             & (table["metric"] == profile.score)
@@ -142,9 +145,9 @@ class Cost(Figure):
         ]
         ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
         axes_of = {
-            "positions, ratio": "token positions / base",
-            "megaflops, ratio": "FLOPs / base",
-            "seconds, ratio": "time / base",
+            "positions_ratio": "token positions / base",
+            "megaflops_ratio": "FLOPs / base",
+            "seconds_ratio": "time / base",
         }
         families = profile.families
         figure, axes = style.grid(2 * len(families), 2, 3.4, 2.3)
@@ -170,7 +173,7 @@ class Cost(Figure):
                     continue
                 both = part.merge(costs, on=names, suffixes=("", "_cost"))
                 for row in both.itertuples():
-                    method = estimates.shown_as(row.method, row.search)
+                    method = estimates.display_name(row.method, row.search)
                     used[method] = None
                     hollow = row.value_model == "value-mean"
                     look = {
@@ -210,9 +213,9 @@ class Cost(Figure):
                 axis.set_xlabel(label)
                 axis.set_title(style.FAMILIES[family], loc="left")
             for axis in axes[i, [0, 2]]:
-                axis.set_ylabel(estimates.label(profile, profile.score))
+                axis.set_ylabel(metric_label(profile, profile.score))
             lengths = table[
-                (table["metric"] == "positions at length") & (table["family"] == family)
+                (table["metric"] == "positions_at_length") & (table["family"] == family)
             ]
             usual = methods.values(profile)[0]
             lines = [
@@ -238,7 +241,7 @@ class Cost(Figure):
             axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
         ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
         tuned = "their best β" if profile.sweep.tuning else "β = 1"
-        rounds = table.loc[table["metric"] == "seconds, ratio", "n"].max()
+        rounds = table.loc[table["metric"] == "seconds_ratio", "n"].max()
         caption = (
             f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
             f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
@@ -270,44 +273,43 @@ def timed(profile: Profile, replicate: int) -> list[CellRequest]:
 
 
 def _ratios(
-    many: Sequence[estimates.Entry],
-    other: estimates.Entry,
+    scores: Sequence[estimates.MethodScores],
+    other: estimates.MethodScores,
     versus: str,
     profile: Profile,
     method: str = "",
 ) -> list[dict]:
-    """Ratios of mean costs, resampled together; of several entries the largest, under the name `method`."""
-    metrics, prompts = profile.available_metrics(METRICS), min(many[0].shape[2], other.shape[2])
-    many, other = (
-        [estimates.first_prompts(entry, prompts) for entry in many],
-        estimates.first_prompts(other, prompts),
-    )
+    """Return ratios of mean costs, resampled together.
+
+    Args:
+        scores: One method, or several, of which the largest ratio counts.
+        other: What is divided by.
+        versus: Its name.
+        profile: Says how many resamples.
+        method: The name of the largest ratio; empty for a single method.
+    """
+    metrics = profile.available_metrics(METRICS)
+    prompts = slice(min(scores[0].shape[2], other.shape[2]))
+    scores, other = [one.restrict(prompts) for one in scores], other.restrict(prompts)
+    labels, chosen = scores[0].labels, scores[0].chosen
+    if method:
+        labels = {k: other.labels[k] for k in ("family", "model", "value_model")}
+        labels, chosen = labels | {"method": method}, {}
+    labels = labels | {"objective": "all", "versus": versus, "seeds": other.shape[3]}
+    labels |= {"n": int(np.prod(other.shape[:3])), "replicates": other.shape[0]}
     records = []
     for metric in ("positions", "megaflops", "reported"):
         column = metrics.index(metric)
-        tops = np.stack([entry.values[:, column] for entry in many], axis=1)
-        draws = estimates.ratio_draws(
-            tops, np.repeat(other.values[:, [column]], len(many), axis=1), other.shape, profile
-        ).max(2)
-        labels = (
-            many[0].labels
-            if not method
-            else {k: other.labels[k] for k in ("family", "model", "value_model")}
-            | {"method": method}
-        )
-        labels = labels | {
-            "objective": "all",
-            "metric": f"{metric}, ratio",
-            "versus": versus,
-            "seeds": other.shape[3],
-        }
-        labels |= {"n": int(np.prod(other.shape[:3])), "replicates": other.shape[0]}
-        records.append(labels | estimates.ends(draws, profile))
+        tops = np.stack([one.values[:, column] for one in scores], axis=1)
+        bottoms = np.repeat(other.values[:, [column]], len(scores), axis=1)
+        draws = estimates.ratio_draws(tops, bottoms, other.shape, profile).max(2)
+        ratio = labels | {"metric": f"{metric}_ratio"}
+        records += estimates.estimate_rows(ratio, draws, profile, chosen)
     return records
 
 
 def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
-    """Mean cost of responses of like length (metric "positions at length", of the bin that `length` ends): it stays linear."""
+    """Mean cost of responses of like length (metric "positions_at_length", of the bin that `length` ends): it stays linear."""
     part = counted[
         (counted["search"] == "")
         & counted["method"].isin(["base", "sia", "dense"])
@@ -320,7 +322,8 @@ def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
         .agg(estimate=("positions", "mean"), n=("positions", "size"))
         .reset_index()
     )
-    return found[found["n"] >= 30].assign(metric="positions at length", objective="all")
+    common = {"metric": "positions_at_length", "objective": "all", "replicate": estimates.POOLED}
+    return found[found["n"] >= 30].assign(**common)
 
 
 def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
@@ -350,12 +353,12 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
         draws = np.exp(estimates.ratio_draws(ratio, np.ones_like(ratio), shape, profile).max(2))
         labels = labels | {
             "objective": "all",
-            "metric": "seconds, ratio",
+            "metric": "seconds_ratio",
             "versus": versus,
             "n": len(logs),
             "replicates": replicates,
         }
-        records.append(labels | estimates.ends(draws, profile))
+        records.extend(estimates.estimate_rows(labels, draws, profile))
 
     against = f"sia {methods[sparse]['target_ratio']:.0%}, {methods[sparse]['value_model']}"
     for i, labels in enumerate(methods):

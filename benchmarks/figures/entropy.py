@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from benchmarks.spec.profile import Profile
 
 OFFSETS = range(-5, 6)
 BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
+STRETCHES = {f"{low:.1f} to {high:.1f}": (low, high) for low, high in pairwise(BINS)}
 FREQUENT = 12
 KEPT = [
     "replicate",
@@ -112,95 +114,67 @@ class Entropy(Figure):
         return table
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Means of entropy at each offset; the fall after a junction and the rebound; shares of junctions, and of shifted ones, by
-        entropy; the most frequent shifts. Intervals: bootstrap over replicates, and prompts within replicate and objective.
+        """Return what happens to entropy around junctions, and the most frequent changes of words.
 
-        versus "base": steered minus base responses.
+        Means of entropy at each offset, the fall after a junction and the rebound, shares of junctions and of changed
+        ones by entropy (`stretch`). Intervals: over replicates, and prompts within replicate and objective. Rows with
+        versus "base" are steered minus base responses.
         """
         records = []
         for (family, target), both in rows.groupby(["family", "target_ratio"], observed=True):
-            parts = dict(list(both.groupby("method", observed=True)))
-            quantities = {method: _quantities(part) for method, part in parts.items()}
-            draws = {
-                method: _draws(part, quantities[method], profile) for method, part in parts.items()
-            }
-            for method, (names, ends) in draws.items():
-                labels = {
-                    "family": family,
-                    "method": method,
-                    "target_ratio": target,
-                    "objective": "all",
-                }
-                labels |= {
-                    "n": int(
-                        both.groupby("replicate")[["objective", "prompt"]]
-                        .apply(lambda x: len(x.drop_duplicates()))
-                        .sum()
-                    )
-                }
-                labels |= {
-                    "seeds": both["seed"].nunique(),
-                    "replicates": both["replicate"].nunique(),
-                }
-                records += [
-                    labels | {"metric": n, "versus": ""} | estimates.ends(ends[:, :, i], profile)
-                    for i, n in enumerate(names)
-                ]
-                if method == "sia":
-                    change = ends - draws["base"][1]
-                    records += [
-                        labels
-                        | {"metric": n, "versus": "base"}
-                        | estimates.ends(change[:, :, i], profile)
-                        for i, n in enumerate(names)
-                    ]
-            steered = parts["dense" if target == 1 else "sia"]
+            policies = dict(list(both.groupby("method", observed=True)))
+            draws = {method: _draws(part, profile) for method, part in policies.items()}
+            prompts = both[["replicate", "objective", "prompt"]].drop_duplicates()
+            common = {"family": family, "target_ratio": target, "objective": "all"}
+            counts = {"n": len(prompts), "seeds": both["seed"].nunique()}
+            counts["replicates"] = both["replicate"].nunique()
+            for method, by_quantity in draws.items():
+                for quantity, values in by_quantity.items():
+                    labels = common | counts | {"method": method} | quantity._asdict()
+                    records += estimates.estimate_rows(labels | {"versus": ""}, values, profile)
+                    if method == "sia":
+                        change = values - draws["base"][quantity]
+                        records += estimates.estimate_rows(
+                            labels | {"versus": "base"}, change, profile
+                        )
+            steered = policies["dense" if target == 1 else "sia"]
             shifts = steered[steered["shifted"]]
-            for (source, target_token), count in (
-                shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT).items()
-            ):
-                what = f"shift {rows.attrs[str(source)]} → {rows.attrs[str(target_token)]}"
-                labels = {
-                    "family": family,
+            pairs = shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT)
+            for (base_token, token), count in pairs.items():
+                labels = common | {
                     "method": steered["method"].iloc[0],
-                    "target_ratio": target,
-                    "objective": "all",
+                    "metric": "word_shift_share",
                 }
-                labels |= {"metric": what, "versus": ""}
+                labels |= {"versus": "", "base_word": rows.attrs[str(base_token)]}
+                labels |= {"word": rows.attrs[str(token)]}
                 records.append(labels | {"estimate": count / len(shifts)})
-        return estimates.of_records(records)
+        return estimates.summary_frame(records, ["offset", "stretch", "base_word", "word"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Two rows for each family: entropy around junctions, entropies of shifted and of other tokens under dense steering; how many are
         shifted there and at SIA's junctions, the most frequent shifts."""
         from benchmarks.figures import style
 
+        table = estimates.pooled(table)
+
         target = min(profile.sweep.reduced_ratios)
         everywhere = table[(table["method"] == "dense") & (table["versus"] == "")]
         table = table[np.isclose(table["target_ratio"], target)]
         figure, axes = style.grid(2 * len(profile.families), 2, 3.6, 2.3)
         axes = axes.reshape(-1, 4)
-        offsets, centres = np.array(OFFSETS), (BINS[:-1] + BINS[1:]) / 2
+        centres = (BINS[:-1] + BINS[1:]) / 2
         for i, family in enumerate(profile.families):
             part = table[table["family"] == family]
             level = part[part["versus"] == ""].set_index(["method", "metric"])
             for method in ("base", "sia"):
-                around = (
-                    level.loc[method]
-                    .loc[[f"entropy at {o:+d}" for o in OFFSETS]]
-                    .assign(offset=offsets)
-                )
+                around = level.loc[method].loc["entropy_at_offset"]
                 style.curve(axes[i, 0], method, around, "offset")
             dense = everywhere[everywhere["family"] == family].set_index("metric")
             at_junctions, shifted = (
-                of.loc[
-                    [f"shifted with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]
-                ].assign(centre=centres)
+                of.loc["shifted_share_at_entropy"].assign(centre=centres)
                 for of in (level.loc["sia"], dense)
             )
-            shares = dense.loc[
-                [f"junctions with entropy {a:.1f} to {b:.1f}" for a, b in pairwise(BINS)]
-            ]
+            shares = dense.loc["entropy_histogram"]
             moved = shares["estimate"].to_numpy() * np.nan_to_num(shifted["estimate"].to_numpy())
             stayed = shares["estimate"].to_numpy() - moved
             axes[i, 1].bar(
@@ -215,11 +189,9 @@ class Entropy(Figure):
             )
             style.curve(axes[i, 2], "dense", shifted.dropna(subset=["estimate"]), "centre")
             style.curve(axes[i, 2], "sia", at_junctions.dropna(subset=["estimate"]), "centre")
-            shifts = part[part["metric"].str.startswith("shift ")].nlargest(FREQUENT, "estimate")[
-                ::-1
-            ]
+            shifts = part[part["metric"] == "word_shift_share"].nlargest(FREQUENT, "estimate")[::-1]
             axes[i, 3].barh(
-                shifts["metric"].str.removeprefix("shift "),
+                shifts["base_word"] + " → " + shifts["word"],
                 100 * shifts["estimate"],
                 color=style.COLOURS["sia"],
             )
@@ -265,43 +237,50 @@ def _shifted_by(entropy: np.ndarray, response: np.ndarray, offset: int) -> np.nd
     return moved
 
 
-def _quantities(part: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What is averaged over junctions: (value, whether it counts), `(junctions,)` each."""
+def _quantities(part: pd.DataFrame) -> dict[Quantity, tuple[np.ndarray, np.ndarray]]:
+    """Return each quantity's values at the junctions and where they count, `(junctions,)` each."""
     around = {o: part[f"entropy{o:+d}"].to_numpy(np.float64) for o in OFFSETS}
-    everywhere = np.ones(len(part), dtype=bool)
-    found = {f"entropy at {o:+d}": (values, ~np.isnan(values)) for o, values in around.items()}
     later = np.where(np.isnan(around[3]), around[2], (around[2] + around[3]) / 2)
-    changes = {
-        "fall: entropy after − at a junction": around[1] - around[0],
-        "entropy after − before a junction": around[1] - around[-1],
-        "rebound: two and three tokens after − one after": later - around[1],
-        "rebound: two tokens after − one after": around[2] - around[1],
-        "rebound: three tokens after − one after": around[3] - around[1],
+    values = {Quantity("entropy_at_offset", o): entropy for o, entropy in around.items()} | {
+        Quantity("entropy_fall"): around[1] - around[0],
+        Quantity("entropy_fall_from_before"): around[1] - around[-1],
+        Quantity("entropy_rebound"): later - around[1],
+        Quantity("entropy_rebound_after_two"): around[2] - around[1],
+        Quantity("entropy_rebound_after_three"): around[3] - around[1],
     }
-    found |= {name: (values, ~np.isnan(values)) for name, values in changes.items()}
-    shifted = part["shifted"].to_numpy()
-    found["share of junctions shifted"] = (shifted.astype(float), everywhere)
-    found["entropy of shifted junctions"] = (around[0], shifted)
-    found["entropy of junctions not shifted"] = (around[0], ~shifted)
-    for low, high in pairwise(BINS):
+    quantities = {name: (entropy, ~np.isnan(entropy)) for name, entropy in values.items()}
+    shifted, everywhere = part["shifted"].to_numpy(), np.ones(len(part), dtype=bool)
+    quantities[Quantity("shifted_share")] = (shifted.astype(float), everywhere)
+    quantities[Quantity("shifted_entropy")] = (around[0], shifted)
+    quantities[Quantity("unshifted_entropy")] = (around[0], ~shifted)
+    for stretch, (low, high) in STRETCHES.items():
         inside = (around[0] >= low) & (around[0] < high)
-        found[f"junctions with entropy {low:.1f} to {high:.1f}"] = (
+        quantities[Quantity("entropy_histogram", stretch=stretch)] = (
             inside.astype(float),
             everywhere,
         )
-        found[f"shifted with entropy {low:.1f} to {high:.1f}"] = (shifted.astype(float), inside)
-    return found
+        quantities[Quantity("shifted_share_at_entropy", stretch=stretch)] = (
+            shifted.astype(float),
+            inside,
+        )
+    return quantities
 
 
-def _draws(part: pd.DataFrame, quantities: dict, profile: Profile) -> tuple[list[str], np.ndarray]:
-    """Names, and means `(1 + replicates, 1 + resamples, quantities)`: pooled and of each replicate, estimate first."""
-    place, shape = estimates.unit_places(part, "prompt", profile.evaluation.prompts_per_objective)
-    size = int(np.prod(shape))
-    sums = [
-        np.bincount(place, np.where(counts, np.nan_to_num(values), 0.0), size)
-        for values, counts in quantities.values()
-    ]
-    counts = [np.bincount(place, counts, size) for _, counts in quantities.values()]
-    return list(quantities), estimates.ratio_draws(
-        np.stack(sums, 1), np.stack(counts, 1), shape, profile
-    )
+def _draws(part: pd.DataFrame, profile: Profile) -> dict[Quantity, np.ndarray]:
+    """Return the means of each quantity with their resamples, as `estimates.ratio_draws` does."""
+    index, shape = estimates.unit_indices(part, "prompt", profile.evaluation.prompts_per_objective)
+    size, sums, counts = int(np.prod(shape)), [], []
+    quantities = _quantities(part)
+    for values, counted in quantities.values():
+        sums.append(np.bincount(index, np.where(counted, np.nan_to_num(values), 0.0), size))
+        counts.append(np.bincount(index, counted, size))
+    draws = estimates.ratio_draws(np.stack(sums, 1), np.stack(counts, 1), shape, profile)
+    return {quantity: draws[:, :, i] for i, quantity in enumerate(quantities)}
+
+
+class Quantity(NamedTuple):
+    """What a mean over junctions is of."""
+
+    metric: str
+    offset: int | None = None
+    stretch: str = ""

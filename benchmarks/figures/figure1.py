@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -39,7 +40,7 @@ class Figure1(Figure):
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every gate, and paired the entropy gate against each other at the same target; family "all": the mean over both."""
         metrics = profile.available_metrics(METRICS)
-        found = list(estimates.entries(rows, metrics).values())
+        found = estimates.method_scores(rows, metrics)
         differences = []
         for entropy in estimates.select(found, method="sia"):
             same = {k: entropy.labels[k] for k in ("family", "value_model", "target_ratio")}
@@ -54,6 +55,8 @@ class Figure1(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Rows: families and losses, then differences of each loss; columns: objectives, and all."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         judged = table[table["metric"] == profile.score]
         columns = (*OBJECTIVES, "all")
@@ -76,7 +79,7 @@ class Figure1(Figure):
                 for method in names:
                     points = pd.concat([of_loss[of_loss["method"] == method], dense])
                     style.curve(axes[i, j], method, points, band=method in ("sia", "random"))
-                named = f"{estimates.label(profile, profile.score)}\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}"
+                named = f"{metric_label(profile, profile.score)}\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}"
                 axes[i, 0].set_ylabel(named, fontsize=9)
             for i, value_model in enumerate(methods.values(profile), start=len(settings)):
                 random = part[(part["versus"] == "random") & (part["value_model"] == value_model)]

@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.methods import label_of
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -59,7 +61,7 @@ class Figure2(Figure):
         metrics = profile.available_metrics(METRICS)
         found = [
             e
-            for e in estimates.entries(rows, metrics).values()
+            for e in estimates.method_scores(rows, metrics)
             if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
         ]
         differences = []
@@ -71,7 +73,7 @@ class Figure2(Figure):
             ]
             for value_model, tuned in settings(profile):
                 setting = {"family": family, "value_model": value_model, "tuned": tuned}
-                dense = estimates.the(found, **setting, method="dense")
+                dense = estimates.select_one(found, **setting, method="dense")
                 sparse = estimates.select(found, **setting, method="sia")
                 for sia in sparse:
                     others = estimates.select(
@@ -82,7 +84,7 @@ class Figure2(Figure):
                         estimates.difference(
                             sia,
                             e,
-                            versus=estimates.shown_as(e.labels["method"], e.labels["search"]),
+                            versus=estimates.display_name(e.labels["method"], e.labels["search"]),
                         )
                         for e in static
                     ]
@@ -99,6 +101,7 @@ class Figure2(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Of each family a picture of the score, and for the lab one of the evaluation reward: figure2, figure2-reward for the first family,
         with the name of the family for others. Rows: settings; columns: objectives."""
+        table = estimates.pooled(table)
         paths = []
         for metric in profile.available_metrics(("judge", "reward")):
             name = "figure2" if metric == profile.score else f"figure2-{metric}"
@@ -153,7 +156,7 @@ def picture(
         static = column[~column["value_model"].isin(methods.values(profile))]
         for axis, (value_model, tuned) in zip(axes[:, j], drawn, strict=True):
             for row in static.itertuples():
-                style.horizontal(axis, estimates.shown_as(row.method, row.search), row)
+                style.horizontal(axis, estimates.display_name(row.method, row.search), row)
             steered = column[(column["value_model"] == value_model) & (column["tuned"] == tuned)]
             dense = steered[steered["method"] == "dense"]
             for method in ("random", "sia"):
@@ -165,11 +168,11 @@ def picture(
         axes[0, j].set_title(f"{style.FAMILIES[family]}, {objective}")
         axes[-1, j].set_xlabel("share of tokens steered")
     for axis, setting in zip(axes[:, 0], drawn, strict=True):
-        axis.set_ylabel(f"{estimates.label(profile, metric)}\n{SETTINGS[setting]}", fontsize=9)
+        axis.set_ylabel(f"{metric_label(profile, metric)}\n{SETTINGS[setting]}", fontsize=9)
     tuned = "their own best β" if profile.sweep.tuning else "β = 1"
-    there = {estimates.shown_as(row.method, row.search) for row in level.itertuples()}
+    there = {estimates.display_name(row.method, row.search) for row in level.itertuples()}
     guided = ", ".join(
-        style.NAMES[method] for method in ("args", "genarm", "transfer-q") if method in there
+        label_of(method) for method in ("args", "genarm", "transfer-q") if method in there
     )
     caption = (
         f"{style.FAMILIES[family]}. Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other "

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
@@ -65,7 +66,7 @@ class Figure3(Figure):
         Method "weak-to-strong": the mean over the pairs whose value model is the smaller one.
         """
         metrics = profile.available_metrics(METRICS)
-        found = list(estimates.entries(rows, metrics).values())
+        found = estimates.method_scores(rows, metrics)
         differences, gains, shortfalls = [], {}, []
         for value in SIZES:
             for model in SIZES:
@@ -73,8 +74,8 @@ class Figure3(Figure):
                     "model": f"base{SIZES[model]}",
                     "value_model": f"{methods.values(profile)[0]}{SIZES[value]}",
                 }
-                base = estimates.the(found, model=pair["model"], gate="never")
-                dense = estimates.the(found, **pair, method="dense")
+                base = estimates.select_one(found, model=pair["model"], gate="never")
+                dense = estimates.select_one(found, **pair, method="dense")
                 sparse = estimates.select(found, **pair, method="sia")
                 differences += [
                     estimates.difference(e, base, versus="base") for e in [*sparse, dense]
@@ -108,6 +109,8 @@ class Figure3(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Top: score against ratio for each size of language model, a line for each size of value model. Bottom: gain over the base."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         part = table[(table["metric"] == profile.score) & (table["objective"] == "all")]
         level, gains = part[part["versus"] == ""], part[part["versus"] == "base"]
@@ -146,7 +149,7 @@ class Figure3(Figure):
                 axes[1, j], grid, [f"{r:.0%}" for r in ratios], list(SIZES), span=_span(gains)
             )
             axes[1, j].set_xlabel("share of tokens steered (target)")
-        axes[0, 0].set_ylabel(estimates.label(profile, profile.score))
+        axes[0, 0].set_ylabel(metric_label(profile, profile.score))
         axes[1, 0].set_ylabel("value model")
         style.share_y(axes[0])
         looks = {
@@ -161,7 +164,7 @@ class Figure3(Figure):
         caption = (
             f"Weak to strong: SIA with a value model of one size and a language model of another ({style.LOSSES[value_model]}, β = 1, "
             f"{style.FAMILIES[profile.families[0]]}, all objectives; at 1: dense). Thick, solid: the value model is the smaller one. "
-            f"Bottom: paired gain in {estimates.label(profile, profile.score)} over the same base model (its intervals "
+            f"Bottom: paired gain in {metric_label(profile, profile.score)} over the same base model (its intervals "
             f"stand in the table). {style.measured(level, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "figure3", stale=stale)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -59,7 +60,7 @@ class Figure4(Figure):
         """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own
         best β, and (`matched`: "kl") at equal drift. Per objective and pooled; family "all": the mean over both."""
         metrics = profile.available_metrics(METRICS)
-        found = list(estimates.entries(rows, metrics).values())
+        found = estimates.method_scores(rows, metrics)
         differences, matched = [], []
         for dense in estimates.select(found, method="dense"):
             setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
@@ -79,7 +80,7 @@ class Figure4(Figure):
                     "family": setting["family"],
                     "value_model": setting["value_model"],
                 }
-                base = estimates.the(found, family=setting["family"], gate="never")
+                base = estimates.select_one(found, family=setting["family"], gate="never")
                 curves = [[base, *_by_strength(estimates.select(found, **same, floor=0.0))]]
                 if setting["floor"]:
                     curves.append(
@@ -96,9 +97,9 @@ class Figure4(Figure):
         ):  # what replacing the logits by the values, or a strong tilt, does
             for ratio in (*profile.sweep.ratios, 1.0):
                 same = {"value_model": loss, "target_ratio": ratio}
-                usual = estimates.the(strong, **same, beta=1.0)
+                usual = estimates.select_one(strong, **same, beta=1.0)
                 differences += [
-                    estimates.difference(e, usual, versus="β = 1")
+                    estimates.difference(e, usual, versus="beta-1")
                     for e in estimates.select(strong, **same)
                     if e.labels["beta"] != 1
                 ]
@@ -110,6 +111,9 @@ class Figure4(Figure):
         """A row for each loss: score, drift and errors of fluency against β for each ratio; the grid of scores; score against drift."""
         from benchmarks.figures import style
 
+        whole, table = table, estimates.pooled(table)
+        by_replicate = whole[whole["tuned"].astype("boolean").fillna(False)]
+
         family, betas = profile.families[0], profile.sweep.betas
         ratios = (*profile.sweep.ratios, 1.0)
         shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
@@ -120,7 +124,7 @@ class Figure4(Figure):
             & (table["floor"] == 0)
         ]
         lines = {
-            profile.score: ("{loss}: score", score := estimates.label(profile, profile.score)),
+            profile.score: ("{loss}: score", score := metric_label(profile, profile.score)),
             "kl_per_token": ("drift", "KL per token (nats)"),
             "fluency_errors": ("fluency", "share with fluency errors"),
         }
@@ -173,15 +177,17 @@ class Figure4(Figure):
                 span=(max(cells.min(), cells.max() - 4), cells.max()),
             )
             for row, ratio in enumerate(ratios):
-                chosen = of_loss[
-                    of_loss["tuned"].astype(bool)
-                    & (of_loss["target_ratio"] == ratio)
-                    & (of_loss["metric"] == profile.score)
+                chosen = by_replicate[
+                    (by_replicate["family"] == family)
+                    & (by_replicate["value_model"] == value_model)
+                    & (by_replicate["target_ratio"] == ratio)
+                    & (by_replicate["floor"] == 0)
+                    & (by_replicate["versus"] == "")
                 ]
-                for beta in chosen["beta_by_replicate"].iloc[0].split("|") if len(chosen) else ():
+                for beta in chosen["beta"].dropna().unique():
                     axes[i, -2].add_patch(
                         style.plt.Rectangle(
-                            (place[float(beta)] + 0.06, row + 0.08),
+                            (place[beta] + 0.06, row + 0.08),
                             0.88,
                             0.84,
                             fill=False,
@@ -229,66 +235,54 @@ class Figure4(Figure):
             stale=stale,
             legend_columns=8,
         )
-        return made + sparse_against_dense(table, profile, stale, folder)
+        return made + sparse_against_dense(whole, profile, stale, folder)
 
 
-def _by_strength(dense: Sequence[estimates.Entry]) -> list[estimates.Entry]:
+def _by_strength(dense: Sequence[estimates.MethodScores]) -> list[estimates.MethodScores]:
     return sorted(dense, key=lambda entry: entry.labels["beta"])
 
 
 def at_equal_drift(
-    settings: Sequence[tuple[Sequence[Sequence[estimates.Entry]], Sequence[estimates.Entry]]],
+    settings: Sequence[
+        tuple[Sequence[Sequence[estimates.MethodScores]], Sequence[estimates.MethodScores]]
+    ],
     profile: Profile,
 ) -> pd.DataFrame:
-    """SIA − dense in judge score where both have the KL of SIA, by ratio and for their mean; of each family and the mean over them.
+    """Return SIA − dense in score where both have the KL of SIA, by ratio and for their mean.
 
-    settings: curves of dense steering by ascending β, the first of which begins at the base, and SIA by ratio, for each family, loss and
-    floor. Where there are two curves (without and with a floor), the better of them at that KL counts.
+    Args:
+        settings: For each family, loss and floor: curves of dense steering by ascending β, the first of which begins
+            at the base, and SIA by ratio. Of two curves (without and with a floor), the better at that KL counts.
+        profile: Names the score and says how many resamples.
+
+    Returns:
+        Rows of each family and of the mean over them, with `matched` "kl".
     """
     records, families = [], {}
     for curves, sparse in settings:
         shape = sparse[0].shape
+        mean = sparse[0].labels | {"method": "sia-claimed", "target_ratio": None}
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
-            ends = [
-                _gains(curves, sparse, number, replicate, profile)
-                for replicate in (None, *range(shape[0]))
-            ]
-            mean = dict(sparse[0].labels) | {"method": "sia-claimed", "target_ratio": None}
-            for i, name in enumerate([*(e.labels for e in sparse), mean]):
-                labels = name | {
-                    "objective": objective,
-                    "metric": profile.score,
-                    "versus": "dense",
-                    "matched": "kl",
-                }
-                labels |= {
-                    "seeds": shape[3],
-                    "replicates": shape[0],
-                    "n": int(np.prod(shape[:3])) // (1 if number is None else shape[1]),
-                }
-                draws = [x[:, i] if i < len(sparse) else x.mean(1) for x in ends]
-                records.append(labels | estimates.ends(np.stack(draws), profile))
-                key = (
-                    labels["value_model"],
-                    labels["floor"],
-                    objective,
-                    labels["method"],
-                    labels["target_ratio"],
-                )
-                families.setdefault(key, []).append((labels, draws))
-    for many in families.values():
-        if len(many) > 1:
-            draws = [
-                np.mean(group, axis=0) for group in zip(*(draws for _, draws in many), strict=True)
-            ]
-            records.append(
-                many[0][0] | {"family": "all"} | estimates.ends(np.stack(draws), profile)
+            gains = np.stack(
+                [
+                    _gains(curves, sparse, number, replicate, profile)
+                    for replicate in (None, *range(shape[0]))
+                ]
             )
-    return (
-        pd.DataFrame.from_records(records)
-        .reindex(columns=estimates.COLUMNS)
-        .round({"estimate": 4, "low": 4, "high": 4})
-    )
+            common = {"objective": objective, "metric": profile.score, "versus": "dense"}
+            common |= {"matched": "kl", "seeds": shape[3], "replicates": shape[0]}
+            common["n"] = int(np.prod(shape[:3])) // (1 if number is None else shape[1])
+            draws_of = [*gains.transpose(2, 0, 1), gains.mean(2)]
+            for one, draws in zip([*(s.labels for s in sparse), mean], draws_of, strict=True):
+                labels = one | common
+                records += estimates.estimate_rows(labels, draws, profile)
+                names = ("value_model", "floor", "objective", "method", "target_ratio")
+                families.setdefault(tuple(labels[k] for k in names), []).append((labels, draws))
+    for group in families.values():
+        if len(group) > 1:
+            draws = np.mean([draws for _, draws in group], axis=0)
+            records += estimates.estimate_rows(group[0][0] | {"family": "all"}, draws, profile)
+    return estimates.summary_frame(records)
 
 
 def _gains(
@@ -298,7 +292,7 @@ def _gains(
 
     metrics = profile.available_metrics(METRICS)
 
-    def part(entry: estimates.Entry) -> np.ndarray:
+    def part(entry: estimates.MethodScores) -> np.ndarray:
         values = entry.values[:, [metrics.index(profile.score), metrics.index("kl")]].reshape(
             *entry.shape, 2
         )
@@ -369,7 +363,8 @@ def sparse_against_dense(
     for axis, value_model in zip(axes[0], methods.values(profile), strict=True):
         of_loss = part["value_model"] == value_model
         for place, here in enumerate(settings.values()):
-            of_ratio = part[of_loss & here].set_index("target_ratio")
+            of_setting = part[of_loss & here]
+            of_ratio = estimates.pooled(of_setting).set_index("target_ratio")
             rows = [
                 (shades[ratio], "o", of_ratio[of_ratio["method"] == "sia"].loc[ratio])
                 for ratio in claimed
@@ -385,9 +380,8 @@ def sparse_against_dense(
                     else {"markersize": 4.5}
                 )
                 axis.plot(row["estimate"], y, marker=marker, color=colour, linestyle="none", **edge)
-            alone = [
-                float(number) for number in str(mean["estimate_by_replicate"]).split("|") if number
-            ]
+            claimed_alone = of_setting["method"].eq("sia-claimed") & of_setting["replicate"].ne("all")
+            alone = of_setting[claimed_alone]["estimate"]
             last = place + 0.15 * (len(rows) - 1) / 2
             axis.plot(
                 alone,
@@ -400,7 +394,7 @@ def sparse_against_dense(
         axis.axvline(0, color="#999999", linewidth=0.8)
         axis.axvline(-0.1, color="#999999", linewidth=0.8, linestyle=":")
         axis.set_title(style.LOSSES[value_model], loc="left")
-        axis.set_xlabel(f"SIA − dense, {estimates.label(profile, profile.score)}")
+        axis.set_xlabel(f"SIA − dense, {metric_label(profile, profile.score)}")
     axes[0, 0].set_yticks(range(len(settings)), settings)
     axes[0, 0].invert_yaxis()
     handles = [

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import plural
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -25,7 +26,7 @@ class Figure5(Figure):
     """Figure 5: positions of junctions."""
 
     title = "Figure 5: positions of junctions"
-    reported = ("length", "ratio", "in the first half")
+    reported = ("response_length", "intervention_ratio", "first_half_share")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         loss = profile.losses[0]
@@ -61,47 +62,42 @@ class Figure5(Figure):
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Per family, objective, policy, target ratio and position: the share of responses in which it is a junction (metric "junction", of
-        all responses; "junction given reached", of those so long), and once each the mean length (metric "length"),
-        and how much of the junctions lie in the first half of their response ("in the first half")."""
-        records = []
-        limit = profile.decoding.max_new_tokens
-        for (family, objective, method, target), part in rows.groupby(
-            ["family", "objective", "method", "target_ratio"], observed=True
-        ):
+        """Return how often each position is a junction, by family, objective, policy and target ratio.
+
+        Shares are of all responses ("junction_share") and of those that reach the position
+        ("junction_share_of_reached"). Once each: the mean length, the share of junctions in the first half of their
+        response, and the share of tokens that are junctions.
+        """
+        records, limit = [], profile.decoding.max_new_tokens
+        keys = ["family", "objective", "method", "target_ratio"]
+        for key, part in rows.groupby(keys, observed=True):
+            seeds, replicates = part["seed"].nunique(), part["replicate"].nunique()
+            labels = dict(zip(keys, key, strict=True)) | {"seeds": seeds, "replicates": replicates}
+            labels["n"] = len(part) // seeds
             bits = np.stack([_bit(part, position) for position in range(limit)], axis=1)
-            reached = part["tokens"].to_numpy()[:, None] > np.arange(limit)
-            labels = {
-                "family": family,
-                "objective": objective,
-                "method": method,
-                "target_ratio": target,
-                "n": len(part),
-            }
-            labels |= {"replicates": part["replicate"].nunique(), "seeds": part["seed"].nunique()}
-            labels["n"] //= labels["seeds"]
+            length = part["tokens"].to_numpy()[:, None]
+            counts, reached = bits.sum(0), (length > np.arange(limit)).sum(0)
             for position in range(limit):
-                share, alive = bits[:, position].mean(), reached[:, position].sum()
-                records.append(
-                    labels | {"metric": "junction", "position": position, "estimate": share}
-                )
-                given = bits[:, position].sum() / alive if alive else None
-                records.append(
-                    labels
-                    | {"metric": "junction given reached", "position": position, "estimate": given}
-                )
-            first = (
-                bits[np.arange(limit) < part["tokens"].to_numpy()[:, None] / 2].sum() / bits.sum()
-            )
-            records.append(labels | {"metric": "in the first half", "estimate": first})
-            records.append(labels | {"metric": "length", "estimate": part["tokens"].mean()})
-            records.append(
-                labels | {"metric": "ratio", "estimate": bits.sum() / part["tokens"].sum()}
-            )
-        return estimates.of_records(records, ["position"])
+                alive = reached[position]
+                shares = {
+                    "junction_share": counts[position] / len(part),
+                    "junction_share_of_reached": counts[position] / alive if alive else None,
+                }
+                records += [
+                    labels | {"metric": metric, "position": position, "estimate": share}
+                    for metric, share in shares.items()
+                ]
+            means = {
+                "first_half_share": bits[np.arange(limit) < length / 2].sum() / bits.sum(),
+                "response_length": part["tokens"].mean(),
+                "intervention_ratio": bits.sum() / part["tokens"].sum(),
+            }
+            records += [labels | {"metric": name, "estimate": mean} for name, mean in means.items()]
+        return estimates.summary_frame(records, ["position"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Rows: families, objectives; columns: policies at each target ratio."""
+        table = estimates.pooled(table)
         from matplotlib.colors import PowerNorm
 
         from benchmarks.figures import style
@@ -114,7 +110,7 @@ class Figure5(Figure):
         )
         axes = axes.reshape(1, -1)
         labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
-        shares = table[table["metric"] == "junction"]
+        shares = table[table["metric"] == "junction_share"]
         highest = 100 * shares["estimate"].max()
         for axis, (target, method) in zip(axes[0], columns, strict=True):
             part = table[(table["target_ratio"] == target) & (table["method"] == method)]
@@ -123,11 +119,11 @@ class Figure5(Figure):
                 of_row = part[(part["family"] == family) & (part["objective"] == objective)]
                 rows.append(
                     100
-                    * of_row[of_row["metric"] == "junction"]
+                    * of_row[of_row["metric"] == "junction_share"]
                     .sort_values("position")["estimate"]
                     .to_numpy()
                 )
-                lengths.append(of_row[of_row["metric"] == "length"]["estimate"].iloc[0])
+                lengths.append(of_row[of_row["metric"] == "response_length"]["estimate"].iloc[0])
             drawn = axis.pcolormesh(
                 np.array(rows), cmap=style.BLUES, norm=PowerNorm(0.5, 0, highest)
             )
@@ -153,7 +149,7 @@ class Figure5(Figure):
             f"Base responses: where the same gate would open. "
             f"Positions beyond the end of a response count as none. Colours: by the root of the share. Red, dashed: mean length of the "
             f"responses (at most {profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
-            f"{estimates.plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
+            f"{plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
         )
         return style.finish(figure, [], caption, folder, "figure5", stale=stale)
 

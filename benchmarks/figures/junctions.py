@@ -67,8 +67,8 @@ class Junctions(Figure):
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """How long the responses shown are, how many tokens of them were steered, and shifted."""
-        found = estimates.entries(responses(rows), MEASURED)
-        return estimates.summarize(list(found.values()), MEASURED, profile)
+        found = estimates.method_scores(responses(rows), MEASURED)
+        return estimates.summarize(found, MEASURED, profile)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Nothing: the report shows them."""
@@ -78,7 +78,7 @@ class Junctions(Figure):
 def responses(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each response: how many tokens it has, how many of them were steered and shifted, and KL(steered‖base) in nats."""
     taken = rows[rows["chosen"]]
-    moved = np.exp(rows["tilted"]) * (rows["tilted"] - rows["likelihood"])
+    moved = np.exp(rows["tilted"]) * (rows["tilted"] - rows["base_logprob"])
     divergence = moved.where(rows["steered"] & np.isfinite(rows["tilted"]), 0.0)
     unit = [*estimates.UNIT, "family", "model", "gate", "beta", *CELL]
     found = taken.groupby(unit, observed=True, as_index=False).agg(

@@ -77,14 +77,14 @@ class Mechanism(Figure):
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Every cell, and paired within the same model, values, β and floor: SIA, and the mean of SIA over the claimed ratios, against dense;
         SIA against the inverted and the random gate; steered against base; and with a floor against without (versus "no floor")."""
-        found = list(estimates.entries(rows, METRICS).values())
+        found = estimates.method_scores(rows, METRICS)
         differences = []
         for entry in found:
             labels = entry.labels
             if labels["gate"] == "never":
                 continue
             setting = {k: labels[k] for k in ("family", "model", "value_model", "beta", "floor")}
-            base = estimates.the(
+            base = estimates.select_one(
                 found, family=labels["family"], model=labels["model"], gate="never"
             )
             differences.append(estimates.difference(entry, base, versus="base"))
@@ -97,7 +97,7 @@ class Mechanism(Figure):
                 )
                 differences += [
                     estimates.difference(entry, other)
-                    for other in [estimates.the(found, **setting, method="dense"), *others]
+                    for other in [estimates.select_one(found, **setting, method="dense"), *others]
                 ]
             if labels["method"] == "dense":
                 claimed = estimates.select(
@@ -110,13 +110,13 @@ class Mechanism(Figure):
                         )
                     )
             if labels["floor"]:
-                without = estimates.the(
+                without = estimates.select_one(
                     found,
                     **(setting | {"floor": 0.0}),
                     method=labels["method"],
                     target_ratio=labels["target_ratio"],
                 )
-                differences.append(estimates.difference(entry, without, versus="no floor"))
+                differences.append(estimates.difference(entry, without, versus="no-floor"))
         return estimates.summarize(
             [*found, *differences, *estimates.over_families(differences)], METRICS, profile
         )
@@ -124,6 +124,8 @@ class Mechanism(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Differences that isolate one cause each, all objectives: a panel for each question."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         family, few, sweep = profile.families[0], profile.sweep.reduced_ratios, profile.sweep
         part = table[(table["objective"] == "all") & (table["versus"] != "")]

@@ -24,8 +24,10 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.analysis.estimates import plural
+from benchmarks.analysis.labels import FAMILIES as FAMILIES
+from benchmarks.analysis.labels import LOSSES, plural
 from benchmarks.runtime.files import write_atomically
+from benchmarks.spec.methods import label_of
 from benchmarks.spec.profile import Profile
 
 matplotlib.use("Agg")
@@ -81,46 +83,8 @@ PALETTE = {
 COLOURS = {method: look.colour for method, look in PALETTE.items()}
 MARKERS = {method: look.marker for method, look in PALETTE.items()}
 DASHES = {method: (0, look.dashes) for method, look in PALETTE.items() if look.dashes}
-NAMES = {
-    "sia": "SIA (entropy gate)",
-    "dense": "dense (every token)",
-    "random": "random gate",
-    "base": "base",
-    "instruct": "instruct (by the judge)",
-    "instruct-reward": "instruct (by the reward)",
-    "best-of-n": "best of N",
-    "beams": "chunk beam search",
-    "args": "ARGS",
-    "transfer-q": "Transfer Q*",
-    "genarm": "GenARM",
-    "entropy-rise": "entropy rise",
-    "attention": "attention",
-    "attention-rise": "attention rise",
-    "position": "first tokens",
-    "inverted-entropy": "lowest entropies",
-}
 
 
-class Names(dict):
-    """What has no name of its own is called what it is."""
-
-    def __missing__(self, key: str) -> str:
-        return key
-
-
-def described(
-    method: str, target_ratio: float, value_model: str, best_of: int = 1, tuned: bool = False
-) -> str:
-    """A method in words: its share of the tokens, of how many responses the best is taken, its value model, whether β was chosen."""
-    name = NAMES[method] if method.startswith("instruct") else NAMES[method].partition(" (")[0]
-    share = f" at {target_ratio:.0%}" if 0 < target_ratio < 1 else ""
-    search = f" + best of {best_of}" if best_of > 1 else ""
-    loss = f", {LOSSES[value_model]}{', best β' if tuned else ''}" if value_model in LOSSES else ""
-    return name + share + search + loss
-
-
-FAMILIES = Names({"qwen3": "Qwen3", "llama": "Llama", "all": "both families"})
-LOSSES = {"value-mean": "paper's loss", "value-token": "per-token loss"}
 SIZES = {
     "small": "#9ECAE1",
     "medium": "#4292C6",
@@ -283,7 +247,10 @@ def handle(method: str, name: str = "", **look) -> Line2D:
         "marker": None if method in DASHES else MARKERS[method],
     }
     return Line2D(
-        [], [], label=name or NAMES[method], **({"markersize": 4, "linewidth": 1.5} | usual | look)
+        [],
+        [],
+        label=name or label_of(method),
+        **({"markersize": 4, "linewidth": 1.5} | usual | look),
     )
 
 
@@ -361,9 +328,5 @@ def save_png(figure: Figure, path: Path, caption: str) -> None:
     buffer, texts = BytesIO(), PngInfo()
     figure.savefig(buffer, dpi=DPI, format="png")
     texts.add_itxt("Description", caption)
-    image = (
-        Image.open(buffer)
-        .convert("RGB")
-        .quantize(256, kmeans=2, dither=Image.Dither.NONE)
-    )
+    image = Image.open(buffer).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
     image.save(path, format="png", optimize=True, dpi=(DPI, DPI), pnginfo=texts)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import method_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
@@ -97,11 +98,13 @@ class Table1(Figure):
         """Every method, and the paired difference of each judge score to the base's."""
         rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
         metrics = profile.available_metrics(METRICS)
-        found = list(estimates.entries(rows, metrics).values())
+        found = estimates.method_scores(rows, metrics)
         differences = [
             estimates.difference(
                 entry,
-                estimates.the(found, family=entry.labels["family"], method="base", search=""),
+                estimates.select_one(
+                    found, family=entry.labels["family"], method="base", search=""
+                ),
                 versus="base",
             )
             for entry in found
@@ -111,6 +114,8 @@ class Table1(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """The table as Markdown and LaTeX (table1.csv in results is the whole summary)."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         level = table[(table["versus"] == "")]
         sections = [
@@ -141,12 +146,10 @@ def _rows(
     level: pd.DataFrame, family: str, objective: str
 ) -> list[tuple[str, dict[str, pd.Series]]]:
     """Names of methods, and what each reaches by metric."""
-    from benchmarks.figures import style
-
     part = level[(level["family"] == family) & (level["objective"] == objective)]
     found = []
     for (method, ratio, value_model, search, tuned), group in part.groupby(KEYS, dropna=False):
-        name = style.described(
+        name = method_label(
             method,
             ratio,
             value_model,

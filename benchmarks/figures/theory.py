@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.divergence import regret_bounds
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -96,36 +97,42 @@ class Theory(Figure):
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """One row per law. Of random instances: shares and largest deviations over all of them (low and high are the number itself), of
-        losses by noise means and their ratios with intervals over the steps; of the lab: means with intervals."""
+        """Return one estimate per law.
+
+        Of random instances: shares and largest deviations over all of them (low and high are the number itself), losses
+        by noise with intervals over the steps. Of the lab: means with intervals. `states` names the policy whose states
+        are averaged over.
+        """
         records = [
             *_steps(rows[rows["experiment"] == "step"], profile),
             *_trees(rows[rows["experiment"] == "tree"]),
         ]
         lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
         for family in profile.families:
-            records += _lab(
-                lab[lab["family"] == family], reached[reached["family"] == family], family, profile
-            )
-        return estimates.of_records(
-            records, ["experiment", "states", "noise"], 9
-        )  # deviations from identities are small
+            records += _lab(lab[lab["family"] == family], family, profile)
+            records += _objective(reached[reached["family"] == family], family, profile)
+        further = ["experiment", "states", "noise"]
+        return estimates.summary_frame(
+            records, further, digits=9
+        )  # deviations of identities are tiny
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """What the laws come to: random steps and trees first, the lab in the others."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         figure, axes = style.grid(3, 2, 3.9, 2.5)
         axes = axes.reshape(1, 6)
         exact = table[table["experiment"].isin(["step", "tree"])]
         laws = exact[exact["noise"].isna()].set_index("metric")["estimate"]
         shares = {
-            "KL(π*‖π)/β for a step's regret:\nmedian relative error": "regret − KL(π*‖π)/β, relative, median",
-            "trees beyond the sum under\nthe optimum's states": "trees whose regret exceeds the sum under the optimum's states",
-            "trees beyond the sum under\nthe base's states": "trees whose regret exceeds the sum under the base's states",
-            "steps beyond the\nentropy bound": "steps whose regret exceeds the entropy bound",
-            "regret / entropy bound,\nentropy < 1 (median)": "regret / entropy bound, median, entropy below 1",
-            "the same, entropy ≥ 1": "regret / entropy bound, median, entropy 1 and more",
+            "KL(π*‖π)/β for a step's regret:\nmedian relative error": "regret_vs_kl_optimum_base_median",
+            "trees beyond the sum under\nthe optimum's states": "trees_beyond_optimum_sum",
+            "trees beyond the sum under\nthe base's states": "trees_beyond_base_sum",
+            "steps beyond the\nentropy bound": "steps_beyond_bound",
+            "regret / entropy bound,\nentropy < 1 (median)": "regret_to_bound_below_tau",
+            "the same, entropy ≥ 1": "regret_to_bound_above_tau",
         }
         axes[0, 0].barh(
             list(shares), [100 * laws[metric] for metric in shares.values()], color=style.NEUTRAL
@@ -134,8 +141,11 @@ class Theory(Figure):
         axes[0, 0].tick_params(axis="y", labelsize=7)
         axes[0, 0].set_title("random steps and trees", loc="left")
         axes[0, 0].set_xlabel("%")
-        for where, colour in (("below 1", "#9ECAE1"), ("1 and more", "#08306B")):
-            noisy = exact[exact["metric"] == f"regret by noise, mean, entropy {where}"]
+        for where, stretch, colour in (
+            ("below 1", "below_tau", "#9ECAE1"),
+            ("1 and more", "above_tau", "#08306B"),
+        ):
+            noisy = exact[exact["metric"] == f"noise_regret_{stretch}"]
             axes[0, 1].plot(
                 noisy["noise"],
                 noisy["estimate"],
@@ -144,7 +154,7 @@ class Theory(Figure):
                 markersize=3,
                 label=f"noise, entropy {where}",
             )
-            alone = laws[f"regret of leaving alone, mean, entropy {where}"]
+            alone = laws[f"regret_left_alone_{stretch}"]
             axes[0, 1].axhline(
                 alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {where}"
             )
@@ -163,10 +173,10 @@ class Theory(Figure):
         }
         few = profile.sweep.reduced_ratios
         for axis, metric, title in (
-            (axes[0, 2], "Σ KL(π‖π*) over unsteered steps, per response", "lab: Theorem 2.2's sum"),
+            (axes[0, 2], "unsteered_kl", "lab: Theorem 2.2's sum"),
             (
                 axes[0, 3],
-                "share of Σ KL(π‖π*) at the steps that the gate opens",
+                "junction_kl_share",
                 "lab: share at junctions",
             ),
         ):
@@ -185,9 +195,9 @@ class Theory(Figure):
                     place += 1
             axis.set_xticks(range(place), ticks, fontsize=style.SMALL)
             axis.set_title(title, loc="left")
-        gaps = lab[lab["metric"] == "J of dense − J reached"]
+        gaps = lab[lab["metric"] == "objective_gap_to_dense"]
         sums = lab[
-            (lab["metric"] == "Σ KL(π‖π*) over unsteered steps, per response")
+            (lab["metric"] == "unsteered_kl")
             & (lab["value_model"] == "value-token")
             & (lab["states"] == "sia")
         ]
@@ -211,11 +221,7 @@ class Theory(Figure):
         axes[0, 4].set_ylabel("J(dense) − J(SIA)")
         axes[0, 4].set_title("lab: is the sum the loss?", loc="left")
         axes[0, 4].legend(frameon=False, fontsize=style.SMALL)
-        bounds = lab[
-            lab["metric"].isin(
-                ["steps below τ = 1: regret, mean", "steps below τ = 1: entropy bound, mean"]
-            )
-        ]
+        bounds = lab[lab["metric"].isin(["steps_below_tau_regret", "steps_below_tau_bound"])]
         names = []
         for place, (family, loss) in enumerate(
             (family, loss) for family in profile.families for loss in LOSSES
@@ -225,12 +231,12 @@ class Theory(Figure):
             ].set_index("metric")["estimate"]
             names.append(f"{style.FAMILIES[family]}\n{style.LOSSES[f'value-{loss}'].split()[0]}")
             for offset, (metric, colour) in enumerate(
-                (("regret", "#08306B"), ("entropy bound", "#9ECAE1"))
+                (("regret", "#08306B"), ("bound", "#9ECAE1"))
             ):
                 if len(rows):
                     axes[0, 5].bar(
                         place + 0.4 * offset - 0.2,
-                        rows[f"steps below τ = 1: {metric}, mean"],
+                        rows[f"steps_below_tau_{metric}"],
                         0.36,
                         color=colour,
                     )
@@ -300,7 +306,9 @@ def random_steps(replicate: int) -> pd.DataFrame:
         "regret": regret,
         "kl_base_optimum": theory.divergence(base, best) / beta[:, 0],
         "kl_optimum_base": theory.divergence(best, base) / beta[:, 0],
-        "bound": torch.from_numpy(_bounds(entropy.numpy(), spread.numpy(), beta[:, 0].numpy())),
+        "bound": torch.from_numpy(
+            regret_bounds(entropy.numpy(), spread.numpy(), beta[:, 0].numpy())
+        ),
         "hoeffding": beta[:, 0] * spread**2 / 8,
         "noise_predicted": beta[:, 0]
         / 2
@@ -345,195 +353,148 @@ def _steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
     regret, low = steps["regret"], steps["entropy"] < methods.TAU
     large = regret > 1e-3
     relative = ((steps["kl_optimum_base"] - regret).abs() / regret)[large]
-    found = {
-        "regret − KL(π‖π*)/β, largest": (regret - steps["kl_base_optimum"]).abs().max(),
-        "regret − KL(π*‖π)/β, relative, median": relative.median(),
-        "regret − KL(π*‖π)/β, share off by more than 5%": (relative > 0.05).mean(),
-        "steps whose regret exceeds the entropy bound": (regret > steps["bound"] + 1e-6).mean(),
-        "regret / entropy bound, median, entropy below 1": (regret / steps["bound"])[
-            low & large
-        ].median(),
-        "regret / entropy bound, median, entropy 1 and more": (regret / steps["bound"])[
-            ~low & large
-        ].median(),
-        "entropy bound / Hoeffding's, median, entropy below 1": (
-            steps["bound"] / steps["hoeffding"]
-        )[low].median(),
-        "entropy bound / Hoeffding's, median, entropy below 0.1": (
-            steps["bound"] / steps["hoeffding"]
-        )[steps["entropy"] < 0.1].median(),
-        "regret of leaving alone, mean, entropy below 1": regret[low].mean(),
-        "regret of leaving alone, mean, entropy 1 and more": regret[~low].mean(),
+    to_bound, to_hoeffding = regret / steps["bound"], steps["bound"] / steps["hoeffding"]
+    values = {
+        "regret_minus_kl_base_optimum_max": (regret - steps["kl_base_optimum"]).abs().max(),
+        "regret_vs_kl_optimum_base_median": relative.median(),
+        "regret_vs_kl_optimum_base_off": (relative > 0.05).mean(),
+        "steps_beyond_bound": (regret > steps["bound"] + 1e-6).mean(),
+        "regret_to_bound_below_tau": to_bound[low & large].median(),
+        "regret_to_bound_above_tau": to_bound[~low & large].median(),
+        "bound_to_hoeffding_below_tau": to_hoeffding[low].median(),
+        "bound_to_hoeffding_below_tenth": to_hoeffding[steps["entropy"] < 0.1].median(),
+        "regret_left_alone_below_tau": regret[low].mean(),
+        "regret_left_alone_above_tau": regret[~low].mean(),
     }
-    records = [_exact(common, name, value) for name, value in found.items()]
+    records = [_exact(common, metric, value) for metric, value in values.items()]
     replicates = steps["replicate"].nunique()
     shape = (replicates, 1, len(steps) // replicates, 1)
     for size in methods.NOISES:
-        noise, predicted = (
-            steps[f"noise_regret_{size:g}"].astype(np.float64),
-            steps["noise_predicted"] * size**2,
-        )
+        noise = steps[f"noise_regret_{size:g}"].astype(np.float64)
         sums = np.stack([noise * low, noise * ~low, regret * low], axis=1)
         counts = np.stack([low, ~low, low], axis=1).astype(np.float64)
         draws = estimates.ratio_draws(sums, counts, shape, profile)
         below, above, alone = (draws[:, :, i] for i in range(3))
         means = {
-            "regret by noise, mean, entropy below 1": below,
-            "regret by noise, mean, entropy 1 and more": above,
-            "regret by noise, entropy below 1 / 1 and more": below / above,
-            "regret of leaving alone / by noise, entropy below 1": alone / below,
+            "noise_regret_below_tau": below,
+            "noise_regret_above_tau": above,
+            "noise_regret_below_to_above_tau": below / above,
+            "left_alone_to_noise_regret_below_tau": alone / below,
         }
-        of_size = common | {"noise": size, "replicates": replicates}
-        records += [
-            of_size | {"metric": name} | estimates.ends(values, profile)
-            for name, values in means.items()
-        ]
-        records.append(
-            _exact(
-                of_size,
-                "regret by noise, rank correlation with entropy",
-                noise.corr(steps["entropy"], method="spearman"),
+        labels = common | {"noise": size, "replicates": replicates}
+        for metric, draws_of_metric in means.items():
+            records += estimates.estimate_rows(
+                labels | {"metric": metric}, draws_of_metric, profile
             )
-        )
-        records.append(
-            _exact(
-                of_size, "regret by noise / second-order prediction", noise.sum() / predicted.sum()
-            )
-        )
+        correlation = noise.corr(steps["entropy"], method="spearman")
+        predicted = (steps["noise_predicted"] * size**2).sum()
+        records.append(_exact(labels, "noise_regret_entropy_correlation", correlation))
+        records.append(_exact(labels, "noise_regret_to_prediction", noise.sum() / predicted))
     return records
 
 
 def _exact(labels: dict, metric: str, value: float) -> dict:
-    return labels | {"metric": metric} | dict.fromkeys(("estimate", "low", "high"), float(value))
+    return labels | {"metric": metric} | dict.fromkeys(estimates.NUMBERS, float(value))
 
 
 def _trees(trees: pd.DataFrame) -> list[dict]:
     common = {"experiment": "tree", "n": len(trees)}
     regret = trees["regret"]
-    found = {
-        "regret − sum under its own states, largest": (regret - trees["sum_under_own"]).abs().max()
-    }
+    deviation = (regret - trees["sum_under_own"]).abs().max()
+    records = [_exact(common, "tree_regret_minus_own_sum_max", deviation)]
     for states in ("optimum", "base"):
-        found[f"trees whose regret exceeds the sum under the {states}'s states"] = (
-            regret > trees[f"sum_under_{states}"] + 1e-6
-        ).mean()
-        found[f"sum under the {states}'s states / regret, median"] = (
-            trees[f"sum_under_{states}"] / regret
-        ).median()
-    return [_exact(common, name, value) for name, value in found.items()]
+        total = trees[f"sum_under_{states}"]
+        beyond, ratio = (regret > total + 1e-6).mean(), (total / regret).median()
+        records.append(_exact(common, f"trees_beyond_{states}_sum", beyond))
+        records.append(_exact(common, f"{states}_sum_to_regret", ratio))
+    return records
 
 
-def _lab(tokens: pd.DataFrame, reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
-    records = []
-    common = {
-        "experiment": "lab",
-        "family": family,
-        "replicates": tokens["replicate"].nunique(),
-        "objective": "all",
-    }
-    common["n"] = common["replicates"] * len(OBJECTIVES) * profile.evaluation.prompts_per_objective
+def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
+    """Return what the gate opens and skips, and the entropy bound, in states of lab policies."""
+    records, common = [], _lab_labels(tokens, family, profile)
     for ratio in profile.sweep.reduced_ratios:
         opens = f"opens_{ratio:g}"
-        for method, target in (("sia", ratio), ("base", 0.0), ("dense", 1.0)):
-            part = tokens[(tokens["method"] == method) & np.isclose(tokens["target_ratio"], target)]
+        for states, target in (("sia", ratio), ("base", 0.0), ("dense", 1.0)):
+            at_target = np.isclose(tokens["target_ratio"], target)
+            part = tokens[(tokens["method"] == states) & at_target]
             for loss in LOSSES:
-                column = f"divergence_{loss}"
-                skipped = part[column].where(part[opens] == 0, 0.0)
-                wanted = {
-                    "Σ KL(π‖π*) over unsteered steps, per response": (skipped, None),
-                    "share of Σ KL(π‖π*) at the steps that the gate opens": (
-                        part[column] - skipped,
-                        part[column],
-                    ),
-                    "share of steps that the gate opens": (
-                        part[opens].astype(float),
-                        pd.Series(1.0, part.index),
-                    ),
+                kl = part[f"divergence_{loss}"]
+                skipped = kl.where(part[opens] == 0, 0.0)
+                ratios = {
+                    "unsteered_kl": (skipped, None),
+                    "junction_kl_share": (kl - skipped, kl),
+                    "gate_open_share": (part[opens].astype(float), pd.Series(1.0, part.index)),
                 }
-                for metric, (top, bottom) in wanted.items():
-                    labels = common | {
-                        "method": "sia",
-                        "target_ratio": ratio,
-                        "value_model": f"value-{loss}",
-                        "states": method,
-                    }
-                    records.append(
-                        labels
-                        | {"metric": metric}
-                        | estimates.ends(_per_prompt(part, top, bottom, profile)[:, :, 0], profile)
-                    )
+                labels = common | {"method": "sia", "target_ratio": ratio, "states": states}
+                labels["value_model"] = f"value-{loss}"
+                for metric, (top, bottom) in ratios.items():
+                    draws = _per_prompt(part, top, bottom, profile)[:, :, 0]
+                    records += estimates.estimate_rows(labels | {"metric": metric}, draws, profile)
     low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < methods.TAU)]
     for loss in LOSSES if len(low) else ():  # an untrained model is never that sure
-        regret = low[f"divergence_{loss}"].to_numpy(np.float64)
-        bound = _bounds(
-            low["entropy"].to_numpy(np.float64), low[f"range_{loss}"].to_numpy(np.float64)
+        entropy, regret, spread = (
+            low[name].to_numpy(np.float64)
+            for name in ("entropy", f"divergence_{loss}", f"range_{loss}")
         )
+        bound = regret_bounds(entropy, spread)
         labels = common | {"value_model": f"value-{loss}", "states": "base", "n": len(low)}
-        found = {
-            "steps below τ = 1 whose regret exceeds the entropy bound": (
-                regret > bound + 1e-4
-            ).mean(),
-            "steps below τ = 1: regret / entropy bound, total": regret.sum() / bound.sum(),
-            "steps below τ = 1: regret, mean": regret.mean(),
-            "steps below τ = 1: entropy bound, mean": bound.mean(),
+        values = {
+            "steps_below_tau_beyond_bound": (regret > bound + 1e-4).mean(),
+            "steps_below_tau_regret_to_bound": regret.sum() / bound.sum(),
+            "steps_below_tau_regret": regret.mean(),
+            "steps_below_tau_bound": bound.mean(),
         }
         records += [
-            labels | {"metric": name, "estimate": float(value)} for name, value in found.items()
+            labels | {"metric": metric, "estimate": float(value)}
+            for metric, value in values.items()
         ]
-    gains = {}
-    for (method, target), part in reached.groupby(["method", "target_ratio"], observed=True):
-        gains[method, float(target)] = part.sort_values(estimates.UNIT)[
-            "objective_reached"
-        ].to_numpy(np.float64)
-    shape = (common["replicates"], len(OBJECTIVES), profile.evaluation.prompts_per_objective, 1)
-    for (method, target), values in gains.items():
-        labels = common | {"method": method, "target_ratio": target, "value_model": "value-token"}
-        for metric, numbers in (
-            ("J reached: E[R] − KL", values),
-            ("J of dense − J reached", gains["dense", 1.0] - values),
-        ):
-            draws = estimates.ratio_draws(
-                numbers[:, None], np.ones((len(numbers), 1)), shape, profile
-            )
-            records.append(labels | {"metric": metric} | estimates.ends(draws[:, :, 0], profile))
     return records
 
 
 def _per_prompt(
     part: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, profile: Profile
 ) -> np.ndarray:
-    """Resamples of Σ top / Σ bottom (by default the number of responses) over replicates and prompts."""
-    place, shape = estimates.unit_places(part, "prompt", profile.evaluation.prompts_per_objective)
-    sums = np.bincount(place, top.to_numpy(np.float64), np.prod(shape))
-    counts = (
-        np.ones(np.prod(shape))
-        if bottom is None
-        else np.bincount(place, bottom.to_numpy(np.float64), np.prod(shape))
-    )
+    """Return resamples, over replicates and prompts, of Σ top / Σ bottom (None: the responses)."""
+    index, shape = estimates.unit_indices(part, "prompt", profile.evaluation.prompts_per_objective)
+    size = np.prod(shape)
+    sums = np.bincount(index, top.to_numpy(np.float64), size)
+    counts = np.ones(size)
+    if bottom is not None:
+        counts = np.bincount(index, bottom.to_numpy(np.float64), size)
     return estimates.ratio_draws(sums[:, None], counts[:, None], shape, profile)
 
 
-def _bounds(
-    entropy: np.ndarray, value_range: np.ndarray, beta: np.ndarray | float = 1.0
-) -> np.ndarray:
-    """`sia.theory.regret_bound` of many steps, from entropies and ranges of values; numpy, for tables are drawn without torch."""
-    low, high = np.zeros_like(entropy), np.full_like(entropy, 0.5)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = (
-            -middle * np.log(np.maximum(middle, 1e-300)) - (1 - middle) * np.log1p(-middle)
-            < entropy
-        )
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    x = np.maximum(beta * value_range, 1e-9)
-    turning = (np.expm1(x) - x) / (x * np.expm1(x))
-    return (
-        np.maximum(
-            _largest(np.minimum(high, turning), x), _largest(np.maximum(1 - high, turning), x)
-        )
-        / beta
+def _lab_labels(rows: pd.DataFrame, family: str, profile: Profile) -> dict:
+    replicates, prompts = rows["replicate"].nunique(), profile.evaluation.prompts_per_objective
+    return {
+        "experiment": "lab",
+        "family": family,
+        "objective": "all",
+        "replicates": replicates,
+        "n": replicates * len(OBJECTIVES) * prompts,
+    }
+
+
+def _objective(reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
+    """Return what each lab policy reaches of J = E[R] − KL, and what it lacks to dense steering."""
+    records, common = [], _lab_labels(reached, family, profile)
+    by_policy = reached.sort_values(estimates.UNIT).groupby(
+        ["method", "target_ratio"], observed=True
     )
-
-
-def _largest(likely: np.ndarray, value_range: np.ndarray) -> np.ndarray:
-    return np.log1p(likely * np.expm1(value_range)) - likely * value_range
+    reached_by = {key: part["objective_reached"].to_numpy(float) for key, part in by_policy}
+    dense = next(values for (method, _), values in reached_by.items() if method == "dense")
+    prompts = profile.evaluation.prompts_per_objective
+    shape = (common["replicates"], len(OBJECTIVES), prompts, 1)
+    for (method, target), values in reached_by.items():
+        labels = common | {"method": method, "target_ratio": float(target)}
+        labels["value_model"] = "value-token"
+        for metric, numbers in (
+            ("objective_reached", values),
+            ("objective_gap_to_dense", dense - values),
+        ):
+            draws = estimates.ratio_draws(
+                numbers[:, None], np.ones((len(numbers), 1)), shape, profile
+            )
+            records += estimates.estimate_rows(labels | {"metric": metric}, draws[:, :, 0], profile)
+    return records

@@ -7,12 +7,14 @@ on the odd prompts and judged on the even ones, beside τ = 1 there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -22,6 +24,7 @@ from benchmarks.spec.profile import Profile
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
 SIZES = ("small", "large")
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)  # prompts
 
 
 class Threshold(Figure):
@@ -51,53 +54,44 @@ class Threshold(Figure):
         return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every τ, and paired on the even prompts: τ = 1 against the τ that is best on the odd ones, of each model and objective, and against
-        the one that is best over all of them (versus "best τ of each", "best τ of all"); and the latter against the former."""
+        """Return every τ and, on the even prompts, differences to the τ that are best on the odd ones.
+
+        τ = 1 against the best of each model and objective (versus "best-tau-of-each") and against the one that is best
+        over all of them ("best-tau-of-all"); and the latter against the former ("best-tau-of-each-by-best-of-all").
+        `chosen` is the best τ that was taken.
+        """
         metrics = profile.available_metrics(METRICS)
-        found = list(estimates.entries(rows, metrics).values())
+        scores = estimates.method_scores(rows, metrics)
         differences = []
         for loss in profile.losses:
+            value_models = [methods.VALUES[loss], *(f"{methods.VALUES[loss]}-{s}" for s in SIZES)]
             models = [
-                estimates.select(found, family=family, value_model=value_model, method="sia")
+                estimates.select(scores, family=family, value_model=value_model, method="sia")
                 for family in profile.families
-                for value_model in (
-                    methods.VALUES[loss],
-                    *(f"{methods.VALUES[loss]}-{size}" for size in SIZES),
-                )
+                for value_model in value_models
             ]
             models = [swept for swept in models if swept]
-            scores = [scored(swept, metrics.index(profile.score)) for swept in models]
-            best_of_all = np.mean(scores, axis=(0, 3)).argmax(0)  # (replicates,)
-            for swept, of_model in zip(models, scores, strict=True):
-                usual = estimates.the(swept, tau=methods.TAU)
-                each, one = (
-                    picked(swept, of_model.argmax(0)),
-                    picked(swept, np.repeat(best_of_all[:, None], of_model.shape[2], axis=1)),
-                )
-                for versus, best in (("best τ of each", each), ("best τ of all", one)):
-                    differences.append(
-                        estimates.difference(
-                            halved(usual, 0), best, versus=versus, chosen=best.labels["chosen"]
-                        )
-                    )
-                differences.append(
-                    estimates.difference(
-                        one,
-                        each,
-                        versus="best τ of each, by the best of all",
-                        chosen=one.labels["chosen"],
-                    )
-                )
-        return estimates.summarize(
-            [*found, *differences, *estimates.over_families(differences)],
-            metrics,
-            profile,
-            ["chosen"],
-        )
+            by_tau = [mean_scores(swept, metrics.index(profile.score)) for swept in models]
+            best_of_all = np.mean(by_tau, axis=(0, 3)).argmax(0)  # (replicates,)
+            for swept, of_model in zip(models, by_tau, strict=True):
+                usual = estimates.select_one(swept, tau=methods.TAU).restrict(EVEN)
+                each = select_tau(swept, of_model.argmax(0))
+                one = select_tau(swept, np.repeat(best_of_all[:, None], of_model.shape[2], axis=1))
+                for left, right, versus, taus in (
+                    (usual, each, "best-tau-of-each", each),
+                    (usual, one, "best-tau-of-all", one),
+                    (one, each, "best-tau-of-each-by-best-of-all", one),
+                ):
+                    difference = estimates.difference(left, right, versus=versus)
+                    differences.append(replace(difference, chosen=taus.chosen))
+        together = [*scores, *differences, *estimates.over_families(differences)]
+        return estimates.summarize(together, metrics, profile, ["chosen"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Columns: objectives; top: score against τ; bottom: share of steered tokens. A line for each family and loss."""
         from benchmarks.figures import style
+
+        table = estimates.pooled(table)
 
         figure, axes = style.grid(2, len(OBJECTIVES), 2.7, 2.2, sharex=True)
         looks = {
@@ -141,7 +135,7 @@ class Threshold(Figure):
             axes[0, j].set_title(objective)
             axes[1, j].set_xlabel("threshold τ (nats)")
             axes[1, j].set_ylim(0, 1)
-        axes[0, 0].set_ylabel(estimates.label(profile, profile.score))
+        axes[0, 0].set_ylabel(metric_label(profile, profile.score))
         axes[1, 0].set_ylabel("share of tokens steered")
         named = style.LOSSES | {
             value_model: f"{size} models" for size, value_model in sized.items()
@@ -166,49 +160,32 @@ def sizes(profile: Profile) -> list[str]:
     ]
 
 
-def halved(entry: estimates.Entry, parity: int) -> estimates.Entry:
-    """The entry on its even or odd prompts."""
-    replicates, objectives, prompts, seeds = entry.shape
-    shape = (replicates, objectives, len(range(parity, prompts, 2)), seeds)
-
-    def cut(x: np.ndarray) -> np.ndarray:
-        return x.reshape(*entry.shape, *x.shape[1:])[:, :, parity::2].reshape(
-            np.prod(shape), *x.shape[1:]
-        )
-
-    return estimates.Entry(
-        entry.labels, cut(entry.values), cut(entry.steered), cut(entry.tokens), shape
-    )
+def mean_scores(swept: list[estimates.MethodScores], score: int) -> np.ndarray:
+    """Return the mean of metric number `score` on the odd prompts: `(τ, replicates, objectives)`."""
+    odd = [one.restrict(ODD) for one in swept]
+    return np.stack([one.values[:, score].reshape(one.shape).mean((2, 3)) for one in odd])
 
 
-def scored(swept: list[estimates.Entry], score: int) -> np.ndarray:
-    """What each τ scores on the odd prompts: `(τ, replicates, objectives)`. score: the metric's number."""
-    return np.stack(
-        [
-            e.values[:, score].reshape(e.shape).mean((2, 3))
-            for e in (halved(entry, 1) for entry in swept)
-        ]
-    )
+def select_tau(swept: list[estimates.MethodScores], best: np.ndarray) -> estimates.MethodScores:
+    """Return the scores on the even prompts under the τ with these numbers.
 
+    Args:
+        swept: The scores of each τ.
+        best: Numbers of τ, `(replicates, objectives)`.
+    """
+    even = [one.restrict(EVEN) for one in swept]
+    shape = even[0].shape
+    units = np.repeat(best.ravel(), shape[2] * shape[3])  # the τ of each unit
 
-def picked(swept: list[estimates.Entry], best: np.ndarray) -> estimates.Entry:
-    """On the even prompts, what the τ of these numbers give, `(replicates, objectives)`."""
-    even = [halved(entry, 0) for entry in swept]
+    def at_best(name: str) -> np.ndarray:
+        return np.stack([getattr(one, name) for one in even])[units, np.arange(len(units))]
 
-    def pick(name: str) -> np.ndarray:
-        many = np.stack([getattr(e, name).reshape(*e.shape, -1) for e in even])
-        cells = np.stack(
-            [
-                np.stack([many[best[r, o], r, o] for o in range(best.shape[1])])
-                for r in range(best.shape[0])
-            ]
-        )
-        return cells.reshape(len(getattr(even[0], name)), -1)
-
-    taus = ";".join(
-        ",".join(f"{swept[i].labels['tau']:g}" for i in replicate) for replicate in best
-    )
-    labels = even[0].labels | {"tau": None, "method": "sia", "chosen": taus}
-    return estimates.Entry(
-        labels, pick("values"), pick("steered")[:, 0], pick("tokens")[:, 0], even[0].shape
+    taus = np.array([one.labels["tau"] for one in swept])[best]
+    return replace(
+        even[0],
+        labels=even[0].labels | {"tau": None, "method": "sia"},
+        values=at_best("values"),
+        steered=at_best("steered"),
+        tokens=at_best("tokens"),
+        chosen=even[0].chosen | {"chosen": taus},
     )

@@ -12,13 +12,16 @@ At the same states, with the values taken for exact: what leaving the step alone
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.divergence import kl_divergence, tilted
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
@@ -26,8 +29,8 @@ from benchmarks.spec.profile import Profile
 
 BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
 DRAWS = 32
-LEFT_ALONE, BY_NOISE = "regret of leaving alone", "regret by noise"
-COLUMNS = ("entropy", "likelihood", "value_mean", "value_token", "worth", "worth_error")
+STRETCHES = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
+COLUMNS = ("entropy", "base_logprob", "value_mean", "value_token", "worth", "worth_error")
 
 
 class ErrorOfValues(Figure):
@@ -51,71 +54,27 @@ class ErrorOfValues(Figure):
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Means over the states of each stretch of entropy (all: stretch empty): gain of steering there, its two parts, errors of values; with
-        the values taken for exact, what leaving alone loses, and what noise does (`noise`: its size). Family "all": both."""
+        """Return means over the states of each stretch of entropy (all states: stretch empty).
+
+        The gain of steering there and its two parts, errors of the values, and with the values taken for exact what
+        leaving the step alone loses, and what noise of size `noise` does. Family "all": both.
+        """
         rows = rows.sort_values(
             ["family", "replicate", "objective", "state", "rank"], kind="stable"
         )
         candidates = rows["rank"].nunique()
         cube = {name: rows[name].to_numpy(np.float64).reshape(-1, candidates) for name in COLUMNS}
         states = rows[rows["rank"] == 0].reset_index(drop=True)
+        quantities, exact = _quantities(cube, profile)
+        names, values = list(quantities), np.stack(list(quantities.values()), axis=1)
         stretch = np.digitize(states["entropy"], BINS) - 1
-        base = np.exp(cube["likelihood"])
-        base /= base.sum(1, keepdims=True)  # kept in float32, they add up to 1 but for rounding
-        columns, deviations = {}, {}
-        for loss in ("mean", "token"):
-            values = cube[f"value_{loss}"]
-            steered = _tilted(base, values)
-            divergence = _divergence(steered, base)
-            worth = ((steered - base) * cube["worth"]).sum(1)
-            columns |= {
-                (loss, "gain of steering", None): worth - divergence,
-                (loss, "worth gained", None): worth,
-            }
-            columns[loss, "KL paid", None] = divergence
-            regret, alone = (
-                ((steered - base) * values).sum(1) - divergence,
-                _divergence(base, steered),
-            )
-            deviations[loss] = (
-                regret - alone,
-                np.abs(divergence - regret)[regret > 1e-3] / regret[regret > 1e-3],
-            )
-            columns[loss, LEFT_ALONE, None] = alone
-            draw = np.random.default_rng(profile.statistics.seed)
-            for size in methods.NOISES:
-                noisy = (
-                    _tilted(base, values + size * draw.normal(size=values.shape))
-                    for _ in range(DRAWS)
-                )
-                columns[loss, BY_NOISE, size] = (
-                    sum(_divergence(policy, steered) for policy in noisy) / DRAWS
-                )
-            error = values - cube["worth"]
-            for weights, how in (
-                (np.full_like(base, 1 / candidates), "each candidate alike"),
-                (base, "by base probability"),
-            ):
-                # variance of the error under these weights, less what the noise of the rollouts adds to it
-                variance = (weights * error**2).sum(1) - (weights * error).sum(1) ** 2
-                columns[loss, f"squared error of values, {how}", None] = variance - (
-                    (weights - weights**2) * cube["worth_error"] ** 2
-                ).sum(1)
-        records = []
-        names, values = list(columns), np.stack(list(columns.values()), axis=1)
         below = (states["entropy"] < methods.TAU).to_numpy()
         halves = {f"below {methods.TAU:g}": below, f"{methods.TAU:g} and more": ~below}
-        stretches = (
-            {"": below | ~below}
-            | halves
-            | {f"{low:g} to {high:g}": stretch == i for i, (low, high) in enumerate(pairwise(BINS))}
-        )
+        stretches = {"": below | ~below} | halves
+        stretches |= {name: stretch == i for i, name in enumerate(STRETCHES)}
+        records = []
         for family in dict.fromkeys([*profile.families, estimates.pooled_family(profile)]):
-            of_family = (
-                np.ones(len(states), dtype=bool)
-                if family == "all"
-                else (states["family"] == family).to_numpy()
-            )
+            of_family = (states["family"] == family).to_numpy() | (family == "all")
             common = {
                 "family": family,
                 "objective": "all",
@@ -126,63 +85,36 @@ class ErrorOfValues(Figure):
                 for name, inside in stretches.items()
             }
             for name, inside in stretches.items():
-                labels = common | {
-                    "n": int((of_family & inside).sum()),
-                    "stretch": name,
-                    "entropy": states["entropy"][of_family & inside].mean(),
-                }
-                for i, (loss, metric, noise) in enumerate(names):
-                    ends = estimates.ends(draws[name][:, :, i], profile)
-                    records.append(
-                        labels
-                        | {"value_model": f"value-{loss}", "metric": metric, "noise": noise}
-                        | ends
+                selected = states[of_family & inside]
+                labels = common | {"n": len(selected), "stretch": name}
+                labels["entropy"] = selected["entropy"].mean()
+                for i, quantity in enumerate(names):
+                    records += estimates.estimate_rows(
+                        labels | quantity._asdict(), draws[name][:, :, i], profile
                     )
-            below_and_more = [draws[half] for half in halves]
-            for i, (loss, metric, noise) in enumerate(names):
-                if metric == BY_NOISE:
-                    alone = below_and_more[0][:, :, names.index((loss, LEFT_ALONE, None))]
-                    labels = common | {
-                        "n": int(of_family.sum()),
-                        "value_model": f"value-{loss}",
-                        "noise": noise,
+            less, more = (draws[half] for half in halves)
+            for i, quantity in enumerate(names):
+                if quantity.metric == "noise_regret":
+                    alone = names.index(quantity._replace(metric="regret_left_alone", noise=None))
+                    ratios = {
+                        "noise_regret_below_to_above_tau": less[:, :, i] / more[:, :, i],
+                        "left_alone_to_noise_regret_below_tau": less[:, :, alone] / less[:, :, i],
                     }
-                    for ratio, (top, bottom) in {
-                        f"{BY_NOISE}, entropy below 1 / 1 and more": [
-                            half[:, :, i] for half in below_and_more
-                        ],
-                        f"{LEFT_ALONE} / by noise, entropy below 1": (
-                            alone,
-                            below_and_more[0][:, :, i],
-                        ),
-                    }.items():
-                        records.append(
-                            labels | {"metric": ratio} | estimates.ends(top / bottom, profile)
+                    labels = common | quantity._asdict() | {"n": int(of_family.sum())}
+                    for metric, ratio in ratios.items():
+                        records += estimates.estimate_rows(
+                            labels | {"metric": metric}, ratio, profile
                         )
-        exact = []
-        for loss, (
-            identity,
-            relative,
-        ) in deviations.items():  # of all states; deviations from an identity are small
-            found = {
-                "regret − KL(π‖π*), largest": np.abs(identity).max(),
-                "regret − KL(π*‖π), relative, median": pd.Series(relative).median(),
-            }
-            labels = {
-                "family": estimates.pooled_family(profile),
-                "objective": "all",
-                "n": len(states),
-                "value_model": f"value-{loss}",
-            }
-            exact += [
-                labels | {"metric": metric} | dict.fromkeys(("estimate", "low", "high"), number)
-                for metric, number in found.items()
-            ]
+        labels = {"family": estimates.pooled_family(profile), "objective": "all", "n": len(states)}
+        constants = [
+            labels | quantity._asdict() | dict.fromkeys(estimates.NUMBERS, number)
+            for quantity, number in exact.items()
+        ]
         further = ["stretch", "entropy", "noise"]
         return pd.concat(
             [
-                estimates.of_records(records, further).round({"entropy": 4}),
-                estimates.of_records(exact, further, 9),
+                estimates.summary_frame(records, further).round({"entropy": 4}),
+                estimates.summary_frame(constants, further, digits=9),  # deviations of identities
             ],
             ignore_index=True,
         )
@@ -192,18 +124,20 @@ class ErrorOfValues(Figure):
         the entropy of the step."""
         from benchmarks.figures import style
 
+        table = estimates.pooled(table)
+
         panels = {
-            "gain of steering": "gain in J (reward)",
-            "worth gained": "reward gained (SD 2)",
-            "KL paid": "KL paid (nats)",
-            "squared error of values, by base probability": "squared error,\nby base probability",
-            "squared error of values, each candidate alike": "squared error,\ncandidates alike",
-            LEFT_ALONE: "loss in J if the\nvalues were exact",
+            "steering_gain": "gain in J (reward)",
+            "reward_gained": "reward gained (SD 2)",
+            "kl_paid": "KL paid (nats)",
+            "value_error_weighted": "squared error,\nby base probability",
+            "value_error_uniform": "squared error,\ncandidates alike",
+            "regret_left_alone": "loss in J if the\nvalues were exact",
         }
         looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
         figure, axes = style.grid(2 * len(profile.families), 3, 2.8, 2.3)
         axes = axes.reshape(-1, 6)
-        stretches = [f"{a:g} to {b:g}" for a, b in pairwise(BINS)]
+        stretches = STRETCHES
         for i, family in enumerate(profile.families):
             for j, (metric, label) in enumerate(panels.items()):
                 part = table[(table["family"] == family) & (table["metric"] == metric)].set_index(
@@ -218,14 +152,14 @@ class ErrorOfValues(Figure):
                     style.curve(
                         axes[i, j], "sia", points.dropna(subset=["estimate"]), "place", **look
                     )
-                if metric == LEFT_ALONE:
+                if metric == "regret_left_alone":
                     axes[i, j].set_yscale("log")
                     for size, shade in zip(
                         methods.NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True
                     ):
                         by_noise = table[
                             (table["family"] == family)
-                            & (table["metric"] == BY_NOISE)
+                            & (table["metric"] == "noise_regret")
                             & (table["noise"] == size)
                         ]
                         by_noise = (
@@ -277,23 +211,63 @@ class ErrorOfValues(Figure):
         return style.finish(figure, names, caption, folder, "value-error", stale=stale)
 
 
-def _tilted(base: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """π·exp(V), normalised: `(states, K)`."""
-    tilted = base * np.exp(values - values.max(1, keepdims=True))
-    return tilted / tilted.sum(1, keepdims=True)
-
-
-def _divergence(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """KL(q‖p) of rows, `(states,)`."""
-    return (q * (np.log(np.maximum(q, 1e-300)) - np.log(np.maximum(p, 1e-300)))).sum(1)
-
-
 def _draws(
     states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile: Profile
 ) -> np.ndarray:
-    """Means over the states inside; resampled are replicates, and states within replicate and objective."""
-    place, shape = estimates.unit_places(states, "state", profile.sweep.probes)
+    """Return means over the states inside, resampled over replicates and states within strata."""
+    index, shape = estimates.unit_indices(states, "state", profile.sweep.probes)
     sums, counts = np.zeros((np.prod(shape), values.shape[1])), np.zeros((np.prod(shape), 1))
-    np.add.at(sums, place[inside], values[inside])  # states of both families share a place
-    np.add.at(counts, place[inside], 1)
+    np.add.at(sums, index[inside], values[inside])  # states of both families share a unit
+    np.add.at(counts, index[inside], 1)
     return estimates.ratio_draws(sums, np.broadcast_to(counts, sums.shape), shape, profile)
+
+
+class Quantity(NamedTuple):
+    """What is averaged over states, of which values."""
+
+    value_model: str
+    metric: str
+    noise: float | None = None
+
+
+def _quantities(
+    cube: dict[str, np.ndarray], profile: Profile
+) -> tuple[dict[Quantity, np.ndarray], dict[Quantity, float]]:
+    """Return quantities of each state, `(states,)`, and single numbers over all states.
+
+    Args:
+        cube: COLUMNS by name, `(states, candidates)` each.
+        profile: Gives the seed of the noise.
+    """
+    base = np.exp(cube["base_logprob"])
+    base /= base.sum(1, keepdims=True)  # kept in float32, they add up to 1 but for rounding
+    columns, exact = {}, {}
+    for loss in ("mean", "token"):
+        values, of = cube[f"value_{loss}"], partial(Quantity, f"value-{loss}")
+        steered = tilted(base, values)
+        paid, alone = kl_divergence(steered, base), kl_divergence(base, steered)
+        worth = ((steered - base) * cube["worth"]).sum(1)
+        columns[of("steering_gain")] = worth - paid
+        columns[of("reward_gained")] = worth
+        columns[of("kl_paid")] = paid
+        columns[of("regret_left_alone")] = alone
+        rng = np.random.default_rng(profile.statistics.seed)
+        for size in methods.NOISES:
+            noisy = (
+                tilted(base, values + size * rng.normal(size=values.shape)) for _ in range(DRAWS)
+            )
+            total = sum(kl_divergence(policy, steered) for policy in noisy)
+            columns[of("noise_regret", size)] = total / DRAWS
+        error = values - cube["worth"]
+        for name, weights in (
+            ("uniform", np.full_like(base, 1 / base.shape[1])),
+            ("weighted", base),
+        ):
+            variance = (weights * error**2).sum(1) - (weights * error).sum(1) ** 2
+            by_rollouts = ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
+            columns[of(f"value_error_{name}")] = variance - by_rollouts
+        regret = ((steered - base) * values).sum(1) - paid
+        relative = (np.abs(paid - regret) / regret)[regret > 1e-3]
+        exact[of("regret_minus_kl_base_optimum_max")] = np.abs(regret - alone).max()
+        exact[of("regret_vs_kl_optimum_base_median")] = pd.Series(relative).median()
+    return columns, exact

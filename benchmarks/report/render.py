@@ -21,8 +21,9 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.analysis import claims, tables
-from benchmarks.analysis.estimates import label
-from benchmarks.figures import junctions, style
+from benchmarks.analysis.estimates import pooled
+from benchmarks.analysis.labels import method_label, metric_label
+from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import read_frame, write_text
 from benchmarks.spec.profile import Profile
@@ -31,14 +32,7 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 REPORT = "report.html"
 MAX_COLOURS = 96  # of a picture in the page, which keeps it small
 MAX_ROWS = 150  # of a table in the page
-HIDDEN_COLUMNS = (
-    "seeds",
-    "estimate_by_replicate",
-    "low_by_replicate",
-    "high_by_replicate",
-    "beta_by_replicate",
-    "versus_ratio",
-)
+HIDDEN_COLUMNS = ("seeds", "replicate", "versus_ratio")
 
 
 def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
@@ -50,7 +44,7 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
     path = tables.folder(profile) / "claims.csv"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make claims PROFILE={profile.name} writes it")
-    verdicts = pd.read_csv(path).fillna({"unit": ""})
+    verdicts = claims.pooled_verdicts(pd.read_csv(path))
     names = [name for name in figures if tables.has_table(profile, name)]
     has_viewer = "junctions" in names
     page = _template().render(
@@ -132,7 +126,7 @@ def _measured(provenance: Sequence[Mapping]) -> dict[str, object]:
 
 def _claims(verdicts: pd.DataFrame) -> list[dict]:
     """Return each claim with its verdicts, one for each condition."""
-    groups = verdicts.groupby(["claim", "says", "source"], sort=False)
+    groups = verdicts.groupby(["claim", "statement", "source"], sort=False)
     return [
         {
             "statement": statement,
@@ -144,16 +138,16 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
 
 
 def _verdict(row: pd.Series) -> dict[str, str]:
-    condition = row["condition"] if isinstance(row["condition"], str) else "–"
+    condition = row["condition"] or "–"
     verdict = {"condition": condition, "verdict": row["verdict"]}
     if row["verdict"] == "not measured":
         return verdict
-    estimate, low, high = (claims.told(row[name], row["unit"], ".3g") for name in claims.ENDS)
+    estimate, low, high = (claims.format_number(row[name], row["unit"], ".3g") for name in claims.NUMBERS)
     return verdict | {
         "estimate": estimate,
         "interval": f"{low} to {high}",
-        "criterion": claims.needs(row),
-        "by_replicate": claims.marks(row),
+        "criterion": claims.criterion(row),
+        "by_replicate": row["marks"],
         "n": f"{row['n']:.0f}",
     }
 
@@ -177,14 +171,14 @@ def view_data(profile: Profile) -> dict:
         )
     return {
         "methods": {
-            row.key: style.described(row.method, row.target_ratio, row.value_model)
+            row.key: method_label(row.method, row.target_ratio, row.value_model)
             for row in rows.drop_duplicates("key").itertuples()
         },
         "base": "base",
         "words": list(words),
         "spaced": profile.words,
         "highest": math.log(profile.decoding.candidates),
-        "score": label(profile, profile.score),
+        "score": metric_label(profile, profile.score),
         "prompts": prompts,
     }
 
@@ -202,7 +196,7 @@ def _response(candidates: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
     """Return a token with its candidates: word, base probability, value, steered probability."""
-    base, steered = (np.exp(step[name].astype(float)).round(4) for name in ("likelihood", "tilted"))
+    base, steered = (np.exp(step[name].astype(float)).round(4) for name in ("base_logprob", "tilted"))
     values = [None if np.isnan(value) else round(float(value), 2) for value in step["value"]]
     first = step.iloc[0]
     return {
@@ -218,7 +212,7 @@ def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 def _figure(profile: Profile, figure: Figure) -> dict[str, object]:
     """Return what a figure's section shows: its pictures with captions, and its table."""
-    summary = tables.read_summary(tables.folder(profile) / f"{figure.name}.csv")
+    summary = pooled(tables.read_summary(tables.folder(profile) / f"{figure.name}.csv"))
     rows, selection = _selected_rows(summary, profile, figure)
     return {
         "name": figure.name,

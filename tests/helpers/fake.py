@@ -97,7 +97,7 @@ class FakeResults(Sweep):
                 worth = rng.normal(size=len(logits))
                 frames.append(pd.DataFrame({
                     "objective": objective, "prompt": 0, "state": state, "step": 3, "entropy": -(np.exp(likelihood) * likelihood).sum(),
-                    "rank": np.arange(len(logits)), "likelihood": likelihood, "value_mean": worth + rng.normal(size=len(logits)),
+                    "rank": np.arange(len(logits)), "base_logprob": likelihood, "value_mean": worth + rng.normal(size=len(logits)),
                     "value_token": worth, "worth": worth, "worth_error": 0.0,
                 }))  # fmt: skip
         return pd.concat(frames, ignore_index=True)
@@ -107,7 +107,7 @@ class FakeResults(Sweep):
         for place in self._places(cell).query("prompt < 2 and seed == 0").itertuples():
             n = 20
             logits, values = rng.normal(size=(n, count)), rng.normal(size=(n, count))
-            policies = {"likelihood": logits, "tilted": logits + (cell.gate != "never") * values}
+            policies = {"base_logprob": logits, "tilted": logits + (cell.gate != "never") * values}
             steered, taken = rng.random(n) < cell.target_ratio, rng.integers(count, size=n)
             unsteered = np.where(steered, rng.integers(count, size=n), taken)
             frames.append(pd.DataFrame({
@@ -141,7 +141,8 @@ def table_of(module, effect: Effect = lambda cell: 0.0, replicates: int = 2) -> 
 
 
 def pick(table: pd.DataFrame, **wanted) -> pd.Series:
-    """The one row with these labels; empty and missing are the same."""
+    """The one row with these labels, over all replicates; empty and missing are the same."""
+    wanted = {"replicate": "all"} | wanted
     mask = np.logical_and.reduce(
         [
             table[name].isna() | (table[name] == "")

@@ -105,7 +105,7 @@ def test_methods_must_share_prompts_and_seeds():
     ):
         FIGURES["figure1"].summarize(rows.drop(dropped), SMOKE)
     left, right = (
-        estimates.Entry({"method": m}, np.zeros((n, 1)), np.zeros(n), np.ones(n), (1, 1, n, 1))
+        estimates.MethodScores({"method": m}, np.zeros((n, 1)), np.zeros(n), np.ones(n), (1, 1, n, 1))
         for m, n in (("a", 4), ("b", 6))
     )
     assert estimates.difference(left, right).shape == (1, 1, 4, 1)
@@ -113,7 +113,7 @@ def test_methods_must_share_prompts_and_seeds():
     with pytest.raises(ValueError, match="a difference needs the same units"):
         estimates.difference(left, worse)
     with pytest.raises(LookupError, match=r"expected one entry with \{'method': 'c'\}, found 0"):
-        estimates.the([left, right], method="c")
+        estimates.select_one([left, right], method="c")
 
 
 def test_realised_ratios_stand_on_both_sides_of_a_difference():
@@ -194,7 +194,7 @@ def test_at_equal_drift_dense_is_read_between_the_strengths():
 def test_the_better_of_dense_with_and_without_a_floor_counts():
     def entry(judge, kl):
         values = np.tile([judge, 0.0, 0.0, kl, 0.0], (6, 1))
-        return estimates.Entry(
+        return estimates.MethodScores(
             {"method": "dense", "beta": 1.0}, values, np.zeros(6), np.ones(6), (1, 3, 2, 1)
         )
 

@@ -191,7 +191,7 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     table = FIGURES["value-error"].summarize(rows, SMOKE)
     exact = {"family": "qwen3", "value_model": "value-token", "stretch": ""}
     part = rows[rows["family"] == "qwen3"].sort_values(["replicate", "objective", "state", "rank"])
-    base = torch.tensor(np.exp(part["likelihood"].to_numpy(float))).view(
+    base = torch.tensor(np.exp(part["base_logprob"].to_numpy(float))).view(
         -1, SMOKE.decoding.candidates
     )
     worth = torch.tensor(part["worth"].to_numpy(float)).view_as(base)
@@ -220,11 +220,11 @@ def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
     rows = (
         FIGURES["value-error"]
         .collect(SMOKE, range(2), FakeResults(SMOKE))
-        .astype({"likelihood": "float32"})
+        .astype({"base_logprob": "float32"})
     )
     table = FIGURES["value-error"].summarize(rows.sample(frac=1, random_state=0), SMOKE)
     part = rows.sort_values(["family", "replicate", "objective", "state", "rank"])
-    base = torch.tensor(np.exp(part["likelihood"].to_numpy(float))).view(
+    base = torch.tensor(np.exp(part["base_logprob"].to_numpy(float))).view(
         -1, SMOKE.decoding.candidates
     )
     base = base / base.sum(-1, keepdim=True)  # float32 in the rows
