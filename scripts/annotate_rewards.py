@@ -24,9 +24,7 @@ from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.examples import EXAMPLE_SETS, Example, load_examples
-from benchmarks.subjects.hub.hardware import choose_device
-from benchmarks.subjects.hub.models import chat_ids
-from benchmarks.subjects.hub.sources import fetch, from_pretrained_arguments, tokenizer_of
+from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import RewardScorer
 
@@ -76,7 +74,7 @@ def annotate(options: argparse.Namespace) -> None:
     }
     partial = options.output.with_name(options.output.name + ".part")
     completed = open_partial(partial, settings)
-    name, location = from_pretrained_arguments(source)
+    name, location = place(source)
     tokenizer = tokenizer_of(source)
     model = RewardScorer.from_pretrained(
         name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **location

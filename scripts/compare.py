@@ -32,10 +32,8 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.command_line import Parser
 from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.hardware import choose_device
-from benchmarks.subjects.hub.models import chat_ids
+from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import plain_text, question
-from benchmarks.subjects.hub.sources import fetch, from_pretrained_arguments, tokenizer_of
 from sia import EntropyGate, Generation, Steering, ValueModel
 from sia.batch import check_options, start_decoding
 
@@ -112,9 +110,9 @@ def load(
     kwargs = {"dtype": dtype, "device_map": device}
     source = fetch(Source(options.model))
     values = fetch(Source(options.value_model, "main", options.subfolder, options.backbone))
-    name, location = from_pretrained_arguments(source)
+    name, location = place(source)
     model = AutoModelForCausalLM.from_pretrained(name, **location, **kwargs).eval()
-    name, location = from_pretrained_arguments(values)
+    name, location = place(values)
     value_model = ValueModel.from_pretrained(name, options.backbone or None, **location, **kwargs)
     return model, tokenizer_of(source), value_model, tokenizer_of(values)
 

@@ -46,9 +46,8 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.models import chat_ids
+from benchmarks.subjects.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import read_files
-from benchmarks.subjects.hub.sources import fetch, from_pretrained_arguments, tokenizer_of
 from sia import ValueModel
 from sia.scorers.published import ADAPTER_FOLDER, CONFIG_FILE, HEAD_FILE, KINDS
 from sia.training import Loss, distillation_loss, epoch_batches, pad_pairs
@@ -303,7 +302,7 @@ def new_value_model(
 
     The backbone is frozen but for its adapter; the head starts at zero.
     """
-    name, location = from_pretrained_arguments(source)
+    name, location = place(source)
     classifies = options.model_type == "sequence_classification"
     labels = {"num_labels": 1} if classifies else {}
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

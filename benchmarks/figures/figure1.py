@@ -1,21 +1,29 @@
-"""Figure 1: where to steer. Six gates at matched ratios, both value losses at β = 1, and what the entropy gate gains over each other."""
+"""Figure 1: where to steer, that is six gates at matched shares of steered tokens, β = 1.
+
+figure1 shows the score under each gate, for both losses of the value model. Of the gates it draws
+the intervals of the entropy and the random gate alone; the table has all. figure1-paired shows the
+paired difference of these two.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
-from benchmarks.figures import methods
+from benchmarks.analysis import estimates, labels
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-GATES = ("entropy", "entropy-rise", "attention", "attention-rise", "position", "random")
+GATES = ("entropy", *style.GATES)
 METRICS = ("judge", "reward", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
+
+
+COLUMNS = (*OBJECTIVES, "all")
 
 
 class Figure1(Figure):
@@ -38,7 +46,7 @@ class Figure1(Figure):
         return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every gate, and paired the entropy gate against each other at the same target; family "all": the mean over both."""
+        """Estimate every gate, and the paired difference of the entropy gate and each other one."""
         metrics = profile.available_metrics(METRICS)
         found = estimates.method_scores(rows, metrics)
         differences = []
@@ -53,64 +61,88 @@ class Figure1(Figure):
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Rows: families and losses, then differences of each loss; columns: objectives, and all."""
-        from benchmarks.figures import style
-
-        table = estimates.pooled(table)
-
-        judged = table[table["metric"] == profile.score]
-        columns = (*OBJECTIVES, "all")
-        settings = [
-            (family, value_model)
-            for family in profile.families
-            for value_model in methods.values(profile)
+        """Draw the score of every gate, and the paired difference of entropy and random gate."""
+        table = estimates.pooled(table[table["metric"] == profile.score])
+        table = table.sort_values("objective", key=lambda names: names.map(COLUMNS.index))
+        return [
+            *draw_gates(table[table["versus"] == ""], profile, stale, folder),
+            *draw_differences(table[table["versus"] == "random"], profile, stale, folder),
         ]
-        figure, axes = style.grid(
-            len(settings) + len(profile.losses), len(columns), 2.1, 1.9, sharex=True
+
+
+def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Draw figure1: rows are families and losses, columns objectives; curves end in dense."""
+    gates = ["sia" if gate == "entropy" else gate for gate in GATES]
+    rows = {
+        (family, value_model): f"{labels.family_label(family)}, {labels.LOSSES[value_model]}"
+        for family in profile.families
+        for value_model in methods.values(profile)
+    }
+    curves, static = [], []
+    for (family, value_model), setting in rows.items():
+        of_family = level[level["family"] == family].assign(setting=setting)
+        static.append(of_family[of_family["method"] == "base"])
+        of_loss = of_family[of_family["value_model"] == value_model]
+        for gate in gates:
+            points = of_loss[of_loss["method"].isin([gate, "dense"])].assign(method=gate)
+            shown = ["low", "high"] if gate not in ("sia", "random") else []
+            curves.append(points.assign(**dict.fromkeys(shown, np.nan)))
+    figure = style.plt.figure(figsize=(style.PAGE, 1.3 * len(rows) + 1.1))
+    (
+        style.curves(
+            pd.concat(curves, ignore_index=True),
+            "ratio",
+            static=pd.concat(static, ignore_index=True),
+            row="setting",
+            col="objective",
         )
-        names = ["sia" if gate == "entropy" else gate for gate in GATES]
-        for j, objective in enumerate(columns):
-            part = judged[(judged["objective"] == objective)]
-            for i, (family, value_model) in enumerate(settings):
-                level = part[(part["versus"] == "") & (part["family"] == family)]
-                of_loss = level[level["value_model"] == value_model]
-                dense = of_loss[of_loss["method"] == "dense"]
-                style.horizontal(axes[i, j], "base", level[level["method"] == "base"].iloc[0])
-                for method in names:
-                    points = pd.concat([of_loss[of_loss["method"] == method], dense])
-                    style.curve(axes[i, j], method, points, band=method in ("sia", "random"))
-                named = f"{metric_label(profile, profile.score)}\n{style.FAMILIES[family]}, {style.LOSSES[value_model]}"
-                axes[i, 0].set_ylabel(named, fontsize=9)
-            for i, value_model in enumerate(methods.values(profile), start=len(settings)):
-                random = part[(part["versus"] == "random") & (part["value_model"] == value_model)]
-                axes[i, j].axhline(0, color="#999999", linewidth=0.8)
-                for family, line in zip((*profile.families, "all"), ("--", ":", "-"), strict=False):
-                    points = random[random["family"] == family]
-                    style.curve(
-                        axes[i, j],
-                        "sia",
-                        points,
-                        "target_ratio",
-                        linestyle=line,
-                        label=style.FAMILIES[family],
-                    )
-                axes[i, 0].set_ylabel(f"entropy − random\n{style.LOSSES[value_model]}", fontsize=9)
-            axes[0, j].set_title(objective if objective != "all" else "all objectives")
-            axes[-1, j].set_xlabel("share of tokens steered")
-        axes[len(settings), 0].legend(frameon=False, fontsize=style.SMALL, loc="best")
-        for i in range(len(axes)):
-            style.share_y(axes[i])
-        caption = (
-            f"Six gates at matched ratios, β = 1; x: realised share (differences: target). All curves end in dense steering at 1. The last "
-            f"rows: paired difference of the entropy gate and the random one. Of gates, "
-            f"bands of these two alone (the table has all). {style.measured(table, profile)}"
+        .share(y="row")
+        .label(x="share of tokens steered")
+        .on(figure)
+        .plot()
+    )
+    style.name_facets(figure, list(rows.values()), list(map(labels.objective_label, COLUMNS)))
+    figure.supylabel(labels.metric_label(profile, profile.score))
+    caption = (
+        "Six gates at matched shares of steered tokens, β = 1; every curve ends in dense steering. "
+        f"Intervals of two gates. {style.sample_size_note(level, profile)}"
+    )
+    handles = [style.handle(method) for method in (*gates, "base")]
+    return style.finish(figure, handles, caption, folder, "figure1", stale=stale, legend_columns=4)
+
+
+def draw_differences(
+    differences: pd.DataFrame, profile: Profile, stale: bool, folder: Path
+) -> list[Path]:
+    """Draw figure1-paired: rows are losses, columns objectives, and lines families."""
+    families = list(dict.fromkeys([*profile.families, estimates.pooled_family(profile)]))
+    looks = dict(zip(families, style.FAMILY_LOOKS, strict=False))
+    losses = methods.values(profile)
+    curves = differences[differences["family"].isin(families)].sort_values(
+        "value_model", key=lambda names: names.map(losses.index), kind="stable"
+    )
+    figure = style.plt.figure(figsize=(style.PAGE, 1.35 * len(losses) + 1.0))
+    (
+        style.curves(
+            curves.reset_index(drop=True),
+            "target_ratio",
+            "family",
+            looks=looks,
+            row="value_model",
+            col="objective",
         )
-        return style.finish(
-            figure,
-            [style.handle(m) for m in (*names, "base")],
-            caption,
-            folder,
-            "figure1",
-            stale=stale,
-            legend_columns=7,
-        )
+        .label(x="target share steered")
+        .on(figure)
+        .plot()
+    )
+    for axis in figure.axes:
+        axis.axhline(0, color=style.ZERO, linewidth=0.8)
+    names = [labels.LOSSES[value_model] for value_model in losses]
+    style.name_facets(figure, names, list(map(labels.objective_label, COLUMNS)))
+    figure.supylabel(f"entropy − random gate\n({labels.metric_label(profile, profile.score)})")
+    caption = (
+        "Paired difference of the entropy gate and the random gate at the same share of steered "
+        f"tokens, β = 1. {style.sample_size_note(differences, profile)}"
+    )
+    handles = style.handles(looks, {name: labels.family_label(name) for name in families})
+    return style.finish(figure, handles, caption, folder, "figure1-paired", stale=stale)

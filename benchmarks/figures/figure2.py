@@ -1,7 +1,9 @@
-"""Figure 2: alignment against the share of steered tokens, beside static baselines, in four settings.
+"""Figure 2: alignment against the share of steered tokens, beside static baselines.
 
-Settings: values by the paper's loss ("mean") or by the per-token loss ("token"), each at β = 1 and with every method at
-its own best β, chosen by the judge on validation prompts.
+Settings: values by the paper's loss ("mean") or by the per-token loss ("token"), each at β = 1 and
+with every method at its own best β, which the judge chose on validation prompts. Of the baselines
+the figure shows those of STATIC; table 1 has all of them, and their intervals. Dots are single
+replicates of SIA and dense steering, drawn at the realised ratio of all replicates together.
 """
 
 from __future__ import annotations
@@ -10,12 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
-from benchmarks.figures import methods
+from benchmarks.analysis import estimates, labels
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
-from benchmarks.spec.methods import label_of
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -26,6 +26,9 @@ SETTINGS = {
     ("value-token", False): "per-token loss, β = 1",
     ("value-token", True): "per-token loss, best β",
 }
+
+
+STATIC = ("base", "instruct", "best-of-n", "args")  # Table 1 has the others
 
 
 class Figure2(Figure):
@@ -56,8 +59,7 @@ class Figure2(Figure):
         return FigureCells(wanted)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every method, and paired: SIA − dense, SIA − random, the mean of SIA over the claimed ratios − dense; SIA at each ratio against
-        every baseline. Family "all": the mean over both."""
+        """Estimate every method, and the paired differences to dense, random and baselines."""
         metrics = profile.available_metrics(METRICS)
         found = [
             e
@@ -99,20 +101,20 @@ class Figure2(Figure):
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Of each family a picture of the score, and for the lab one of the evaluation reward: figure2, figure2-reward for the first family,
-        with the name of the family for others. Rows: settings; columns: objectives."""
-        table = estimates.pooled(table)
+        """Draw a picture for each family and score; rows are settings, columns objectives."""
         paths = []
         for metric in profile.available_metrics(("judge", "reward")):
-            name = "figure2" if metric == profile.score else f"figure2-{metric}"
             for family in profile.families:
-                ending = "" if family == profile.families[0] else f"-{family}"
-                paths += picture(table, profile, stale, folder, metric, family, name + ending)
+                usual = (profile.score, profile.families[0])
+                endings = [name for name in (metric, family) if name not in usual]
+                name = "-".join(["figure2", *endings])
+                data = plotted(table, profile, metric, family)
+                paths += draw(data, profile, stale, folder, name)
         return paths
 
 
 def settings(profile: Profile) -> list[tuple[str, bool]]:
-    """Those of SETTINGS that the profile measures."""
+    """Return the settings that the profile measures."""
     return [
         (value, tuned)
         for value, tuned in SETTINGS
@@ -120,73 +122,67 @@ def settings(profile: Profile) -> list[tuple[str, bool]]:
     ]
 
 
-STATIC = (
-    "base",
-    "instruct",
-    "instruct-reward",
-    "best-of-n",
-    "beams",
-    "args",
-    "transfer-q",
-    "genarm",
-)
+def plotted(table: pd.DataFrame, profile: Profile, metric: str, family: str) -> pd.DataFrame:
+    """Return the rows that one picture shows; `setting` is empty for static baselines.
 
-
-def picture(
-    table: pd.DataFrame,
-    profile: Profile,
-    stale: bool,
-    folder: Path,
-    metric: str,
-    family: str,
-    name: str,
-) -> list[Path]:
-    from benchmarks.figures import style
-
+    Rows of single replicates, which have no realised ratio, stand at that of all together.
+    """
     level = table[
         (table["versus"] == "")
         & (table["objective"] != "all")
         & (table["metric"] == metric)
         & (table["family"] == family)
     ]
-    drawn = settings(profile)
-    figure, axes = style.grid(len(drawn), len(OBJECTIVES), 2.6, 2.1, sharex=True)
-    for j, objective in enumerate(OBJECTIVES):
-        column = level[level["objective"] == objective]
-        static = column[~column["value_model"].isin(methods.values(profile))]
-        for axis, (value_model, tuned) in zip(axes[:, j], drawn, strict=True):
-            for row in static.itertuples():
-                style.horizontal(axis, estimates.display_name(row.method, row.search), row)
-            steered = column[(column["value_model"] == value_model) & (column["tuned"] == tuned)]
-            dense = steered[steered["method"] == "dense"]
-            for method in ("random", "sia"):
-                style.curve(axis, method, pd.concat([steered[steered["method"] == method], dense]))
-            style.curve(axis, "dense", dense)
-            axis.set_xlim(0, 1.03)
-            axis.set_xticks((0, 0.5, 1))
-        style.share_y(axes[:, j])
-        axes[0, j].set_title(f"{style.FAMILIES[family]}, {objective}")
-        axes[-1, j].set_xlabel("share of tokens steered")
-    for axis, setting in zip(axes[:, 0], drawn, strict=True):
-        axis.set_ylabel(f"{metric_label(profile, metric)}\n{SETTINGS[setting]}", fontsize=9)
-    tuned = "their own best β" if profile.sweep.tuning else "β = 1"
-    there = {estimates.display_name(row.method, row.search) for row in level.itertuples()}
-    guided = ", ".join(
-        label_of(method) for method in ("args", "genarm", "transfer-q") if method in there
+    places = zip(level["value_model"], level["tuned"].eq(True), strict=True)
+    level = level.assign(
+        method=[*map(estimates.display_name, level["method"], level["search"])],
+        setting=[SETTINGS[place] if place in settings(profile) else "" for place in places],
     )
-    caption = (
-        f"{style.FAMILIES[family]}. Solid: steered with the entropy gate (SIA) or at random; both end in dense steering at 1. Other "
-        f"lines: static baselines; N = {profile.sweep.beams} responses for best of N and chunk beam search; {guided} at {tuned} "
-        f"(Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and replicate). "
-        f"{style.measured(level, profile)}"
+    level = level[(level["setting"] != "") | level["method"].isin(STATIC)]
+    unit = ["method", "setting", "objective", "target_ratio"]
+    return level.assign(ratio=level.groupby(unit)["ratio"].transform("first"))
+
+
+def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: str) -> list[Path]:
+    """Draw one picture from the rows that `plotted` returns."""
+    pooled, single = (data[(data["replicate"] == "all") == whole] for whole in (True, False))
+    steered = pooled[pooled["setting"] != ""].sort_values(
+        "setting", key=lambda column: column.map(list(SETTINGS.values()).index), kind="stable"
     )
-    if profile.trains_models:
-        caption += (
-            " Instruct: the base trained on its own responses that the judge or the reward model likes. Best β: chosen by the judge on "
-            "validation prompts, for each method and ratio."
-        )
-    plain = {} if profile.trains_models else {"instruct": "instruct"}
+    dense = steered[steered["method"] == "dense"]
+    ends = [dense.assign(method=method) for method in ("random", "sia")]
+    ends[0] = ends[0].merge(
+        steered.loc[steered["method"] == "random", ["setting"]].drop_duplicates()
+    )
+    lines = pd.concat([steered[steered["method"] != "dense"], *ends, dense], ignore_index=True)
+    drawn = list(dict.fromkeys(steered["setting"]))
+    figure = style.plt.figure(figsize=(style.PAGE, 1.3 * len(drawn) + 1.1))
+    static = pooled[pooled["setting"] == ""].drop(columns="setting")
+    dots = single[single["method"].isin(["sia", "dense"])].reset_index()
+    (
+        style.curves(lines, "ratio", static=static, row="setting", col="objective")
+        .add(style.so.Dot(pointsize=2, alpha=0.6), data=dots, x="ratio", y="estimate",
+             color="method", linestyle=None, row="setting", col="objective", legend=False)
+        .share(y="col")
+        .limit(x=(0, 1.03))
+        .label(x="share of tokens steered")
+        .on(figure)
+        .plot()
+    )  # fmt: skip
+    style.name_facets(figure, drawn, list(OBJECTIVES))
+    metric, family = data["metric"].iloc[0], data["family"].iloc[0]
+    figure.supylabel(labels.metric_label(profile, metric))
+    there = set(data["method"])
     handles = [
-        style.handle(m, plain.get(m, "")) for m in ("sia", "random", "dense", *STATIC) if m in there
+        style.handle(method) for method in ("sia", "random", "dense", *STATIC) if method in there
     ]
+    if len(dots):
+        handles.append(
+            style.handle("sia", "one replicate", linestyle="none", marker="o", markersize=2)
+        )
+    caption = (
+        f"{labels.family_label(family)}: score against the share of steered tokens; curves end in "
+        f"dense steering. Best of N = {profile.sweep.beams}; intervals of static baselines: "
+        f"table 1. {style.sample_size_note(data, profile)}"
+    )
     return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=4)

@@ -1,6 +1,6 @@
-"""Figure 3: weak to strong. Value models of three sizes steer language models of three sizes; a smaller one a larger one above all.
+"""Figure 3: weak to strong, value models of three sizes with language models of three sizes.
 
-Values by the profile's first loss (the lab's: per token), β = 1, first family. The usual size is called medium.
+Values by the profile's first loss, β = 1, first family. The usual size is called medium.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from matplotlib.figure import FigureBase
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
-from benchmarks.figures import methods
+from benchmarks.analysis import estimates, labels
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.model_kinds import ModelKind, value_kind
@@ -33,6 +32,13 @@ def weaker(profile: Profile) -> list[tuple[str, str]]:
         for value, model in product(SIZES, SIZES)
         if profile.size(f"{kind}{SIZES[value]}") < profile.size(f"base{SIZES[model]}")
     ]
+
+
+LOOKS = {  # of value models
+    "small": style.Look("#9ECAE1", "v"),
+    "medium": style.Look("#4292C6", "o"),
+    "large": style.Look("#08306B", "^"),
+}
 
 
 class Figure3(Figure):
@@ -107,69 +113,66 @@ class Figure3(Figure):
         return estimates.summarize([*found, *differences, *pooled], metrics, profile)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Top: score against ratio for each size of language model, a line for each size of value model. Bottom: gain over the base."""
-        from benchmarks.figures import style
-
-        table = estimates.pooled(table)
-
-        part = table[(table["metric"] == profile.score) & (table["objective"] == "all")]
-        level, gains = part[part["versus"] == ""], part[part["versus"] == "base"]
+        """Draw the score by size of both models (top), and its gain over the base (bottom)."""
+        part = estimates.pooled(table)
+        part = part[(part["metric"] == profile.score) & (part["objective"] == "all")]
+        level, gains = (part[part["versus"] == versus] for versus in ("", "base"))
         value_model = methods.values(profile)[0]
-        figure, axes = style.grid(2, 3, 2.7, 2.3)
-        ratios = (*profile.sweep.main_ratios, 1.0)
-        for j, (name, suffix) in enumerate(SIZES.items()):
-            of_model = level[level["model"] == f"base{suffix}"]
-            style.horizontal(axes[0, j], "base", of_model[of_model["gate"] == "never"].iloc[0])
-            for value, ending in reversed(SIZES.items()):  # the thick ones on top
-                points = of_model[of_model["value_model"] == f"{value_model}{ending}"]
-                weak = (value, name) in weaker(profile)
-                style.curve(
-                    axes[0, j],
-                    "sia",
-                    points,
-                    color=style.SIZES[value],
-                    linewidth=1.8 if weak else 1.0,
-                    linestyle="-" if weak else "--",
-                )
-            axes[0, j].set_title(f"{name} language model")
-            axes[0, j].set_xlabel("share of tokens steered")
-            rows = [
-                [
-                    gains[
-                        (gains["model"] == f"base{suffix}")
-                        & (gains["value_model"] == f"{value_model}{e}")
-                        & (gains["target_ratio"] == r)
-                    ]
-                    for r in ratios
-                ]
-                for e in SIZES.values()
-            ]
-            grid = np.array([[cell["estimate"].iloc[0] for cell in row] for row in rows])
-            style.heatmap(
-                axes[1, j], grid, [f"{r:.0%}" for r in ratios], list(SIZES), span=_span(gains)
-            )
-            axes[1, j].set_xlabel("share of tokens steered (target)")
-        axes[0, 0].set_ylabel(metric_label(profile, profile.score))
-        axes[1, 0].set_ylabel("value model")
-        style.share_y(axes[0])
-        looks = {
-            value: "-" if any(value == smaller for smaller, _ in weaker(profile)) else "--"
-            for value in style.SIZES
-        }
-        handles = [
-            style.handle("sia", f"{v} value model", color=style.SIZES[v], linestyle=look)
-            for v, look in looks.items()
-        ]
+        figure = style.plt.figure(figsize=(style.PAGE, 4.3))
+        top, bottom = figure.subfigures(2)
+        draw_scores(top, level, value_model, profile)
+        draw_gains(bottom, gains[gains["model"] != ""], value_model, profile)
+        handles = style.handles(LOOKS, {value: f"{value} value model" for value in LOOKS})
         handles.append(style.handle("base"))
         caption = (
-            f"Weak to strong: SIA with a value model of one size and a language model of another ({style.LOSSES[value_model]}, β = 1, "
-            f"{style.FAMILIES[profile.families[0]]}, all objectives; at 1: dense). Thick, solid: the value model is the smaller one. "
-            f"Bottom: paired gain in {metric_label(profile, profile.score)} over the same base model (its intervals "
-            f"stand in the table). {style.measured(level, profile)}"
+            f"Weak to strong ({labels.LOSSES[value_model]}, β = 1, all objectives; 100%: dense). "
+            "Framed: the value model is smaller than the language model. "
+            f"{style.sample_size_note(level, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "figure3", stale=stale)
 
 
-def _span(gains: pd.DataFrame) -> tuple[float, float]:
-    shown = gains[gains["method"].isin(["sia", "dense"])]["estimate"]
-    return min(0.0, shown.min()), shown.max()
+def draw_scores(
+    figure: FigureBase, level: pd.DataFrame, value_model: str, profile: Profile
+) -> None:
+    """Draw the score against the share of steered tokens: a panel for each language model."""
+    sizes = {f"{value_model}{ending}": size for size, ending in SIZES.items()}
+    models = {f"base{ending}": f"{size} language model" for size, ending in SIZES.items()}
+    level = level.assign(size=level["value_model"].map(sizes), panel=level["model"].map(models))
+    level = level.sort_values("model", key=lambda names: names.map(list(models).index))
+    curves = level[level["size"].notna()].reset_index(drop=True)
+    static = level[level["gate"] == "never"].assign(size="base")
+    looks = {**LOOKS, "base": style.PALETTE["base"]}
+    (
+        style.curves(curves, "ratio", "size", looks=looks, static=static, col="panel")
+        .label(
+            x="share of tokens steered",
+            y=labels.metric_label(profile, profile.score),
+            title=str,
+        )
+        .on(figure)
+        .plot()
+    )
+
+
+def draw_gains(figure: FigureBase, gains: pd.DataFrame, value_model: str, profile: Profile) -> None:
+    """Draw a heatmap of the gain over the base for each language model; framed: weak to strong."""
+    axes = figure.subplots(1, len(SIZES), sharey=True)
+    endings = {f"{value_model}{ending}": size for size, ending in SIZES.items()}
+    gains = gains.assign(size=gains["value_model"].map(endings))
+    low, high = min(0.0, gains["estimate"].min()), gains["estimate"].max()
+    for axis, (model, ending) in zip(axes, SIZES.items(), strict=True):
+        of_model = gains[gains["model"] == f"base{ending}"]
+        grid = of_model.pivot_table(index="size", columns="target_ratio", values="estimate")
+        grid = grid.loc[list(SIZES)].rename(columns="{:.0%}".format)
+        style.sns.heatmap(
+            grid, ax=axis, annot=True, fmt=".2f", cmap=style.BLUES, vmin=low, vmax=high, cbar=False
+        )
+        for row, value in enumerate(SIZES):
+            if (value, model) in weaker(profile):
+                frame = {"fill": False, "edgecolor": "black", "linewidth": 1.2}
+                axis.add_patch(style.plt.Rectangle((0, row), grid.shape[1], 1, **frame))
+        axis.invert_yaxis()
+        axis.tick_params(length=0, labelrotation=0)
+        axis.set(xlabel="share of tokens steered (target)", ylabel="")
+    axes[0].set_ylabel(f"value model\n(gain in {labels.metric_label(profile, profile.score)})")

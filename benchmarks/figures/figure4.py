@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
-from benchmarks.figures import methods
+from benchmarks.analysis import estimates, labels
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
@@ -108,134 +107,11 @@ class Figure4(Figure):
         return pd.concat([table, at_equal_drift(matched, profile)], ignore_index=True)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """A row for each loss: score, drift and errors of fluency against β for each ratio; the grid of scores; score against drift."""
-        from benchmarks.figures import style
-
-        whole, table = table, estimates.pooled(table)
-        by_replicate = whole[whole["tuned"].astype("boolean").fillna(False)]
-
-        family, betas = profile.families[0], profile.sweep.betas
-        ratios = (*profile.sweep.ratios, 1.0)
-        shades = dict(zip(ratios, _shades(len(ratios)), strict=True))
-        part = table[
-            (table["family"] == family)
-            & (table["objective"] == "all")
-            & (table["versus"] == "")
-            & (table["floor"] == 0)
+        """Draw the effects of β and of the share of tokens, and sparse against dense steering."""
+        return [
+            *draw_strength(table, profile, stale, folder),
+            *draw_sparse_against_dense(table, profile, stale, folder),
         ]
-        lines = {
-            profile.score: ("{loss}: score", score := metric_label(profile, profile.score)),
-            "kl_per_token": ("drift", "KL per token (nats)"),
-            "fluency_errors": ("fluency", "share with fluency errors"),
-        }
-        lines = {metric: texts for metric, texts in lines.items() if metric in set(part["metric"])}
-        figure, places = style.grid(2 * len(profile.losses), len(lines), 2.8, 2.3)
-        axes = np.array(
-            [
-                [*places[2 * i], *style.join(places[2 * i + 1, :-1]), places[2 * i + 1, -1]]
-                for i in range(len(profile.losses))
-            ]
-        )
-        place = {beta: i for i, beta in enumerate(betas)}
-        names = ["∞" if np.isinf(beta) else f"{beta:g}" for beta in betas]
-        for i, value_model in enumerate(methods.values(profile)):
-            of_loss = part[part["value_model"] == value_model]
-            grid = of_loss[~of_loss["tuned"].astype(bool)].assign(
-                place=lambda x: x["beta"].map(place)
-            )
-            judge, kl = (grid[grid["metric"] == metric] for metric in (profile.score, "kl"))
-            base = part[(part["gate"] == "never") & (part["metric"] == profile.score)].iloc[0]
-            style.horizontal(axes[i, 0], "base", base)
-            for ratio in ratios:
-                look = {
-                    "color": shades[ratio],
-                    "marker": style.MARKERS["dense"] if ratio == 1 else style.MARKERS["sia"],
-                }
-                for axis, metric in zip(axes[i], lines, strict=False):
-                    points = grid[(grid["metric"] == metric) & (grid["target_ratio"] == ratio)]
-                    style.curve(axis, "sia", points, "place", **look)
-                scores = judge[judge["target_ratio"] == ratio].set_index("beta")["estimate"]
-                drifts = kl[kl["target_ratio"] == ratio].set_index("beta")["estimate"]
-                path = [(0.0, base["estimate"]), *((drifts[beta], scores[beta]) for beta in betas)]
-                axes[i, -1].plot(*zip(*path, strict=True), markersize=3, linewidth=1.2, **look)
-            cells = np.array(
-                [
-                    [
-                        judge[(judge["target_ratio"] == r) & (judge["beta"] == b)]["estimate"].iloc[
-                            0
-                        ]
-                        for b in betas
-                    ]
-                    for r in ratios
-                ]
-            )
-            style.heatmap(
-                axes[i, -2],
-                cells,
-                names,
-                [f"{r:.0%}" for r in ratios],
-                span=(max(cells.min(), cells.max() - 4), cells.max()),
-            )
-            for row, ratio in enumerate(ratios):
-                chosen = by_replicate[
-                    (by_replicate["family"] == family)
-                    & (by_replicate["value_model"] == value_model)
-                    & (by_replicate["target_ratio"] == ratio)
-                    & (by_replicate["floor"] == 0)
-                    & (by_replicate["versus"] == "")
-                ]
-                for beta in chosen["beta"].dropna().unique():
-                    axes[i, -2].add_patch(
-                        style.plt.Rectangle(
-                            (place[beta] + 0.06, row + 0.08),
-                            0.88,
-                            0.84,
-                            fill=False,
-                            color="black",
-                            linewidth=1.2,
-                        )
-                    )
-            for axis, (title, label) in zip(axes[i], lines.values(), strict=False):
-                axis.set_xticks(range(len(betas)), names)
-                axis.set(xlabel="β", ylabel=label)
-                axis.set_title(title.format(loss=style.LOSSES[value_model]), loc="left")
-            axes[i, 1].set_yscale("symlog", linthresh=0.01)
-            axes[i, 1].set_ylim(0, 2 * grid.loc[grid["metric"] == "kl_per_token", "high"].max())
-            axes[i, -2].set(xlabel="β", ylabel="share of tokens steered")
-            axes[i, -2].set_title(score, loc="left")
-            axes[i, -1].set(xlabel="KL per response (nats)", ylabel=score)
-            axes[i, -1].set_xscale("symlog", linthresh=1.0)
-            axes[i, -1].set_title("score against drift", loc="left")
-        handles = [
-            style.handle(
-                "sia",
-                f"{r:.0%}" if r < 1 else "dense",
-                color=shades[r],
-                marker="D" if r == 1 else "o",
-            )
-            for r in ratios
-        ]
-        framed = (
-            "Framed cells: β that validation prompts choose for the ratio, of each replicate. "
-            if profile.sweep.tuning
-            else ""
-        )
-        caption = (
-            f"Strength β and share of steered tokens ({style.FAMILIES[family]}, all objectives). {framed}"
-            f"β = ∞: values in place of the logits. In the last panel each line starts at the base and goes through the β in order. "
-            f"The grid and the last panel show no intervals (the table has them); scores 4 points below the best and lower have one colour. "
-            f"{style.measured(part, profile)}"
-        )
-        made = style.finish(
-            figure,
-            [*handles, style.handle("base")],
-            caption,
-            folder,
-            "figure4",
-            stale=stale,
-            legend_columns=8,
-        )
-        return made + sparse_against_dense(whole, profile, stale, folder)
 
 
 def _by_strength(dense: Sequence[estimates.MethodScores]) -> list[estimates.MethodScores]:
@@ -326,107 +202,173 @@ def _gains(
     return gains
 
 
-def sparse_against_dense(
-    table: pd.DataFrame, profile: Profile, stale: bool, folder: Path
-) -> list[Path]:
-    """A forest of the paired differences that decide about sparse and dense steering: a panel for each loss, a row for each setting, and
-    within it a point for each share of the tokens and for the mean over those that are claimed."""
-    from benchmarks.figures import style
+def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    """Draw figure4: for each loss score, drift and fluency by β, the grid, and score by drift."""
+    part = table[
+        (table["family"] == profile.families[0])
+        & (table["objective"] == "all")
+        & (table["versus"] == "")
+        & (table["floor"] == 0)
+    ]
+    base = estimates.pooled(part[part["gate"] == "never"])
+    ratios, losses = (*profile.sweep.ratios, 1.0), methods.values(profile)
+    looks = ratio_looks(ratios)
+    figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
+    for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
+        of_loss = part[part["value_model"] == value_model]
+        axes = panels.subplot_mosaic([["score", "drift", "errors"], ["grid", "grid", "path"]])
+        untuned = estimates.pooled(of_loss[~of_loss["tuned"].eq(True)])
+        draw_by_strength(axes, untuned, base, looks, profile)
+        draw_grid(axes["grid"], untuned, of_loss[of_loss["tuned"].eq(True)], profile)
+        draw_paths(axes["path"], untuned, base, looks, profile)
+        panels.suptitle(labels.LOSSES[value_model], fontsize=9)
+    names = {ratio: f"{ratio:.0%}" if ratio < 1 else "dense" for ratio in ratios}
+    handles = [*style.handles(looks, names), style.handle("base")]
+    caption = (
+        "Lines: shares of tokens steered. β = ∞: values in place of the logits. Framed: β chosen on validation "
+        f"prompts, one for each replicate. {style.sample_size_note(part, profile)}"
+    )
+    return style.finish(figure, handles, caption, folder, "figure4", stale=stale)
 
-    families = estimates.pooled_family(profile)
+
+def ratio_looks(ratios: Sequence[float]) -> dict[float, style.Look]:
+    """Return a look for each share of steered tokens, from pale to dark; 1 is dense steering."""
+    shades = style.sns.color_palette("YlGnBu", len(ratios) + 1).as_hex()[2:]
+    sparse = (style.Look(shade) for shade in shades)
+    return dict(zip(ratios, (*sparse, style.PALETTE["dense"]), strict=True))
+
+
+def beta_labels(profile: Profile) -> dict[float, str]:
+    """Return how each strength is written, in order."""
+    return {beta: "∞" if np.isinf(beta) else f"{beta:g}" for beta in profile.sweep.betas}
+
+
+def draw_by_strength(axes, untuned, base, looks, profile: Profile) -> None:
+    """Draw score, drift and fluency errors against β, a line for each share of the tokens."""
+    strengths = beta_labels(profile)
+    untuned = untuned.assign(place=untuned["beta"].map(list(strengths).index))
+    metrics = {"score": profile.score, "drift": "kl_per_token", "errors": "fluency_errors"}
+    for panel, metric in metrics.items():
+        points = untuned[untuned["metric"] == metric].reset_index(drop=True)
+        if points.empty:  # models of the Hub have no judge
+            axes[panel].set_axis_off()
+            continue
+        style.curves(points, "place", "target_ratio", looks=looks).on(axes[panel]).plot()
+        axes[panel].set_xticks(range(len(strengths)), strengths.values())
+        axes[panel].set(xlabel="strength β", ylabel=labels.metric_label(profile, metric))
+    style.horizontal(axes["score"], "base", base[base["metric"] == profile.score].iloc[0])
+    axes["drift"].set_yscale("symlog", linthresh=0.01)
+    axes["drift"].set_ylim(0, 2 * untuned.loc[untuned["metric"] == "kl_per_token", "high"].max())
+
+
+def draw_grid(axis, untuned, tuned, profile: Profile) -> None:
+    """Draw the score of each β and share; scores 4 points below the best have one colour."""
+    strengths = beta_labels(profile)
+    scores = untuned[untuned["metric"] == profile.score]
+    grid = scores.pivot_table(index="target_ratio", columns="beta", values="estimate")
+    grid = grid[list(strengths)].rename(columns=strengths)
+    low, high = max(grid.min(axis=None), grid.max(axis=None) - 4), grid.max(axis=None)
+    style.sns.heatmap(
+        grid.rename(index="{:.0%}".format), ax=axis, annot=True, fmt=".2f", cmap=style.BLUES,
+        vmin=low, vmax=high, cbar=False, linewidths=0.5,
+    )  # fmt: skip
+    chosen = tuned.loc[tuned["metric"] == profile.score, ["target_ratio", "beta"]].dropna()
+    for ratio, beta in chosen.drop_duplicates().itertuples(index=False):
+        corner = list(strengths).index(beta) + 0.05, list(grid.index).index(ratio) + 0.05
+        axis.add_patch(style.plt.Rectangle(corner, 0.9, 0.9, fill=False, edgecolor="black"))
+    axis.invert_yaxis()
+    axis.tick_params(length=0, labelrotation=0)
+    score = labels.metric_label(profile, profile.score)
+    axis.set(xlabel="strength β", ylabel="share of tokens steered", title=score)
+
+
+def draw_paths(axis, untuned, base, looks, profile: Profile) -> None:
+    """Draw the score against the drift; each line starts at the base and goes through the β."""
+    for ratio, look in looks.items():
+        of_ratio = untuned[untuned["target_ratio"] == ratio].sort_values("beta")
+        drift, score = (
+            [*base.loc[base["metric"] == metric, "estimate"],
+             *of_ratio.loc[of_ratio["metric"] == metric, "estimate"]]
+            for metric in ("kl", profile.score)
+        )  # fmt: skip
+        axis.plot(drift, score, color=look.colour, marker=look.marker, markersize=3, linewidth=1.2)
+    axis.set_xscale("symlog", linthresh=1.0)
+    axis.set(
+        xlabel=labels.metric_label(profile, "kl"),
+        ylabel=labels.metric_label(profile, profile.score),
+        title="score against drift",
+    )
+
+
+def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return the paired differences that decide about sparse and dense steering.
+
+    Columns setting (of strength and floor), loss and line (share of the tokens, or their mean) say
+    where a row is drawn; `single` holds the estimates of single replicates, of the mean alone.
+    """
     part = table[
         (table["versus"] == "dense")
         & (table["metric"] == profile.score)
         & (table["objective"] == "all")
+        & (table["family"] == estimates.pooled_family(profile))
+        & table["method"].isin(["sia", "sia-claimed"])
+        & (table["target_ratio"].isin(profile.sweep.main_ratios) | table["target_ratio"].isna())
     ]
-    part = part[(part["family"] == families) & part["method"].isin(["sia", "sia-claimed"])]
-    tuned, drift, floor = (
-        part["tuned"].fillna(False).astype(bool),
-        part["matched"] == "kl",
-        part["floor"] > 0,
+    drift, tuned = part["matched"] == "kl", part["tuned"].eq(True)
+    strengths = (
+        ("β = 1", ~tuned & ~drift & part["beta"].eq(1)),
+        ("best β", tuned & ~drift),
+        ("equal KL", drift),
     )
-    strengths = {
-        "β = 1": ~tuned & ~drift & part["beta"].eq(1),
-        "each at its best β": tuned & ~drift,
-        "at equal KL": drift,
-    }
-    without = {name: here & ~floor for name, here in strengths.items()}
-    with_floor = {f"{name},\nfloor": here & floor for name, here in strengths.items()}
-    settings = {name: here for name, here in (without | with_floor).items() if here.any()}
-    claimed = profile.sweep.main_ratios
-    shades = dict(
-        zip((*profile.sweep.ratios, 1.0), _shades(len(profile.sweep.ratios) + 1), strict=True)
+    setting = pd.Series("", index=part.index)
+    for name, inside in strengths:
+        setting[inside & (part["floor"] == 0)] = name
+        setting[inside & (part["floor"] > 0)] = f"{name}, floor"
+    mean, pooled = part["method"] == "sia-claimed", part["replicate"] == "all"
+    lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
+    part = part.assign(
+        setting=setting,
+        loss=part["value_model"].map(labels.LOSSES),
+        line=part["target_ratio"]
+        .map("{:.0%}".format)
+        .mask(mean, f"mean, {lowest:.0%} to {highest:.0%}"),
+        single=part["estimate"].mask(pooled),
+        estimate=part["estimate"].where(pooled),
     )
-    figure, axes = style.grid(
-        1, len(profile.losses), 4.1, 0.62 * len(settings) + 0.6, sharex=True, sharey=True
-    )
-    for axis, value_model in zip(axes[0], methods.values(profile), strict=True):
-        of_loss = part["value_model"] == value_model
-        for place, here in enumerate(settings.values()):
-            of_setting = part[of_loss & here]
-            of_ratio = estimates.pooled(of_setting).set_index("target_ratio")
-            rows = [
-                (shades[ratio], "o", of_ratio[of_ratio["method"] == "sia"].loc[ratio])
-                for ratio in claimed
-            ]
-            mean = of_ratio[of_ratio["method"] == "sia-claimed"].iloc[0]
-            rows.append((style.COLOURS["sia"], "D", mean))
-            for i, (colour, marker, row) in enumerate(rows):
-                y = place + 0.15 * (i - (len(rows) - 1) / 2)
-                axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.4)
-                edge = (
-                    {"markeredgecolor": "black", "markersize": 6}
-                    if marker == "D"
-                    else {"markersize": 4.5}
-                )
-                axis.plot(row["estimate"], y, marker=marker, color=colour, linestyle="none", **edge)
-            claimed_alone = of_setting["method"].eq("sia-claimed") & of_setting["replicate"].ne("all")
-            alone = of_setting[claimed_alone]["estimate"]
-            last = place + 0.15 * (len(rows) - 1) / 2
-            axis.plot(
-                alone,
-                [last] * len(alone),
-                marker="|",
-                markersize=7,
-                color="#555555",
-                linestyle="none",
-            )
-        axis.axvline(0, color="#999999", linewidth=0.8)
-        axis.axvline(-0.1, color="#999999", linewidth=0.8, linestyle=":")
-        axis.set_title(style.LOSSES[value_model], loc="left")
-        axis.set_xlabel(f"SIA − dense, {metric_label(profile, profile.score)}")
-    axes[0, 0].set_yticks(range(len(settings)), settings)
-    axes[0, 0].invert_yaxis()
-    handles = [
-        style.handle("sia", f"{ratio:.0%}", color=shades[ratio], marker="o") for ratio in claimed
-    ]
-    handles.append(
-        style.handle(
-            "sia",
-            f"mean of {min(claimed):.0%} to {max(claimed):.0%}",
-            marker="D",
-            markeredgecolor="black",
+    order = [name + floor for floor in ("", ", floor") for name, _ in strengths]
+    part = part[(setting != "") & (pooled | mean)].sort_values("target_ratio", kind="stable")
+    return part.sort_values("setting", key=lambda names: names.map(order.index), kind="stable")
+
+
+def draw_sparse_against_dense(
+    table: pd.DataFrame, profile: Profile, stale: bool, folder: Path
+) -> list[Path]:
+    """Draw a forest of the differences: a panel for each loss, a row for each setting."""
+    part = sparse_against_dense(table, profile).reset_index(drop=True)
+    lines = list(dict.fromkeys(part["line"]))
+    shades = ratio_looks((*profile.sweep.main_ratios, 1.0)).values()
+    looks = dict(zip(lines, [*list(shades)[:-1], style.Look(style.NEUTRAL)], strict=True))
+    figure = style.plt.figure(figsize=(style.PAGE, 0.5 * part["setting"].nunique() + 1.2))
+    dodge, colours = style.so.Dodge(), {name: look.colour for name, look in looks.items()}
+    (
+        style.so.Plot(part, x="estimate", y="setting", color="line")
+        .facet(col="loss", order=[labels.LOSSES[name] for name in methods.values(profile)])
+        .add(
+            style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False
         )
+        .add(style.so.Dot(pointsize=4), dodge, orient="y", legend=False)
+        .add(style.so.Dash(), dodge, x="single", orient="y", legend=False)
+        .scale(color=colours)
+        .label(x=f"SIA − dense ({labels.metric_label(profile, profile.score)})", y="", title=str)
+        .on(figure)
+        .plot()
     )
-    handles.append(
-        style.handle(
-            "sia", "the same, each replicate", color="#555555", marker="|", linestyle="none"
-        )
-    )
+    for axis in figure.axes:
+        axis.axvline(0, color=style.ZERO, linewidth=0.8)
+        axis.axvline(-0.1, color=style.ZERO, linewidth=0.8, linestyle=":")
     caption = (
-        f"Sparse against dense steering, {style.FAMILIES[families]}: paired differences under each setting of the verdicts. Right of 0 "
-        f"sparse steering is better; dotted: −0.1, from which on it counts as reaching dense. Floor: candidates need a base probability of "
-        f"{profile.sweep.floor:g} on steered steps. Equal KL: dense at the strength that drifts as far from the base as SIA at β = 1. "
-        f"{style.measured(part, profile)}"
+        "Right of 0 sparse steering is better than dense; dotted: −0.1, the margin within which it "
+        f"counts as reaching dense. Ticks: single replicates. {style.sample_size_note(part, profile, 'Bars')}"
     )
+    handles = style.handles(looks, {name: name for name in looks})
     return style.finish(figure, handles, caption, folder, "figure4-sparse-dense", stale=stale)
-
-
-def _shades(count: int) -> list[str]:
-    """From pale to dark blue, and black for dense."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return [to_hex(colormaps["YlGnBu"](0.35 + 0.6 * i / (count - 1))) for i in range(count - 1)] + [
-        "#000000"
-    ]

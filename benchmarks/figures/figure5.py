@@ -1,6 +1,7 @@
-"""Figure 5: at which positions of a response the entropy gate opens, in base responses (where it would open) and in steered ones.
+"""Figure 5: positions of a response at which the entropy gate opens.
 
-The profile's first loss, β = 1. A row of the table is a response; its junctions are the bits of numbers, of 64 positions each.
+Base responses (where it would open) and steered ones, by the profile's first loss, β = 1. A row of
+the table is a response; its junctions are the bits of numbers, of 64 positions each.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import PowerNorm
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import plural
-from benchmarks.figures import methods
+from benchmarks.analysis import estimates, labels
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # of 64 positions each
 POLICIES = {"base": "base responses", "sia": "steered responses"}
+
+
+REACHED = 0.05  # share of the responses below which a position is not shown
 
 
 class Figure5(Figure):
@@ -96,60 +100,42 @@ class Figure5(Figure):
         return estimates.summary_frame(records, ["position"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Rows: families, objectives; columns: policies at each target ratio."""
+        """Draw heatmaps: rows families and objectives; a panel for each policy and target ratio."""
         table = estimates.pooled(table)
-        from matplotlib.colors import PowerNorm
-
-        from benchmarks.figures import style
-
-        columns = [
-            (target, method) for target in profile.sweep.reduced_ratios for method in POLICIES
-        ]
-        figure, axes = style.grid(
-            len(profile.sweep.reduced_ratios), len(POLICIES), 3.6, 2.5, sharey=True
+        grids = {
+            (target, method): shares(
+                table[(table["target_ratio"] == target) & (table["method"] == method)], profile
+            )
+            for target in profile.sweep.reduced_ratios
+            for method in POLICIES
+        }
+        height = 0.16 * len(next(iter(grids.values()))) + 0.5
+        figure = style.plt.figure(
+            figsize=(style.PAGE, height * len(profile.sweep.reduced_ratios) + 0.8)
         )
-        axes = axes.reshape(1, -1)
-        labels = [(family, objective) for family in profile.families for objective in OBJECTIVES]
-        shares = table[table["metric"] == "junction_share"]
-        highest = 100 * shares["estimate"].max()
-        for axis, (target, method) in zip(axes[0], columns, strict=True):
-            part = table[(table["target_ratio"] == target) & (table["method"] == method)]
-            rows, lengths = [], []
-            for family, objective in labels:
-                of_row = part[(part["family"] == family) & (part["objective"] == objective)]
-                rows.append(
-                    100
-                    * of_row[of_row["metric"] == "junction_share"]
-                    .sort_values("position")["estimate"]
-                    .to_numpy()
-                )
-                lengths.append(of_row[of_row["metric"] == "response_length"]["estimate"].iloc[0])
-            drawn = axis.pcolormesh(
-                np.array(rows), cmap=style.BLUES, norm=PowerNorm(0.5, 0, highest)
-            )
-            for i, length in enumerate(lengths):
-                axis.plot(
-                    [length, length],
-                    [i + 0.04, i + 0.96],
-                    color="#D00000",
-                    linestyle=(0, (3, 1.5)),
-                    linewidth=1.3,
-                )
-            axis.set_yticks(
-                np.arange(len(labels)) + 0.5, [f"{style.FAMILIES[f]}, {o}" for f, o in labels]
-            )
-            axis.set_title(f"{POLICIES[method]}, {target:.0%}")
+        axes = figure.subplots(
+            len(profile.sweep.reduced_ratios), len(POLICIES), sharex=True, sharey=True
+        )
+        highest = 100 * max(grid.max(axis=None) for grid in grids.values())
+        for axis, ((target, method), grid) in zip(np.ravel(axes), grids.items(), strict=True):
+            style.sns.heatmap(
+                100 * grid, ax=axis, cmap="Blues", norm=PowerNorm(0.5, 0, highest), cbar=False,
+                xticklabels=10,
+            )  # fmt: skip
+            axis.tick_params(left=False, labelrotation=0)
+            axis.set_facecolor("#DDDDDD")
+            axis.set(xlabel="", ylabel="", title=f"{POLICIES[method]}, {target:.0%} of the tokens")
+        for axis in axes[-1]:
             axis.set_xlabel("position in the response (token)")
-        axes[0, 0].invert_yaxis()  # which all share
-        bar = figure.colorbar(drawn, cax=axes[0, -1].inset_axes((1.03, 0, 0.05, 1)))
-        bar.set_label("responses with a junction here (%)")
+        bar = figure.colorbar(axis.collections[0], ax=axes, fraction=0.03, pad=0.01)
+        bar.set_label("junction there (% of the responses\nthat reach the position)")
+        bar.outline.set_visible(False)
         first = table.iloc[0]
         caption = (
-            f"How often each position of a response is a junction, {style.first_loss(profile)}, β = 1. "
-            f"Base responses: where the same gate would open. "
-            f"Positions beyond the end of a response count as none. Colours: by the root of the share. Red, dashed: mean length of the "
-            f"responses (at most {profile.decoding.max_new_tokens}). n = {first['n']} prompts × {first['seeds']} samples in each row, from "
-            f"{plural(first['replicates'], 'replicate')} of profile {profile.name}; no intervals."
+            f"Junctions by position, {labels.LOSSES[methods.values(profile)[0]]}, β = 1. Base responses: where "
+            f"the same gate would open. Grey: fewer than {REACHED:.0%} of the responses get there. "
+            f"No intervals; n = {first['n']:.0f} prompts × {first['seeds']:.0f} samples a row, "
+            f"{labels.plural(int(first['replicates']), 'replicate')}, profile {profile.name}."
         )
         return style.finish(figure, [], caption, folder, "figure5", stale=stale)
 
@@ -174,3 +160,19 @@ def _by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
 def _bit(part: pd.DataFrame, position: int) -> np.ndarray:
     column = part[BITS[position // 64]].to_numpy().astype(np.uint64)
     return (column >> np.uint64(position % 64)) & np.uint64(1)
+
+
+def shares(part: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return the share of responses with a junction at each position, of those that reach it.
+
+    Rows: families and objectives; columns: positions. NaN where fewer than REACHED get there.
+    """
+    part = part.assign(row=part["family"].map(labels.family_label) + ", " + part["objective"])
+    grids = part.pivot_table(
+        index=["metric", "row"], columns="position", values="estimate", dropna=False
+    )
+    of_all, of_reached = grids.loc["junction_share"], grids.loc["junction_share_of_reached"]
+    reached = (of_all / of_reached.where(of_reached > 0)).ffill(axis=1)
+    shown = of_reached.where(reached >= REACHED).dropna(axis=1, how="all")
+    rows = [f"{labels.family_label(f)}, {o}" for f in profile.families for o in OBJECTIVES]
+    return shown.loc[rows].rename(columns=int)

@@ -6,7 +6,7 @@ The colours are after Okabe and Ito, and Tol, and suit readers with a colour vis
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -33,11 +33,12 @@ from benchmarks.spec.profile import Profile
 matplotlib.use("Agg")
 
 PAGE, COLUMN = 7.0, 3.4  # inches: widths of a page and of a column of a paper
-CHARACTERS = 18  # of a caption, in an inch
+CHARACTERS = 20  # of a caption, in an inch
 DPI = 200
 RC = {
     "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib: the same everywhere
     "font.size": 8,
+    "figure.labelsize": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
@@ -62,10 +63,17 @@ class Look(NamedTuple):
     dashes: tuple[float, ...] = ()
 
 
+GATES = {  # besides the entropy gate, which is SIA
+    "entropy-rise": Look("#44AA99", "^"),
+    "attention": Look("#AA4499", "v"),
+    "attention-rise": Look("#B15928", "<"),
+    "position": Look("#117733", ">"),
+    "random": Look("#E69F00", "s"),
+}
 PALETTE = {
+    **GATES,
     "sia": Look("#0072B2", "o"),
     "dense": Look("#000000", "D"),
-    "random": Look("#E69F00", "s"),
     "base": Look("#7F7F7F", "o", (5, 2)),
     "instruct": Look("#009E73", "P", (1, 1)),
     "instruct-reward": Look("#CC79A7", "X", (3, 1, 1, 1)),
@@ -74,16 +82,13 @@ PALETTE = {
     "args": Look("#882255", "<", (2, 2)),
     "transfer-q": Look("#999933", ">", (4, 1, 1, 1)),
     "genarm": Look("#332288", "h", (6, 2, 1, 2)),
-    "entropy-rise": Look("#44AA99", "^"),
-    "attention": Look("#AA4499", "v"),
-    "attention-rise": Look("#B15928", "<"),
-    "position": Look("#117733", ">"),
     "inverted-entropy": Look("#661100", "X"),
 }
+# lines of families, where one method is shown, and of both together
+FAMILY_LOOKS = (Look("#56B4E9", "o"), Look("#CC79A7", "s"), Look("#0072B2", "D"))
 COLOURS = {method: look.colour for method, look in PALETTE.items()}
 MARKERS = {method: look.marker for method, look in PALETTE.items()}
 DASHES = {method: (0, look.dashes) for method, look in PALETTE.items() if look.dashes}
-
 
 SIZES = {
     "small": "#9ECAE1",
@@ -92,32 +97,45 @@ SIZES = {
 }  # of models, where SIA has several
 CHANGED = "#8C564B"  # what is like the method beside it but for one thing
 TEXT, SMALL = 8, 7  # points
-BLUES, SIGNED = "Blues", "RdBu"
+BLUES, SIGNED = sns.light_palette("#2B7BBA", as_cmap=True), "RdBu"
 
 
-def curves(data: pd.DataFrame, x: str, by: str = "method", colours=COLOURS, **layout) -> so.Plot:
+def curves(
+    data: pd.DataFrame,
+    x: str,
+    by: str = "method",
+    *,
+    looks: Mapping[str, Look] = PALETTE,
+    static: pd.DataFrame | None = None,
+    **facets: str,
+) -> so.Plot:
     """Return a plot of estimates against `x` with intervals as bands, a line per level of `by`.
 
     Args:
-        data: Columns `x`, `by`, estimate, low, high (missing: no band), and those of `layout`.
-        colours: By level of `by`.
-        **layout: Arguments of `seaborn.objects.Plot.facet`.
+        data: Columns `x`, `by`, estimate, low and high (missing: no band), and those of `facets`.
+        looks: By level of `by`.
+        static: Rows of what does not depend on `x`, drawn as lines across the panels of its facets.
+        **facets: Columns of `data` by "row" and "col"; panels come in the order of the rows.
     """
-    levels = list(dict.fromkeys(data[by]))
-    looks = {level: PALETTE.get(level, Look("")) for level in levels}
-    scales = {
-        "color": {level: colours[level] for level in levels},
-        "marker": {level: "" if look.dashes else look.marker for level, look in looks.items()},
-        "linestyle": {
-            level: (0, look.dashes) if look.dashes else "-" for level, look in looks.items()
-        },
-    }
+    levels = list(dict.fromkeys([*data[by], *(static[by] if static is not None else ())]))
+    dashes = {level: (0, looks[level].dashes) if looks[level].dashes else "-" for level in levels}
+    order = {facet: list(dict.fromkeys(data[column])) for facet, column in facets.items()}
+    plot = so.Plot(data, x=x, y="estimate", color=by, linestyle=by).facet(**facets, order=order)
+    if static is not None:
+        shared = {facet: column if column in static else None for facet, column in facets.items()}
+        ends = pd.concat(
+            [static.assign(**{x: end}) for end in (0.0, data[x].max())], ignore_index=True
+        )
+        variables = {"x": x, "y": "estimate", "color": by, "linestyle": by, **shared}
+        plot = plot.add(so.Line(linewidth=1), data=ends, legend=False, **variables)
     return (
-        so.Plot(data, x=x, y="estimate", **dict.fromkeys(scales, by))
-        .facet(**layout)
-        .add(so.Band(alpha=0.15, edgewidth=0), ymin="low", ymax="high", legend=False)
-        .add(so.Line(linewidth=1.2, pointsize=3.5, edgewidth=0), legend=False)
-        .scale(**scales)
+        plot.add(so.Band(alpha=0.15, edgewidth=0), ymin="low", ymax="high", legend=False)
+        .add(so.Line(linewidth=1.2, pointsize=3.5, edgewidth=0), marker=by, legend=False)
+        .scale(
+            color={level: looks[level].colour for level in levels},
+            marker={level: looks[level].marker for level in levels},
+            linestyle=dashes,
+        )
     )
 
 
@@ -125,7 +143,7 @@ def name_facets(figure: Figure, rows: Sequence[str], columns: Sequence[str]) -> 
     """Name the columns above the first row of panels, and the rows beside the first column."""
     for axis, (row, column) in zip(figure.axes, product(rows, columns), strict=True):
         axis.set_title(column if row == rows[0] else "")
-        axis.set_ylabel(row if column == columns[0] else "")
+        axis.set_ylabel(row.replace(", ", ",\n") if column == columns[0] else "")
 
 
 def grid(
@@ -239,23 +257,26 @@ def heatmap(
         side.set_visible(False)
 
 
-def handle(method: str, name: str = "", **look) -> Line2D:
-    """What the legend shows of a method."""
-    usual = {
-        "color": COLOURS[method],
-        "linestyle": DASHES.get(method, "-"),
-        "marker": None if method in DASHES else MARKERS[method],
-    }
-    return Line2D(
-        [],
-        [],
-        label=name or label_of(method),
-        **({"markersize": 4, "linewidth": 1.5} | usual | look),
-    )
+def handle(method: str, label: str = "", **properties) -> Line2D:
+    """Return the legend entry of a method; `properties` override those of its look."""
+    look = PALETTE[method]
+    usual = {"marker": "" if look.dashes else look.marker, "markersize": 4, "linewidth": 1.3}
+    entry = handles({method: look}, {method: label or label_of(method)})[0]
+    entry.set(**usual | properties)
+    return entry
+
+
+def handles(looks: Mapping[str, Look], labels: Mapping[str, str]) -> list[Line2D]:
+    """Return legend entries of lines: a label for each of these looks."""
+    return [
+        Line2D([], [], label=label, color=looks[name].colour, marker=looks[name].marker,
+               linestyle=(0, looks[name].dashes) if looks[name].dashes else "-", markersize=4)
+        for name, label in labels.items()
+    ]  # fmt: skip
 
 
 def point(method: str, name: str = "") -> Line2D:
-    """The same where methods are points."""
+    """Return the legend entry of a method where methods are points."""
     return handle(method, name, linestyle="none", marker=MARKERS[method], markersize=5)
 
 
@@ -264,20 +285,21 @@ def first_loss(profile: Profile) -> str:
     return LOSSES[f"value-{profile.losses[0]}"]
 
 
-def measured(summary: pd.DataFrame, profile: Profile) -> str:
-    """How many were measured, and what the intervals are, for captions."""
+def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Bands") -> str:
+    """Return the sentence of a caption that says what the intervals are and how many was measured.
+
+    Args:
+        shown: How the figure shows intervals.
+    """
     first = summary[summary["n"].notna()].iloc[0]
-    n, replicates, samples = int(summary["n"].max()), int(first["replicates"]), int(first["seeds"])
-    each = (
-        int(summary[summary["objective"] != "all"]["n"].max())
-        if (summary["objective"] != "all").any()
-        else n
-    )
-    shown = f"{n} prompts ({each} of each objective)" if each < n else f"{n} prompts"
     return (
-        f"Intervals: {profile.statistics.level:.0%} bootstrap over replicates and prompts; n = {shown} × "
-        f"{plural(samples, 'sample')} per point, {together(replicates)} of profile {profile.name}."
+        f"{shown}: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; "
+        f"n = {summary['n'].max():.0f} prompts × {plural(int(first['seeds']), 'sample')}, "
+        f"{plural(int(first['replicates']), 'replicate')}, profile {profile.name}."
     )
+
+
+measured = sample_size_note
 
 
 def together(replicates: int) -> str:
@@ -310,11 +332,12 @@ def finish(
     text = textwrap.fill(caption, int(width * CHARACTERS))
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     columns = max(1, min(legend_columns, len(handles), int(width / (0.45 + 0.06 * longest))))
-    bottom = 0.06 + 0.13 * (text.count("\n") + 1)
-    top = 0.05 + 0.17 * -(-len(handles) // columns)
-    figure.set_layout_engine("none")
-    figure.tight_layout(rect=(0, bottom / height, 1, 1 - top / height), h_pad=0.6, w_pad=0.6)
-    figure.legend(handles=list(handles), loc="upper center", ncol=columns, frameon=False)
+    bottom = (0.1 + 0.13 * (text.count("\n") + 1)) / height
+    figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom))
+    if handles:
+        figure.legend(
+            handles=list(handles), loc="outside upper center", ncol=columns, frameon=False
+        )
     figure.text(0.01, 0.04 / height, text, ha="left", va="bottom", fontsize=7)
     png, pdf = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf"))
     write_atomically(png, lambda path: save_png(figure, path, caption))

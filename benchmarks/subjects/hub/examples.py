@@ -1,10 +1,9 @@
 """Prompts with responses, to annotate with rewards and learn values from.
 
-- wildguardmix: prompt and response of WildGuardMix (train).
-- ultrafeedback: ShareGPT and UltraChat instructions of UltraFeedback (Cui et al., 2023), with their
-  completions.
-- hh-rlhf: the chosen and the rejected last answer of each dialogue.
-- alpaca-eval: instruction and output.
+wildguardmix  WildGuardMix (train): prompt, response
+ultrafeedback UltraFeedback (Cui et al., 2023), its ShareGPT and UltraChat instructions: instruction, completions
+hh-rlhf       the chosen and the rejected last answer of each dialogue
+alpaca-eval   instruction, output
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Example = tuple[Chat, str]
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Place and form of a set: `columns` are those that `read` needs to yield a row's examples."""
+    """columns: that its rows need. read: the examples of one row."""
 
     hub_id: str
     columns: tuple[str, ...]
@@ -74,38 +73,29 @@ EXAMPLE_SETS = {
 
 
 def load_examples(source: str) -> list[Example]:
-    """Return the examples of a set.
+    """source: a name of EXAMPLE_SETS (the Hub's training split), or NAME=PATH for a local copy in the same public form.
 
-    Args:
-        source: Name of EXAMPLE_SETS (the Hub's training split), or NAME=PATH for a local copy of
-            the same form.
-
-    Raises:
-        ValueError: For an unknown name, a missing column, an empty or unreadable file.
-        FileNotFoundError: If there is nothing.
+    Errors: as of `load_prompts`.
     """
     name, _, path = source.partition("=")
     if name not in EXAMPLE_SETS:
         raise ValueError(
-            f"unknown data {name!r}, expected one of: {', '.join(EXAMPLE_SETS)} "
-            "(or NAME=FILE for a local copy)"
+            f"unknown data {name!r}, expected one of: {', '.join(EXAMPLE_SETS)} (or NAME=FILE for a local copy)"
         )
     example_set = EXAMPLE_SETS[name]
-    place = path or example_set.hub_id
+    where = path or example_set.hub_id
     table = read_files(Path(path)) if path else from_hub(name, example_set, example_set.split)
     missing = [column for column in example_set.columns if column not in table.column_names]
     if missing:
-        expected, present = ", ".join(example_set.columns), ", ".join(table.column_names)
         raise ValueError(
-            f"{place} is no copy of {name}: expected the columns {expected}, found {present}"
+            f"{where} is no copy of {name}: expected the columns {', '.join(example_set.columns)}, found {', '.join(table.column_names)}"
         )
     try:
         examples = [example for row in table for example in example_set.read(row)]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{place} is no copy of {name}: a row is of another form "
-            f"({type(error).__name__}: {error})"
+            f"{where} is no copy of {name}: a row is of another form ({type(error).__name__}: {error})"
         ) from error
     if not examples:
-        raise ValueError(f"{place} has no prompts with responses")
+        raise ValueError(f"{where} has no prompts with responses")
     return examples

@@ -1,56 +1,184 @@
-r"""Models of the Hub as a subject of measurement: templates, scorers and scores.
+"""The models of a Hub profile: where they are, in which template each reads, and what is asked of them.
 
-A base model reads "Human:\n…\nAssistant:\n", a post-trained one its chat template (without
-thinking), value and reward models theirs.
+A base model reads "Human:\\n…\\nAssistant:\\n", a post-trained one its chat template (without thinking), value and reward models theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from typing_extensions import override
 
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
-from benchmarks.subjects.hub.hardware import GIB, detect_hardware
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
-from benchmarks.subjects.hub.sources import (
-    fingerprint,
-    from_pretrained_arguments,
-    pin,
-    tokenizer_of,
-)
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel
 from sia._inputs import eos_token_ids
 
-# for chat templates that write today's date: a prompt must not change from day to day
+GIB = 2**30
+NOT_NEEDED = [
+    "original/*",
+    "*.gguf",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+]  # the same weights in other formats
+
+
+def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) -> tuple[str, str]:
+    """What there is, where nothing is said: a GPU in bfloat16, else the processor in float32. gpus: how many a cluster has; None asks this
+    machine.
+
+    Errors: ValueError for a device that is not there or an unknown dtype.
+    """
+    there = torch.cuda.is_available() if gpus is None else gpus > 0
+    device = device or ("cuda" if there else "cpu")
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not there):
+        raise ValueError(f"device must be cpu, or cuda where there is a GPU, got {device!r}")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    return device, dtype
+
+
+def detect_hardware(
+    profile: HubProfile,
+    device: str = "",
+    dtype: str = "",
+    batch_size: int = 0,
+    gpus: int | None = None,
+) -> Hardware:
+    """Device and dtype as `choose_device` does, and so large batches: 0, the profile's, or what should fit.
+
+    Errors: as of `choose_device`.
+    """
+    device, dtype = choose_device(device, dtype, gpus)
+    if not batch_size:
+        # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside the models themselves
+        room = 2 * GIB
+        if device == "cuda":  # of a cluster's GPUs, what the smallest usual ones have
+            room = (
+                torch.cuda.get_device_properties(0).total_memory / 4 if gpus is None else 10 * GIB
+            )
+        per_response = (
+            2 * 150 * 1024 * (profile.prompts.longest // 4 + profile.decoding.max_new_tokens)
+        )
+        batch_size = int(np.clip(room // per_response, 1, profile.decoding.batch_size))
+    return Hardware(device, dtype, batch_size)
+
+
+def fetch(source: Source) -> Source:
+    """The source with its revision resolved to the commit, and its files here; local folders stay as they are.
+
+    Errors: FileNotFoundError, in one sentence, naming the id and where it would be read from.
+    """
+    if Path(source.id).is_dir():
+        if not (Path(source.id) / source.subfolder).is_dir():
+            raise FileNotFoundError(
+                f"no model in {Path(source.id) / source.subfolder}: there is no such folder"
+            )
+        return source
+    where = f"{source.id}{'/' + source.subfolder if source.subfolder else ''} (revision {source.revision})"
+    if source.id.count("/") != 1 or source.id.startswith((".", "/")):
+        raise FileNotFoundError(
+            f"no model in {source.id}: there is no such folder, and a Hub id has the form owner/name"
+        )
+    try:
+        patterns = [f"{source.subfolder}/*"] if source.subfolder else None
+        folder = Path(
+            snapshot_download(
+                source.id,
+                revision=source.revision,
+                allow_patterns=patterns,
+                ignore_patterns=NOT_NEEDED,
+            )
+        )
+    except Exception as error:  # the Hub's client lets many kinds through: no network, a proxy, no such model, no access to a gated one
+        cause = (str(error).strip().splitlines() or [""])[0]
+        raise FileNotFoundError(
+            f"{where} is missing: it is not in the cache {constants.HF_HUB_CACHE} and cannot be downloaded from the Hub "
+            f"({type(error).__name__}: {cause})"
+        ) from error
+    if not (folder / source.subfolder).is_dir():
+        raise FileNotFoundError(
+            f"{where} is missing: {source.id} has no such subfolder at this revision"
+        )
+    return replace(source, revision=folder.name)
+
+
+def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
+    """The profile with these models at hand, their revisions resolved to commits (see `fetch`)."""
+    fetched = {}
+    for kind in dict.fromkeys(kinds):
+        source = fetch(profile.models[kind])
+        if source.backbone:
+            name, _, revision = source.backbone.partition("@")
+            backbone = fetch(Source(name, revision or "main"))
+            source = replace(
+                source, backbone=name if Path(name).is_dir() else f"{name}@{backbone.revision}"
+            )
+        fetched[kind] = source
+    return replace(profile, models=profile.models | fetched)
+
+
+def place(source: Source) -> tuple[str, dict[str, str]]:
+    """Id and options for from_pretrained."""
+    options = {} if Path(source.id).is_dir() else {"revision": source.revision}
+    return source.id, options | ({"subfolder": source.subfolder} if source.subfolder else {})
+
+
+@lru_cache(maxsize=16)
+def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    """Of a value model in the published layout, its backbone's."""
+    if source.backbone:
+        name, _, revision = source.backbone.partition("@")
+        return AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+    name, options = place(source)
+    return AutoTokenizer.from_pretrained(name, **options)
+
+
+def fingerprint(source: Source) -> list:
+    """What tells one state of a model from another: the commit or, of local files, their names, sizes and times."""
+    places = [
+        Path(name) / part
+        for name, part in ((source.id, source.subfolder), (source.backbone, ""))
+        if name
+    ]
+    files = [
+        file
+        for place in places
+        if place.exists()
+        for file in [place, *sorted(place.rglob("*"))]
+        if file.is_file()
+    ]
+    return [
+        asdict(source),
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+    ]
+
+
+# What chat templates that write today's date are given instead: a prompt must not change from day to day.
 DATE = "26 Jul 2024"
 
 
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, chats: Iterable, answered: bool = False, **options
 ) -> list[list[int]]:
-    """Return the token ids of chats in a tokenizer's own template.
-
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        chats: Chats that end in a user turn or, if `answered`, in an answer.
-        answered: Whether the chats hold their answers; else they are open for one.
-        **options: Variables of the template.
-    """
+    """Token ids of chats in a tokenizer's own template, open for an answer or answered. options: of the template."""
     options |= {"tokenize": False, "add_generation_prompt": not answered, "date_string": DATE}
     return tokenizer(
         [tokenizer.apply_chat_template(list(chat), **options) for chat in chats],
@@ -70,17 +198,15 @@ def kinds_of(cell: Condition) -> list[str]:
 
 @dataclass(frozen=True)
 class HubModels(Subject):
-    """Models of a Hub profile, on the hardware that `profile.hardware` names."""
+    """What is measured under a Hub profile; `profile.hardware` says on what."""
 
     profile: HubProfile
 
     @classmethod
-    @override
     def open(cls, profile: HubProfile, replicate: int) -> HubModels:
         return cls(profile)
 
     @classmethod
-    @override
     def prepare(
         cls, profile: HubProfile, cells: Iterable[Condition], requested: Hardware, gpus: int | None
     ) -> tuple[HubProfile, dict]:
@@ -101,15 +227,15 @@ class HubModels(Subject):
 
     @property
     def models_kept(self) -> int:
-        """Number of models in memory: on a GPU as many of the largest as fill two thirds of it."""
+        """How many a worker keeps at hand: on a GPU as many of the largest as fill two thirds of it, but two at least."""
         if self.profile.hardware.device == "cpu":
             return 8
         largest = max(source.billions for source in self.profile.models.values())
         bytes_each = 2e9 * largest or GIB
         return max(2, int(torch.cuda.get_device_properties(0).total_memory * 2 / 3 / bytes_each))
 
-    @override
     def digest_of(self, cell: Condition) -> str:
+        """Of all that decides what the models of a cell say, and to which prompts."""
         profile, hardware = self.profile, self.profile.hardware
         splits = (
             profile.evaluation.prompts_per_objective,
@@ -139,17 +265,15 @@ class HubModels(Subject):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Tokenizer of the base model."""
         return tokenizer_of(self.profile.models["base"])
 
     @property
     def batch_size(self) -> int:
-        """Responses decoded together."""
         return self.profile.hardware.batch_size
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """Prompts by objective, without those beyond `prompts.longest` tokens of the base model."""
+        """By objective. Too long is what has more than `prompts.longest` tokens for the base model."""
         settings, evaluation = self.profile.prompts, self.profile.evaluation
         sources = dict(
             zip(
@@ -158,34 +282,33 @@ class HubModels(Subject):
                 strict=True,
             )
         )
-        splits = {}
+        found = {}
         for objective, source in sources.items():
             chats = load_prompts(source)
             lengths = map(len, self.encode(chats, "base"))
             counts = (evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective)
-            splits[objective] = split_prompts(
+            found[objective] = split_prompts(
                 source, chats, (length > settings.longest for length in lengths), *counts
             )
-        return splits
+        return found
 
-    @override
     def prompts_of(self, split: str, objective: str) -> list[Chat]:
-        prompts = self.splits[objective]
-        return {"test": prompts.test, "validation": prompts.validation}[split]
+        of = self.splits[objective]
+        return {"test": of.test, "validation": of.validation}[split]
 
-    @override
     def encode(self, chats: Sequence[Chat], kind: str) -> list[list[int]]:
+        """Token ids of prompts for a kind of model, in its own template. Rollouts are read, and made, in the reward model's."""
         if kind.startswith("base"):
             return self.tokenizer([plain_text(chat) for chat in chats]).input_ids
-        # rollouts are read, and made, in the reward model's template
         tokenizer = tokenizer_of(self.profile.models[REWARD if kind == str(ROLLOUT) else kind])
-        options = {"enable_thinking": False} if kind.startswith("instruct") else {}
-        return chat_ids(tokenizer, chats, **options)
+        return chat_ids(
+            tokenizer, chats, **({"enable_thinking": False} if kind.startswith("instruct") else {})
+        )
 
-    @override
     def conversations(
         self, chats: Sequence[Chat], responses: Sequence[Generation], kind: str
     ) -> list[list[int]]:
+        """Token ids of prompts with their responses in a reward model's own template; the tokenizers may differ."""
         whole = (
             [*chat, {"role": "assistant", "content": r.text}]
             for chat, r in zip(chats, responses, strict=True)
@@ -195,31 +318,28 @@ class HubModels(Subject):
     def _options(self) -> dict[str, object]:
         return {"dtype": self.profile.hardware.dtype, "device_map": self.profile.hardware.device}
 
-    @override
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
-        name, options = from_pretrained_arguments(self.profile.models[kind])
+        name, options = place(self.profile.models[kind])
         return AutoModelForCausalLM.from_pretrained(name, **options, **self._options()).eval()
 
-    @override
     def reward_model(self, kind: str) -> PreTrainedModel:
-        name, options = from_pretrained_arguments(self.profile.models[kind])
+        name, options = place(self.profile.models[kind])
         return RewardScorer.from_pretrained(
             name, tokenizer_of(self.profile.models[kind]).eos_token_id, **options, **self._options()
         ).model
 
-    @override
     def reward_scorer(
         self, language_model: PreTrainedModel, reward_model: PreTrainedModel
     ) -> RewardScorer:
-        # responses end as the language model ends them
+        """Return the scorer by a reward model, whose tokens end as the language model's do."""
         tokenizer = tokenizer_of(self.profile.models[REWARD])
         ends = eos_token_ids(language_model.generation_config, self.tokenizer.eos_token_id)
         return RewardScorer(reward_model, tokenizer.eos_token_id, ends)
 
-    @override
     def value_model(self, kind: str, family: str) -> ValueModel:
+        """Load a value model."""
         source = self.profile.models[kind]
-        name, options = from_pretrained_arguments(source)
+        name, options = place(source)
         backbone, _, revision = source.backbone.partition("@")
         if revision:
             backbone = snapshot_download(backbone, revision=revision)
@@ -227,10 +347,9 @@ class HubModels(Subject):
 
     @property
     def reward_strength(self) -> float:
-        """Factor of β where rewards take the place of values: none."""
+        """Where rewards stand for values, β is as it is."""
         return 1.0
 
-    @override
     def scores(
         self,
         prompts: Sequence[Chat],
@@ -239,14 +358,15 @@ class HubModels(Subject):
         numbers: Sequence[int],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> dict[str, np.ndarray]:
+        """reward: the score."""
         return {"reward": self.score(prompts, responses, reward_model)}
 
-    @override
     def score(
         self,
         prompts: Sequence[Chat],
         responses: Sequence[Generation],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> np.ndarray:
+        """Raw rewards of the evaluation reward model."""
         whole = self.conversations(prompts, responses, EVALUATION_REWARD)
         return np.float32(trajectory_rewards(reward_model(EVALUATION_REWARD), whole))

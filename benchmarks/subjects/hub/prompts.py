@@ -1,18 +1,13 @@
-"""Prompt sets of the alignment literature, from the Hub or from a local copy in the same form.
+"""Prompt sets of the alignment literature, through `datasets`: from the Hub, or from a local copy in the same public form.
 
-A prompt is a chat that ends in a user turn: `({"role": "user", "content": …}, …)`. Sources, by the
-names of PROMPT_SETS:
-
-- advbench: Zou et al., "Universal and transferable adversarial attacks on aligned language models",
-  2023
-- hex-phi: Qi et al., "Fine-tuning aligned language models compromises safety", 2024
-- alpaca-eval: Li et al., "AlpacaEval: an automatic evaluator of instruction-following models", 2023
-- truthfulqa: Lin, Hilton and Evans, "TruthfulQA: measuring how models mimic human falsehoods", 2022
-- hh-rlhf: Bai et al., "Training a helpful and harmless assistant with RLHF", 2022 (harmless-base)
-- shp: Ethayarajh, Choi and Swayamdipta, "Understanding dataset difficulty with V-usable
-  information", 2022
-- wildguardmix: Han et al., "WildGuard: open one-stop moderation tools for safety risks, jailbreaks
-  and refusals of LLMs", 2024
+A prompt is a chat that ends in a user turn: `({"role": "user", "content": …}, …)`. Sources, by the names of PROMPT_SETS:
+advbench      Zou et al., "Universal and transferable adversarial attacks on aligned language models", 2023
+hex-phi       Qi et al., "Fine-tuning aligned language models compromises safety", 2024
+alpaca-eval   Li et al., "AlpacaEval: an automatic evaluator of instruction-following models", 2023
+truthfulqa    Lin, Hilton and Evans, "TruthfulQA: measuring how models mimic human falsehoods", 2022
+hh-rlhf       Bai et al., "Training a helpful and harmless assistant with RLHF", 2022 (harmless-base)
+shp           Ethayarajh, Choi and Swayamdipta, "Understanding dataset difficulty with V-usable information", 2022
+wildguardmix  Han et al., "WildGuard: open one-stop moderation tools for safety risks, jailbreaks and refusals of LLMs", 2024
 """
 
 from __future__ import annotations
@@ -37,18 +32,9 @@ FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Place and form of a prompt set.
-
-    Attributes:
-        hub_id: Id on the Hub.
-        split: Split with the prompts, or "all".
-        columns: Names of the column with the prompts, of which the first that exists counts.
-        config: Configuration on the Hub.
-        data_dir: Folder on the Hub.
-        file: File on the Hub, where a set has a script instead of tables.
-        dialogue: Whether rows are dialogues of Human and Assistant, to cut before the last answer.
-        headless: Whether local CSV files may lack a header and have one prompt a line.
-    """
+    """Where a set is on the Hub, and in which of `columns` (the first that there is) its prompts are. file: which of its files, where it
+    has a script instead of tables. dialogue: they are whole dialogues of Human and Assistant, the last answer of which is cut off.
+    headless: its local CSV files may have no header, one prompt a line."""
 
     hub_id: str
     split: str
@@ -80,69 +66,61 @@ PROMPT_SETS = {
 
 
 def load_prompts(source: str) -> list[Chat]:
-    """Return the different prompts of a set, in its order.
+    """The different prompts of a set, in its order. source: a name of PROMPT_SETS (from the Hub), or NAME=PATH for a local file, or a
+    folder of them, in the same public form (.csv, .json, .jsonl, .parquet, or these compressed with .gz).
 
-    Args:
-        source: Name of PROMPT_SETS (from the Hub), or NAME=PATH for a local file, or a folder of
-            files, of the same form (.csv, .json, .jsonl, .parquet, or these with .gz).
-
-    Raises:
-        ValueError: For an unknown name, a missing column, an empty or unreadable file.
-        FileNotFoundError: If there is nothing.
+    Errors: ValueError for an unknown name, a missing column, an empty or unreadable file; FileNotFoundError where there is nothing.
     """
     name, _, path = source.partition("=")
     if name not in PROMPT_SETS:
         raise ValueError(
-            f"unknown prompt set {name!r}, expected one of: {', '.join(PROMPT_SETS)} "
-            "(or NAME=FILE for a local copy)"
+            f"unknown prompt set {name!r}, expected one of: {', '.join(PROMPT_SETS)} (or NAME=FILE for a local copy)"
         )
     prompt_set = PROMPT_SETS[name]
     columns = prompt_set.columns if prompt_set.headless else ()
     table = (
         read_files(Path(path), columns) if path else from_hub(name, prompt_set, prompt_set.split)
     )
-    place = path or prompt_set.hub_id
+    where = path or prompt_set.hub_id
     column = next((column for column in prompt_set.columns if column in table.column_names), None)
     if column is None:
-        expected, present = " or ".join(prompt_set.columns), ", ".join(table.column_names)
+        wanted = " or ".join(prompt_set.columns)
         raise ValueError(
-            f"{place} is no copy of {name}: expected a column {expected}, found {present}"
+            f"{where} is no copy of {name}: expected a column {wanted}, found {', '.join(table.column_names)}"
         )
     texts = table[column]
     other = next((text for text in texts if text is not None and not isinstance(text, str)), None)
     if other is not None:
         raise ValueError(
-            f"{place} is no copy of {name}: the column {column} must hold texts, got {other!r}"
+            f"{where} is no copy of {name}: the column {column} must hold texts, got {other!r}"
         )
     chats = (dialogue(text) if prompt_set.dialogue else question(text) for text in texts)
-    different = {tuple(map(tuple, map(dict.values, chat))): chat for chat in chats if chat}
-    if not different:
-        raise ValueError(f"{place} has no prompts")
-    return list(different.values())
+    found = list(
+        dict.fromkeys(
+            tuple((turn["role"], turn["content"]) for turn in chat) for chat in chats if chat
+        )
+    )
+    if not found:
+        raise ValueError(f"{where} has no prompts")
+    return [tuple({"role": role, "content": content} for role, content in chat) for chat in found]
 
 
 def read_files(path: Path, columns: Sequence[str] = ()) -> Dataset:
-    """Read a file, or all files of a folder, as one table.
+    """A file, or all files of a folder, as one table. columns: CSV files whose first line has none of these names have no header, and one
+    column, which gets the first of the names.
 
-    Args:
-        path: File or folder.
-        columns: CSV files whose first line has none of these names are read as having no header
-            and one column, of the first name.
-
-    Raises:
-        FileNotFoundError: If there is nothing.
-        ValueError: For a file of another form, or a damaged one.
+    Errors: FileNotFoundError where there is nothing, ValueError for a file of another form, or a damaged one.
     """
     files = sorted(file for file in path.iterdir() if _format(file)) if path.is_dir() else [path]
     if not path.exists() or not files:
         raise FileNotFoundError(
-            f"no data in {path}: expected a file, or a folder of files, "
-            f"of the form {', '.join(FORMATS)} (or .gz)"
+            f"no data in {path}: expected a file, or a folder of files, of the form {', '.join(FORMATS)} (or .gz)"
         )
     kinds = {_format(file) for file in files}
     if len(kinds) != 1 or None in kinds:
-        names = ", ".join(file.name for file in files)
-        raise ValueError(f"{path} must be of one form, {', '.join(FORMATS)} (or .gz), got {names}")
+        raise ValueError(
+            f"{path} must be of one form, {', '.join(FORMATS)} (or .gz), got {', '.join(file.name for file in files)}"
+        )
     empty = [file for file in files if file.stat().st_size == 0]
     if empty:
         raise ValueError(f"{empty[0]} is empty")
@@ -175,7 +153,7 @@ def _format(file: Path) -> str | None:
 
 
 class OnHub(Protocol):
-    """Place of a data set on the Hub."""
+    """What a data set of the Hub is known by."""
 
     hub_id: str
     config: str | None
@@ -183,51 +161,45 @@ class OnHub(Protocol):
     file: str
 
 
-def from_hub(name: str, place: OnHub, split: str) -> Dataset:
-    """Load a split of a data set, or "all" of them.
-
-    Raises:
-        FileNotFoundError: If it cannot be had.
-    """
+def from_hub(name: str, where: OnHub, split: str) -> Dataset:
+    """A split of a data set, or "all" of them. Errors: FileNotFoundError, in one sentence, if it cannot be had."""
     try:
-        if place.file:
+        if where.file:
             return load_dataset(
-                "json", data_files=f"hf://datasets/{place.hub_id}/{place.file}", split=split
+                "json", data_files=f"hf://datasets/{where.hub_id}/{where.file}", split=split
             )
-        options = {"data_dir": place.data_dir} if place.data_dir else {}
+        options = {"data_dir": where.data_dir} if where.data_dir else {}
         if split == "all":
-            parts = load_dataset(place.hub_id, place.config, **options)
+            parts = load_dataset(where.hub_id, where.config, **options)
             return datasets.concatenate_datasets([parts[part] for part in sorted(parts)])
-        return load_dataset(place.hub_id, place.config, split=split, **options)
-    except Exception as error:  # of many kinds: no network, a proxy, no such set, a gated one
+        return load_dataset(where.hub_id, where.config, split=split, **options)
+    except Exception as error:  # the Hub's client lets many kinds through: no network, a proxy, no such set, no access to a gated one
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
-            f"the data set {name} cannot be had: {place.hub_id} is not in the cache "
-            f"{datasets.config.HF_DATASETS_CACHE} and cannot be downloaded ({cause}); "
-            f"a local copy is named as {name}=FILE"
+            f"the data set {name} cannot be had: {where.hub_id} is not in the cache {datasets.config.HF_DATASETS_CACHE} and cannot be "
+            f"downloaded ({cause}); a local copy is named as {name}=FILE"
         ) from error
 
 
 def question(text: str | None) -> Chat:
-    """Return a chat of one user turn; empty if there is no text."""
     text = (text or "").strip()
     return ({"role": "user", "content": text},) if text else ()
 
 
 def dialogue(text: str | None) -> Chat:
-    r"""Return the turns of "\n\nHuman: …\n\nAssistant: …" up to the last of Human."""
+    """The turns of "\\n\\nHuman: …\\n\\nAssistant: …" up to the last of Human."""
     parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + (text or "").lstrip("\n"))
-    turns = [(who, text.strip()) for who, text in zip(parts[1::2], parts[2::2], strict=True)]
+    turns = [(who, said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]
     while turns and (turns[-1][0] != "Human" or not turns[-1][1]):
         turns.pop()
     return tuple(
-        {"role": "user" if who == "Human" else "assistant", "content": text} for who, text in turns
+        {"role": "user" if who == "Human" else "assistant", "content": said} for who, said in turns
     )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Prompts for testing and validation; `skipped` counts those that were too long."""
+    """test, validation: chats. skipped: how many of the set were left out because they were too long."""
 
     test: list[Chat]
     validation: list[Chat]
@@ -237,16 +209,14 @@ class Split:
 def split_prompts(
     source: str, chats: Sequence[Chat], too_long: Iterable[bool], test: int, validation: int
 ) -> Split:
-    """Split the first prompts of a fixed random order, without those that are too long.
+    """The first of a fixed random order of the set, without those that are too long.
 
-    Raises:
-        ValueError: If there are fewer than `test` + `validation`.
+    Errors: ValueError if there are fewer than `test` + `validation`.
     """
     short = [chat for chat, long in zip(chats, too_long, strict=True) if not long]
     if len(short) < test + validation:
         raise ValueError(
-            f"{source} has {len(short)} prompts that are not too long "
-            f"({len(chats) - len(short)} are), "
+            f"{source} has {len(short)} prompts that are not too long ({len(chats) - len(short)} are), "
             f"evaluation asks for {test} + {validation} (test + validation)"
         )
     order = random.Random(f"prompts {source.partition('=')[0]}").sample(
@@ -257,7 +227,7 @@ def split_prompts(
 
 
 def plain_text(chat: Chat) -> str:
-    r"""Return a chat for a base model: "Human:\n{instruction}\nAssistant:\n", turn by turn."""
+    """A chat for a base model: "Human:\\n{instruction}\\nAssistant:\\n", turn by turn."""
     return "".join(_plain_turns(chat)) + "Assistant:\n"
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,36 +15,68 @@ import torch
 
 from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, tables
-from benchmarks.figures import entropy, figure5, methods, style, theory
+from benchmarks.figures import entropy, figure2, figure4, figure5, methods, style, theory
 from benchmarks.spec.cells import OBJECTIVES
 from sia import theory as laws
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, pick, table_of
 
 
+class Picture(NamedTuple):
+    """What a reader finds in one picture, besides its data."""
+
+    panels: list[tuple[str, str, bool, bool]]  # labels of x and y, whether neighbours share them
+    legend: list[str]
+    caption: str
+    width: float
+
+
+class Drawn(NamedTuple):
+    """A figure's summary as it is read from disk, its files, and its pictures by name."""
+
+    summary: pd.DataFrame
+    paths: Sequence[Path]
+    pictures: dict[str, Picture]
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Every figure's summary as it is read from disk, and what was drawn from it."""
-    folder, found = tmp_path_factory.mktemp("figures"), {}
-    dpi, style.DPI = style.DPI, 40  # quicker
-    for name, module in FIGURES.items():
-        path = folder / f"{name}.csv"
-        table_of(module).to_csv(path, index=False)
-        found[name] = (
-            tables.read_summary(path),
-            FIGURES[name].plot(tables.read_summary(path), SMOKE, False, folder),
-        )
-    style.DPI = dpi
+    """Return every figure as it is drawn from made-up rows."""
+    folder, found, pictures = tmp_path_factory.mktemp("figures"), {}, {}
+    finish = style.finish
+
+    def watched(figure, handles, caption, folder, name, **options):
+        panels = []
+        for axis in figure.axes:
+            shared = [
+                len(group.get_siblings(axis)) > 1
+                for group in (axis._shared_axes["x"], axis._shared_axes["y"])
+            ]
+            panels.append((axis.get_xlabel(), axis.get_ylabel(), *shared))
+        legend = [handle.get_label() for handle in handles]
+        pictures[name] = Picture(panels, legend, caption, figure.get_size_inches()[0])
+        return finish(figure, handles, caption, folder, name, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 40)  # quicker
+        patch.setattr(style, "finish", watched)
+        for name, figure in FIGURES.items():
+            path = folder / f"{name}.csv"
+            table_of(figure).to_csv(path, index=False)
+            paths = figure.plot(tables.read_summary(path), SMOKE, False, folder)
+            found[name] = Drawn(tables.read_summary(path), paths, dict(pictures))
+            pictures.clear()
     return found
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_from_its_summary(drawn, name):
-    _, paths = drawn[name]
-    if name == "junctions":  # which the report shows
-        assert paths == []
+    paths = drawn[name].paths
+    if not FIGURES[name].own_section:  # which the report shows
+        assert list(paths) == []
         return
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".md": b"# Table", ".tex": b"% Estim"}
     several = {
+        "figure1": ["figure1", "figure1-paired"],
         "figure2": ["figure2", "figure2-llama", "figure2-reward", "figure2-reward-llama"],
         "figure4": ["figure4", "figure4-sparse-dense"],
     }
@@ -50,10 +86,59 @@ def test_every_figure_is_drawn_from_its_summary(drawn, name):
         assert path.read_bytes().startswith(starts[path.suffix])
 
 
+@pytest.mark.parametrize("name", [f"figure{number}" for number in range(1, 6)])
+def test_a_reader_finds_labels_a_legend_and_the_sample_size(drawn, name):
+    for picture in drawn[name].pictures.values():
+        assert len(set(picture.legend)) == len(picture.legend)
+        assert not {label for label in picture.legend if not label or label.startswith("_")}
+        assert len(picture.caption) <= 2 * style.CHARACTERS * picture.width
+        assert re.search(r"n = \d+ prompts × \d+ sample", picture.caption)
+        assert re.search("bootstrap intervals|No intervals", picture.caption)
+        for x, y, shares_x, shares_y in picture.panels:
+            assert x or shares_x, picture
+            assert y or shares_y, picture
+
+
+def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
+    table = drawn["figure2"].summary
+    data = figure2.plotted(table, SMOKE, "judge", "llama")
+    assert set(data["method"]) == {"sia", "dense", "random", *figure2.STATIC}
+    assert (data.loc[data["setting"] == "", "method"].isin(figure2.STATIC)).all()
+    assert set(data["setting"]) == {"", *figure2.SETTINGS.values()}
+    unit = ["method", "setting", "objective", "target_ratio"]
+    for _, rows in data[data["method"] == "sia"].groupby(unit):
+        assert sorted(rows["replicate"]) == ["0", "1", "all"]
+        assert rows["ratio"].nunique() == 1
+
+
+def test_figure4_compares_sparse_and_dense_in_every_setting(drawn):
+    part = figure4.sparse_against_dense(drawn["figure4"].summary, SMOKE)
+    settings = ["β = 1", "best β", "equal KL"]
+    assert list(part["setting"].unique()) == settings + [f"{name}, floor" for name in settings]
+    pooled = part[part["replicate"] == "all"]
+    per_panel = pooled.groupby(["loss", "setting"]).size()
+    assert (per_panel == len(SMOKE.sweep.main_ratios) + 1).all()
+    assert len(per_panel) == 2 * len(part["setting"].unique())
+    assert part.loc[part["replicate"] != "all", "line"].str.startswith("mean").all()
+
+
+def test_figure5_counts_the_responses_that_reach_a_position(drawn):
+    table = drawn["figure5"].summary
+    part = table[
+        (table["method"] == "sia") & (table["target_ratio"] == table["target_ratio"].min())
+    ]
+    grid = figure5.shares(part, SMOKE)
+    assert list(grid.index)[:2] == ["Qwen3, harmlessness", "Qwen3, helpfulness"]
+    row = part[(part["family"] == "qwen3") & (part["objective"] == "honesty")]
+    of_reached = row[row["metric"] == "junction_share_of_reached"].set_index("position")["estimate"]
+    assert grid.loc["Qwen3, honesty", 3] == of_reached[3]
+    assert grid.shape[1] <= 12  # the made-up responses have at most 11 tokens
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
     promised = "objective family model value_model method gate target_ratio ratio beta best_of metric estimate low high n seeds"
-    table = drawn[name][0]
+    table = drawn[name].summary
     assert table.columns[:16].tolist() == promised.split()
     keys = [
         "objective",
@@ -75,7 +160,7 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
 def test_every_claim_finds_its_row_or_none(drawn):
     """On the smoke profile some are not measured (other shares of the tokens, the best of 8); none may fit several rows."""
     found = claims.verdicts(
-        {name: table for name, (table, _) in drawn.items()}, claims.read_claims()
+        {name: table for name, (table, *_) in drawn.items()}, claims.read_claims()
     )
     missing = found[found["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {

@@ -32,10 +32,8 @@ from benchmarks.spec.profile import (
     load_profile,
     profile_digest,
 )
-from benchmarks.subjects.hub import sources
-from benchmarks.subjects.hub.hardware import detect_hardware
-from benchmarks.subjects.hub.models import HubModels, kinds_of
-from benchmarks.subjects.hub.sources import fetch, from_pretrained_arguments, pin
+from benchmarks.subjects.hub import models as hub_models
+from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
 from scripts import annotate_rewards, train_value_model
 from sia import EntropyGate, RewardScorer, Steering, ValueModel, generate
 from tests.helpers import hub_folders
@@ -205,11 +203,8 @@ def test_sources(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model in .*values: there is no such folder"):
         fetch(Source(str(tmp_path), subfolder="values"))
     assert fetch(Source(str(tmp_path))) == Source(str(tmp_path))
-    assert from_pretrained_arguments(Source(str(tmp_path), subfolder="x")) == (
-        str(tmp_path),
-        {"subfolder": "x"},
-    )
-    assert from_pretrained_arguments(Source("a/b", "c0ffee")) == ("a/b", {"revision": "c0ffee"})
+    assert place(Source(str(tmp_path), subfolder="x")) == (str(tmp_path), {"subfolder": "x"})
+    assert place(Source("a/b", "c0ffee")) == ("a/b", {"revision": "c0ffee"})
 
 
 def test_a_revision_is_the_one_that_is_fetched(tmp_path, monkeypatch):
@@ -464,7 +459,7 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
 def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
     profile = project("qwen3", qwen)
     asked = []
-    monkeypatch.setattr(sources, "fetch", lambda source: asked.append(source.id) or source)
+    monkeypatch.setattr(hub_models, "fetch", lambda source: asked.append(source.id) or source)
     cells = [Cell(0, "qwen3", scorer=value_kind("mean"), gate="every")]
     settled, provenance = HubModels.prepare(profile, cells, Hardware("cpu", "", 2), None)
     assert set(provenance["models"]) == {"base", "value-mean", "evaluation-reward"}
