@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import reduce
 from operator import add
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from benchmarks.engine.loading import language_model, reward_model, scorer_of
 from benchmarks.spec.cells import Cell
 from benchmarks.spec.methods import REWARD
 from benchmarks.subjects.base import Subject
-from sia import Generation
+from sia import Generation, ValueModel
 from sia.cost import Architecture, Cost, Meter
 
 
@@ -42,7 +43,7 @@ def shared_costs(
         "reward": (reward.base_model, reward.score.weight),
     }
     if cell.gate != "never":
-        scorer = scorer_of(subject, cell.scorer, cell.family)
+        scorer = cast(ValueModel, scorer_of(subject, cell.scorer, cell.family))
         models["value"] = (scorer.backbone, scorer.head.weight)
     kinds = {"model": cell.model, "reward": REWARD, "value": cell.scorer}
     prefill = {}

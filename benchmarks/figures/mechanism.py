@@ -16,7 +16,7 @@ from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.model_kinds import ModelKind, value_kind
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.profile import LabProfile
 
 METRICS = ("judge", "content", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
@@ -29,7 +29,7 @@ class Mechanism(Figure):
     needs_lab = True
     measured = MEASURED
 
-    def cells(self, profile: Profile, replicate: int) -> FigureCells:
+    def cells(self, profile: LabProfile, replicate: int) -> FigureCells:
         sweep, first = profile.sweep, profile.families[0]
         strong = max(sweep.tuning)
         wanted = []
@@ -74,7 +74,7 @@ class Mechanism(Figure):
                 wanted.append(methods.dense(replicate, first, values, model=model))
         return FigureCells(wanted)
 
-    def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    def summarize(self, rows: pd.DataFrame, profile: LabProfile) -> pd.DataFrame:
         """Every cell, and paired within the same model, values, β and floor: SIA, and the mean of SIA over the claimed ratios, against dense;
         SIA against the inverted and the random gate; steered against base; and with a floor against without (versus "no floor")."""
         found = estimates.method_scores(rows, METRICS)
@@ -121,7 +121,7 @@ class Mechanism(Figure):
             [*found, *differences, *estimates.over_families(differences)], METRICS, profile
         )
 
-    def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
+    def plot(self, table: pd.DataFrame, profile: LabProfile, stale: bool, folder: Path) -> list[Path]:
         """Differences that isolate one cause each, all objectives: a panel for each question."""
         from benchmarks.figures import style
 

@@ -18,7 +18,7 @@ from benchmarks.analysis.divergence import regret_bounds
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.profile import LabProfile, Profile
 
 STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
 LOSSES = ("token", "mean")
@@ -43,7 +43,7 @@ class Theory(Figure):
             wanted.append(methods.dense(replicate, family, "token"))
         return FigureCells(cells=wanted, traces=wanted)
 
-    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    def collect(self, profile: LabProfile, replicates: Sequence[int], results) -> pd.DataFrame:
         frames = [random_steps(replicate).assign(replicate=replicate) for replicate in replicates]
         frames += [random_trees(replicate).assign(replicate=replicate) for replicate in replicates]
         for replicate in replicates:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import statistics
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.perf.timing import Run, in_turns
 from benchmarks.runtime.workers import threads
-from benchmarks.spec.profile import load_profile
+from benchmarks.spec.profile import LabProfile, load_profile
 from benchmarks.subjects.lab.linear import use_onednn
 
 ROUNDS, CALLS = 15, 20
@@ -24,7 +25,7 @@ ROWS = 4400
 
 def main() -> None:
     """Time every shape of layer, forward and with gradients."""
-    size, generator = load_profile("lab").model, torch.Generator().manual_seed(0)
+    size, generator = cast(LabProfile, load_profile("lab")).model, torch.Generator().manual_seed(0)
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"torch {torch.__version__}, {capability}, {ROWS} positions, ms")
     hidden, inner = size.hidden_size, size.feed_forward

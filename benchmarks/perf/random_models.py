@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.perf.published_loop import published_loop
 from benchmarks.perf.timing import Run
 from benchmarks.subjects.lab.models import ARCHITECTURES as FAMILIES
-from sia import RandomGate, Steering, ValueModel, generate, steered_generate
+from sia import Generation, RandomGate, Steering, ValueModel, generate, steered_generate
 
 PROMPT, CANDIDATES = 24, 10
 
@@ -79,7 +80,9 @@ def plain_run(models: Models, batch: int, tokens: int, candidates: int = CANDIDA
     )
 
 
-def sia_run(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:
+def sia_run(
+    models: Models, batch: int, tokens: int, steering: Steering | None
+) -> Callable[[int], list[Generation]]:
     """Return a run of `sia.generate`."""
     prompts = models.prompts(batch)
     options = {"max_new_tokens": tokens, "batch_size": batch, "progress": False}

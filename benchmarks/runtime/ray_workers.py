@@ -83,7 +83,7 @@ class RayWorkers:
         return self
 
     def _start_worker(self) -> None:
-        worker = Worker.options(
+        worker = Worker.options(  # type: ignore[attr-defined]  # ray.remote adds it
             num_gpus=1 if self.gpus else 0, num_cpus=0 if self.gpus else 1
         ).remote()
         self._starting[worker.ready.remote()] = worker

@@ -212,9 +212,10 @@ def counting() -> Iterator[list[float]]:
     class Counter(list):
         put = list.append
 
-    _units = Counter()
+    counter = Counter()
+    _units = counter
     try:
-        yield _units
+        yield counter
     finally:
         _units = None
 

@@ -369,4 +369,4 @@ class HubModels(Subject):
     ) -> np.ndarray:
         """Raw rewards of the evaluation reward model."""
         whole = self.conversations(prompts, responses, EVALUATION_REWARD)
-        return np.float32(trajectory_rewards(reward_model(EVALUATION_REWARD), whole))
+        return trajectory_rewards(reward_model(EVALUATION_REWARD), whole).astype(np.float32)

@@ -179,7 +179,7 @@ class Replicate(Subject):
 
     @override
     def words(self, tokens: Sequence[int]) -> list[str]:
-        return self.tokenizer.convert_ids_to_tokens(list(tokens))
+        return list(self.tokenizer.convert_ids_to_tokens(list(tokens)))
 
     @override
     def conversations(
@@ -240,7 +240,7 @@ class Replicate(Subject):
         responses: Sequence[Generation],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> np.ndarray:
-        return np.float32(self.judge(prompts, responses))
+        return np.asarray(self.judge(prompts, responses), np.float32)
 
     def judge(self, prompts: Sequence[Prompt], responses: Sequence[Generation]) -> np.ndarray:
         """Return the judge's scores, float64 `(responses,)`."""
