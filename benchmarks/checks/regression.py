@@ -1,12 +1,12 @@
 """Train and measure the small `check` profile again, and tell a broken metric from noise.
 
-Where every model comes out of training as the committed one, bit for bit, the machine rounds as the
-one that measured the committed rows did, and the rows must be equal. Elsewhere rounding differs, and
-training and sampling amplify it: each metric of each method is then compared by one paired
+Where every model comes out of training as the committed one, bit for bit, the machine rounds as
+the one that measured the committed rows did, and the rows must be equal. Elsewhere rounding
+differs, and training and sampling amplify it: each metric of each method is then compared by one paired
 permutation test over prompts, with Holm's correction for all of them together.
 
-References: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3; Holm,
-"A simple sequentially rejective multiple test procedure", 1979.
+References: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3;
+Holm, "A simple sequentially rejective multiple test procedure", 1979.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TEST = ["method", "metric"]
 LEVEL = 0.01  # chance of a false alarm in one run of the check
 POWER = 0.8  # chance to see the difference that is called visible
 RESAMPLES = 99_999
-# Standard deviations between prompts that count as no change. Training again under AVX-512, AVX2 and
-# SSE4.1 moved the mean of no metric by more than 0.0033 (root mean square over cells).
+# Standard deviations between prompts that count as no change. Training again under AVX-512, AVX2
+# and SSE4.1 moved the mean of no metric by more than 0.0033 (root mean square over cells).
 TOLERANCE = 0.05
 # A response with more to compute takes at least this many times as long as a plain one.
 LONGER = 1.2
@@ -160,7 +160,7 @@ def compare(
 
 
 def row_differences(rows: dict[str, pd.DataFrame], committed: dict[str, pd.DataFrame]) -> list[str]:
-    """Name the tables that differ in any digit of anything but measured times, and their columns."""
+    """Name the tables, and their columns, that differ in any digit; times aside."""
     differing = []
     for name, expected in committed.items():
         one, other = (
@@ -290,7 +290,7 @@ def visible(difference: np.ndarray, spread: float, tolerance: float, tests: int)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Return which hypotheses `(tests,)` Holm's procedure rejects at LEVEL; NaN is no hypothesis."""
+    """Return which p-values `(tests,)` Holm's procedure rejects at LEVEL; NaN is no test."""
     rejected = np.zeros(len(p), bool)
     order = [i for i in np.argsort(p, kind="stable") if np.isfinite(p[i])]
     for rank, i in enumerate(order):
@@ -303,8 +303,8 @@ def holm(p: np.ndarray) -> np.ndarray:
 def time_faults(cost: pd.DataFrame) -> list[str]:
     """Name what took less time than it can.
 
-    However noisy a machine is, several responses take longer than one, and values of every candidate
-    longer than none.
+    However noisy a machine is, several responses take longer than one, and values of every
+    candidate longer than none.
     """
     timed = cost[cost["seconds"].notna()]
     base = timed["method"] == "base"

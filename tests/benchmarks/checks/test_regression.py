@@ -32,7 +32,7 @@ def committed() -> dict[str, pd.DataFrame]:
 
 
 def moved(rows: dict[str, pd.DataFrame], noise: float, shift: float, seed: int = 0) -> dict:
-    """The rows with other scores: of each response by chance, of the entropy gate by `shift` too."""
+    """Move the score of each response by chance, under the entropy gate by `shift` too."""
     rng = np.random.default_rng(seed)
     return rows | {
         name: frame.assign(
