@@ -262,7 +262,7 @@ def _intervals(
     records = []
     for number, objective in [*enumerate(OBJECTIVES[: shape[1]]), (None, "all")]:
         part = cube if number is None else cube[:, [number]]
-        rows = [(POOLED, slice(None), mean_and_interval(part, profile))]
+        rows: list[tuple] = [(POOLED, slice(None), mean_and_interval(part, profile))]
         if shape[0] > 1:
             rows += [
                 (str(r), r, _alone(part[[r]], number is None, profile)) for r in range(shape[0])
