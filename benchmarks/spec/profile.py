@@ -249,10 +249,6 @@ class Profile(ABC):
         """Return the settings that decide the numbers, as JSON types."""
         return asdict(self)
 
-    def lacks(self, figure: str) -> str:
-        """Return why a figure cannot be measured under this profile; empty if it can."""
-        return ""
-
 
 @dataclass(frozen=True)
 class LabProfile(Profile):

@@ -1,4 +1,4 @@
-"""What lm-eval's lab tasks score a response with: the judge of the lab's first replicate (`!function lab.score`)."""
+"""Scores of lm-eval's lab tasks: the judge of the lab's first replicate (`!function lab.score`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from benchmarks.subjects.lab.replicate import Replicate
 
 @cache
 def replicate() -> Replicate:
+    """Return the first replicate of the lab."""
     return Replicate(load_profile("lab"), 0)
 
 
 def documents(objective: str) -> list[dict[str, object]]:
-    """The test prompts of an objective, as they lie beside this file in OBJECTIVE.jsonl."""
+    """Return the test prompts of an objective, as OBJECTIVE.jsonl beside this file has them."""
     return [
         {"objective": objective, "number": number, "prompt": prompt.text}
         for number, prompt in enumerate(replicate().prompts_of("test", objective))
@@ -24,10 +25,11 @@ def documents(objective: str) -> list[dict[str, object]]:
 
 
 def prompt_of(doc: dict) -> Prompt:
+    """Return the prompt of a document."""
     return replicate().prompts_of("test", doc["objective"])[doc["number"]]
 
 
 def score(doc: dict, results: list[str]) -> dict[str, float]:
-    """The judge's score (−5 to 5) of a response, taken as finished, and whether it has an error of fluency."""
+    """Return the judge's score (−5 to 5) of a finished response, and whether it lacks fluency."""
     verdict = judge(replicate().world.grammar, prompt_of(doc).item, results[0].strip(), True)
     return {"judge": verdict.score, "fluency_errors": float(verdict.fluency_errors)}

@@ -107,7 +107,7 @@ def test_profiles_of_real_models(name):
     assert bool(FIGURES["figure3"].why_unsupported(profile)) == (name != "w2s-qwen3")
     assert claims_for(profile)
     assert all(
-        claim.where.get("metric") not in ("judge", "fluency_errors")
+        claim.selector.get("metric") not in ("judge", "fluency_errors")
         for claim in claims_for(profile)
     )
 
