@@ -114,7 +114,11 @@ class Figure5(Figure):
             figsize=(style.PAGE, height * len(profile.sweep.reduced_ratios) + 0.8)
         )
         axes = figure.subplots(
-            len(profile.sweep.reduced_ratios), len(POLICIES), sharex=True, sharey=True
+            len(profile.sweep.reduced_ratios),
+            len(POLICIES),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
         )
         highest = 100 * max(grid.max(axis=None) for grid in grids.values())
         for axis, ((target, method), grid) in zip(np.ravel(axes), grids.items(), strict=True):
