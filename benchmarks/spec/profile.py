@@ -1,7 +1,7 @@
 """Profiles: everything that decides the numbers of a run, read from profiles/NAME.toml.
 
 A `LabProfile` trains its own models in its own world; a `HubProfile` names models and prompt sets
-of the Hub, or local ones. Both are frozen dataclasses whose types and ranges hold when they are read.
+of the Hub, or local ones. Both are frozen dataclasses, whose types and ranges hold once read.
 """
 
 from __future__ import annotations
