@@ -36,6 +36,7 @@ class RewardScorer:
         self,
         model: PreTrainedModel,
         eos_token_id: int | None = None,
+        *,
         stop_tokens: Sequence[int] = (),
     ) -> None:
         """Wrap a model.

@@ -32,6 +32,7 @@ class RolloutScorer:
         model: PreTrainedModel,
         reward: RewardScorer | ValueModel,
         tokens: int,
+        *,
         temperature: float = 1.0,
         candidates: int = 10,
         seed: int = 0,

@@ -334,7 +334,7 @@ class HubModels(Subject):
         """Return the scorer by a reward model, whose tokens end as the language model's do."""
         tokenizer = tokenizer_of(self.profile.models[REWARD])
         ends = eos_token_ids(language_model.generation_config, self.tokenizer.eos_token_id)
-        return RewardScorer(reward_model, tokenizer.eos_token_id, ends)
+        return RewardScorer(reward_model, tokenizer.eos_token_id, stop_tokens=ends)
 
     def value_model(self, kind: str, family: str) -> ValueModel:
         """Load a value model."""

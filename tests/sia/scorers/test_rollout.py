@@ -48,7 +48,8 @@ def slow_rollout(model, reward, prefix, candidate, *, tokens, temperature, candi
 def test_rollouts_equal_going_on_token_by_token(family, temperature, tokens):
     model, reward = tiny.language_model(family), tiny.reward_model(family)
     prompts = tiny.prompts(3, seed=6)
-    scorer = RolloutScorer(model, RewardScorer(reward), tokens, temperature, candidates=7, seed=4)
+    options = {"temperature": temperature, "candidates": 7, "seed": 4}
+    scorer = RolloutScorer(model, RewardScorer(reward), tokens, **options)
     session = scorer.start_session(prompts, 6)
     keys = _sampling.prompt_keys(prompts, [4] * 3)
     responses = torch.randint(
