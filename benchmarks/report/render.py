@@ -142,7 +142,9 @@ def _verdict(row: pd.Series) -> dict[str, str]:
     verdict = {"condition": condition, "verdict": row["verdict"]}
     if row["verdict"] == "not measured":
         return verdict
-    estimate, low, high = (claims.format_number(row[name], row["unit"], ".3g") for name in claims.NUMBERS)
+    estimate, low, high = (
+        claims.format_number(row[name], row["unit"], ".3g") for name in claims.NUMBERS
+    )
     return verdict | {
         "estimate": estimate,
         "interval": f"{low} to {high}",
@@ -196,7 +198,9 @@ def _response(candidates: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
     """Return a token with its candidates: word, base probability, value, steered probability."""
-    base, steered = (np.exp(step[name].astype(float)).round(4) for name in ("base_logprob", "tilted"))
+    base, steered = (
+        np.exp(step[name].astype(float)).round(4) for name in ("base_logprob", "tilted")
+    )
     values = [None if np.isnan(value) else round(float(value), 2) for value in step["value"]]
     first = step.iloc[0]
     return {

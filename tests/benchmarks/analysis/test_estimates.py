@@ -50,9 +50,13 @@ def test_estimates_are_means_and_differences_are_paired():
         2,
     )
     assert pick(table, **level, objective="all")["n"] == 6 * prompts
-    assert honesty["estimate_by_replicate"].count("|") == 1
-    for name in ("estimate", "low", "high"):
-        assert pick(table, **level, objective="all")[f"{name}_by_replicate"].count("|") == 1
+    for replicate, rows_of in enumerate(both):
+        alone = pick(table, **level, objective="honesty", replicate=str(replicate))
+        mean = rows_of[rows_of["objective"] == "honesty"]["judge"].mean() + 0.5
+        assert alone["estimate"] == pytest.approx(mean, abs=ROUNDED)
+        assert pd.isna(alone["low"])  # single replicates are judged on all objectives
+        alone = pick(table, **level, objective="all", replicate=str(replicate))
+        assert alone["low"] < alone["estimate"] < alone["high"]
     # the noise is shared, so a constant effect has an interval of no width
     for family in ("qwen3", "llama", "all"):
         row = pick(table, **(level | {"family": family, "versus": "random"}), objective="all")
@@ -92,7 +96,9 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
     }
     assert pick(table, **claimed, tuned=True)["estimate"] == pytest.approx(-1.0, abs=ROUNDED)
     tuned = pick(table, **(common | {"family": "qwen3"}), versus="", tuned=True)
-    assert (tuned["beta_by_replicate"], math.isnan(tuned["beta"])) == ("4|1", True)
+    assert math.isnan(tuned["beta"])
+    level = common | {"family": "qwen3", "versus": "", "tuned": True}
+    assert [pick(table, **level, replicate=r)["beta"] for r in ("0", "1")] == [4.0, 1.0]
 
 
 def test_methods_must_share_prompts_and_seeds():
@@ -105,14 +111,16 @@ def test_methods_must_share_prompts_and_seeds():
     ):
         FIGURES["figure1"].summarize(rows.drop(dropped), SMOKE)
     left, right = (
-        estimates.MethodScores({"method": m}, np.zeros((n, 1)), np.zeros(n), np.ones(n), (1, 1, n, 1))
+        estimates.MethodScores(
+            {"method": m}, np.zeros((n, 1)), np.zeros(n), np.ones(n), (1, 1, n, 1)
+        )
         for m, n in (("a", 4), ("b", 6))
     )
     assert estimates.difference(left, right).shape == (1, 1, 4, 1)
     worse = dataclasses.replace(right, shape=(1, 1, 3, 2))
     with pytest.raises(ValueError, match="a difference needs the same units"):
         estimates.difference(left, worse)
-    with pytest.raises(LookupError, match=r"expected one entry with \{'method': 'c'\}, found 0"):
+    with pytest.raises(LookupError, match=r"expected one method with \{'method': 'c'\}, found 0"):
         estimates.select_one([left, right], method="c")
 
 
@@ -183,7 +191,7 @@ def test_at_equal_drift_dense_is_read_between_the_strengths():
         "family": "qwen3",
         "value_model": "value-mean",
         "method": "dense",
-        "versus": "β = 1",
+        "versus": "beta-1",
         "beta": math.inf,
     }
     assert pick(table, **weaker, objective="all", metric="judge")["estimate"] == pytest.approx(
@@ -239,7 +247,7 @@ def test_best_of_n_is_paired_with_the_base_at_the_same_n():
     for best_of, versus, expected in (
         (4, "base", 1.0),
         (2, "dense", -2.0),
-        (4, "one response", 0.0),
+        (4, "one-response", 0.0),
     ):
         assert ends(pick(table, **common, best_of=best_of, versus=versus)) == pytest.approx(
             [expected] * 3, abs=ROUNDED
@@ -255,7 +263,7 @@ def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
         2  # steered responses are cheaper there
     )
     table = FIGURES["best-of-n"].summarize(rows, SMOKE)
-    wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base, at equal cost", "best_of": 1}
+    wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base-at-equal-cost", "best_of": 1}
     # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the best of 2 and of 4 (of 1 and 2)
     for objective, expected in (("helpfulness", 2 + 2 * 10 / 60), ("honesty", 1 + 20 / 30)):
         assert ends(pick(table, **wanted, objective=objective, metric="judge")) == pytest.approx(
@@ -266,7 +274,7 @@ def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
             "estimate"
         ] == pytest.approx(0, abs=ROUNDED)
     beyond = (
-        (table["versus"] == "base, at equal cost")
+        (table["versus"] == "base-at-equal-cost")
         & (table["best_of"] == 4)
         & (table["method"] == "sia")
     )
@@ -281,31 +289,28 @@ def test_one_threshold_is_chosen_over_all_models_of_a_loss():
     )
     wanted = {
         "value_model": "value-mean",
-        "versus": "best τ of each, by the best of all",
+        "versus": "best-tau-of-each-by-best-of-all",
         "objective": "all",
         "metric": "judge",
     }
     for family, lost in (("qwen3", 0.0), ("llama", -1.0), ("all", -0.5)):
         assert ends(pick(table, **wanted, family=family)) == pytest.approx([lost] * 3, abs=ROUNDED)
-    assert set(
-        table[(table["versus"] == "best τ of all") & (table["value_model"] == "value-mean")][
-            "chosen"
-        ]
-    ) == {"1,1,1;1,1,1"}
+    of_all = table[(table["versus"] == "best-tau-of-all") & (table["value_model"] == "value-mean")]
+    assert set(of_all["chosen"]) == {1.0}
     likes["qwen3", "base-large", 1.5] = (
         5.0  # large models take part in choosing, of the loss that they have
     )
     table = table_of(
         FIGURES["threshold"], lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
     )
-    one = {"family": "qwen3", "objective": "all", "metric": "judge", "versus": "best τ of all"}
-    assert pick(table, **one, value_model="value-token")["chosen"] == "1.5,1.5,1.5;1.5,1.5,1.5"
-    assert pick(table, **one, value_model="value-mean")["chosen"] == "1,1,1;1,1,1"
+    one = {"family": "qwen3", "objective": "all", "metric": "judge", "versus": "best-tau-of-all"}
+    assert pick(table, **one, value_model="value-token")["chosen"] == 1.5
+    assert pick(table, **one, value_model="value-mean")["chosen"] == 1.0
 
 
 def test_the_best_threshold_is_chosen_on_other_prompts():
     table = table_of(FIGURES["threshold"], lambda cell: 0.5 * (cell.threshold == 1.5))
-    for versus in ("best τ of each", "best τ of all"):
+    for versus in ("best-tau-of-each", "best-tau-of-all"):
         row = pick(
             table,
             family="all",
@@ -320,11 +325,11 @@ def test_the_best_threshold_is_chosen_on_other_prompts():
         table,
         family="qwen3",
         value_model="value-mean",
-        versus="best τ of each",
+        versus="best-tau-of-each",
         objective="all",
         metric="judge",
     )["chosen"]
-    assert chosen == "1.5,1.5,1.5;1.5,1.5,1.5"
+    assert chosen == 1.5
 
 
 def test_mechanism_isolates_one_cause_at_a_time():
@@ -347,7 +352,7 @@ def test_mechanism_isolates_one_cause_at_a_time():
     }
     for wanted, expected in (
         (usual | {"family": "all", "floor": 0.0, "versus": "inverted-entropy"}, 0.75),
-        (usual | {"family": "all", "floor": 0.02, "versus": "no floor"}, 0.5),
+        (usual | {"family": "all", "floor": 0.02, "versus": "no-floor"}, 0.5),
         (usual | {"family": "all", "floor": 0.02, "versus": "dense"}, 1.0),
         (usual | {"family": "qwen3", "value_model": "value-mean-early", "versus": "base"}, 5.0),
         (world | {"versus": "dense"}, 1.0),
@@ -370,7 +375,7 @@ def test_ratios_of_costs_and_time():
         **common,
         method="dense",
         value_model="value-mean",
-        metric="positions, ratio",
+        metric="positions_ratio",
         versus="base",
     )["estimate"] == pytest.approx(dense, abs=ROUNDED)
     row = pick(
@@ -378,7 +383,7 @@ def test_ratios_of_costs_and_time():
         **common,
         method="dense",
         value_model="value-mean",
-        metric="positions, ratio",
+        metric="positions_ratio",
         versus="sia 20%, value-mean",
     )
     assert ends(row) == pytest.approx([dense / sia] * 3, abs=ROUNDED)
@@ -387,28 +392,28 @@ def test_ratios_of_costs_and_time():
         **common,
         method="dense",
         value_model="value-mean",
-        metric="reported, ratio",
+        metric="reported_ratio",
         versus="sia 20%, value-mean",
     )
     assert reported["estimate"] == pytest.approx((20 + 10 * 20) / (20 + 10 * 4), abs=ROUNDED)
     # of GenARM one pass gives all candidates; Transfer Q* goes on from each by some tokens
     for method, passes in (("genarm", 1), ("transfer-q", 10 * (1 + SMOKE.sweep.rollout_tokens))):
         row = pick(
-            table, **common, method=method, metric="reported, ratio", versus="sia 20%, value-mean"
+            table, **common, method=method, metric="reported_ratio", versus="sia 20%, value-mean"
         )
         assert row["estimate"] == pytest.approx((20 + passes * 20) / (20 + 10 * 4), abs=ROUNDED)
     largest = pick(
-        table, **common, method="largest", metric="positions, ratio", versus="sia 20%, value-mean"
+        table, **common, method="largest", metric="positions_ratio", versus="sia 20%, value-mean"
     )
     assert largest["estimate"] == pytest.approx(max(dense, 4 * 30 / 30) / sia, abs=ROUNDED)
     lengths = table[
-        (table["metric"] == "positions at length")
+        (table["metric"] == "positions_at_length")
         & (table["family"] == "qwen3")
         & (table["value_model"] == "value-mean")
     ]
     assert set(lengths["length"]) == {20}
     assert lengths[lengths["method"] == "dense"]["estimate"].tolist() == [230]
-    times = table[table["metric"] == "seconds, ratio"]
+    times = table[table["metric"] == "seconds_ratio"]
     timed = cost.timed(SMOKE, 0)
     sparse = next(number for number, cell in enumerate(timed) if cell.method == "sia")
     for number, cell in enumerate(timed):
@@ -438,7 +443,7 @@ def test_times_are_compared_within_a_round_and_vary_between_rounds():
     rows.loc[slow, "seconds"] *= 4
     table = FIGURES["cost"].summarize(rows, SMOKE)
     plain, dense = (
-        pick(table, method=m, search="", metric="seconds, ratio", versus="base")
+        pick(table, method=m, search="", metric="seconds_ratio", versus="base")
         for m in ("genarm", "dense")
     )
     timed = [cell.method for cell in cost.timed(SMOKE, 0)]
@@ -536,50 +541,9 @@ def test_a_claim_that_fits_several_rows_is_an_error():
         "c", "It holds.", "abstract", "figure1", "", {"method": "sia"}, "more", 0.0
     )
     with pytest.raises(LookupError, match=r"c .* fits 2 rows of figure1"):
-        claims.find(claim, pd.DataFrame({"method": ["sia", "sia", "dense"]}))
-
-
-def test_verdicts_by_value_loss_stand_side_by_side():
-    def verdict(claim: str, condition: str, estimate: float) -> dict:
-        named = {
-            "claim": claim,
-            "says": f"It {claim}.",
-            "source": "abstract",
-            "condition": condition,
-            "test": "more",
-            "margin": 0.0,
-        }
-        ends = {
-            "estimate": estimate,
-            "low": estimate - 0.1,
-            "high": estimate + 0.1,
-            "unit": "points",
-        }
-        return (
-            named | ends | {"verdict": "reproduced", "verdict_by_replicate": "reproduced|undecided"}
+        claims.select_rows(
+            claim, pd.DataFrame({"method": ["sia", "sia", "dense"], "replicate": "all"})
         )
-
-    rows = [
-        verdict("helps", "paper's loss, β = 1", 0.5),
-        verdict("helps", "paper's loss, β = 1, floor", 0.6),
-        verdict("helps", "per-token loss, β = 1", 0.7),
-        verdict("shrinks", "Qwen3", 0.8),
-        verdict("grows", "per-token loss", 0.9),  # one loss alone
-        verdict("holds", "", 1.0) | {"verdict": "not measured"},
-    ]
-    assert claims.markdown(pd.DataFrame(rows)).split("\n") == [
-        "| claim | where | needs | paper's loss | per-token loss |",
-        "|---|---|---|---|---|",
-        "| It helps. | abstract | > 0 points | β = 1: **reproduced** +0.50 [+0.40, +0.60] ✓?"
-        "<br>β = 1, floor: **reproduced** +0.60 [+0.50, +0.70] ✓? | β = 1: **reproduced** +0.70 [+0.60, +0.80] ✓? |",
-        "",
-        "| claim | where | needs | verdict |",
-        "|---|---|---|---|",
-        "| It shrinks. | abstract | > 0 points | Qwen3: **reproduced** +0.80 [+0.70, +0.90] ✓? |",
-        "| It grows. | abstract | > 0 points | per-token loss: **reproduced** +0.90 [+0.80, +1.00] ✓? |",
-        "| It holds. | abstract | > 0 points | not measured |",
-    ]
-    assert claims.markdown(pd.DataFrame(rows[-1:])).count("claim") == 1  # no empty table
 
 
 def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
@@ -590,13 +554,13 @@ def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
         "method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all", "objective": "all", "metric": "judge",
         "value_model": "value-mean",
     }, "more", 0.0)  # fmt: skip
-    row = claims.verdicts(
-        {"figure1": table.assign(versus=table["versus"].fillna(""))}, [claim]
-    ).iloc[0]
-    assert (row["verdict"], row["verdict_by_replicate"], row["estimate_by_replicate"]) == (
-        "undecided", "reproduced|not reproduced", "1.0000|-1.0000",
-    )  # fmt: skip
-    assert (
-        claims.sentence(row)
-        == "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; replicates alone: ✓✗"
+    verdicts = claims.verdicts({"figure1": table}, [claim])
+    alone = verdicts[verdicts["replicate"] != "all"]
+    assert alone["verdict"].tolist() == ["reproduced", "not reproduced"]
+    assert alone["estimate"].tolist() == [1.0, -1.0]
+    (row,) = claims.pooled_verdicts(verdicts).to_dict("records")
+    assert (row["verdict"], row["marks"]) == ("undecided", "✓✗")
+    assert claims.sentence(row) == (
+        "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; "
+        "replicates alone: ✓✗"
     )

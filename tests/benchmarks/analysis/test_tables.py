@@ -150,18 +150,16 @@ def summary_of(estimates, **further) -> pd.DataFrame:
             "low": [e - 0.5 for e in estimates],
             "high": [e + 0.5 for e in estimates],
             "replicates": 1,
-            "estimate_by_replicate": [f"{e:.4f}" for e in estimates],
+            "replicate": "all",
         }
         | further
     )
 
 
 def test_agreement_with_the_committed_tables_pairs_like_with_like():
-    committed = summary_of(
-        [1.0, 2.0, 3.0],
-        replicates=2,
-        estimate_by_replicate=["1.0000|1.2", "2.0000|2.2", "3.0000|3.2"],
-    )
+    pooled = summary_of([1.0, 2.0, 3.0], replicates=2)
+    first = summary_of([1.0, 2.0, 3.0], replicate="0", replicates=None)
+    committed = pd.concat([pooled, first], ignore_index=True)
     same = "of 3 estimates, 100% are those of the committed first replicate to the last digit (largest difference 0.0000), and 100%"
     assert (
         tables.agreement(summary_of([1.0, 2.0, 3.0]), committed)
@@ -178,8 +176,8 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
     differing = tables.agreement(summary_of([1.0, 2.25, 4.0]), committed)
     assert differing.startswith("of 3 estimates, 33% are those")
     assert "(largest difference 1.0000), and 67% lie inside" in differing
-    alone = summary_of([1.0, 2.0, 3.0], estimate_by_replicate=None)
-    assert tables.agreement(alone, committed) == "its estimates are not told of single replicates"
+    alone = summary_of([1.0, 2.0, 3.0])
+    assert tables.agreement(alone, pooled) == "its estimates have no single replicates to compare"
 
 
 @pytest.mark.parametrize(
@@ -241,12 +239,11 @@ needs_tables = pytest.mark.skipif(
 
 
 @needs_tables
-def test_the_readme_shows_the_committed_verdicts():
-    readme = (fingerprints.ROOT / "README.md").read_text(encoding="utf-8")
-    committed = pd.read_csv(COMMITTED / "claims.csv", keep_default_na=False)
-    assert claims.markdown(committed) in readme
-    counts = committed["verdict"].value_counts()
-    assert (
-        f'of {len(committed)} verdicts {counts["reproduced"]} are "reproduced", {counts["not reproduced"]} "not reproduced" '
-        f"and {counts['undecided']} undecided"
-    ) in readme
+def test_the_results_page_shows_the_committed_verdicts():
+    page = (fingerprints.ROOT / "docs/results.md").read_text(encoding="utf-8")
+    verdicts = claims.pooled_verdicts(
+        pd.read_csv(COMMITTED / "claims.csv", dtype={"replicate": str})
+    )
+    for _, claim in verdicts.groupby("claim"):
+        assert results_page._claim(claim) in page
+    assert max(len(line) for line in page.split("\n") if line.startswith("|")) <= 200

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, tables
+from benchmarks.analysis.divergence import regret_bounds
 from benchmarks.figures import entropy, figure2, figure4, figure5, methods, style, theory
 from benchmarks.spec.cells import OBJECTIVES
 from sia import theory as laws
@@ -152,15 +153,27 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
     ]
     keys += ["beta", "tuned", "floor", "tau", "search", "matched", "versus"]
     keys += [
-        name for name in ("position", "experiment", "states", "stretch", "noise") if name in table
+        name
+        for name in (
+            "replicate",
+            "position",
+            "experiment",
+            "states",
+            "stretch",
+            "noise",
+            "offset",
+            "word",
+            "base_word",
+        )
+        if name in table
     ]
     assert not table.duplicated(keys).any(), table[table.duplicated(keys, keep=False)]
 
 
 def test_every_claim_finds_its_row_or_none(drawn):
     """On the smoke profile some are not measured (other shares of the tokens, the best of 8); none may fit several rows."""
-    found = claims.verdicts(
-        {name: table for name, (table, *_) in drawn.items()}, claims.read_claims()
+    found = claims.pooled_verdicts(
+        claims.verdicts({name: table for name, (table, *_) in drawn.items()}, claims.read_claims())
     )
     missing = found[found["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
@@ -172,8 +185,8 @@ def test_every_claim_finds_its_row_or_none(drawn):
     measured = found[found["verdict"] != "not measured"]
     assert measured["verdict"].isin(claims.VERDICTS).all()
     exact = measured["claim"].str.startswith(("lemma-2-1", "theorem-2-2"))
-    assert (measured[~exact]["verdict_by_replicate"].str.split("|").str.len() == 2).all()
-    assert (measured[exact]["verdict_by_replicate"] == "").all()
+    assert (measured[~exact]["marks"].str.len() == 2).all()
+    assert (measured[exact]["marks"] == "").all()
 
 
 # --- traces and probes
@@ -194,17 +207,17 @@ def test_positions_of_junctions():
     wanted = {"family": "llama", "objective": "honesty", "method": "sia", "target_ratio": 0.2}
     for position in (0, 4, 30):
         share = tokens[(tokens["step"] == position)]["steered"].sum() / responses
-        assert pick(table, **wanted, metric="junction", position=position)[
+        assert pick(table, **wanted, metric="junction_share", position=position)[
             "estimate"
         ] == pytest.approx(share, abs=ROUNDED)
-    assert pick(table, **wanted, metric="length")["estimate"] == pytest.approx(
+    assert pick(table, **wanted, metric="response_length")["estimate"] == pytest.approx(
         len(tokens) / responses, abs=ROUNDED
     )
     # base responses are asked where the gate would open, at the threshold of their objective
     base = results.rows(FIGURES["figure5"].cells(SMOKE, 0).traces[1], "trace")
     base = base[base["objective"] == "honesty"]
     share = ((base["entropy"] >= 1.2) & (base["step"] == 2)).sum() / responses
-    assert pick(table, **(wanted | {"method": "base"}), metric="junction", position=2)[
+    assert pick(table, **(wanted | {"method": "base"}), metric="junction_share", position=2)[
         "estimate"
     ] == pytest.approx(share, abs=ROUNDED)
 
@@ -254,7 +267,7 @@ def test_entropy_around_junctions_stays_within_the_response():
         method="sia",
         target_ratio=0.2,
         versus="",
-        metric="fall: entropy after − at a junction",
+        metric="entropy_fall",
     )
     assert fall["estimate"] == pytest.approx(
         (part["entropy+1"] - part["entropy+0"]).mean(), abs=1e-3
@@ -266,7 +279,7 @@ def test_entropy_around_junctions_stays_within_the_response():
         method="sia",
         target_ratio=0.2,
         versus="",
-        metric="share of junctions shifted",
+        metric="shifted_share",
     )["estimate"] == pytest.approx(part["shifted"].mean(), abs=1e-3)
 
 
@@ -282,20 +295,20 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     worth = torch.tensor(part["worth"].to_numpy(float)).view_as(base)
     best = laws.optimal_policy(base, worth, 1.0)
     gain = laws.objective(best, base, worth, 1.0) - laws.objective(base, base, worth, 1.0)
-    assert pick(table, **exact, metric="gain of steering")["estimate"] == pytest.approx(
+    assert pick(table, **exact, metric="steering_gain")["estimate"] == pytest.approx(
         gain.mean().item(), abs=ROUNDED
     )
     for how in ("each candidate alike", "by base probability"):
         assert pick(table, **exact, metric=f"squared error of values, {how}")[
             "estimate"
         ] == pytest.approx(0, abs=ROUNDED)
-    noisy = pick(table, **(exact | {"value_model": "value-mean"}), metric="gain of steering")
+    noisy = pick(table, **(exact | {"value_model": "value-mean"}), metric="steering_gain")
     assert noisy["estimate"] < gain.mean().item()
     assert (
         pick(
             table,
             **(exact | {"value_model": "value-mean"}),
-            metric="squared error of values, each candidate alike",
+            metric="value_error_uniform",
         )["estimate"]
         > 0.5
     )
@@ -318,35 +331,31 @@ def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
     regret, best = laws.step_regret(base, base, values, 1.0), laws.optimal_policy(base, values, 1.0)
     pooled = {"family": "all", "value_model": "value-mean"}
     for stretch, inside in (("", low | ~low), ("below 1", low), ("1 and more", ~low)):
-        row = pick(table, **pooled, stretch=stretch, metric="regret of leaving alone")
+        row = pick(table, **pooled, stretch=stretch, metric="regret_left_alone")
         assert row["estimate"] == pytest.approx(regret[inside].mean().item(), abs=ROUNDED)
         assert row["n"] == int(inside.sum())
-        small = pick(table, **pooled, stretch=stretch, metric="regret by noise", noise=0.1)[
-            "estimate"
-        ]
+        small = pick(table, **pooled, stretch=stretch, metric="noise_regret", noise=0.1)["estimate"]
         assert small == pytest.approx(
             laws.expected_noise_regret(base, values, 1.0, 0.1)[inside].mean().item(),
             rel=0.15,
             abs=2e-4,
         )
     relative = ((laws.divergence(best, base) - regret).abs() / regret)[regret > 1e-3]
-    assert pick(table, **pooled, metric="regret − KL(π‖π*), largest")["estimate"] == pytest.approx(
-        0, abs=1e-9
-    )
-    assert pick(table, **pooled, metric="regret − KL(π*‖π), relative, median")[
+    assert pick(table, **pooled, metric="regret_minus_kl_base_optimum_max")[
+        "estimate"
+    ] == pytest.approx(0, abs=1e-9)
+    assert pick(table, **pooled, metric="regret_vs_kl_optimum_base_median")[
         "estimate"
     ] == pytest.approx(np.median(relative), abs=1e-3)
     halves = [
-        pick(table, **pooled, stretch=s, metric="regret by noise", noise=1.0)["estimate"]
+        pick(table, **pooled, stretch=s, metric="noise_regret", noise=1.0)["estimate"]
         for s in ("below 1", "1 and more")
     ]
-    ratio = pick(table, **pooled, noise=1.0, metric="regret by noise, entropy below 1 / 1 and more")
+    ratio = pick(table, **pooled, noise=1.0, metric="noise_regret_below_to_above_tau")
     assert ratio["estimate"] == pytest.approx(halves[0] / halves[1], rel=2e-3)
     assert ratio["low"] < ratio["estimate"] < ratio["high"]
-    alone = pick(table, **pooled, stretch="below 1", metric="regret of leaving alone")["estimate"]
-    ratio = pick(
-        table, **pooled, noise=1.0, metric="regret of leaving alone / by noise, entropy below 1"
-    )
+    alone = pick(table, **pooled, stretch="below 1", metric="regret_left_alone")["estimate"]
+    ratio = pick(table, **pooled, noise=1.0, metric="left_alone_to_noise_regret_below_tau")
     assert ratio["estimate"] == pytest.approx(alone / halves[0], rel=2e-3)
 
 
@@ -368,13 +377,11 @@ def test_random_instances_obey_the_laws():
         for r in [*theory._steps(step, SMOKE), *theory._trees(tree)]
     }
     metrics = {key: record["estimate"] for key, record in records.items()}
-    assert (
-        0.2 < metrics["trees whose regret exceeds the sum under the optimum's states", None] < 0.8
-    )
-    assert metrics["regret by noise, entropy below 1 / 1 and more", 0.3] < 1
+    assert 0.2 < metrics["trees_beyond_optimum_sum", None] < 0.8
+    assert metrics["noise_regret_below_to_above_tau", 0.3] < 1
     of_noise = [[metrics[name, size] for size in methods.NOISES] for name in (
-        "regret by noise, mean, entropy below 1", "regret of leaving alone / by noise, entropy below 1",
-        "regret by noise / second-order prediction",
+        "noise_regret_below_tau", "left_alone_to_noise_regret_below_tau",
+        "noise_regret_to_prediction",
     )]  # fmt: skip
     assert of_noise[0] == sorted(
         of_noise[0]
@@ -400,7 +407,7 @@ def test_the_bound_without_torch_is_the_librarys():
     entropies = torch.special.entr(base).sum(-1)
     for value_range, beta in ((0.1, 1.0), (1.0, 0.3), (5.0, 2.0)):
         expected = laws.regret_bound(base, value_range, beta)
-        found = theory._bounds(entropies.numpy(), np.full(300, value_range), beta)
+        found = regret_bounds(entropies.numpy(), np.full(300, value_range), beta)
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-9)
 
 
@@ -424,9 +431,9 @@ def test_theorem_2_2s_sum_is_over_unsteered_steps():
         "states": "sia",
     }
     responses = 3 * SMOKE.evaluation.prompts_per_objective
-    row = pick(table, **wanted, metric="Σ KL(π‖π*) over unsteered steps, per response")
+    row = pick(table, **wanted, metric="unsteered_kl")
     assert row["estimate"] == pytest.approx(skipped.sum() / responses, abs=1e-3)
-    share = pick(table, **wanted, metric="share of Σ KL(π‖π*) at the steps that the gate opens")
+    share = pick(table, **wanted, metric="junction_kl_share")
     assert share["estimate"] == pytest.approx(
         1 - skipped.sum() / tokens["divergence_token"].sum(), abs=1e-3
     )
