@@ -348,6 +348,5 @@ def _keyed(summary: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         tuned = summary["tuned"].astype("boolean").fillna(False)
         summary = summary.assign(fixed_beta=summary["beta"].where(~tuned))
         labels = [*labels, "fixed_beta"]
-    missing = {"nan", "None", "<NA>"}
-    rows = summary[labels].astype(str).replace(dict.fromkeys(missing, ""))
-    return summary.assign(key=["|".join(row) for row in rows.itertuples(index=False)])
+    rows = summary[labels].astype(object).fillna("").itertuples(index=False)
+    return summary.assign(key=["|".join(map(str, row)) for row in rows])

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis import claims, tables
+from benchmarks.report import results_page
 from benchmarks.runtime import fingerprints
 from benchmarks.spec.profile import load_profile, profile_digest
 from tests.helpers.fake import FakeResults
