@@ -46,7 +46,7 @@ class Hooks:
         pad_token: Token of rows that have ended.
     """
 
-    process: Callable[[Tensor, Tensor], Tensor] | None = None
+    process: Callable[..., Tensor] | None = None
     stop: Callable[[Tensor], Tensor] | None = None
     stream: Callable[[Tensor], None] | None = None
     pad_token: int = 0
@@ -251,7 +251,7 @@ class Decoding:
         base, candidates = logits.topk(self.candidates)
         uncertainty = entropy(base)
         signals: dict[Signal, Tensor] = {}
-        if observer:
+        if observer is not None:
             signals |= observer.signals(self.positions[:, -1])
         for signal in self.signals:
             if signal == Entropy():

@@ -1,4 +1,4 @@
-"""What models are given: padded token ids, and the tokens that end a response."""
+"""Inputs of models: padded token ids, and the tokens that end a response."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 
 def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both `(rows, longest)`."""
+    """Return input_ids and attention_mask, padded on the left, both int64 `(rows, longest)`."""
     longest = max(len(row) for row in ids)
     input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
@@ -20,7 +20,7 @@ def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[
 def pad_right(
     sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu", padding: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, both int64 `(batch, longest)`."""
+    """Return input_ids and attention_mask, padded on the right, both int64 `(rows, longest)`."""
     longest = max(len(sequence) for sequence in sequences)
     input_ids = torch.tensor(
         [[*sequence, *[padding] * (longest - len(sequence))] for sequence in sequences],
@@ -31,7 +31,7 @@ def pad_right(
 
 
 def eos_token_ids(config: GenerationConfig, further: int | None = None) -> list[int]:
-    """Every token that ends a response: of the generation config, and a further one, of a tokenizer or a reward model."""
+    """Return the tokens that end a response: those of the config, and `further` if it is given."""
     configured = config.eos_token_id
     ids = {*(configured if isinstance(configured, (list, tuple)) else [configured]), further}
     return sorted(token for token in ids if token is not None)

@@ -1,10 +1,12 @@
 """Gumbel-max sampling with noise that is a pure function of (seed, prompt, step, token).
 
-No generator state: the same prompt under the same seed meets the same noise alone, in any batch and in any order, and
-two methods that differ in one step meet the same noise at every step, which makes their comparison paired.
+There is no generator state: the same prompt under the same seed meets the same noise alone, in any
+batch and in any order, and two methods that differ in one step meet the same noise at every step,
+which makes their comparison paired.
 
-The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) in
-wrapping 64-bit integers; Gumbel-max as in Maddison, Tarlow and Minka, "A* sampling", 2014.
+The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", 2014) in wrapping 64-bit integers; Gumbel-max as in Maddison, Tarlow and Minka, "A*
+sampling", 2014.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _MASK = 2**64 - 1
 
 
 def mix(key: Tensor, value: Tensor | int) -> Tensor:
-    """A new 64-bit key from a key and a value; both int64, broadcast against each other."""
+    """Return a new 64-bit key from a key and a value; int64, broadcast against each other."""
     spread = _signed(value * _GOLDEN) if isinstance(value, int) else value * _GOLDEN
     x = (key ^ spread).add_(_GOLDEN)  # from here in place: this runs at every step
     x.bitwise_xor_(_shift_right(x, 30)).mul_(_MULTIPLIERS[0])
@@ -32,7 +34,7 @@ def mix(key: Tensor, value: Tensor | int) -> Tensor:
 def prompt_keys(
     prompts: Sequence[Sequence[int]], seeds: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One key per row from its seed and the token ids of its prompt without padding: int64 `(rows,)`."""
+    """Return a key per row, int64 `(rows,)`, from its seed and its prompt without padding."""
     length = max(len(prompt) for prompt in prompts)
     padded = torch.tensor([[*prompt, *[-1] * (length - len(prompt))] for prompt in prompts])
     keys = mix(
@@ -45,12 +47,15 @@ def prompt_keys(
 
 
 def uniform(keys: Tensor) -> Tensor:
-    """float64 in (0, 1), one per key, from its upper 52 bits."""
+    """Return a float64 in (0, 1) per key, from its upper 52 bits."""
     return _shift_right(keys, 12).double().add_(0.5).div_(2**52)
 
 
 def sample_keys(row_keys: Tensor, samples: int) -> Tensor:
-    """Keys `(rows · samples,)` of several responses to each prompt, in succession; the first keeps the key of its row."""
+    """Return keys `(rows · samples,)` of several responses to each prompt, in succession.
+
+    The first response keeps the key of its row.
+    """
     number = torch.arange(samples, device=row_keys.device)
     return torch.where(
         number == 0, row_keys[:, None], mix(mix(row_keys, -2)[:, None], number)
@@ -58,27 +63,36 @@ def sample_keys(row_keys: Tensor, samples: int) -> Tensor:
 
 
 def step_keys(row_keys: Tensor, steps: int) -> Tensor:
-    """Keys `(rows, steps)` of each step of the rows with these keys `(rows,)`."""
+    """Return keys `(rows, steps)` of each step of the rows with these keys `(rows,)`."""
     return mix(row_keys[:, None], torch.arange(steps, device=row_keys.device))
 
 
 def gate_keys(step_keys: Tensor) -> Tensor:
-    """Keys for the noise of gates from those of steps: -1 is no token id, so this noise meets that of no candidate."""
+    """Return keys for the noise of gates from those of steps.
+
+    No candidate has the same noise, for -1 is no token id.
+    """
     return mix(step_keys, -1)
 
 
 def gumbel(row_keys: Tensor, step: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise, float64 `(rows, K)`, for the candidates `tokens` `(rows, K)` of rows with these keys `(rows,)`."""
+    """Return standard Gumbel noise for candidates, float64 `(rows, K)`.
+
+    Args:
+        row_keys: Keys of the rows, `(rows,)`.
+        step: Number of response tokens before this one.
+        tokens: Candidates, `(rows, K)`.
+    """
     return step_gumbel(mix(row_keys, step), tokens)
 
 
 def step_gumbel(step_keys: Tensor, tokens: Tensor) -> Tensor:
-    """The same from the `step_keys` of one step, `(rows,)`."""
+    """Return the noise of `gumbel` from the `step_keys` of one step, `(rows,)`."""
     return uniform(mix(step_keys[:, None], tokens)).log_().neg_().log_().neg_()
 
 
 def check_temperature(temperature: float) -> None:
-    """Errors: ValueError unless it is 0 or a finite number above it."""
+    """Raise ValueError unless the temperature is 0 or a finite number above it."""
     if not 0 <= temperature < math.inf:
         raise ValueError(
             f"temperature must be 0 (greedy) or a finite number above it, got {temperature}"
@@ -86,9 +100,12 @@ def check_temperature(temperature: float) -> None:
 
 
 def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """Column of the sampled candidate per row, `(rows,)`: argmax of logits / temperature + noise; temperature 0 is greedy.
+    """Return the column of the sampled candidate, argmax(logits / temperature + noise), `(rows,)`.
 
-    logits, noise: `(rows, K)`; a candidate with logit −∞ is never chosen.
+    Args:
+        logits: `(rows, K)`; a candidate with logit −∞ is never chosen.
+        noise: Standard Gumbel noise, `(rows, K)`.
+        temperature: 0 is greedy.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -97,11 +114,11 @@ def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64 shifts in torch are arithmetic."""
+    """Shift logically; int64 shifts in torch are arithmetic."""
     return (x >> bits).bitwise_and_(_MASK >> bits)
 
 
 def _signed(number: int) -> int:
-    """The number modulo 2⁶⁴ as a signed 64-bit integer."""
+    """Return the number modulo 2⁶⁴ as a signed 64-bit integer."""
     number &= _MASK
     return number - 2**64 if number >= 2**63 else number

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sia import _sampling
 from sia.generation import Generation
@@ -108,6 +109,7 @@ class Pair(Gate):
     second: Gate
 
     @property
+    @override
     def signals(self) -> frozenset[Signal]:
         return self.first.signals | self.second.signals
 
@@ -115,6 +117,7 @@ class Pair(Gate):
 class Both(Pair):
     """Open where both gates open: `first & second`."""
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return self.first.opens(step) & self.second.opens(step)
 
@@ -122,6 +125,7 @@ class Both(Pair):
 class Either(Pair):
     """Open where at least one of two gates opens: `first | second`."""
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return self.first.opens(step) | self.second.opens(step)
 
@@ -133,9 +137,11 @@ class Not(Gate):
     gate: Gate
 
     @property
+    @override
     def signals(self) -> frozenset[Signal]:
         return self.gate.signals
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return ~self.gate.opens(step)
 
@@ -163,6 +169,7 @@ class ThresholdGate(Gate):
         """The signal that is compared with the threshold."""
 
     @property
+    @override
     def signals(self) -> frozenset[Signal]:
         return frozenset([self.signal])
 
@@ -170,11 +177,13 @@ class ThresholdGate(Gate):
         """Return the quantity to compare, given the signal at this step and the one before."""
         return current
 
+    @override
     def opens(self, step: Step) -> Tensor:
         level = self.level(step.signals[self.signal], step.previous[self.signal])
         return level >= self.threshold
 
     @classmethod
+    @override
     def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
         """Choose the largest threshold that opens on at least `ratio` of the tokens."""
         gate = cls(threshold=0.0, **settings)
@@ -206,6 +215,7 @@ class EntropyGate(ThresholdGate):
     over: Literal["candidates", "vocabulary"] = "candidates"
 
     @property
+    @override
     def signal(self) -> Entropy:
         return Entropy(self.over)
 
@@ -221,6 +231,7 @@ class EntropyRiseGate(EntropyGate):
     label = "entropy rise"
     minimum = -math.inf
 
+    @override
     def level(self, current: Tensor, previous: Tensor) -> Tensor:
         return (current / previous).log()
 
@@ -242,6 +253,7 @@ class AttentionGate(ThresholdGate):
     heads: tuple[int, ...] | None = None
 
     @property
+    @override
     def signal(self) -> Attention:
         return Attention(self.layers, self.heads)
 
@@ -256,6 +268,7 @@ class AttentionRiseGate(AttentionGate):
     name = "attention-rise"
     label = "attention rise"
 
+    @override
     def level(self, current: Tensor, previous: Tensor) -> Tensor:
         return current / previous
 
@@ -276,10 +289,12 @@ class PositionGate(Gate):
             raise ValueError(f"tokens must be a whole number of at least 0, got {self.tokens!r}")
 
     @classmethod
+    @override
     def from_setting(cls, value: float) -> Self:
         return cls(int(value))
 
     @classmethod
+    @override
     def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
         """Choose the number of tokens whose share of all tokens comes closest to `ratio`."""
         lengths = np.array([len(generation.token_ids) for generation in generations])
@@ -287,6 +302,7 @@ class PositionGate(Gate):
         shares = np.array(steered) / lengths.sum()
         return cls(int(np.abs(shares - ratio).argmin()), **settings)
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return torch.full_like(step.keys, step.index < self.tokens, dtype=torch.bool)
 
@@ -311,6 +327,7 @@ class RandomGate(Gate):
         if not isinstance(self.ratio, int | float) or not 0 <= self.ratio <= 1:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio!r}")
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return _sampling.uniform(_sampling.mix(step.keys, self.seed)) < self.ratio
 
@@ -322,6 +339,7 @@ class EveryToken(Gate):
     name = "every"
     label = "every token"
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return torch.ones_like(step.keys, dtype=torch.bool)
 
@@ -333,5 +351,6 @@ class Never(Gate):
     name = "never"
     label = "never"
 
+    @override
     def opens(self, step: Step) -> Tensor:
         return torch.zeros_like(step.keys, dtype=torch.bool)

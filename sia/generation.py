@@ -1,4 +1,4 @@
-"""What comes out of decoding: the tokens of a response, what happened at each of them, and what they cost."""
+"""The result of decoding: the tokens of a response, their record, and their cost."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from sia.signals import Entropy, Signal
 
 @dataclass(frozen=True)
 class Generation:
-    """One response. All arrays have one entry per response token, the end-of-sequence token included.
+    """One response. Arrays have one entry per token, the end-of-sequence token included.
 
-    text: the response without special tokens; None where no tokenizer was at hand.
-    token_ids: int64.
-    entropy: of the base model over the candidates, in nats, float32.
-    steered: whether the gate was open, bool.
-    base_token: the token that the same noise would have picked unsteered, int64.
-    kl: KL(steered‖base) over the candidates at temperature 1, in nats, float32; 0 where not steered.
-    finished: True if the response ended by itself, False if the length ran out.
-    cost: what it took; of a search, all that was tried for this prompt.
-    signals: what else gates looked at or `observe` asked for, float32 each.
-    reward: by which a search chose this response; None where nothing was chosen.
+    Attributes:
+        text: The response without special tokens; None if there was no tokenizer.
+        token_ids: int64.
+        entropy: Entropy of the base model over the candidates in nats, float32.
+        steered: Whether the gate was open, bool.
+        base_token: The token that the same noise would have picked unsteered, int64.
+        kl: KL(steered‖base) over the candidates at temperature 1 in nats, float32; 0 where not
+            steered.
+        finished: True if the response ended by itself, False if the length ran out.
+        cost: Cost of the response; of a search, that of all that was tried for its prompt.
+        signals: Other signals that the gate or `observe` asked for, float32 each.
+        reward: Reward by which a search chose this response; None if nothing was chosen.
     """
 
     text: str | None
@@ -40,20 +42,25 @@ class Generation:
 
     @property
     def intervention_ratio(self) -> float:
-        """Share of the tokens that were steered (NaN for an empty response)."""
+        """Share of the tokens that were steered; NaN for an empty response."""
         return float(self.steered.mean()) if len(self.steered) else float("nan")
 
     @property
     def shifted(self) -> np.ndarray:
-        """Where steering changed the token: the causal effect at that step, as the noise is the same. bool."""
+        """Whether steering changed the token, bool: a causal effect, for the noise is the same."""
         return self.base_token != self.token_ids
 
     def signal(self, signal: Signal) -> np.ndarray:
-        """One value per token. Errors: ValueError if it was not observed."""
+        """Return the values of a signal, one per token.
+
+        Raises:
+            ValueError: If the signal was not observed.
+        """
         if signal == Entropy():
             return self.entropy
         if signal not in self.signals:
             raise ValueError(
-                f"these generations do not have the signal {signal}: make them with observe=[it], or with a gate that uses it"
+                f"these generations do not have the signal {signal}: make them with observe=[it], "
+                "or with a gate that uses it"
             )
         return self.signals[signal]

@@ -1,6 +1,6 @@
-"""lm-eval's model `sia`: a language model that responds under steering, evaluated like any other.
+r"""lm-eval's model `sia`: a language model that responds under steering, evaluated like any other.
 
-    sia-eval run --model sia --tasks TASK \\
+    sia-eval run --model sia --tasks TASK \
         --model_args pretrained=MODEL,value_model=VALUES,gate=entropy,threshold=1.0,beta=1.0
 
 Generation is steered. Log-likelihoods are refused or, with `loglikelihood=steered`, those of the
@@ -43,7 +43,7 @@ def make_gate(name: str, *, threshold: float, ratio: float, tokens: int) -> Gate
 
 
 @register_model("sia")
-class SIA(HFLM):  # type: ignore[misc]
+class SIA(HFLM):
     """lm-eval's `hf` model under steering.
 
     Args:
@@ -122,7 +122,7 @@ class SIA(HFLM):  # type: ignore[misc]
             self.steering = Steering(
                 value_model,
                 opener,
-                math.inf if beta == "inf" else beta,
+                float(beta),
                 candidates=candidates,
                 min_probability=min_probability,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ SUPPORTED_MODEL_KWARGS = {
 
 
 @dataclass
-class SteeredOutput(ModelOutput):  # type: ignore[misc]
+class SteeredOutput(ModelOutput):
     """Result of a steered `generate` with `return_dict_in_generate=True`.
 
     Attributes:
@@ -158,11 +158,14 @@ class SteeredGenerate:
             return sequences
         return SteeredOutput(sequences, decoding.generations(self.tokenizer))
 
-    def _effective_processors(self, processors: LogitsProcessorList) -> LogitsProcessorList | None:
+    def _effective_processors(
+        self, processors: LogitsProcessorList
+    ) -> Callable[..., Tensor] | None:
         """Leave out a top-k that keeps all K candidates, as transformers' default of 50 does."""
         count = candidate_count(self.steering, self.candidates)
         kept = [p for p in processors if type(p) is not TopKLogitsWarper or p.top_k < count]
-        return LogitsProcessorList(kept) if kept else None
+        process: Callable[..., Tensor] = LogitsProcessorList(kept)
+        return process if kept else None
 
     def _further_criteria(
         self, criteria: StoppingCriteriaList, stop_strings: str | Sequence[str]
@@ -175,15 +178,15 @@ class SteeredGenerate:
             for given in (self.stop_strings, stop_strings)
             for text in ([given] if isinstance(given, str) else given)
         ]
-        if texts and self.tokenizer is None:
+        if not texts:
+            return further
+        if self.tokenizer is None:
             raise ValueError(
                 "stop strings need the tokenizer: expected "
                 f"custom_generate=SteeredGenerate(steering, tokenizer=tokenizer, "
                 f"stop_strings={texts}), got no tokenizer (transformers hands none to a callable)"
             )
-        if texts:
-            further.append(StopStringCriteria(self.tokenizer, texts))
-        return further
+        return StoppingCriteriaList([*further, StopStringCriteria(self.tokenizer, texts)])
 
     def _stream(self, tokens: Tensor) -> None:
         if self.streamer:
