@@ -1,4 +1,4 @@
-"""A little Hub on disk: models of random weights with a tokenizer that reads any text, and prompt sets in their public form."""
+"""A little Hub on disk: models of random weights, a tokenizer of any text, prompt sets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ from transformers import (
 PUBLIC = Path(__file__).resolve().parents[3] / "shared/data"
 needs_public_files = pytest.mark.skipif(
     not PUBLIC.is_dir(),
-    reason="optional: needs the public files of AdvBench, AlpacaEval, TruthfulQA and HH-RLHF in ../shared/data",
+    reason="optional: needs the public files of AdvBench, AlpacaEval, TruthfulQA and HH-RLHF "
+    "in ../shared/data",
 )
-WORDS = "how do i bake a cake ? write a poem about the sea . is the earth flat ? tell me why people lie . Human Assistant yes no"
+WORDS = (
+    "how do i bake a cake ? write a poem about the sea . is the earth flat ? "
+    "tell me why people lie . Human Assistant yes no"
+)
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
     "<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
 def tokenizer(vocabulary: int = 320, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
-    """Byte-level pairs, as the tokenizers of Qwen3 and Llama 3 are. Base models end with another token than their chat template."""
+    """Byte-level pairs, as in Qwen3 and Llama 3. Base models and chat templates end differently."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -70,7 +76,7 @@ def save_model(
     hidden: int = 32,
     vocabulary: int = 320,
 ) -> Path:
-    """kind: base, language or reward. The folder is as one of the Hub: weights, config, tokenizer."""
+    """Save weights, config and tokenizer as on the Hub; kind: base, language or reward."""
     words = tokenizer(vocabulary, "<|endoftext|>" if kind == "base" else "<|im_end|>")
     config = _config(family, len(words), hidden)
     config.eos_token_id = words.eos_token_id
@@ -107,7 +113,7 @@ def save_value_model(folder: Path, backbone: Path) -> Path:
 
 
 def save_prompts(folder: Path, count: int = 8) -> dict[str, Path]:
-    """AdvBench, AlpacaEval and TruthfulQA in their public form, with made-up prompts of different lengths; one is too long."""
+    """Made-up AdvBench, AlpacaEval and TruthfulQA in their public form; one prompt is too long."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         name: [f"{verb} {'very ' * i}well, number {i}" for i in range(count)]

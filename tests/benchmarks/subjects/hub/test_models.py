@@ -1,4 +1,4 @@
-"""Profiles of real models, on little ones in the Hub's layout: annotate → train → figures, and what goes wrong."""
+"""Profiles of real models, on little ones in the Hub's layout, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
 
 
 def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
-    """The rewards of rows, against the reward model read sequence by sequence; the steering, against the library used by hand."""
+    """Rewards against the reward model read one by one; steering against the library by hand."""
     profile = replace(project("qwen3", qwen), hardware=HARDWARE)
     cell = Cell(
         0,

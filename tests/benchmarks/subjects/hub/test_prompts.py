@@ -1,4 +1,4 @@
-"""Prompt sets and examples: the real files where they are, files of the same form everywhere, and what is refused."""
+"""Prompt sets and examples: real files where there are any, made-up ones of the same form."""
 
 from __future__ import annotations
 
