@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
+from benchmarks.analysis.labels import family_label, metric_label, objective_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -98,57 +98,61 @@ class BestOfN(Figure):
         return estimates.summarize([*found, *differences], metrics, profile)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Top: score against N; bottom: against the token positions that it took. Columns: all objectives, and each."""
+        """Draw the score against N and against the token positions that N responses take."""
         from benchmarks.figures import style
 
-        table = estimates.pooled(table)
-
         columns = ("all", *OBJECTIVES)
-        level = table[table["versus"] == ""]
-        lines = [("base", 0.0, {}), ("instruct", 0.0, {})]
-        lines += [
-            ("sia", ratio, {"linestyle": line})
-            for ratio, line in zip(profile.sweep.reduced_ratios, ("-", "--", ":"), strict=False)
-        ]
-        lines.append(("dense", 1.0, {}))
-        figure, axes = style.grid(2, len(columns), 2.1, 2.0)
-        for j, objective in enumerate(columns):
-            part = level[level["objective"] == objective]
-            for method, ratio, look in lines:
-                of_line = part[(part["method"] == method) & (part["target_ratio"] == ratio)]
-                points = of_line[of_line["metric"] == profile.score]
-                positions = of_line[of_line["metric"] == "positions"].set_index("best_of")[
-                    "estimate"
-                ]
-                look = {"linestyle": style.DASHES.get(method, "-")} | look
-                style.curve(axes[0, j], method, points, "best_of", **look)
-                style.curve(
-                    axes[1, j],
-                    method,
-                    points.assign(cost=points["best_of"].map(positions)),
-                    "cost",
-                    **look,
-                )
-            counts = sorted(part["best_of"].unique())
-            axes[0, j].set_xscale("log", base=2)
-            axes[0, j].set_xticks(counts, [f"{n:g}" for n in counts])
-            axes[1, j].set_xscale("log")
-            axes[0, j].set_xlabel("N responses")
-            axes[1, j].set_xlabel("token positions, all models")
-            axes[0, j].set_title("all objectives" if objective == "all" else objective)
-            style.share_y(axes[:, j])
-        for axis in axes[:, 0]:
-            axis.set_ylabel(metric_label(profile, profile.score))
-        handles = [
-            style.handle(m, f"SIA {r:.0%}" if m == "sia" else "", marker=style.MARKERS[m], **look)
-            for m, r, look in lines
-        ]
-        caption = (
-            f"Best-of-N by the reward model, over responses of the base, of the instruct model, and of the base steered at some share of its "
-            f"tokens ({style.FAMILIES[profile.families[0]]}, {style.first_loss(profile)}, β = 1). "
-            f"Positions: tokens through language, value and reward "
-            f"model; prompts are shared by the N responses. {style.measured(level, profile)}"
+        level = estimates.pooled(table)
+        level = level[(level["versus"] == "") & level["objective"].isin(columns)]
+        looks = {
+            "base": style.Look(style.COLOURS["base"], "o", (5, 2)),
+            "instruct": style.Look(style.COLOURS["instruct"], "P", (1, 1)),
+        }
+        looks |= {
+            f"SIA at {ratio:.0%}": style.Look(style.COLOURS["sia"], marker, dashes)
+            for ratio, marker, dashes in zip(
+                profile.sweep.reduced_ratios, "os^", ((), (5, 2), (1, 1)), strict=False
+            )
+        }
+        looks["dense"] = style.PALETTE["dense"]
+        names = level["method"].where(
+            level["method"] != "sia", "SIA at " + level["target_ratio"].map("{:.0%}".format)
         )
+        level = level.assign(line=names)
+        level = level[level["line"].isin(looks)]
+        keys = ["line", "objective", "best_of"]
+        positions = level[level["metric"] == "positions"].set_index(keys)["estimate"]
+        scores = level[level["metric"] == profile.score].sort_values(
+            ["objective", "best_of"],
+            key=lambda column: column.map(columns.index) if column.name == "objective" else column,
+        )
+        cost = pd.Series(scores.set_index(keys).index.map(positions), index=scores.index)
+        panels = {
+            "N responses": scores["best_of"].astype(float),
+            "token positions, all models": cost,
+        }
+        data = pd.concat([scores.assign(panel=panel, x=x) for panel, x in panels.items()])
+        figure = style.plt.figure(figsize=(style.PAGE, 4.2))
+        style.curves(
+            data.reset_index(), "x", "line", looks=looks, row="panel", col="objective"
+        ).share(x="row", y=True).on(figure).plot()
+        style.name_facets(figure, list(panels), [objective_label(name) for name in columns])
+        counts = sorted(data["best_of"].unique())
+        for i, axis in enumerate(figure.axes):
+            above = i < len(columns)
+            axis.set_xscale("log", base=2 if above else 10)
+            axis.set(xlabel=list(panels)[not above], ylabel="")
+            axis.xaxis.label.set_visible(True)
+            if above:
+                axis.set_xticks(counts, [f"{count:g}" for count in counts])
+        for axis in figure.axes[:: len(columns)]:
+            axis.set_ylabel(metric_label(profile, profile.score))
+        caption = (
+            f"Best of N by the reward model ({family_label(profile.families[0])}, "
+            f"{style.first_loss(profile)}, β = 1); positions of "
+            f"language, value and reward models. {style.sample_size_note(level, profile)}"
+        )
+        handles = style.handles(looks, {name: name for name in looks})
         return style.finish(figure, handles, caption, folder, "best-of-n", stale=stale)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
+from benchmarks.analysis.labels import LOSSES, family_label, metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
@@ -44,6 +44,25 @@ RIVALS = (
 )  # "base": best-of-N. Transfer Q* costs more by orders of magnitude
 LENGTHS = 10  # tokens, of a bin
 ROUNDS = 6  # twice each objective
+COST_LABELS = {
+    "positions_ratio": "token positions (× base)",
+    "seconds_ratio": "time (× base)",
+}
+POINT_LABELS = {
+    "base": "base",
+    "dense": "dense",
+    "instruct": "instruct\n(judge)",
+    "instruct-reward": "instruct\n(reward)",
+    "best-of-n": "best of N",
+    "beams": "beams",
+    "args": "ARGS",
+    "transfer-q": "Transfer Q*",
+    "genarm": "GenARM",
+}
+OFFSETS = {"best-of-n": (5, 1), "beams": (5, 1), "args": (5, 0), "transfer-q": (-18, -12),
+           "genarm": (5, 0), "instruct": (-12, 12), "instruct-reward": (-12, -14)}  # fmt: skip
+TEXT = {"textcoords": "offset points", "va": "center", "fontsize": 6}
+FACES = {"value-token": {}, "value-mean": {"markerfacecolor": "white"}}  # by value model
 
 
 class Cost(Figure):
@@ -133,133 +152,115 @@ class Cost(Figure):
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Score against three costs, each relative to plain decoding, with the Pareto front; and cost against length."""
+        """Draw the score against each cost relative to the base, and positions against length."""
         from benchmarks.figures import style
 
         table = estimates.pooled(table)
-
-        scores = table[
-            (table["objective"] == "all")
-            & (table["metric"] == profile.score)
-            & (table["versus"] == "")
+        points = scores_and_costs(table, profile)
+        panels = points.groupby(["family", "cost"], sort=False)
+        columns = -(-(len(panels) + 1) // 2)
+        figure, axes = style.plt.subplots(2, columns, figsize=(style.PAGE, 5.2), squeeze=False)
+        *score_axes, length_axis = axes.flat[: len(panels) + 1]
+        for axis, ((family, cost), rows) in zip(score_axes, panels, strict=True):
+            _draw_points(axis, rows)
+            axis.set(xscale="log", xlabel=COST_LABELS[cost], title=family_label(family))
+            axis.margins(x=0.14, y=0.1)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(metric_label(profile, profile.score))
+        lengths = lengths_of(table, profile)
+        style.curves(lengths, "length").on(length_axis).plot()
+        for row in lengths.drop_duplicates("method", keep="last").itertuples():
+            label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
+            length_axis.annotate(label, (row.length, row.estimate), (-4, 4), ha="right", **TEXT)
+        length_axis.set(
+            xlabel="length of the response (tokens, at most)",
+            ylabel="token positions",
+            title=f"{family_label(profile.families[0])}, {style.first_loss(profile)}",
+        )
+        for axis in axes.flat[len(panels) + 1 :]:
+            axis.remove()
+        handles = [
+            style.handle("sia", f"SIA, {LOSSES[value_model]}", linestyle="none", **look)
+            for value_model, look in FACES.items()
+            if value_model in set(points["value_model"])
         ]
-        ratios = table[(table["objective"] == "all") & (table["versus"] == "base")]
-        axes_of = {
-            "positions_ratio": "token positions / base",
-            "megaflops_ratio": "FLOPs / base",
-            "seconds_ratio": "time / base",
-        }
-        families = profile.families
-        figure, axes = style.grid(2 * len(families), 2, 3.4, 2.3)
-        axes = axes.reshape(-1, len(axes_of) + 1)
-        used: dict[str, None] = {}
-        names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
-        for i, family in enumerate(families):
-            part = scores[scores["family"] == family]
-            for j, (metric, label) in enumerate(axes_of.items()):
-                axis = axes[i, j]
-                costs = ratios[(ratios["metric"] == metric) & (ratios["family"] == family)]
-                if costs.empty:
-                    axis.text(
-                        0.5,
-                        0.5,
-                        "timed on the first family",
-                        ha="center",
-                        va="center",
-                        color="#777777",
-                        transform=axis.transAxes,
-                    )
-                    axis.set_axis_off()
-                    continue
-                both = part.merge(costs, on=names, suffixes=("", "_cost"))
-                for row in both.itertuples():
-                    method = estimates.display_name(row.method, row.search)
-                    used[method] = None
-                    hollow = row.value_model == "value-mean"
-                    look = {
-                        "color": style.COLOURS[method],
-                        "marker": style.MARKERS[method],
-                        "markerfacecolor": "white" if hollow else None,
-                    }
-                    axis.errorbar(
-                        row.estimate_cost, row.estimate, yerr=[[row.estimate - row.low], [row.high - row.estimate]],
-                        xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]], markersize=4.5, elinewidth=0.7, **look,
-                    )  # fmt: skip
-                    if (
-                        method == "sia"
-                        and not hollow
-                        and row.target_ratio <= max(profile.sweep.reduced_ratios)
-                    ):
-                        axis.annotate(
-                            f"{row.target_ratio:.0%}",
-                            (row.estimate_cost, row.estimate),
-                            (-5, 3),
-                            textcoords="offset points",
-                            ha="right",
-                            fontsize=7,
-                        )
-                steered_base = both[
-                    (both["model"] == "base") & (both["value_model"] != str(AUTOREGRESSIVE))
-                ]
-                for some, look in ((both, {"linestyle": "-"}), (steered_base, {"linestyle": "--"})):
-                    at, score = (
-                        some[column].to_numpy() for column in ("estimate_cost", "estimate")
-                    )
-                    front = pareto(at, score)
-                    axis.plot(
-                        at[front], score[front], color="#AAAAAA", linewidth=1, zorder=0, **look
-                    )
-                axis.set_xscale("log")
-                axis.set_xlabel(label)
-                axis.set_title(style.FAMILIES[family], loc="left")
-            for axis in axes[i, [0, 2]]:
-                axis.set_ylabel(metric_label(profile, profile.score))
-            lengths = table[
-                (table["metric"] == "positions_at_length") & (table["family"] == family)
-            ]
-            usual = methods.values(profile)[0]
-            lines = [
-                ("base", "", 0.0),
-                ("sia", usual, min(profile.sweep.main_ratios)),
-                ("dense", usual, 1.0),
-            ]
-            for method, value_model, ratio in lines:
-                points = lengths[
-                    (lengths["method"] == method)
-                    & (lengths["value_model"].fillna("") == value_model)
-                ]
-                points = points[points["target_ratio"] == ratio]
-                axes[i, -1].plot(
-                    points["length"],
-                    points["estimate"],
-                    color=style.COLOURS[method],
-                    marker=style.MARKERS[method],
-                    markersize=3,
-                )
-            axes[i, -1].set_xlabel("tokens of the response (at most)")
-            axes[i, -1].set_ylabel("token positions")
-            axes[i, -1].set_title(f"{style.FAMILIES[family]}: against length", loc="left")
-        ratios = ", ".join(f"{ratio:.0%}" for ratio in profile.sweep.ratios)
-        tuned = "their best β" if profile.sweep.tuning else "β = 1"
-        rounds = table.loc[table["metric"] == "seconds_ratio", "n"].max()
+        handles += [
+            style.handle("base", label, color="#AAAAAA", linestyle=line)
+            for label, line in (("Pareto front", "-"), ("front on the base model", "--"))
+        ]
         caption = (
-            f"What alignment costs, all objectives. Grey: Pareto fronts, solid of all, dashed of the base model without further language "
-            f"models (no instruct, no GenARM). SIA at {ratios} of the tokens and dense, β = 1; filled: per-token loss, hollow: paper's loss; "
-            f"ARGS, GenARM, Transfer Q* at {tuned} (Transfer Q*: the first {profile.sweep.rollout_prompts} prompts of each objective and "
-            f"replicate). Time: {profile.worker}, {style.first_loss(profile)}, some methods; geometric mean of {rounds:.0f} rounds in "
-            f"turns, bootstrap over rounds. "
-            f"Against length: base, SIA at {min(profile.sweep.main_ratios):.0%} and dense, {style.first_loss(profile)}, means of responses of like "
-            f"length without intervals. {style.measured(scores, profile)}"
+            "Score against cost relative to decoding the base model. Percentages: share of tokens "
+            f"that SIA steers. {style.sample_size_note(points, profile, 'Lines')}"
         )
-        return style.finish(
-            figure,
-            [style.point(method) for method in used],
-            caption,
-            folder,
-            "cost",
-            stale=stale,
-            legend_columns=5,
+        return style.finish(figure, handles, caption, folder, "cost", stale=stale)
+
+
+def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return a row for each family, cost and method: both estimates with intervals, and a label."""
+    pooled = table[table["objective"] == "all"]
+    scores = pooled[(pooled["metric"] == profile.score) & (pooled["versus"] == "")]
+    costs = pooled[pooled["metric"].isin(COST_LABELS) & (pooled["versus"] == "base")]
+    names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
+    points = scores.merge(costs, on=names, suffixes=("", "_cost"))
+    points = points.rename(columns={"metric_cost": "cost"}).assign(
+        method=list(map(estimates.display_name, points["method"], points["search"]))
+    )
+    labels = points["method"].map(POINT_LABELS)
+    shares = points["target_ratio"].map("{:.0%}".format)
+    points = points.assign(label=labels.where(points["method"] != "sia", shares))
+    order = {name: place for place, name in enumerate((*profile.families, *COST_LABELS))}
+    return points.sort_values(
+        ["family", "cost"], key=lambda column: column.map(order), kind="stable"
+    )
+
+
+def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return the cost of responses by their length: base, SIA at the smallest ratio, dense."""
+    usual, ratio = methods.values(profile)[0], min(profile.sweep.main_ratios)
+    rows = table[
+        (table["metric"] == "positions_at_length") & (table["family"] == profile.families[0])
+    ]
+    shown = {"base": ("", 0.0), "sia": (usual, ratio), "dense": (usual, 1.0)}
+    selected = [
+        rows[
+            (rows["method"] == method)
+            & (rows["value_model"] == value_model)
+            & (rows["target_ratio"] == target_ratio)
+        ]
+        for method, (value_model, target_ratio) in shown.items()
+    ]
+    return pd.concat(selected, ignore_index=True)
+
+
+def _draw_points(axis, rows: pd.DataFrame) -> None:
+    """Draw methods as labelled points with intervals, and the Pareto fronts."""
+    from benchmarks.figures import style
+
+    for row in rows.itertuples():
+        hollow = row.value_model == "value-mean"
+        axis.errorbar(
+            row.estimate_cost,
+            row.estimate,
+            yerr=[[row.estimate - row.low], [row.high - row.estimate]],
+            xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]],
+            color=style.COLOURS[row.method],
+            marker=style.MARKERS[row.method],
+            markerfacecolor="white" if hollow else None,
+            markersize=4,
+            elinewidth=0.7,
         )
+        if row.method != "sia":
+            offset, side = OFFSETS.get(row.method, (5, -6)), "left"
+        elif row.target_ratio < (0.4 if hollow else 0.6):
+            offset, side = ((5, -5), "left") if hollow else ((-4, 4), "right")
+        else:
+            offset, side = (0, -7 if 0.5 < row.target_ratio < 0.7 else 7), "center"
+        axis.annotate(row.label, (row.estimate_cost, row.estimate), offset, ha=side, **TEXT)
+    on_base = rows[(rows["model"] == "base") & (rows["value_model"] != str(AUTOREGRESSIVE))]
+    for methods_shown, line in ((rows, "-"), (on_base, "--")):
+        cost, score = (methods_shown[name].to_numpy() for name in ("estimate_cost", "estimate"))
+        front = pareto(cost, score)
+        axis.plot(cost[front], score[front], color="#AAAAAA", linewidth=1, linestyle=line, zorder=0)
 
 
 def timed(profile: Profile, replicate: int) -> list[CellRequest]:

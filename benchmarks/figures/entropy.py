@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import family_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
@@ -151,80 +152,93 @@ class Entropy(Figure):
         return estimates.summary_frame(records, ["offset", "stretch", "base_word", "word"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Two rows for each family: entropy around junctions, entropies of shifted and of other tokens under dense steering; how many are
-        shifted there and at SIA's junctions, the most frequent shifts."""
+        """Draw entropies around junctions, and which tokens steering changes; two rows a family."""
         from benchmarks.figures import style
 
-        table = estimates.pooled(table)
-
         target = min(profile.sweep.reduced_ratios)
-        everywhere = table[(table["method"] == "dense") & (table["versus"] == "")]
-        table = table[np.isclose(table["target_ratio"], target)]
-        figure, axes = style.grid(2 * len(profile.families), 2, 3.6, 2.3)
-        axes = axes.reshape(-1, 4)
-        centres = (BINS[:-1] + BINS[1:]) / 2
-        for i, family in enumerate(profile.families):
-            part = table[table["family"] == family]
-            level = part[part["versus"] == ""].set_index(["method", "metric"])
-            for method in ("base", "sia"):
-                around = level.loc[method].loc["entropy_at_offset"]
-                style.curve(axes[i, 0], method, around, "offset")
-            dense = everywhere[everywhere["family"] == family].set_index("metric")
-            at_junctions, shifted = (
-                of.loc["shifted_share_at_entropy"].assign(centre=centres)
-                for of in (level.loc["sia"], dense)
-            )
-            shares = dense.loc["entropy_histogram"]
-            moved = shares["estimate"].to_numpy() * np.nan_to_num(shifted["estimate"].to_numpy())
-            stayed = shares["estimate"].to_numpy() - moved
-            axes[i, 1].bar(
-                centres - 0.045,
-                stayed / stayed.sum(),
-                0.09,
-                color="#9ECAE1",
-                label="tokens that stay",
-            )
-            axes[i, 1].bar(
-                centres + 0.045, moved / moved.sum(), 0.09, color="#08306B", label="shifted tokens"
-            )
-            style.curve(axes[i, 2], "dense", shifted.dropna(subset=["estimate"]), "centre")
-            style.curve(axes[i, 2], "sia", at_junctions.dropna(subset=["estimate"]), "centre")
-            shifts = part[part["metric"] == "word_shift_share"].nlargest(FREQUENT, "estimate")[::-1]
-            axes[i, 3].barh(
-                shifts["base_word"] + " → " + shifts["word"],
-                100 * shifts["estimate"],
-                color=style.COLOURS["sia"],
-            )
-            axes[i, 3].tick_params(axis="y", labelsize=style.SMALL)
-            titles = (
-                f"{style.FAMILIES[family]}: around junctions",
-                "dense: where tokens shift",
-                "shifted, by entropy",
-                "most frequent shifts",
-            )
-            labels = (
-                ("tokens after the junction", "entropy (nats)"),
-                ("entropy (nats)", "share of these tokens"),
-            )
-            labels += (("entropy (nats)", "share of them shifted"), ("% of SIA's shifts", ""))
-            axes[i, 0].set_xticks(range(-4, 5, 2))
-            for axis, title, (x, y) in zip(axes[i], titles, labels, strict=True):
-                axis.set_title(title, loc="left")
-                axis.set_xlabel(x)
-                axis.set_ylabel(y)
-            axes[i, 1].legend(frameon=False, fontsize=style.SMALL)
-        names = [
-            style.handle("base", "base responses, where the gate would open", marker="o"),
-            style.handle("sia", "SIA: its responses, its junctions"),
-        ]
-        names.append(style.handle("dense", "dense: every token"))
-        caption = (
-            f"Entropy of the base model over the candidates around junctions at {target:.0%} of the tokens "
-            f"({style.first_loss(profile)}, β = 1), and which "
-            f"of the steered tokens, there and under dense steering, are others than the same noise would have picked unsteered. "
-            f"Histograms and most frequent shifts: all together, without intervals. {style.measured(table, profile)}"
+        table = estimates.pooled(table)
+        table = table[table["versus"] == ""]
+        places = dict(zip(STRETCHES, (BINS[:-1] + BINS[1:]) / 2, strict=True))
+        table = table.assign(place=table["stretch"].map(places))
+        sparse = table[np.isclose(table["target_ratio"], target)]
+        dense = table[table["method"] == "dense"]
+        families = profile.families
+        figure, axes = style.plt.subplots(
+            2 * len(families), 2, figsize=(style.PAGE, 3.3 * len(families) + 1)
         )
-        return style.finish(figure, names, caption, folder, "entropy", stale=stale)
+        looks = style.PALETTE | {"base": style.Look(style.COLOURS["base"], "o", (5, 2))}
+        for i, family in enumerate(families):
+            (around, histogram), (by_entropy, words) = axes[2 * i : 2 * i + 2]
+            of_sparse, of_dense = (rows[rows["family"] == family] for rows in (sparse, dense))
+            rows = of_sparse[
+                (of_sparse["metric"] == "entropy_at_offset")
+                & of_sparse["method"].isin(["base", "sia"])
+            ]
+            style.curves(rows, "offset", looks=looks).on(around).plot()
+            around.set(
+                xlabel="tokens after the junction",
+                ylabel="entropy (nats)",
+                title=f"{family_label(family)}: around junctions",
+            )
+            by_place = of_dense.pivot_table(
+                index="place", columns="metric", values="estimate", dropna=False
+            )
+            changed = by_place["entropy_histogram"] * by_place["shifted_share_at_entropy"].fillna(0)
+            kept = by_place["entropy_histogram"] - changed
+            shares = pd.DataFrame(
+                {"tokens kept": kept / kept.sum(), "tokens changed": changed / changed.sum()}
+            )
+            shares = shares.melt(
+                ignore_index=False, var_name="token", value_name="share"
+            ).reset_index()
+            bars = style.sns.barplot(
+                shares,
+                x="place",
+                y="share",
+                hue="token",
+                ax=histogram,
+                palette=["#9ECAE1", "#08306B"],
+                native_scale=True,
+                saturation=1,
+            )
+            bars.legend(frameon=False, title="", fontsize=style.SMALL)
+            histogram.set(
+                xlabel="entropy (nats)",
+                ylabel="share of these tokens",
+                title="tokens under dense steering",
+            )
+            at_entropy = pd.concat([of_dense, of_sparse[of_sparse["method"] == "sia"]])
+            at_entropy = at_entropy[at_entropy["metric"] == "shifted_share_at_entropy"].dropna(
+                subset=["estimate"]
+            )
+            style.curves(at_entropy, "place", looks=looks).on(by_entropy).plot()
+            by_entropy.set(
+                xlabel="entropy (nats)",
+                ylabel="share of tokens changed",
+                title="changed by steering",
+            )
+            shifts = of_sparse[of_sparse["metric"] == "word_shift_share"].nlargest(
+                FREQUENT, "estimate"
+            )
+            style.sns.barplot(
+                x=100 * shifts["estimate"],
+                y=shifts["base_word"] + " → " + shifts["word"],
+                ax=words,
+                color=style.COLOURS["sia"],
+                saturation=1,
+            )
+            words.tick_params(axis="y", labelsize=6)
+            words.set(xlabel="share of SIA's changes (%)", ylabel="", title="most frequent changes")
+        handles = [
+            style.handle("base", "base, where the gate would open", marker="o"),
+            style.handle("sia", f"SIA at {target:.0%}"),
+            style.handle("dense"),
+        ]
+        caption = (
+            "Entropy of the base model, and tokens that differ from the unsteered choice under the "
+            f"same noise ({style.first_loss(profile)}, β = 1). {style.sample_size_note(sparse, profile)}"
+        )
+        return style.finish(figure, handles, caption, folder, "entropy", stale=stale)
 
 
 def _shifted_by(entropy: np.ndarray, response: np.ndarray, offset: int) -> np.ndarray:

@@ -12,14 +12,19 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import estimates
+from benchmarks.analysis.labels import LOSSES, family_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
+from benchmarks.spec.methods import label_of
 from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import LabProfile
 
 METRICS = ("judge", "content", "fluency_errors", "kl")
 MEASURED = (*METRICS, "steered", "tokens")
+VARIANT_COLOUR = "#8C564B"  # of what differs in one thing
+LINES = {"value-token": (), "value-mean": (4, 2)}  # dashes of each value model
+MARKERS = {"value-token": "o", "value-mean": "s"}
 
 
 class Mechanism(Figure):
@@ -121,118 +126,120 @@ class Mechanism(Figure):
             [*found, *differences, *estimates.over_families(differences)], METRICS, profile
         )
 
-    def plot(self, table: pd.DataFrame, profile: LabProfile, stale: bool, folder: Path) -> list[Path]:
-        """Differences that isolate one cause each, all objectives: a panel for each question."""
+    def plot(
+        self, table: pd.DataFrame, profile: LabProfile, stale: bool, folder: Path
+    ) -> list[Path]:
+        """Draw differences that isolate one cause each, over all objectives: a panel for each."""
         from benchmarks.figures import style
 
         table = estimates.pooled(table)
-
-        family, few, sweep = profile.families[0], profile.sweep.reduced_ratios, profile.sweep
-        part = table[(table["objective"] == "all") & (table["versus"] != "")]
-        judge, content = part[part["metric"] == "judge"], part[part["metric"] == "content"]
-        figure, places = style.grid(3, 2, 3.8, 2.2)
-        axes = places.reshape(2, 3)
-        looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
-        usual = (judge["model"] == "base") & (judge["family"] == "all")
-
-        def against(axis, rows: pd.DataFrame, method: str, **look) -> None:
-            for value_model, style_of in looks.items():
-                style.curve(
-                    axis,
-                    method,
-                    rows[rows["value_model"] == value_model],
-                    "target_ratio",
-                    **style_of | look,
+        table = table[(table["objective"] == "all") & table["beta"].eq(1)]
+        figure, axes = style.plt.subplots(3, 2, figsize=(style.PAGE, 6.3))
+        panels = contrasts(table, profile)
+        for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+            axis.axhline(0, color=style.ZERO, linewidth=0.8)
+            for label, (colour, rows) in curves.items():
+                rows = rows[rows["value_model"].isin(LINES)]
+                looks = {
+                    name: style.Look(colour, MARKERS[name], dash) for name, dash in LINES.items()
+                }
+                style.curves(rows, "target_ratio", "value_model", looks=looks).on(axis).plot()
+                axis.plot([], [], color=colour, label=label)
+            axis.margins(y=0.3)  # room for the legend
+            axis.legend(frameon=False, fontsize=style.SMALL)
+            axis.set(title=title, xlabel="share of tokens steered (target)", ylabel="")
+        few = profile.sweep.reduced_ratios[0]
+        for axis, versus in zip(axes[2], ("random", "dense"), strict=True):
+            axis.axhline(0, color=style.ZERO, linewidth=0.8)
+            rows = in_worlds(table, profile, versus)
+            points = style.so.Plot(rows, x="world", y="estimate", color="loss", marker="loss")
+            (
+                points.add(
+                    style.so.Range(), style.so.Dodge(), ymin="low", ymax="high", legend=False
                 )
-            axis.axhline(0, color="#999999", linewidth=0.8)
-            axis.set_xlabel("share of tokens steered (target)")
-
-        for method in ("inverted-entropy", "random"):
-            against(
-                axes[0, 0],
-                judge[
-                    usual
-                    & (judge["method"] == "sia")
-                    & (judge["versus"] == method)
-                    & (judge["floor"] == 0)
-                ],
-                method,
+                .add(style.so.Dot(pointsize=4), style.so.Dodge(), legend=False)
+                .scale(color=dict.fromkeys(LINES, style.COLOURS["sia"]), marker=MARKERS)
+                .label(x="world", y="", title=f"SIA at {few:.0%} − {versus}, by world")
+                .on(axis)
+                .plot()
             )
-        axes[0, 0].set_title("entropy gate − another gate", loc="left")
-        sparse = (judge["method"] == "sia") & (judge["versus"] == "dense") & usual
-        against(axes[0, 1], judge[sparse & (judge["floor"] == 0)], "sia")
-        against(axes[0, 1], judge[sparse & (judge["floor"] > 0)], "sia", color=style.CHANGED)
-        axes[0, 1].set_title("SIA − dense: with a floor (brown)", loc="left")
-        without = (
-            (content["method"] == "sia")
-            & (content["versus"] == "dense")
-            & (content["model"] == "base")
-            & (content["family"] == "all")
-        )
-        against(axes[0, 2], judge[sparse & (judge["floor"] == 0)], "sia")
-        against(axes[0, 2], content[without & (content["floor"] == 0)], "sia", color=style.CHANGED)
-        axes[0, 2].set_title("SIA − dense: without fluency (brown)", loc="left")
-
-        first = judge[judge["family"] == family]
-        early = first[
-            first["value_model"].str.endswith("-early", na=False)
-            & (first["method"] == "sia")
-            & (first["versus"] == "dense")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("difference (judge points)")
+        handles = [
+            style.handle(
+                "sia", LOSSES[name], marker=MARKERS[name], linestyle=(0, dash) if dash else "-"
+            )
+            for name, dash in LINES.items()
         ]
-        early = early.assign(value_model=early["value_model"].str.removesuffix("-early"))
-        mine = first[
-            (first["model"] == "base")
-            & first["beta"].eq(1)
-            & (first["method"] == "sia")
-            & (first["versus"] == "dense")
-            & (first["floor"] == 0)
-        ]
-        against(axes[1, 0], mine[mine["value_model"].isin(methods.VALUES.values())], "sia")
-        against(axes[1, 0], early, "sia", color=style.CHANGED)
-        axes[1, 0].set_title("SIA − dense: early values (brown)", loc="left")
-        worlds = {f"@{world.name}": world.name.replace("-", "\n") for world in profile.worlds}
-        for axis, method, versus in ((axes[1, 1], "sia", "random"), (axes[1, 2], "sia", "dense")):
-            for k, value_model in enumerate(methods.VALUES.values()):
-                for place, ending in enumerate(worlds):
-                    found = first[
-                        (first["model"] == f"base{ending}")
-                        & (first["value_model"] == f"{value_model}{ending}")
-                        & (first["versus"] == versus)
-                    ]
-                    found = found[
-                        (found["method"] == method)
-                        & (found["target_ratio"] == few[0])
-                        & found["beta"].eq(1)
-                        & (found["floor"] == 0)
-                    ]
-                    hollow = {"edgecolor": style.COLOURS["sia"], "fill": k == 0}
-                    style.bars(
-                        axis,
-                        place + 0.4 * k - 0.2,
-                        found.iloc[0],
-                        style.COLOURS["sia"],
-                        0.36,
-                        **hollow,
-                    )
-            axis.set_xticks(range(len(worlds)), worlds.values(), fontsize=style.SMALL)
-            axis.axhline(0, color="#999999", linewidth=0.8)
-            axis.set_title(f"worlds: SIA {few[0]:.0%} − {versus}", loc="left")
-        for axis in places[:, 0]:
-            axis.set_ylabel("difference in score")
-        names = [
-            style.handle("sia", "per-token loss"),
-            style.handle("sia", "paper's loss", **looks["value-mean"]),
-        ]
-        names += [
-            style.handle("inverted-entropy", "− lowest entropies"),
-            style.handle("random", "− random gate", marker="s"),
-        ]
-        names.append(style.handle("sia", "with what the title says", color=style.CHANGED))
         caption = (
-            f"What changes when one thing changes, in judge points (without fluency: of content alone); β = 1, all "
-            f"objectives, paired differences. First three: both families; floor: candidates need a "
-            f"base probability of {sweep.floor} on steered steps. Others ({style.FAMILIES[family]}): early values have seen "
-            f"{profile.training.undertrained_fraction:.0%} of the samples once; in other worlds base and values learn from other corpora. "
-            f"{style.measured(table, profile)}"
+            "Paired differences, β = 1, all objectives; gates, floor and fluency: both families, the "
+            f"rest {family_label(profile.families[0])}. {style.sample_size_note(table, profile)}"
         )
-        return style.finish(figure, names, caption, folder, "mechanism", stale=stale)
+        return style.finish(figure, handles, caption, folder, "mechanism", stale=stale)
+
+
+def contrasts(
+    table: pd.DataFrame, profile: LabProfile
+) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:
+    """Return, by the title of a panel, its curves: label, colour and rows."""
+    from benchmarks.figures import style
+
+    sia = table[(table["method"] == "sia") & (table["metric"] == "judge")]
+    pooled = sia[(sia["family"] == "all") & (sia["model"] == "base")]
+    gates = pooled[pooled["floor"] == 0]
+    sparse = pooled[pooled["versus"] == "dense"]
+    usual = sparse[sparse["floor"] == 0]
+    content = table[
+        (table["method"] == "sia")
+        & (table["metric"] == "content")
+        & (table["family"] == "all")
+        & (table["model"] == "base")
+        & (table["versus"] == "dense")
+        & (table["floor"] == 0)
+    ]
+    first = sia[
+        (sia["family"] == profile.families[0])
+        & (sia["model"] == "base")
+        & (sia["versus"] == "dense")
+        & (sia["floor"] == 0)
+    ]
+    early = first[first["value_model"].str.endswith("-early")]
+    early = early.assign(value_model=early["value_model"].str.removesuffix("-early"))
+    blue, brown = style.COLOURS["sia"], VARIANT_COLOUR
+    return {
+        "entropy gate − another gate": {
+            f"− {label_of(name)}": (style.COLOURS[name], gates[gates["versus"] == name])
+            for name in ("inverted-entropy", "random")
+        },
+        "SIA − dense: floor on base probabilities": {
+            "without floor": (blue, usual),
+            f"floor {profile.sweep.floor:g}": (brown, sparse[sparse["floor"] > 0]),
+        },
+        "SIA − dense: fluency": {
+            "judge score": (blue, usual),
+            "judge score without fluency": (brown, content),
+        },
+        "SIA − dense: training of the values": {
+            "full": (blue, first[first["value_model"].isin(LINES)]),
+            f"{profile.training.undertrained_fraction:.0%} of the samples, once": (brown, early),
+        },
+    }
+
+
+def in_worlds(table: pd.DataFrame, profile: LabProfile, versus: str) -> pd.DataFrame:
+    """Return SIA at the smallest ratio against `versus`, by world (one word a line) and loss."""
+    rows = table[
+        (table["metric"] == "judge")
+        & (table["family"] == profile.families[0])
+        & (table["method"] == "sia")
+        & (table["versus"] == versus)
+        & (table["target_ratio"] == profile.sweep.reduced_ratios[0])
+        & (table["floor"] == 0)
+        & table["model"].str.startswith("base@")
+    ]
+    world = rows["model"].str.removeprefix("base@")
+    loss = rows["value_model"].str.partition("@")[0]
+    rows = rows.assign(world=world, loss=loss)[loss.isin(LINES)]
+    order = [name.name for name in profile.worlds]
+    rows = rows.sort_values("world", key=lambda column: column.map(order.index))
+    return rows.assign(world=rows["world"].str.replace("-", "\n"))

@@ -7,12 +7,13 @@ among all of a prompt's samples (Li et al., "A diversity-promoting objective fun
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import method_label
+from benchmarks.analysis.labels import family_label, method_label, objective_label, plural
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
@@ -44,6 +45,17 @@ HEADS = {
 }
 KEYS = ["method", "target_ratio", "value_model", "search", "tuned"]
 BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions": -1}
+DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
+TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
+NOTE = (
+    "{stale}Estimates with {level:.0%} bootstrap intervals; n = {n:.0f} prompts × {samples} for each "
+    "objective, {replicates} of profile {profile} (Transfer Q*: {rollout_prompts} prompts a "
+    "replicate). Bold: best of its column, as it is written. β = 1 unless it says best β (chosen on "
+    "validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under "
+    "the same noise, ties half. KL: against the base, of steered steps, without what a search's "
+    "choice adds (never bold there); of instruct models the log-likelihood ratio of the first "
+    "sample; −ln π: surprise of the base. Cost: token positions through all models."
+)
 
 
 class Table1(Figure):
@@ -112,154 +124,82 @@ class Table1(Figure):
         return estimates.summarize([*found, *differences], metrics, profile)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """The table as Markdown and LaTeX (table1.csv in results is the whole summary)."""
-        from benchmarks.figures import style
-
-        table = estimates.pooled(table)
-
-        level = table[(table["versus"] == "")]
-        sections = [
-            (family, objective) for family in profile.families for objective in (*OBJECTIVES, "all")
-        ]
-        paths = []
-        note = "Stale: measured under other settings than the profile has now. " if stale else ""
+        """Write the table as Markdown and LaTeX (results hold the whole summary)."""
+        level = estimates.pooled(table)
+        level = level[level["versus"] == ""]
         first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
-        note += (
-            f"Estimates with {profile.statistics.level:.0%} bootstrap intervals; n = {int(first['n'])} prompts × {int(first['seeds'])} samples "
-            f"for each objective, {style.together(int(first['replicates']))} of profile {profile.name} (Transfer Q*: "
-            f"{profile.sweep.rollout_prompts} prompts a replicate). Bold: best of its column, as it is written. β = 1 unless it says best β "
-            f"(chosen on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under the same noise, ties "
-            f"half. KL: against the base, of steered steps, without what a search's choice adds (never bold there); of instruct models the "
-            f"log-likelihood ratio of the first sample; −ln π: surprise of the base. "
-            f"Cost: token positions through all models."
+        note = NOTE.format(
+            stale="Stale: measured under other settings than the profile has now. "
+            if stale
+            else "",
+            level=profile.statistics.level,
+            n=first["n"],
+            samples=plural(int(first["seeds"]), "sample"),
+            replicates=plural(int(first["replicates"]), "replicate"),
+            profile=profile.name,
+            rollout_prompts=profile.sweep.rollout_prompts,
         )
-        for suffix, render in (("md", _markdown), ("tex", _latex)):
-            path = folder / f"table1.{suffix}"
-            write_text(
-                path, render([(section, _rows(level, *section)) for section in sections], note)
-            )
-            paths.append(path)
+        markdown, latex = ["# Table 1", note], [f"% {note}"]
+        for family, objective in product(profile.families, (*OBJECTIVES, "all")):
+            part = level[(level["family"] == family) & (level["objective"] == objective)]
+            text, best = cells_of(part)
+            title = f"{family_label(family)}, {objective_label(objective)}"
+            markdown += [f"## {title}", text.mask(best, "**" + text + "**").to_markdown()]
+            latex.append(_latex(text.rename_axis(columns=title), best))
+        paths = [folder / "table1.md", folder / "table1.tex"]
+        write_text(paths[0], "\n\n".join(markdown) + "\n")
+        write_text(paths[1], "\n".join(latex))
         return paths
 
 
-def _rows(
-    level: pd.DataFrame, family: str, objective: str
-) -> list[tuple[str, dict[str, pd.Series]]]:
-    """Names of methods, and what each reaches by metric."""
-    part = level[(level["family"] == family) & (level["objective"] == objective)]
-    found = []
-    for (method, ratio, value_model, search, tuned), group in part.groupby(KEYS, dropna=False):
-        name = method_label(
-            method,
-            ratio,
-            value_model,
-            int(group["best_of"].iloc[0]) if search == "best-of" else 1,
-            tuned,
+def cells_of(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the text of each cell, methods by metrics, and whether it is the best of its column.
+
+    The drift (KL) of the base counts for nothing, and neither does that of searches, which leaves
+    out what choosing among responses adds.
+    """
+    digits = [DIGITS.get(metric, 2) for metric in rows["metric"]]
+    texts = [
+        f"{estimate:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+        for estimate, low, high, places in zip(
+            rows["estimate"], rows["low"], rows["high"], digits, strict=True
         )
-        found.append((name, {row["metric"]: row for _, row in group.iterrows()}))
-    return found
-
-
-def _heads(rows: list[tuple[str, dict]]) -> dict[str, str]:
-    """The columns that there are."""
-    return {metric: head for metric, head in HEADS.items() if metric in rows[0][1]}
-
-
-def _best(rows: list[tuple[str, dict]]) -> dict[str, float]:
-    """The best estimate of each column that has one, as it is written. Drift of the base counts for nothing, and neither does that of
-    searches, which leaves out what choosing among responses adds."""
-    found = {}
-    for metric, sign in BETTER.items():
-        if metric not in rows[0][1]:
-            continue
-        rows_of = [row for _, row in rows if metric != "kl" or _drift_is_whole(row["kl"])]
-        values = [_rounded(row[metric]) for row in rows_of]
-        found[metric] = sign * max(sign * value for value in values)
-    return found
-
-
-def _drift_is_whole(row: pd.Series) -> bool:
-    return not _is_base(row) and row["search"] not in ("best-of", "beams")
-
-
-def _is_base(row: pd.Series) -> bool:
-    """Whether its tokens are the base's own; of a search over them, the choice is another matter."""
-    return row["gate"] == "never" and row["model"] == "base"
-
-
-def _digits(metric: str) -> int:
-    return {"positions": 0, "tokens": 1, "surprise": 1}.get(metric, 2)
-
-
-def _rounded(row: pd.Series) -> float:
-    return round(row["estimate"], _digits(row["metric"]))
-
-
-def _is_best(row: pd.Series, best: dict[str, float]) -> bool:
-    return (
-        _cell(row) != "–"
-        and _rounded(row) == best.get(row["metric"])
-        and (row["metric"] != "kl" or _drift_is_whole(row))
+    ]
+    rounded = [
+        round(estimate, places) for estimate, places in zip(rows["estimate"], digits, strict=True)
+    ]
+    drift = rows["metric"] == "kl"
+    base_tokens = (rows["gate"] == "never") & (rows["model"] == "base")
+    searched = rows["search"].isin(["best-of", "beams"])
+    goodness = pd.Series(rounded, rows.index) * rows["metric"].map(BETTER)
+    goodness = goodness.mask(drift & (base_tokens | searched))
+    rows = rows.assign(
+        text=pd.Series(texts, rows.index).mask(drift & base_tokens, "–"),
+        best=goodness == goodness.groupby(rows["metric"]).transform("max"),
     )
+    names = {
+        keys: method_label(
+            *keys[:3], int(group["best_of"].iloc[0]) if keys[3] == "best-of" else 1, keys[4]
+        )
+        for keys, group in rows.groupby(KEYS, dropna=False)
+    }
+    rows = rows.assign(name=[names[keys] for keys in rows[KEYS].itertuples(index=False, name=None)])
+    heads = [metric for metric in HEADS if metric in set(rows["metric"])]
+    text, best = (
+        rows.pivot(index="name", columns="metric", values=column)
+        .loc[list(names.values()), heads]
+        .rename(columns=HEADS)
+        .rename_axis(index=None, columns=None)
+        for column in ("text", "best")
+    )
+    return text, best.astype(bool)
 
 
-def _cell(row: pd.Series) -> str:
-    if row["metric"] == "kl" and _is_base(row):
-        return "–"
-    digits = _digits(row["metric"])
-    return f"{row['estimate']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-
-
-def _markdown(sections: list, note: str) -> str:
-    lines = ["# Table 1", "", note, ""]
-    for (family, objective), rows in sections:
-        best, heads = _best(rows), _heads(rows)
-        lines += [
-            f"## {family}, {'all objectives' if objective == 'all' else objective}",
-            "",
-            "| method | " + " | ".join(heads.values()) + " |",
-        ]
-        lines.append("|---|" + "---|" * len(heads))
-        for name, row in rows:
-            cells = [
-                f"**{_cell(row[m])}**" if _is_best(row[m], best) else _cell(row[m]) for m in heads
-            ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _latex(sections: list, note: str) -> str:
-    """Tables of booktabs, one for each family and objective."""
-    lines = [f"% {note}"]
-    for (family, objective), rows in sections:
-        best, heads = _best(rows), _heads(rows)
-        lines += [
-            r"\begin{tabular}{l" + "r" * len(heads) + "}",
-            r"\toprule",
-            f"{family}, {objective} & " + " & ".join(map(_tex, heads.values())) + r" \\",
-            r"\midrule",
-        ]
-        for name, row in rows:
-            cells = [
-                rf"\textbf{{{_tex(_cell(row[m]))}}}"
-                if _is_best(row[m], best)
-                else _tex(_cell(row[m]))
-                for m in heads
-            ]
-            lines.append(f"{_tex(name)} & " + " & ".join(cells) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(lines)
-
-
-def _tex(text: str) -> str:
-    for plain, escaped in (
-        ("%", r"\%"),
-        ("−ln π", r"$-\ln\pi$"),
-        ("β", r"$\beta$"),
-        ("–", "--"),
-        ("−", "-"),
-        ("Q*", "Q$^*$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
+def _latex(text: pd.DataFrame, best: pd.DataFrame) -> str:
+    """Return a table for booktabs."""
+    styler = text.style.format(escape="latex")
+    for axis in ("index", "columns"):
+        styler = styler.format_index(escape="latex", axis=axis)
+    bold = best.replace({True: "textbf:--rwrap;", False: ""}).astype(str)
+    styler = styler.apply(lambda _: bold, axis=None)
+    return styler.to_latex(hrules=True, column_format="l" + "r" * text.shape[1]).translate(TEX)

@@ -15,6 +15,8 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.divergence import regret_bounds
+from benchmarks.analysis.labels import LOSSES as LOSS_LABELS
+from benchmarks.analysis.labels import family_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -22,6 +24,17 @@ from benchmarks.spec.profile import LabProfile, Profile
 
 STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
 LOSSES = ("token", "mean")
+STATES = {"sia": "SIA", "base": "base", "dense": "dense"}  # policies whose states are visited
+LAWS = {
+    "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β for a step's regret:\nmedian relative error",
+    "trees_beyond_optimum_sum": "trees beyond the sum\nunder the optimum's states",
+    "trees_beyond_base_sum": "trees beyond the sum\nunder the base's states",
+    "steps_beyond_bound": "steps beyond\nthe entropy bound",
+    "regret_to_bound_below_tau": "regret / entropy bound,\nentropy < 1 (median)",
+    "regret_to_bound_above_tau": "regret / entropy bound,\nentropy ≥ 1 (median)",
+}
+SIDES = (("below_tau", "entropy < 1", "#9ECAE1"), ("above_tau", "entropy ≥ 1", "#08306B"))
+BOUNDS = {"steps_below_tau_regret": "mean regret", "steps_below_tau_bound": "mean entropy bound"}
 
 
 class Theory(Figure):
@@ -117,155 +130,164 @@ class Theory(Figure):
         )  # deviations of identities are tiny
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """What the laws come to: random steps and trees first, the lab in the others."""
+        """Draw the laws: random steps and trees in the first two panels, the lab in the others."""
         from benchmarks.figures import style
 
         table = estimates.pooled(table)
-
-        figure, axes = style.grid(3, 2, 3.9, 2.5)
-        axes = axes.reshape(1, 6)
-        exact = table[table["experiment"].isin(["step", "tree"])]
-        laws = exact[exact["noise"].isna()].set_index("metric")["estimate"]
-        shares = {
-            "KL(π*‖π)/β for a step's regret:\nmedian relative error": "regret_vs_kl_optimum_base_median",
-            "trees beyond the sum under\nthe optimum's states": "trees_beyond_optimum_sum",
-            "trees beyond the sum under\nthe base's states": "trees_beyond_base_sum",
-            "steps beyond the\nentropy bound": "steps_beyond_bound",
-            "regret / entropy bound,\nentropy < 1 (median)": "regret_to_bound_below_tau",
-            "the same, entropy ≥ 1": "regret_to_bound_above_tau",
-        }
-        axes[0, 0].barh(
-            list(shares), [100 * laws[metric] for metric in shares.values()], color=style.NEUTRAL
-        )
-        axes[0, 0].invert_yaxis()
-        axes[0, 0].tick_params(axis="y", labelsize=7)
-        axes[0, 0].set_title("random steps and trees", loc="left")
-        axes[0, 0].set_xlabel("%")
-        for where, stretch, colour in (
-            ("below 1", "below_tau", "#9ECAE1"),
-            ("1 and more", "above_tau", "#08306B"),
-        ):
-            noisy = exact[exact["metric"] == f"noise_regret_{stretch}"]
-            axes[0, 1].plot(
-                noisy["noise"],
-                noisy["estimate"],
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=f"noise, entropy {where}",
-            )
-            alone = laws[f"regret_left_alone_{stretch}"]
-            axes[0, 1].axhline(
-                alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {where}"
-            )
-        axes[0, 1].set(
-            xscale="log", yscale="log", xlabel="SD of the noise in V", ylabel="regret (mean)"
-        )
-        axes[0, 1].set_title("random steps: what noise costs", loc="left")
-        axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
-        axes[0, 2].set_ylabel("nats for a response")
-        axes[0, 3].set_ylabel("share of the KL of all steps")
         lab = table[table["experiment"] == "lab"]
-        colours = {
-            "sia": style.COLOURS["sia"],
-            "base": style.COLOURS["base"],
-            "dense": style.COLOURS["dense"],
-        }
-        few = profile.sweep.reduced_ratios
-        for axis, metric, title in (
-            (axes[0, 2], "unsteered_kl", "lab: Theorem 2.2's sum"),
-            (
-                axes[0, 3],
-                "junction_kl_share",
-                "lab: share at junctions",
-            ),
-        ):
-            part = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
-            place, ticks = 0, []
-            for family in profile.families:
-                for ratio in few:
-                    for offset, states in enumerate(colours):
-                        row = part[
-                            (part["family"] == family)
-                            & np.isclose(part["target_ratio"], ratio)
-                            & (part["states"] == states)
-                        ].iloc[0]
-                        style.bars(axis, place + 0.28 * offset - 0.28, row, colours[states], 0.26)
-                    ticks.append(f"{style.FAMILIES[family]}\n{ratio:.0%}")
-                    place += 1
-            axis.set_xticks(range(place), ticks, fontsize=style.SMALL)
-            axis.set_title(title, loc="left")
-        gaps = lab[lab["metric"] == "objective_gap_to_dense"]
-        sums = lab[
-            (lab["metric"] == "unsteered_kl")
-            & (lab["value_model"] == "value-token")
-            & (lab["states"] == "sia")
-        ]
-        for family, marker in zip(profile.families, ("o", "s"), strict=False):
-            for ratio, hollow in zip(few, (False, True), strict=False):
-                x, y = (
-                    part[(part["family"] == family) & np.isclose(part["target_ratio"], ratio)].iloc[
-                        0
-                    ]
-                    for part in (sums, gaps)
-                )
-                axes[0, 4].errorbar(
-                    x["estimate"], y["estimate"], xerr=[[x["estimate"] - x["low"]], [x["high"] - x["estimate"]]],
-                    yerr=[[y["estimate"] - y["low"]], [y["high"] - y["estimate"]]], marker=marker, color=style.COLOURS["sia"], markersize=5,
-                    markerfacecolor="white" if hollow else None, linestyle="none", elinewidth=0.8,
-                    label=f"{style.FAMILIES[family]}, {ratio:.0%}",
-                )  # fmt: skip
-        ends = [0, max(sums["high"].max(), gaps["high"].max())]
-        axes[0, 4].plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
-        axes[0, 4].set_xlabel("sum, own states (nats)")
-        axes[0, 4].set_ylabel("J(dense) − J(SIA)")
-        axes[0, 4].set_title("lab: is the sum the loss?", loc="left")
-        axes[0, 4].legend(frameon=False, fontsize=style.SMALL)
-        bounds = lab[lab["metric"].isin(["steps_below_tau_regret", "steps_below_tau_bound"])]
-        names = []
-        for place, (family, loss) in enumerate(
-            (family, loss) for family in profile.families for loss in LOSSES
-        ):
-            rows = bounds[
-                (bounds["family"] == family) & (bounds["value_model"] == f"value-{loss}")
-            ].set_index("metric")["estimate"]
-            names.append(f"{style.FAMILIES[family]}\n{style.LOSSES[f'value-{loss}'].split()[0]}")
-            for offset, (metric, colour) in enumerate(
-                (("regret", "#08306B"), ("bound", "#9ECAE1"))
-            ):
-                if len(rows):
-                    axes[0, 5].bar(
-                        place + 0.4 * offset - 0.2,
-                        rows[f"steps_below_tau_{metric}"],
-                        0.36,
-                        color=colour,
-                    )
-        axes[0, 5].set_xticks(range(len(names)), names, fontsize=7)
-        axes[0, 5].set(yscale="log", ylabel="nats, mean")
-        axes[0, 5].set_title(
-            "lab, steps below τ = 1:\nregret (dark) and bound (pale)", loc="left", fontsize=9
-        )
+        figure, axes = style.plt.subplots(3, 2, figsize=(style.PAGE, 6.9))
+        _draw_laws(axes[0, 0], table)
+        _draw_noise(axes[0, 1], table)
+        _draw_sums(axes[1, 0], lab, "unsteered_kl", profile)
+        axes[1, 0].set(ylabel="nats per response", title="KL of unsteered steps (Theorem 2.2)")
+        _draw_sums(axes[1, 1], lab, "junction_kl_share", profile)
+        axes[1, 1].set(ylabel="share of the KL of all steps", title="KL at junctions")
+        _draw_losses(axes[2, 0], lab, profile)
+        _draw_bounds(axes[2, 1], lab, profile)
         handles = [
-            style.handle(
-                m,
-                f"states of {m if m != 'sia' else 'SIA'}",
-                linestyle="-",
-                marker=None,
-                linewidth=5,
-            )
-            for m in colours
+            style.plt.Rectangle((0, 0), 1, 1, color=style.COLOURS[key], label=f"states of {name}")
+            for key, name in STATES.items()
         ]
-        steps, trees = (
-            int(table[table["experiment"] == name]["n"].iloc[0]) for name in ("step", "tree")
-        )
+        note = style.sample_size_note(lab[lab["low"].notna()].assign(seeds=1), profile, "Lines")
         caption = (
-            f"First two panels, exact: {steps} random steps, {trees} random trees; not drawn are the identities, true to rounding: a step's "
-            f"regret is KL(π‖π*)/β, and that of a sparse policy the sum over its own unsteered states. Entropy bounds a step's regret "
-            f"below ln 2 = 0.69 nats alone: above, the bound is Hoeffding's. Others: the lab, per-token values where not said, β = 1, "
-            f"{' and '.join(f'{r:.0%}' for r in few)} of the tokens; J = E[reward (SD 2)] − KL. Dotted: equality, as it would be if the values "
-            f"were exact; last panel: no intervals. {style.measured(lab[lab['low'].notna()].assign(seeds=1), profile)}"
+            "Exact on random steps and trees (top), measured in the lab with per-token values unless "
+            f"labelled otherwise (β = 1; J = E[reward] − KL). {note}"
         )
         return style.finish(figure, handles, caption, folder, "theory", stale=stale)
+
+
+def _draw_laws(axis, table: pd.DataFrame) -> None:
+    """Draw how often, or how far, the laws fail on random steps and trees, in percent."""
+    from benchmarks.figures import style
+
+    laws = table[table["metric"].isin(LAWS)].set_index("metric")["estimate"]
+    values = pd.Series({label: 100 * laws[metric] for metric, label in LAWS.items()})
+    style.sns.barplot(x=values.values, y=values.index, ax=axis, color=style.NEUTRAL, width=0.6)
+    axis.bar_label(axis.containers[0], fmt="%.0f", padding=2, fontsize=style.SMALL)
+    axis.tick_params(axis="y", labelsize=6)
+    axis.set(title="random steps and trees", xlabel="%", ylabel="")
+
+
+def _draw_noise(axis, table: pd.DataFrame) -> None:
+    """Draw the regret of steering by noisy values beside that of leaving a step alone."""
+    from benchmarks.figures import style
+
+    exact = table[table["experiment"] == "step"].set_index("metric")
+    for ending, label, colour in SIDES:
+        noisy = exact.loc[[f"noise_regret_{ending}"]]
+        axis.plot(
+            noisy["noise"],
+            noisy["estimate"],
+            "o-",
+            color=colour,
+            markersize=3,
+            label=f"noise, {label}",
+        )
+        alone = exact.loc[f"regret_left_alone_{ending}", "estimate"]
+        axis.axhline(
+            alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {label}"
+        )
+    axis.set(xscale="log", yscale="log", xlabel="SD of the noise in V", ylabel="mean regret (nats)")
+    axis.set_title("random steps: what noise costs")
+    axis.legend(frameon=False, fontsize=style.SMALL, loc="lower right")
+
+
+def _draw_sums(axis, lab: pd.DataFrame, metric: str, profile: Profile) -> None:
+    """Draw one metric by family, ratio and the policy whose states are visited."""
+    from benchmarks.figures import style
+
+    rows = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
+    rows = rows[rows["target_ratio"].isin(profile.sweep.reduced_ratios)]
+    rows = rows.assign(
+        cell=[
+            f"{family_label(family)}\n{ratio:.0%}"
+            for family, ratio in zip(rows["family"], rows["target_ratio"], strict=True)
+        ]
+    )
+    order = [family for family in profile.families for _ in profile.sweep.reduced_ratios]
+    rows = rows.sort_values(
+        ["family", "target_ratio"],
+        key=lambda column: column.map(order.index) if column.name == "family" else column,
+    )
+    (
+        style.so.Plot(rows, x="cell", y="estimate", color="states")
+        .add(style.so.Bar(alpha=1, edgewidth=0, width=0.8), style.so.Dodge(), legend=False)
+        .add(
+            style.so.Range(color="#222222", linewidth=0.9),
+            style.so.Dodge(),
+            ymin="low",
+            ymax="high",
+            legend=False,
+        )
+        .scale(color={states: style.COLOURS[states] for states in STATES})
+        .label(x="")
+        .on(axis)
+        .plot()
+    )
+
+
+def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
+    """Draw the measured loss of SIA against the sum that the theory equates with it."""
+    from benchmarks.figures import style
+
+    gaps = lab[lab["metric"] == "objective_gap_to_dense"]
+    sums = lab[
+        (lab["metric"] == "unsteered_kl")
+        & (lab["value_model"] == "value-token")
+        & (lab["states"] == "sia")
+    ]
+    both = sums.merge(gaps, on=["family", "target_ratio"], suffixes=("", "_gap"))
+    first_ratio = profile.sweep.reduced_ratios[0]
+    for row in both.itertuples():
+        axis.errorbar(
+            row.estimate,
+            row.estimate_gap,
+            xerr=[[row.estimate - row.low], [row.high - row.estimate]],
+            yerr=[[row.estimate_gap - row.low_gap], [row.high_gap - row.estimate_gap]],
+            color=style.COLOURS["sia"],
+            marker="os"[profile.families.index(row.family)],
+            markersize=5,
+            markerfacecolor=None if row.target_ratio == first_ratio else "white",
+            linestyle="none",
+            elinewidth=0.8,
+            label=f"{family_label(row.family)}, {row.target_ratio:.0%}",
+        )
+    ends = [0, max(both["high"].max(), both["high_gap"].max())]
+    axis.plot(ends, ends, color=style.ZERO, linewidth=0.8, linestyle=":", label="equal")
+    axis.set(
+        xlabel="KL of unsteered steps (nats)",
+        ylabel="J(dense) − J(SIA)",
+        title="is the sum the loss?",
+    )
+    axis.legend(frameon=False, fontsize=style.SMALL)
+
+
+def _draw_bounds(axis, lab: pd.DataFrame, profile: Profile) -> None:
+    """Draw mean regret and mean entropy bound of the steps below τ = 1."""
+    from benchmarks.figures import style
+
+    rows = lab[lab["metric"].isin(BOUNDS)]
+    rows = rows.assign(
+        cell=[
+            f"{family_label(family)}\n{LOSS_LABELS[value_model]}".replace(" loss", "\nloss")
+            for family, value_model in zip(rows["family"], rows["value_model"], strict=True)
+        ],
+        shown=rows["metric"].map(BOUNDS),
+    )
+    order = {family: place for place, family in enumerate(profile.families)}
+    rows = rows.sort_values("family", key=lambda column: column.map(order), kind="stable")
+    style.sns.barplot(rows, x="cell", y="estimate", hue="shown", hue_order=BOUNDS.values(), ax=axis,
+                      palette=[side[2] for side in SIDES[::-1]],
+                      errorbar=None, saturation=1)  # fmt: skip
+    top = 8 * rows["estimate"].max()  # room for the legend
+    axis.set(
+        yscale="log",
+        ylim=(None, top),
+        xlabel="",
+        ylabel="nats",
+        title="steps below τ = 1 (no intervals)",
+    )
+    axis.legend(frameon=False, fontsize=style.SMALL)
 
 
 def random_steps(replicate: int) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import metric_label
+from benchmarks.analysis.labels import LOSSES, family_label, metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -88,67 +88,84 @@ class Threshold(Figure):
         return estimates.summarize(together, metrics, profile, ["chosen"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Columns: objectives; top: score against τ; bottom: share of steered tokens. A line for each family and loss."""
+        """Draw the score and the share of steered tokens against τ, by family and objective."""
         from benchmarks.figures import style
 
-        table = estimates.pooled(table)
-
-        figure, axes = style.grid(2, len(OBJECTIVES), 2.7, 2.2, sharex=True)
-        looks = {
-            (f, v): {"linestyle": line, "markerfacecolor": "white" if v == "value-mean" else None}
-            for f, line in zip(profile.families, ("-", "--"), strict=False)
-            for v in methods.values(profile)
-        }
-        sized = {size: f"{methods.values(profile)[0]}-{size}" for size in sizes(profile)}
-        looks |= {
-            (profile.families[0], sized[size]): {"color": style.SIZES[size], "marker": "s"}
-            for size in sized
-        }
-        level = table[
-            (table["versus"] == "")
-            & (table["metric"] == profile.score)
-            & (table["objective"] != "all")
+        usual = methods.values(profile)
+        level = estimates.pooled(table)
+        level = level[
+            (level["versus"] == "")
+            & (level["metric"] == profile.score)
+            & (level["objective"] != "all")
+            & (level["method"] == "sia")
         ]
-        for j, objective in enumerate(OBJECTIVES):
-            part = level[level["objective"] == objective]
-            for (family, value_model), look in looks.items():
-                points = part[
-                    (part["method"] == "sia")
-                    & (part["family"] == family)
-                    & (part["value_model"] == value_model)
-                ]
-                style.curve(axes[0, j], "sia", points, "tau", **look)
-                axes[1, j].plot(points["tau"], points["ratio"], **style.line("sia") | look)
-                best = points.loc[points["estimate"].idxmax()]
-                colour = look.get("color", style.COLOURS["sia"])
-                axes[0, j].plot(
-                    best["tau"],
-                    best["estimate"],
-                    marker="*",
-                    markersize=9,
-                    color=colour,
-                    markeredgecolor="black",
-                    zorder=5,
-                )
-            for axis in axes[:, j]:
-                axis.axvline(methods.TAU, color="#999999", linewidth=0.8, linestyle=":")
-            axes[0, j].set_title(objective)
-            axes[1, j].set_xlabel("threshold τ (nats)")
-            axes[1, j].set_ylim(0, 1)
-        axes[0, 0].set_ylabel(metric_label(profile, profile.score))
-        axes[1, 0].set_ylabel("share of tokens steered")
-        named = style.LOSSES | {
-            value_model: f"{size} models" for size, value_model in sized.items()
-        }
-        handles = [
-            style.handle("sia", f"{style.FAMILIES[f]}, {named[v]}", **look)
-            for (f, v), look in looks.items()
-        ]
-        caption = (
-            f"One threshold for all? SIA at β = 1 under the same τ for every objective. Stars: the best τ of each curve, over all its "
-            f"prompts. Dotted: τ = 1, which is reported to serve everywhere. {style.measured(level, profile)}"
+        looks = dict(
+            zip(
+                usual,
+                (
+                    style.Look(style.COLOURS["sia"], "o"),
+                    style.Look(style.COLOURS["sia"], "s", (4, 2)),
+                ),
+                strict=False,
+            )
         )
-        return style.finish(figure, handles, caption, folder, "threshold", stale=stale)
+        labels = {value_model: LOSSES[value_model] for value_model in usual}
+        for size in sizes(profile):
+            looks[f"{usual[0]}-{size}"] = style.Look(style.SIZES[size], "^")
+            labels[f"{usual[0]}-{size}"] = f"{size} models, {LOSSES[usual[0]]}"
+        level = level[level["value_model"].isin(looks)]
+        name = metric_label(profile, profile.score)
+        data = pd.concat(
+            [
+                level.assign(quantity=name),
+                level.assign(
+                    quantity="share steered", estimate=level["ratio"], low=np.nan, high=np.nan
+                ),
+            ],
+            ignore_index=True,
+        )
+        data["panel"] = data["family"].map(family_label) + "\n" + data["quantity"]
+        rows = [
+            f"{family_label(family)}\n{q}"
+            for family in profile.families
+            for q in (name, "share steered")
+        ]
+        places = {label: place for place, label in enumerate([*rows, *OBJECTIVES])}
+        data = data.sort_values(
+            ["panel", "objective"], key=lambda column: column.map(places), ignore_index=True
+        )
+        figure = style.plt.figure(figsize=(style.PAGE, 1.25 * len(rows) + 1.2))
+        style.curves(data, "tau", "value_model", looks=looks, row="panel", col="objective").share(
+            y="row"
+        ).label(x="threshold τ (nats)").on(figure).plot()
+        style.name_facets(figure, rows, list(OBJECTIVES))
+        scores = data[data["quantity"] == name].groupby(["panel", "objective", "value_model"])
+        for row in data.loc[scores["estimate"].idxmax()].itertuples():
+            axis = figure.axes[
+                places[row.panel] * len(OBJECTIVES) + places[row.objective] - len(rows)
+            ]
+            axis.plot(
+                row.tau,
+                row.estimate,
+                "*",
+                markersize=8,
+                color=looks[row.value_model].colour,
+                markeredgecolor="black",
+                zorder=5,
+            )
+        for axis in figure.axes:
+            axis.axvline(methods.TAU, color=style.ZERO, linewidth=0.8, linestyle=":")
+        handles = [
+            *style.handles(looks, labels),
+            style.handle(
+                "sia", "best τ", marker="*", linestyle="none", markersize=8, markeredgecolor="black"
+            ),
+            style.handle("base", "τ = 1, as reported", color=style.ZERO, linestyle=":"),
+        ]
+        caption = f"SIA under the same τ for every objective, β = 1. {style.sample_size_note(level, profile)}"
+        return style.finish(
+            figure, handles, caption, folder, "threshold", stale=stale, legend_columns=3
+        )
 
 
 def sizes(profile: Profile) -> list[str]:

@@ -22,6 +22,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.divergence import kl_divergence, tilted
+from benchmarks.analysis.labels import LOSSES, family_label, plural
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
@@ -31,6 +32,15 @@ BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
 DRAWS = 32
 STRETCHES = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
 COLUMNS = ("entropy", "base_logprob", "value_mean", "value_token", "worth", "worth_error")
+PANELS = {
+    "steering_gain": "gain in J",
+    "reward_gained": "reward gained (SD 2)",
+    "kl_paid": "KL paid (nats)",
+    "value_error_weighted": "squared error of V,\nby base probability",
+    "value_error_uniform": "squared error of V,\ncandidates alike",
+    "regret_left_alone": "loss in J if left alone",
+}
+NOISE_SHADES = ("#BBBBBB", "#888888", "#444444")
 
 
 class ErrorOfValues(Figure):
@@ -120,95 +130,64 @@ class ErrorOfValues(Figure):
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Two rows for each family: gain of steering a step, its two parts, the error of the values, and what leaving alone and noise lose, by
-        the entropy of the step."""
+        """Draw gains, costs and errors of steering a step by the entropy of the step."""
         from benchmarks.figures import style
 
         table = estimates.pooled(table)
-
-        panels = {
-            "steering_gain": "gain in J (reward)",
-            "reward_gained": "reward gained (SD 2)",
-            "kl_paid": "KL paid (nats)",
-            "value_error_weighted": "squared error,\nby base probability",
-            "value_error_uniform": "squared error,\ncandidates alike",
-            "regret_left_alone": "loss in J if the\nvalues were exact",
+        table = table[table["stretch"].isin(STRETCHES) & table["family"].isin(profile.families)]
+        place = table["stretch"].map(STRETCHES.index).astype(float)
+        table = table.assign(place=place).sort_values("place")
+        looks = {
+            "value-token": style.Look(style.COLOURS["sia"], "o"),
+            "value-mean": style.Look(style.COLOURS["sia"], "s", (4, 2)),
         }
-        looks = {"value-token": {}, "value-mean": {"linestyle": "--", "markerfacecolor": "white"}}
-        figure, axes = style.grid(2 * len(profile.families), 3, 2.8, 2.3)
-        axes = axes.reshape(-1, 6)
-        stretches = STRETCHES
-        for i, family in enumerate(profile.families):
-            for j, (metric, label) in enumerate(panels.items()):
-                part = table[(table["family"] == family) & (table["metric"] == metric)].set_index(
-                    "stretch"
-                )
-                for value_model, look in looks.items():
-                    points = (
-                        part[part["value_model"] == value_model]
-                        .reindex(stretches)
-                        .assign(place=range(len(stretches)))
-                    )
-                    style.curve(
-                        axes[i, j], "sia", points.dropna(subset=["estimate"]), "place", **look
-                    )
+        noises = {
+            f"{size:g}": style.Look(shade, "", (1, 1))
+            for size, shade in zip(methods.NOISES[1:], NOISE_SHADES, strict=True)
+        }
+        families = profile.families
+        figure, axes = style.plt.subplots(len(PANELS) // 3 * len(families), 3, sharex=True,
+                                          figsize=(style.PAGE, 2.6 * len(families) + 1.2))  # fmt: skip
+        for family, panels in zip(families, axes.reshape(len(families), -1), strict=True):
+            rows = table[table["family"] == family]
+            for axis, (metric, label) in zip(panels, PANELS.items(), strict=True):
+                shown = rows[(rows["metric"] == metric) & rows["value_model"].isin(looks)]
+                style.curves(
+                    shown.dropna(subset=["estimate"]), "place", "value_model", looks=looks
+                ).on(axis).plot()
+                axis.set(ylabel=label, xlabel="")
                 if metric == "regret_left_alone":
-                    axes[i, j].set_yscale("log")
-                    for size, shade in zip(
-                        methods.NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True
-                    ):
-                        by_noise = table[
-                            (table["family"] == family)
-                            & (table["metric"] == "noise_regret")
-                            & (table["noise"] == size)
-                        ]
-                        by_noise = (
-                            by_noise[by_noise["value_model"] == "value-token"]
-                            .set_index("stretch")
-                            .reindex(stretches)
-                        )
-                        axes[i, j].plot(
-                            range(len(stretches)),
-                            by_noise["estimate"],
-                            color=shade,
-                            linestyle=":",
-                            marker="x",
-                            markersize=3,
-                        )
+                    noisy = rows[
+                        (rows["metric"] == "noise_regret") & (rows["value_model"] == "value-token")
+                    ]
+                    noisy = noisy.assign(
+                        size=noisy["noise"].map("{:g}".format), low=np.nan, high=np.nan
+                    )
+                    noisy = noisy[noisy["size"].isin(noises)]
+                    style.curves(noisy, "place", "size", looks=noises).on(axis).plot()
+                    axis.set(yscale="log", ylabel=label, xlabel="")
                 else:
-                    axes[i, j].axhline(0, color="#999999", linewidth=0.8)
-                ticks = [s.replace(" to ", "–").replace("2.31", "2.3") for s in stretches]
-                axes[i, j].set_xticks(
-                    range(len(stretches)), ticks, rotation=35, fontsize=style.SMALL
-                )
-                axes[i, j].set_ylabel(label)
-                axes[i, j].set_xlabel("entropy of the step (nats)")
-            axes[i, 0].set_title(style.FAMILIES[family], loc="left")
-            axes[i, -1].set_title("left alone, or noise", loc="left")
-        names = [
-            style.handle("sia", style.LOSSES[value_model], **{"marker": "o"} | look)
-            for value_model, look in looks.items()
-        ]
-        names += [
-            style.handle("base", f"noise of SD {size:g}", color=shade, linestyle=":", marker="x")
-            for size, shade in zip(
-                methods.NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True
-            )
-        ]
-        whole = table[table["stretch"].isna() & (table["family"] == profile.families[0])].iloc[0]
-        inside = table[table["stretch"].isin(stretches) & table["family"].isin(profile.families)][
-            "n"
+                    axis.axhline(0, color=style.ZERO, linewidth=0.8)
+            panels[1].set_title(family_label(family))
+        for axis in axes[:-1].flat:
+            axis.tick_params(labelbottom=False)
+        for axis in axes[-1]:
+            ticks = [stretch.replace(" to ", "–").replace("2.31", "2.3") for stretch in STRETCHES]
+            axis.set_xticks(range(len(STRETCHES)), ticks)
+            axis.set_xlabel("entropy of the step (nats)")
+        handles = [
+            *style.handles(looks, {name: LOSSES[name] for name in looks}),
+            *style.handles(noises, {size: f"exact values + noise of SD {size}" for size in noises}),
         ]
         caption = (
-            f"What steering one step is worth (β = 1), against rollouts of the base model: J = expected reward (SD 2) − KL. States that base "
-            f"responses visit, {profile.sweep.probe_rollouts} rollouts for each of their {profile.decoding.candidates} candidates; n = "
-            f"{int(whole['n'])} states of each family ({int(inside.min())} to {int(inside.max())} in a stretch of entropy), "
-            f"{style.together(int(whole['replicates']))} of profile {profile.name}. Bands: "
-            f"{profile.statistics.level:.0%} bootstrap intervals over replicates and states. The error is that of differences between "
-            f"candidates, the noise of the rollouts taken off. Last panel: what leaving the step alone would lose if the values were exact, "
-            f"and steering it by them with noise added (crosses, per-token values, no intervals)."
+            "Steering one step, against rollouts of the base model: J = expected reward (SD 2) − KL, "
+            f"β = 1. Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and "
+            f"states; n = {table['n'].min():.0f} to {table['n'].max():.0f} states per point, "
+            f"{plural(int(table['replicates'].max()), 'replicate')}, profile {profile.name}."
         )
-        return style.finish(figure, names, caption, folder, "value-error", stale=stale)
+        return style.finish(
+            figure, handles, caption, folder, "value-error", stale=stale, legend_columns=3
+        )
 
 
 def _draws(
