@@ -18,6 +18,7 @@ from sia import _decoding, _prefix_cache, _sampling, gates, steering
 from sia.scorers import base
 
 REFERENCE = "tests/sia/test_decoding.py::test_every_gate_matches_the_reference"
+TEMPERATURE = "tests/sia/test_decoding.py::test_temperature_divides_after_the_tilt"
 GOLDEN = "tests/golden/test_decoding.py"
 
 
@@ -79,7 +80,10 @@ FAULTS = {
         base.CachedSession, "read_branches", value_before_the_candidate
     ),
     "temperature ignored": Fault(
-        _sampling, "choose", lambda choose, logits, noise, _: choose(logits, noise, 1.0)
+        _sampling,
+        "choose",
+        lambda choose, logits, noise, _: choose(logits, noise, 1.0),
+        (TEMPERATURE, GOLDEN),
     ),
     "stale cache after a junction": Fault(_prefix_cache.CachedPrefixes, "_catch_up", stale_cache),
 }
