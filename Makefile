@@ -86,7 +86,7 @@ lint: $(READY_DEV) ## style and static checks
 	$(BIN)/lint-imports
 
 docs: $(READY_DEV) ## build the documentation site into site/ (warnings are errors)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY_DEV) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
