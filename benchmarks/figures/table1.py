@@ -177,12 +177,11 @@ def cells_of(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         text=pd.Series(texts, rows.index).mask(drift & base_tokens, "–"),
         best=goodness == goodness.groupby(rows["metric"]).transform("max"),
     )
-    names = {
-        keys: method_label(
-            *keys[:3], int(group["best_of"].iloc[0]) if keys[3] == "best-of" else 1, keys[4]
-        )
-        for keys, group in rows.groupby(KEYS, dropna=False)
-    }
+    names = {}
+    for keys, group in rows.groupby(KEYS, dropna=False):
+        method, ratio, value_model, search, tuned = keys
+        best_of = int(group["best_of"].iloc[0]) if search == "best-of" else 1
+        names[keys] = method_label(method, ratio, value_model, best_of, tuned)
     rows = rows.assign(name=[names[keys] for keys in rows[KEYS].itertuples(index=False, name=None)])
     heads = [metric for metric in HEADS if metric in set(rows["metric"])]
     text, best = (
