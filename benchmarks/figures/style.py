@@ -260,10 +260,14 @@ def heatmap(
 def handle(method: str, label: str = "", **properties) -> Line2D:
     """Return the legend entry of a method; `properties` override those of its look."""
     look = PALETTE[method]
-    usual = {"marker": "" if look.dashes else look.marker, "markersize": 4, "linewidth": 1.3}
-    entry = handles({method: look}, {method: label or label_of(method)})[0]
-    entry.set(**usual | properties)
-    return entry
+    usual = {
+        "color": look.colour,
+        "linestyle": (0, look.dashes) if look.dashes else "-",
+        "marker": "" if look.dashes else look.marker,
+        "markersize": 4,
+        "linewidth": 1.3,
+    }
+    return Line2D([], [], label=label or label_of(method), **usual | properties)
 
 
 def handles(looks: Mapping[str, Look], labels: Mapping[str, str]) -> list[Line2D]:
