@@ -4,8 +4,9 @@ A `MethodScores` holds one method under one setting: a value of each metric for 
 sampling seed, of a replicate and objective). Scores on the same units can be subtracted unit by unit, which pairs
 them by prompt and by noise.
 
-Summaries are tidy: a row is one estimate of one metric. Rows with `replicate` "all" pool the replicates; where there
-are several, rows "0", "1", ... hold each alone. Counts and realised ratios stand in the pooled rows.
+Summaries are tidy: a row is one estimate of one metric. Rows with `replicate` "all" pool the
+replicates; where there are several, rows "0", "1", ... hold each alone. Counts and realised ratios
+stand in the pooled rows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
 POOLED = "all"  # value of the column `replicate`
+SCORES = ("judge", "reward")  # metrics of which figures show single replicates on every objective
 UNIT = ["replicate", "objective", "prompt", "seed"]
 LABELS = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "best_of", "search",
@@ -277,9 +279,12 @@ def _intervals(
                 common |= counts if replicate == POOLED else {}
                 for name, values in one.chosen.items():
                     common[name] = common_value(values[index, ... if number is None else number])
+                # of single replicates, figures and verdicts read only these; rows give the others
+                kept = replicate == POOLED or number is None
                 records += [
                     common | {"metric": metric} | dict(zip(NUMBERS, ends[:, m, i], strict=False))
                     for m, metric in enumerate(metrics)
+                    if kept or metric in SCORES
                 ]
     return records
 
