@@ -78,7 +78,7 @@ _observer: ContextVar[Observer] = ContextVar("observer of the decoding that runs
 
 
 @lru_cache
-def _usual_attention(module_class: Any, implementation: str) -> Callable[..., Any]:
+def _usual_attention(module_class: type[Any], implementation: str) -> Callable[..., Any]:
     """Return the function that transformers would have called for this class of module."""
     if implementation != OBSERVED["eager"]:
         return ALL_ATTENTION_FUNCTIONS["sdpa"]
