@@ -114,6 +114,19 @@ METRICS = {
     "kl_paid": Metric("KL paid by steering a step (nats)", better=LESS),
     "value_error_uniform": Metric("squared error of values, candidates alike", better=LESS),
     "value_error_weighted": Metric("squared error of values, by base probability", better=LESS),
+    # quality of the lab's models; correlations are Pearson's, with the judge
+    "parameters": Metric("parameters"),
+    "corpus_loss": Metric("loss on held-out documents (nats per token)", "nats", LESS),
+    "pair_accuracy": Metric("share of pairs ordered as the judge does", better=MORE),
+    "preference_loss": Metric("loss on noisy preferences (nats)", "nats", LESS),
+    "distillation_loss": Metric("loss of the values", better=LESS),
+    "scaled_reward_sd": Metric("SD of the scaled rewards"),
+    "judge_correlation": Metric("correlation of rewards", better=MORE),
+    **{
+        f"judge_correlation_at_{share}": Metric(f"correlation of values at {share}%", better=MORE)
+        for share in (10, 50, 100)
+    },
+    **{f"value_sd_at_{share}": Metric(f"SD of the values at {share}%") for share in (10, 50, 100)},
 }
 LOSSES = {"value-mean": "paper's loss", "value-token": "per-token loss"}
 FAMILIES = {"qwen3": "Qwen3", "llama": "Llama", "all": "both families"}

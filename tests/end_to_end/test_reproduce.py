@@ -165,11 +165,11 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     assert sparse.groupby("tuned")["threshold"].nunique().max() > 1  # each objective has its own
     models = pd.read_csv(checkout / "results/tiny/models.csv")
     assert {
-        "loss on the corpus",
-        "pair accuracy",
-        "correlation at 10%",
-        "correlation at 50%",
-        "correlation at 100%",
+        "corpus_loss",
+        "pair_accuracy",
+        "judge_correlation_at_10",
+        "judge_correlation_at_50",
+        "judge_correlation_at_100",
     } <= set(models["metric"])
     assert {
         "base-large",

@@ -28,9 +28,9 @@ from sia import ValueModel
 from sia._inputs import pad_right
 from sia.training import distillation_loss
 
-FRACTIONS = (0.1, 0.5, 1.0)  # of a response, where values are compared with the judge
+PERCENTS = (10, 50, 100)  # of a response, where values are compared with the judge
 WORK = 40  # estimated seconds of one core
-Metrics = Iterator[tuple[str, float, int]]  # name, estimate, number of observations
+Metrics = Iterator[tuple[str, float, int]]  # id, estimate, number of observations
 
 
 def model_quality(
@@ -96,8 +96,8 @@ class _Heldout:
         tokens = [with_eos(response) for responses in samples for response in responses]
         self.responses[str(kind), family] = tokens, judged
         yield "parameters", sum(p.numel() for p in model.parameters()), 1
-        yield "loss on the corpus", heldout_loss(model, ids, documents), len(ids)
-        yield "judge score", judged.mean(), len(judged)
+        yield "corpus_loss", heldout_loss(model, ids, documents), len(ids)
+        yield "judge", judged.mean(), len(judged)
 
     @cached_property
     def pairs(self) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
@@ -115,7 +115,7 @@ class _Heldout:
         *_, judged = self.pairs
         differ = judged[0] != judged[1]
         agree = (first > second) == (judged[0] > judged[1])
-        return "pair accuracy", agree[differ].mean(), int(differ.sum())
+        return "pair_accuracy", agree[differ].mean(), int(differ.sum())
 
     def reward_model(self, kind: str) -> Metrics:
         replicate, (first, second, judged) = self.replicate, self.pairs
@@ -126,8 +126,8 @@ class _Heldout:
         margin = (rewards[0] - rewards[1]) * replicate.scale(kind)["sd"]
         loss = preferred * np.logaddexp(0, -margin) + (1 - preferred) * np.logaddexp(0, margin)
         yield self._accuracy(*rewards)
-        yield "correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size
-        yield "loss on noisy preferences", loss.mean(), loss.size
+        yield "judge_correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size
+        yield "preference_loss", loss.mean(), loss.size
 
     def autoregressive_reward(self, kind: str, family: str) -> Metrics:
         first, second, _ = self.pairs
@@ -145,12 +145,12 @@ class _Heldout:
             REWARD, replicate.reward_model(REWARD), sequences
         )
         values = token_values(replicate.value_model(str(kind), family), prompts, tokens)
-        yield f"loss ({kind.loss})", heldout_value_loss(values, rewards, kind.loss), len(values)
-        yield "SD of the scaled rewards", rewards.std(), len(values)
-        for fraction in FRACTIONS:
-            at = np.array([v[math.ceil(fraction * len(v)) - 1] for v in values])
-            yield f"correlation at {fraction:.0%}", np.corrcoef(at, scores)[0, 1], len(at)
-            yield f"SD of the values at {fraction:.0%}", at.std(), len(at)
+        yield "distillation_loss", heldout_value_loss(values, rewards, kind.loss), len(values)
+        yield "scaled_reward_sd", rewards.std(), len(values)
+        for percent in PERCENTS:
+            at = np.array([v[math.ceil(percent / 100 * len(v)) - 1] for v in values])
+            yield f"judge_correlation_at_{percent}", np.corrcoef(at, scores)[0, 1], len(at)
+            yield f"value_sd_at_{percent}", at.std(), len(at)
 
 
 @torch.no_grad()
