@@ -13,8 +13,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression
 from benchmarks.figures.registry import FIGURES
-from benchmarks.report import render
-from benchmarks.report.results_page import results_page
+from benchmarks.report import render, results_page
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
@@ -162,13 +161,7 @@ def judge_claims(options: Options) -> None:
             print(f"  {claims.sentence(row)}")
     print_counts(profile, verdicts)
     if profile.name == "lab":
-        drawn = {name: render.pictures_of(profile, name) for name in FIGURES}
-        pictures = {
-            name: f"../{short(min(paths, key=lambda path: len(path.name)))}"
-            for name, paths in drawn.items()
-            if paths
-        }
-        write_text(ROOT / "docs" / "results.md", results_page(verdicts, FIGURES, pictures))
+        results_page.write(profile, verdicts, FIGURES)
 
 
 def write_report(options: Options) -> None:

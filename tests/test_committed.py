@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.analysis import claims, tables
 from benchmarks.figures.registry import FIGURES
-from benchmarks.report import render
+from benchmarks.report import render, results_page
 from benchmarks.runtime.files import read_json
 from benchmarks.runtime.fingerprints import ROOT, drawing_code
 from benchmarks.spec.profile import PROFILES, load_profile, profile_digest
@@ -96,6 +96,16 @@ def test_verdicts_figures_and_report_follow_from_summaries(path):
     assert faults == []
     page = (path.parent / render.REPORT).read_text(encoding="utf-8")
     assert render.read_made_from(page) == render.made_from(profile, FIGURES)
+
+
+def test_pages_show_the_verdicts():
+    lab = load_profile("lab")
+    verdicts = claims.pooled_verdicts(pd.read_csv(tables.folder(lab) / "claims.csv"))
+    readme = results_page.README.read_text(encoding="utf-8")
+    page = results_page.RESULTS_PAGE.read_text(encoding="utf-8")
+    assert results_page.headline_table(verdicts) in readme
+    assert results_page.results_page(lab, verdicts, FIGURES) == page
+    assert max(len(row) for row in f"{readme}{page}".split("\n") if row.startswith("|")) <= 200
 
 
 def test_results_and_figures_stay_small():

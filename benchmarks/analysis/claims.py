@@ -61,14 +61,19 @@ class Claim:
         return METRICS[metric].unit if metric in METRICS else ""
 
 
+def read_document(path: Path = CLAIMS) -> dict:
+    """Return claims.toml as it is."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 def read_claims(path: Path = CLAIMS) -> list[Claim]:
     """Return each claim, once for each of its conditions.
 
     Raises:
         ValueError: A test or condition is unknown.
     """
-    document = tomllib.loads(path.read_text(encoding="utf-8"))
-    conditions, claims = document["conditions"] | {"": {"label": ""}}, []
+    document, claims = read_document(path), []
+    conditions = document["conditions"] | {"": {"label": ""}}
     for name, entry in document["claims"].items():
         if entry["test"] not in SIGNS:
             raise ValueError(

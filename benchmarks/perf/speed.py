@@ -1,4 +1,4 @@
-"""Decoding speed of `sia`: `make speed` writes results/speed.csv and its provenance.
+"""Decoding speed of `sia`: `make speed` writes results/speed.csv and docs/performance.md.
 
 Everything is a ratio of two times, taken in turns within one process. Models have random weights.
 `benchmarks.perf.architectures` does the same with the architectures of Qwen3 and Llama.
@@ -31,8 +31,8 @@ from benchmarks.perf.random_models import (
 )
 from benchmarks.perf.timing import in_turns, ratios
 from benchmarks.runtime.command_line import Parser
-from benchmarks.runtime.files import write_text
-from benchmarks.runtime.fingerprints import MODELS, code_digest
+from benchmarks.runtime.files import read_json, write_text
+from benchmarks.runtime.fingerprints import MODELS, ROOT, code_digest
 from benchmarks.runtime.workers import available_cores
 from sia import AttentionGate, EveryToken, RandomGate, Steering
 
@@ -50,6 +50,34 @@ SMALL = {
 }
 GOALS = {(1, "off"): "≤ 1.0", (64, "off"): "≤ 1.0", (1, 0.2): "≤ 1.3", (64, 0.2): "≤ 3.0"}
 MEMORY_KINDS = ("import", "plain", "off", "steered")
+PAGE = ROOT / "docs" / "performance.md"
+HEAD = """# Performance
+
+Written by `make speed` from `results/speed.csv`; not edited by hand. Times and memory are multiples of
+those of transformers' `model.generate` (or of what the row says), measured in turns within one process:
+the median of the rounds, with their range. The models have random weights (`{model}`) and run on
+{threads} CPU threads in float32. Steering uses K = 10 candidates and a value model of the same size; the
+gate steers tokens at random. Goals are those that the design of the library set itself.
+
+"""
+LABELS = {
+    "seconds of model.generate": "seconds of `model.generate`",
+    "time: off / model.generate": "time of `sia.generate` without steering",
+    "time: off, through transformers / model.generate": (
+        "time of `steered_generate` without steering"
+    ),
+    "time: steered / model.generate": "time of steering {ratio:.0%} of the tokens",
+    "time: attention watched / model.generate": "time of an attention gate that never opens",
+    "time: published cost structure / steered": (
+        "time of the published loop, without caches, against steering {ratio:.0%}"
+    ),
+    "time per token at 512 / at 128, over that of model.generate": (
+        "growth of the time per token from 128 to 512 tokens, against that of `model.generate`"
+    ),
+    "value forward passes per junction step": "forward passes of the value model per steered token",
+    "peak memory: off / model.generate": "peak memory without steering",
+    "peak memory: steered / model.generate": "peak memory of steering {ratio:.0%} of the tokens",
+}
 Row = dict[str, object]
 
 
@@ -201,19 +229,26 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values={"ratio": [""]})
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Return the table as the documentation shows it."""
-    lines = [
-        "| what, against what | batch | new tokens | median | range | goal |",
-        "|---|---|---|---|---|---|",
+def page(table: pd.DataFrame, threads: int) -> str:
+    """Return docs/performance.md: what was measured, and the table in plain words."""
+    rows = [
+        ["measure", "batch", "new tokens", "median", "range", "goal"],
+        ["---"] * 6,
     ]
-    for _, r in table.iterrows():
-        label = f"{r.measure} ({r.ratio:.0%} of tokens)" if "steered" in r.measure else r.measure
+    for r in table.itertuples():
+        label = LABELS.get(r.measure, r.measure).format(ratio=r.ratio)
         span = f"{r.low:.2f} to {r.high:.2f}" if r.runs > 1 else ""
-        lines.append(
-            f"| {label} | {r.batch} | {r.new_tokens} | {r.estimate:.2f} | {span} | {r.goal} |"
-        )
-    return "\n".join(lines)
+        rows.append([label, str(r.batch), str(r.new_tokens), f"{r.estimate:.2f}", span, r.goal])
+    head = HEAD.format(model=table["model"].iloc[0], threads=threads)
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_page(path: Path) -> int:
+    """Write docs/performance.md from the table at this path, and print it."""
+    text = page(read(path), read_json(path.with_suffix(".json"))["threads"])
+    write_text(PAGE, text)
+    print(text)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -229,7 +264,13 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"counted rounds of each comparison (default: {ROUNDS})",
     )
     parser.add_argument("--peak-memory", choices=MEMORY_KINDS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--page", action="store_true", help="only write docs/performance.md, from the table"
+    )
     options = parser.parse_args(arguments)
+    path = RESULTS / "speed.csv"
+    if options.page:
+        return write_page(path)
     if options.runs < 1:
         print(f"error: runs must be at least 1, got {options.runs}", file=sys.stderr)
         return 2
@@ -241,7 +282,6 @@ def main(arguments: list[str] | None = None) -> int:
     rows = small_models(options.runs)
     rows += memory_rows(rows[0]["model"], min(options.runs, 5))
     table = pd.DataFrame(rows)
-    path = RESULTS / "speed.csv"
     write_text(path, table.to_csv(index=False))
     provenance = {
         **circumstances("benchmarks.perf.speed"),
@@ -251,8 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sha256": {path.name: sha256(path)},
     }
     write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-    print(markdown(read(path)))
-    return 0
+    return write_page(path)
 
 
 if __name__ == "__main__":

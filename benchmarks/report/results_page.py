@@ -1,14 +1,32 @@
-"""`docs/results.md`: the verdict on every claim, a section for each figure, written by `make claims`."""
+"""Verdicts for readers: docs/results.md has them all, a table in the README the headline ones.
+
+`make claims` writes both.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import textwrap
 from collections.abc import Mapping
 
 import pandas as pd
 
-from benchmarks.analysis.claims import VERDICTS, criterion, interval_text
+from benchmarks.analysis.claims import (
+    MARKS,
+    VERDICTS,
+    criterion,
+    interval_text,
+    read_document,
+)
 from benchmarks.figures.base import Figure
+from benchmarks.report.render import pictures_of
+from benchmarks.runtime.files import write_text
+from benchmarks.runtime.fingerprints import ROOT
+from benchmarks.spec.profile import Profile
+
+RESULTS_PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+BEGIN, END = "<!-- headline: written by make claims -->", "<!-- end of headline -->"
 
 HEAD = """# Results of the lab
 
@@ -19,28 +37,54 @@ whole interval meets the criterion (reproduced), none of it does (not reproduced
 TABLE = ["| condition | verdict | estimate [interval] | replicates |", "|---|---|---|---|"]
 
 
-def results_page(
-    verdicts: pd.DataFrame, figures: Mapping[str, Figure], pictures: Mapping[str, str]
-) -> str:
-    """Return the page in Markdown.
+def write(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+    """Write docs/results.md and the table of the README."""
+    write_text(RESULTS_PAGE, results_page(profile, verdicts, figures))
+    write_text(README, with_headline(README.read_text(encoding="utf-8"), verdicts))
+
+
+def results_page(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str, Figure]) -> str:
+    """Return the page in Markdown, with a section for each figure that has claims.
 
     Args:
+        profile: Whose pictures are shown, one of each figure.
         verdicts: As `claims.pooled_verdicts` returns them.
-        figures: By name; each with claims gets a section.
-        pictures: Path of a figure's picture from the page, by name; not every figure has one.
+        figures: By name.
     """
     counts = verdicts["verdict"].value_counts()
     listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
     parts = [HEAD, f"{len(verdicts)} verdicts: {listed}.\n"]
-    for name, figure in figures.items():
-        rows = verdicts[verdicts["figure"] == name]
-        if rows.empty:
-            continue
-        parts.append(f"## {figure.title}\n")
-        if name in pictures:
-            parts.append(f"![{figure.title}]({pictures[name]})\n")
+    for name, rows in verdicts.groupby(pd.Categorical(verdicts["figure"], [*figures])):
+        title = figures[name].title
+        parts.append(f"## {title}\n")
+        for path in pictures_of(profile, name)[:1]:
+            parts.append(f"![{title}]({os.path.relpath(path, RESULTS_PAGE.parent)})\n")
         parts += [_claim(claim) for _, claim in rows.groupby("claim", sort=False)]
     return "\n".join(parts)
+
+
+def with_headline(readme: str, verdicts: pd.DataFrame) -> str:
+    """Return the README with its table of headline verdicts written anew."""
+    block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
+    return block.sub(lambda _: headline_table(verdicts), readme)
+
+
+def headline_table(verdicts: pd.DataFrame) -> str:
+    """Return the verdicts that claims.toml names as headlines, a line for each claim."""
+    document = read_document()
+    conditions = {key: entry["label"] for key, entry in document["conditions"].items()} | {"": ""}
+    by_key = verdicts.set_index(["claim", "condition"])
+    columns = document["headline"]["columns"]
+    rows = [["claim", *columns], ["---"] * (1 + len(columns))]
+    for name, (statement, *shown) in document["headline"]["rows"].items():
+        cells = [_cell(by_key.loc[name, conditions[key]]) if key != "-" else "" for key in shown]
+        rows.append([statement, *cells])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(row: pd.Series) -> str:
+    """Return a verdict with its estimate and interval."""
+    return f"{MARKS[row['verdict']]} {interval_text(row, '.2f')}".replace("-", "−")
 
 
 def _claim(rows: pd.DataFrame) -> str:

@@ -9,9 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.__main__ import FIGURES, main
-from benchmarks.analysis import claims, tables
-from benchmarks.report import results_page
-from benchmarks.runtime import fingerprints
+from benchmarks.analysis import tables
 from benchmarks.spec.profile import load_profile, profile_digest
 from tests.helpers.fake import FakeResults
 
@@ -229,22 +227,3 @@ def test_unknown_figures_are_listed(capsys):
     with pytest.raises(SystemExit):
         main(["figure9"])
     assert "figure2" in capsys.readouterr().err
-
-
-COMMITTED = fingerprints.ROOT / "results/lab"
-
-
-needs_tables = pytest.mark.skipif(
-    not (COMMITTED / "figure2.json").exists(), reason="no measured lab tables in results/lab"
-)
-
-
-@needs_tables
-def test_the_results_page_shows_the_committed_verdicts():
-    page = (fingerprints.ROOT / "docs/results.md").read_text(encoding="utf-8")
-    verdicts = claims.pooled_verdicts(
-        pd.read_csv(COMMITTED / "claims.csv", dtype={"replicate": str})
-    )
-    for _, claim in verdicts.groupby("claim"):
-        assert results_page._claim(claim) in page
-    assert max(len(line) for line in page.split("\n") if line.startswith("|")) <= 200
