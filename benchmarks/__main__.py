@@ -1,7 +1,5 @@
 """Command line of the suite: `python -m benchmarks COMMAND [options]`, as `make` calls it."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

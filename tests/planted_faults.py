@@ -4,8 +4,6 @@ A pytest plugin: `PLANTED_FAULT="β negated" pytest -p tests.planted_faults FILE
 fault. `test_planted_faults.py` shows that each is caught, and that docs/testing.md says by what.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What is committed belongs together: rows, provenance, summaries, verdicts and figures."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 

@@ -9,8 +9,6 @@ References: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2
 Holm, "A simple sequentially rejective multiple test procedure", 1979.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -7,8 +7,6 @@
 4. The better β after that is chosen, and its thresholds from what both runs did.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Costs of responses, of searches as if the samples of a prompt shared its prefill."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import reduce
 from operator import add

@@ -5,8 +5,6 @@ share of what the GPU can do, and some time to launch. An estimate to plan with;
 measured. `make estimate PROFILE=qwen3-8b`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Gates of cells by name, and one that only the benchmarks use."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Models and scorers of a subject, kept at hand in a worker process."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache

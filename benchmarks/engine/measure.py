@@ -1,7 +1,5 @@
 """Measuring one shard: respond, score, count. Subjects are of the lab or of the Hub."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

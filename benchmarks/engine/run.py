@@ -1,7 +1,5 @@
 """One run: models at hand (trained, or fetched), cells measured, tables written."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

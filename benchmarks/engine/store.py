@@ -1,7 +1,5 @@
 """Measured shards on disk, each under a digest of everything that changes its rows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Seconds per response of cells, timed in turns in one worker while nothing else runs."""
 
-from __future__ import annotations
-
 import time
 
 import pandas as pd

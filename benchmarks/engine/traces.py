@@ -1,7 +1,5 @@
 """Responses token by token: steering, candidates, and what candidates are worth."""
 
-from __future__ import annotations
-
 import math
 import random
 

@@ -9,8 +9,6 @@ dense steering costs about 10 times a plain pass, 20% of the tokens about 2 time
 times. Without a GPU the same shapes are scaled down, and the table says so.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

@@ -4,8 +4,6 @@ Prints milliseconds and their ratio, medians of rounds in turns:
 `python -m benchmarks.perf.linear_layers`.
 """
 
-from __future__ import annotations
-
 import copy
 import statistics
 from typing import cast

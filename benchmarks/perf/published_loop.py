@@ -5,8 +5,6 @@ whole sequences. Only the structure is reproduced, in our own words; the noise i
 that both loops must produce the same tokens.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -1,7 +1,5 @@
 """Models with random weights, and the runs that are timed: outputs mean nothing, costs are real."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass

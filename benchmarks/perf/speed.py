@@ -4,8 +4,6 @@ Everything is a ratio of two times, taken in turns within one process. Models ha
 `benchmarks.perf.architectures` does the same with the architectures of Qwen3 and Llama.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

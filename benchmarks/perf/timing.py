@@ -1,7 +1,5 @@
 """Timing in turns within one process, so that a drifting machine changes all times alike."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Methods that the figures compare: a new baseline or scorer is one line of METHODS."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from benchmarks.spec.model_kinds import BASE, INSTRUCT, ModelKind

@@ -4,8 +4,6 @@ A `LabProfile` trains its own models in its own world; a `HubProfile` names mode
 of the Hub, or local ones. Both are frozen dataclasses, whose types and ranges hold once read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tomllib

@@ -1,7 +1,5 @@
 """`make check`: what is equal passes, noise passes, and a metric that moved is named."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Calibration by made-up validation rows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pandas as pd

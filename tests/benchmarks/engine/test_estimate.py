@@ -1,7 +1,5 @@
 """The roofline estimate of GPU hours: what it grows with."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What turns a cell into steering and responses into rows, on tiny models."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import reduce
 from operator import add

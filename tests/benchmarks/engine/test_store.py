@@ -1,7 +1,5 @@
 """Paths of shards: each follows what it depends on, and nothing else."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

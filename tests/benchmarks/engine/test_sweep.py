@@ -1,7 +1,5 @@
 """What a sweep measures, in which order, and how it labels rows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from benchmarks.engine.calibration import Calibrator

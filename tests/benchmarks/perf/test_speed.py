@@ -1,7 +1,5 @@
 """The speed benchmark: what it measures against is the same algorithm, and its rows say what they should."""
 
-from __future__ import annotations
-
 import copy
 import json
 import subprocess

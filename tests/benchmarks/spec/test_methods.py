@@ -1,7 +1,5 @@
 """Methods: labels and models that agree with gates and model kinds."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.engine.gates import GATES

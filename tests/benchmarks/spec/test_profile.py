@@ -1,7 +1,5 @@
 """Reading profiles: defaults, digests, and one sentence for whatever is wrong."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import re
