@@ -222,7 +222,7 @@ class Entropy(Figure):
             )
             style.sns.barplot(
                 x=100 * shifts["estimate"],
-                y=shifts["base_word"] + " → " + shifts["word"],
+                y=shifts["base_word"].astype(str) + " → " + shifts["word"].astype(str),
                 ax=words,
                 color=style.COLOURS["sia"],
                 saturation=1,
