@@ -1,6 +1,6 @@
-"""Tiny random models and prompts for the tests."""
+"""Tiny random models, prompts and responses for the tests."""
 
-from __future__ import annotations
+from collections.abc import Iterable
 
 import torch
 from transformers import (
@@ -19,8 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import sia
 from benchmarks.subjects.lab.tokenizer import build_tokenizer
-from sia import ValueModel
 
 VOCABULARY = 60
 EOS = 2
@@ -30,18 +30,21 @@ FAMILIES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "gpt2": (GPT2Config, GPT2LMHeadModel, {}),  # learned positions, Conv1D
-    "mistral": (
-        MistralConfig,
-        MistralForCausalLM,
-        {"sliding_window": WINDOW},
-    ),  # the same window in every layer
-    "gemma2": (
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),  # in every layer
+    "gemma2": (  # eager attention, soft caps
         Gemma2Config,
         Gemma2ForCausalLM,
         {**MIXED_WINDOWS, "query_pre_attn_scalar": 8},
-    ),  # eager attention, soft caps
+    ),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {**MIXED_WINDOWS, "query_pre_attn_scalar": 8}),
 }
+
+
+def seeded(build, seed: int):
+    """Build with weights drawn from a seed, and leave torch's own generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
 
 
 def config(family: str, vocabulary: int = VOCABULARY):
@@ -66,25 +69,20 @@ def config(family: str, vocabulary: int = VOCABULARY):
 
 
 def language_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return FAMILIES[family][1](config(family, vocabulary)).eval()
+    return seeded(lambda: FAMILIES[family][1](config(family, vocabulary)).eval(), seed)
 
 
 def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY):
     """A trajectory reward model of the same shape."""
     settings = config(family, vocabulary)
     settings.num_labels = 1
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForSequenceClassification.from_config(settings).eval()
+    return seeded(lambda: AutoModelForSequenceClassification.from_config(settings).eval(), seed)
 
 
-def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> ValueModel:
-    model = ValueModel.from_backbone(language_model(family, seed, vocabulary))
-    generator = torch.Generator().manual_seed(seed)
+def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> sia.ValueModel:
+    model = sia.ValueModel.from_backbone(language_model(family, seed, vocabulary))
     with torch.no_grad():
-        model.head.weight.normal_(generator=generator).mul_(0.5)
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(seed)).mul_(0.5)
         model.head.bias.fill_(0.3)
     return model.eval()
 
@@ -96,5 +94,20 @@ def prompts(count: int, seed: int = 0, longest: int = 12) -> list[list[int]]:
     return [torch.randint(6, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
 
 
+def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Token ids of responses or candidates, the end of a sequence left out."""
+    return torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
 def tokenizer(vocabulary: int = VOCABULARY):
     return build_tokenizer([f"w{i}" for i in range(6, vocabulary)])
+
+
+def generate(model, prompts, steering=None, **options) -> list[sia.Generation]:
+    """Call `sia.generate` with the tokenizer of the tests, for 12 tokens unless told otherwise."""
+    options = {"max_new_tokens": 12, "progress": False} | options
+    return sia.generate(model, tokenizer(), prompts, steering, **options)
+
+
+def tokens(generations: Iterable[sia.Generation]) -> list[list[int]]:
+    return [generation.token_ids.tolist() for generation in generations]

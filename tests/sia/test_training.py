@@ -1,0 +1,59 @@
+"""Distillation of trajectory rewards into values of tokens."""
+
+import random
+from collections import Counter
+from itertools import chain
+
+import pytest
+import torch
+
+from sia import ValueModel, distill
+from sia.training import distillation_loss, epoch_batches
+from tests.helpers import tiny
+
+
+def new_model():
+    return ValueModel.from_backbone(tiny.language_model("qwen3"))
+
+
+def test_losses_against_plain_loops():
+    values = torch.tensor([[9.0, 1.0, 3.0, 0.0], [9.0, 9.0, 2.0, 4.0]])
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]])
+    losses = {
+        loss: distillation_loss(values, mask, torch.tensor([1.0, 5.0]), loss).item()
+        for loss in ("mean", "token")
+    }
+    assert losses == {
+        "mean": pytest.approx(((2 - 1) ** 2 + (3 - 5) ** 2) / 2),
+        "token": pytest.approx(((0 + 4) / 2 + (9 + 1) / 2) / 2),
+    }
+    with pytest.raises(ValueError, match='loss must be "mean" or "token", got \'sum\''):
+        distillation_loss(values, mask, torch.tensor([1.0, 5.0]), "sum")
+
+
+@pytest.mark.parametrize("loss", ["mean", "token"])
+def test_distillation_learns_the_rewards(loss):
+    """The reward of a response is whether it has a 7; a seed gives the same weights again."""
+    prompts = tiny.prompts(64, seed=1)
+    responses, rewards = [[8, 9, tiny.EOS], [7, 9, tiny.EOS]] * 32, [-2.0, 2.0] * 32
+    settings = {"loss": loss, "epochs": 12, "learning_rate": 3e-3, "batch_size": 16, "seed": 0}
+    tokens, model, again = [], new_model(), new_model()
+    distill(model, prompts, responses, rewards, progress=tokens.append, **settings)
+    distill(again, prompts, responses, rewards, **settings)
+    torch.testing.assert_close(model.state_dict(), again.state_dict(), atol=0, rtol=0)
+    low, high = model(torch.tensor([[5, 6, *r] for r in responses[:2]]))[:, 2:].mean(1).tolist()
+    assert low < -1 < 1 < high
+    assert sum(tokens) == 12 * sum(len(prompt) + 3 for prompt in prompts)
+    assert not model.training
+
+
+def test_distill_refuses_unequal_lists():
+    settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 1, "seed": 0}
+    with pytest.raises(ValueError, match="must be as many, got 1, 1 and 2"):
+        distill(new_model(), [[5]], [[6]], [1.0, 2.0], **settings)
+
+
+def test_epoch_batches_show_each_example_once_an_epoch():
+    batches = list(epoch_batches([i % 7 for i in range(50)], 8, 3, random.Random(0)))
+    assert Counter(chain(*batches)) == dict.fromkeys(range(50), 3)
+    assert max(map(len, batches)) == 8
