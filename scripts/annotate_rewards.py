@@ -7,8 +7,6 @@ Writes a JSON line for each example: prompt (a chat), response, reward. An inter
 finished examples are in OUTPUT.part, which becomes OUTPUT at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

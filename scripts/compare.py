@@ -9,8 +9,6 @@ Underlined: the gate was open and the token was steered. Red: steering changed t
 same random numbers.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -10,8 +10,6 @@ token_reward_head.pt, model_config.json; beside it metrics.csv and curves.png. A
 resumes from its last checkpoint and ends with the same weights.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Parser and exit codes that the command-line tools share."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, and the cache, whose files hold their checksums."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Digests of the code and packages that a cached number or a drawing depends on."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from functools import cache

@@ -7,8 +7,6 @@ in hand and no other: the next free worker takes that task. (Ray restarts a lost
 task would wait for a node with room for it while other workers are free.)
 """
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

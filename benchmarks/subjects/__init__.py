@@ -1,7 +1,5 @@
 """What is measured: the lab's replicates, or the models of the Hub."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from benchmarks.spec.profile import Profile
@@ -10,7 +8,7 @@ if TYPE_CHECKING:
     from benchmarks.subjects.base import Subject
 
 
-def subject_class(profile: Profile) -> type[Subject]:
+def subject_class(profile: Profile) -> "type[Subject]":
     """Return the class that opens and prepares what a profile measures.
 
     Imports are here because torch, and `datasets` for the Hub, take seconds.

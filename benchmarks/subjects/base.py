@@ -1,7 +1,5 @@
 """What the lab's replicates and the models of the Hub have in common as subjects of measurement."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Self

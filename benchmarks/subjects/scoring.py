@@ -1,7 +1,5 @@
 """Rewards and log-likelihoods of whole sequences, computed in batches of like length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Models with the same weights on every machine, and prompts for them."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

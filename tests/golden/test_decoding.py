@@ -1,7 +1,5 @@
 """Tokens, gate positions and signals under every gate: these pin the sampling noise too."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

@@ -1,7 +1,5 @@
 """Rows of cells of every kind, as the engine measures them of models that have learned nothing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,7 +52,7 @@ class Untrained(Replicate):
     """A small replicate whose models have fixed weights."""
 
     @classmethod
-    def small(cls, index: int = 0) -> Untrained:
+    def small(cls, index: int = 0) -> "Untrained":
         smoke = load_profile("smoke")
         counts = {"prompts_per_objective": 3, "validation_prompts_per_objective": 3}
         profile = replace(
@@ -101,7 +99,7 @@ class Untrained(Replicate):
 
 
 @pytest.fixture(scope="module")
-def subject() -> Untrained:
+def subject() -> "Untrained":
     return Untrained.small()
 
 

@@ -1,7 +1,5 @@
 """Summaries of two replicates of made-up rows: what figures plot."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.figures.registry import FIGURES

@@ -1,7 +1,5 @@
 """Texts that the lab's world writes, and what the judge says of sentences in any order."""
 
-from __future__ import annotations
-
 import random
 
 from benchmarks.spec.cells import OBJECTIVES

@@ -6,8 +6,6 @@ hh-rlhf       the chosen and the rejected last answer of each dialogue
 alpaca-eval   instruction, output
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,12 +3,11 @@
 A base model reads "Human:\\n…\\nAssistant:\\n", a post-trained one its chat template (without thinking), value and reward models theirs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -203,7 +202,7 @@ class HubModels(Subject):
     profile: HubProfile
 
     @classmethod
-    def open(cls, profile: HubProfile, replicate: int) -> HubModels:
+    def open(cls, profile: HubProfile, replicate: int) -> Self:
         return cls(profile)
 
     @classmethod

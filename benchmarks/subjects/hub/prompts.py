@@ -10,8 +10,6 @@ shp           Ethayarajh, Choi and Swayamdipta, "Understanding dataset difficult
 wildguardmix  Han et al., "WildGuard: open one-stop moderation tools for safety risks, jailbreaks and refusals of LLMs", 2024
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import random

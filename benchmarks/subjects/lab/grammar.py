@@ -5,8 +5,6 @@ writes with it and the judge reads with it, so both know exactly the same senten
 case with spaces around every mark.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass

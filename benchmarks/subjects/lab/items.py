@@ -1,7 +1,5 @@
 """Items of the lab world, which prompts ask about, and the lexicon that they are read from."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,8 +20,6 @@ Points above 0 are given once for each reason, those below 0 each time (a wrong 
 alternative once); a kind of sentence that has no place in such an answer is beside the point, −0.7.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ MKL, which torch takes for float32, stops at half of it on AMD's. Both differ in
 summation alone; `benchmarks/perf/linear_layers.py` times them.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch

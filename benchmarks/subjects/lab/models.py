@@ -1,7 +1,5 @@
 """Untrained models of the lab: language models and reward models."""
 
-from __future__ import annotations
-
 import torch
 from transformers import (
     LlamaConfig,

@@ -1,7 +1,5 @@
 """Quality of the lab's models on prompts that none was trained on: the table models.csv."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator, Sequence

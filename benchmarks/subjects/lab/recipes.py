@@ -1,7 +1,5 @@
 """Recipes of the lab's models: from a replicate's corpus and samples to a trained model."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 

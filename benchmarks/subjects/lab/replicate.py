@@ -6,8 +6,6 @@ value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the base model goes on to le
 another world, and value models learn from its samples by the same rewards.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import zlib
@@ -15,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -57,7 +56,7 @@ class Replicate(Subject):
 
     @classmethod
     @override
-    def open(cls, profile: LabProfile, replicate: int) -> Replicate:
+    def open(cls, profile: LabProfile, replicate: int) -> Self:
         return cls(profile, replicate)
 
     @cached_property

@@ -1,7 +1,5 @@
 """The lab's word-level tokenizer, an ordinary transformers tokenizer with a chat template."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

@@ -5,8 +5,6 @@ them → instruct and value models. Nothing is trained twice: the folder's name 
 that decides its content.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

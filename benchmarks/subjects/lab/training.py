@@ -1,7 +1,5 @@
 """Losses and training loops of the lab's models; value models are trained by `sia.distill`."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ careful and a careless mood, repeat themselves and break off. Nothing here depen
 does to it.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Responses of the lab's base corpus, sentence by sentence, in a careful or a careless mood."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

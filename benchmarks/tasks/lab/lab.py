@@ -1,7 +1,5 @@
 """Scores of lm-eval's lab tasks: the judge of the lab's first replicate (`!function lab.score`)."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from benchmarks.spec.profile import load_profile

@@ -1,7 +1,5 @@
 """Files written whole or not at all, that hold their own checksums; locks."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Digests of code."""
 
-from __future__ import annotations
-
 import shutil
 
 from benchmarks.runtime import fingerprints

@@ -1,7 +1,5 @@
 """Progress of worker processes."""
 
-from __future__ import annotations
-
 import io
 
 from benchmarks.runtime import workers

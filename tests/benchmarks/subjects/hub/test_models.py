@@ -1,7 +1,5 @@
 """Profiles of real models, on little ones in the Hub's layout, and what goes wrong."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Prompt sets and examples: real files where there are any, made-up ones of the same form."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sentences that are written, recognised and corrupted."""
 
-from __future__ import annotations
-
 import random
 
 from benchmarks.subjects.lab.items import parse_steps

@@ -1,7 +1,5 @@
 """The rubric of the judge."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

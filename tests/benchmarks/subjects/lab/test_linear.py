@@ -1,7 +1,5 @@
 """Linear layers by oneDNN against torch's own."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Prompts of a replicate."""
 
-from __future__ import annotations
-
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.replicate import Replicate

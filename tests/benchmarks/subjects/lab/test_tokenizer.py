@@ -1,7 +1,5 @@
 """The lab's tokenizer."""
 
-from __future__ import annotations
-
 import random
 
 from transformers import AutoTokenizer

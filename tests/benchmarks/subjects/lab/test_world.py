@@ -1,7 +1,5 @@
 """The lab world: its size, its seed and settings, its prompts."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
