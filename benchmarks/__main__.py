@@ -30,7 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(f"{options.command} does not take {' '.join(unknown)}")
-    return exit_code(lambda: options.run(options), "what was finished is kept")
+    return exit_code(lambda: run(options), "what was finished is kept")
+
+
+def run(options: Options) -> int | None:
+    """Run the command that options name, on their profile."""
+    if options.profile == ARCHITECTURES:
+        return measure_architectures(options)
+    return options.run(selected_profile(options), options)
 
 
 def build_parser() -> Parser:
@@ -60,7 +67,9 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[Options], int | None], parents: list, **texts: str) -> Parser:
+    parser.set_defaults(profile="check", replicates=1, **dict.fromkeys(HUB_OPTIONS))
+
+    def add(name: str, run: Callable, parents: list, **texts: str) -> Parser:
         command = commands.add_parser(name, parents=parents, **texts)
         command.set_defaults(run=run)
         return command
@@ -73,8 +82,8 @@ def build_parser() -> Parser:
     add("claims", judge_claims, [profile], help="print the verdict on every claim")
     add("report", write_report, [profile], help="write one page with verdicts and figures")
     add("estimate", estimate, [profile], help="estimate GPU hours of real models")
-    test = add("check", run_check, [], help="tell a broken metric from noise")
-    test.add_argument("--fresh", action="store_true", help="renew what is compared with")
+    check = add("check", run_check, [], help="tell a broken metric from noise")
+    check.add_argument("--fresh", action="store_true", help="renew what is compared with")
     for name in FIGURES:
         add(name, draw_one, both)
     return parser
@@ -83,18 +92,15 @@ def build_parser() -> Parser:
 # --- commands
 
 
-def reproduce(options: Options) -> None:
+def reproduce(profile: Profile, options: Options) -> None:
     """Train, measure everything, draw, judge, and write the report."""
-    profile = selected_profile(options)
     names = supported(profile)
     measure(profile, names, options, quality=profile.trains_models)
-    draw_all(profile, names)
-    finish(profile)
+    publish(profile, names)
 
 
-def train_models(options: Options) -> None:
+def train_models(profile: Profile, options: Options) -> None:
     """Train the models of the lab and report their quality."""
-    profile = selected_profile(options)
     if not profile.trains_models:
         raise ValueError(
             f"the models of profile {profile.name} are given, there is nothing to train"
@@ -102,76 +108,63 @@ def train_models(options: Options) -> None:
     measure(profile, [], options, quality=True)
 
 
-def draw_one(options: Options) -> int | None:
+def draw_one(profile: Profile, options: Options) -> None:
     """Draw a figure from its table, which is measured where there is none."""
-    name = options.command
-    if options.profile == ARCHITECTURES:
-        return measure_architectures(options)
-    profile = selected_profile(options)
+    name, folder = options.command, short(tables.folder(profile))
     if reason := FIGURES[name].why_unsupported(profile):
         raise ValueError(f"profile {profile.name}: {reason}")
-    folder, there = short(tables.folder(profile)), tables.has_table(profile, name)
-    if there and not (options.fresh or options.keep):
+    request = "FRESH=1" if options.fresh else "KEEP=1" if options.keep else ""
+    there = tables.has_table(profile, name)
+    if there and not request:
         print(
             f"{name}: drawing the table in {folder}, nothing is measured (FRESH=1 measures again)"
         )
     else:
-        asks = f"as {'FRESH=1' if options.fresh else 'KEEP=1'} asks"
-        print(f"{name}: measuring, {asks if there else f'for {folder} has no table of it'}")
+        reason = f"as {request} asks" if there else f"for {folder} has no table of it"
+        print(f"{name}: measuring, {reason}")
         measure(profile, [name], options)
-    paths = draw(name, profile)
-    print(f"{name}: {', '.join(map(short, paths)) or 'shown in the report'}")
-    return 0
+    print(f"{name}: {', '.join(map(short, draw(name, profile))) or 'shown in the report'}")
 
 
-def draw_figures(options: Options) -> None:
+def draw_figures(profile: Profile, options: Options) -> None:
     """Draw every figure that has a table, judge, and write the report."""
-    profile = selected_profile(options)
     names = measured(profile)
-    for name in supported(profile):
-        if name not in names:
-            print(
-                f"{name}: not drawn, {short(tables.folder(profile))} has no table of it "
-                f"(make {name} PROFILE={profile.name} measures it)"
-            )
-    draw_all(profile, names)
-    finish(profile)
+    for name in [name for name in supported(profile) if name not in names]:
+        print(
+            f"{name}: not drawn, {short(tables.folder(profile))} has no table of it "
+            f"(make {name} PROFILE={profile.name} measures it)"
+        )
+    publish(profile, names)
 
 
-def rewrite_summaries(options: Options) -> None:
+def rewrite_summaries(profile: Profile, options: Options) -> None:
     """Summarize the rows of tables again, draw, judge, and write the report."""
-    profile = selected_profile(options)
     names = measured(profile)
     for name in names:
         tables.rewrite_summary(profile, name, FIGURES[name].summarize)
-    draw_all(profile, names)
-    finish(profile)
+    publish(profile, names)
 
 
-def judge_claims(options: Options) -> None:
+def judge_claims(profile: Profile, options: Options) -> None:
     """Print the verdict on every claim, and write claims.csv."""
-    profile = selected_profile(options)
     measured(profile)
     verdicts = write_verdicts(profile)
-    for source, rows in verdicts.groupby("source", sort=False):
-        print(f"{source}:")
-        for _, row in rows.iterrows():
-            print(f"  {claims.sentence(row)}")
+    sentences = verdicts.apply(claims.sentence, axis=1)
+    for source, of_source in sentences.groupby(verdicts["source"], sort=False):
+        print(f"{source}:", *of_source, sep="\n  ")
     print_counts(profile, verdicts)
     if profile.name == "lab":
         results_page.write(profile, verdicts, FIGURES)
 
 
-def write_report(options: Options) -> None:
+def write_report(profile: Profile, options: Options) -> None:
     """Write the page that shows verdicts, junctions and every figure."""
-    profile = selected_profile(options)
     measured(profile)
     render_report(profile)
 
 
-def estimate(options: Options) -> None:
+def estimate(profile: Profile, options: Options) -> None:
     """Print about how many GPU hours each figure takes alone, and all together."""
-    profile = selected_profile(options)
     if profile.trains_models:
         raise ValueError(
             f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
@@ -187,9 +180,9 @@ def estimate(options: Options) -> None:
         print(f"  {name:12} {hours:6.1f}")
 
 
-def run_check(options: Options) -> int:
+def run_check(profile: Profile, options: Options) -> int:
     """Measure the check profile again and compare."""
-    return regression.run(FIGURES, options.fresh)
+    return regression.run(profile, FIGURES, options.fresh)
 
 
 def measure_architectures(options: Options) -> int:
@@ -200,7 +193,7 @@ def measure_architectures(options: Options) -> int:
             f"(make cost PROFILE={ARCHITECTURES})"
         )
     remote = options.executor != "local" or options.replicates != 1
-    if remote or options.keep or given(options, HUB_OPTIONS):
+    if remote or options.keep or given(options):
         raise ValueError(
             f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone"
         )
@@ -213,40 +206,35 @@ def measure_architectures(options: Options) -> int:
 # --- what they share
 
 
-def given(options: Options, names: Sequence[str]) -> bool:
-    """Return whether any of these options was given."""
-    return any(getattr(options, name, None) is not None for name in names)
+def given(options: Options) -> bool:
+    """Return whether any option of real models was given."""
+    return any(vars(options)[name] is not None for name in HUB_OPTIONS)
 
 
 def selected_profile(options: Options) -> Profile:
     """Return the profile that options name, once they are valid for it; finish its writes."""
-    if options.profile == ARCHITECTURES:
-        measure_architectures(options)
     profile = load_profile(options.profile)
-    if profile.trains_models and given(options, HUB_OPTIONS):
+    if profile.trains_models and given(options):
         raise ValueError(
             "--limit, --device, --dtype and --batch-size are for profiles of real models, "
             f"{profile.name} is not one"
         )
-    batch_size, replicates = (getattr(options, n, None) for n in ("batch_size", "replicates"))
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    profile = limited(profile, options.limit)
-    if replicates is not None and not 1 <= replicates <= profile.replicates:
+    for name, value in (("batch-size", options.batch_size), ("limit", options.limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if not 1 <= options.replicates <= profile.replicates:
         raise ValueError(
             f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, "
-            f"got {replicates}"
+            f"got {options.replicates}"
         )
+    if options.limit:
+        profile = limited(profile, options.limit)
     tables.tidy(profile)
     return profile
 
 
-def limited(profile: Profile, limit: int | None) -> Profile:
+def limited(profile: Profile, limit: int) -> Profile:
     """Return the profile with at most so many prompts of each objective, under another name."""
-    if limit is None:
-        return profile
-    if limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {limit}")
     evaluation, sweep = profile.evaluation, profile.sweep
     names = ("prompts_per_objective", "validation_prompts_per_objective")
     counts = {name: min(limit, getattr(evaluation, name)) for name in names}
@@ -313,14 +301,10 @@ def draw(name: str, profile: Profile) -> list[Path]:
     return list(paths)
 
 
-def draw_all(profile: Profile, names: Sequence[str]) -> None:
-    """Draw figures and say so in one line."""
+def publish(profile: Profile, names: Sequence[str]) -> None:
+    """Draw figures, judge, print the count of verdicts, and write the report."""
     drawn = [name for name in names if draw(name, profile)]
     print(f"figures: {', '.join(drawn)} drawn in {short(tables.FIGURES / profile.name)}")
-
-
-def finish(profile: Profile) -> None:
-    """Judge, print the count of verdicts, and write the report."""
     verdicts = write_verdicts(profile)
     if profile.name == "smoke":
         print("smoke: its models talk near-nonsense; verdicts show that everything runs, no more")

@@ -1,0 +1,1 @@
+"""Comparison of the committed rows with rows that are measured again."""

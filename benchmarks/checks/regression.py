@@ -2,8 +2,8 @@
 
 Where every model comes out of training as the committed one, bit for bit, the machine rounds as
 the one that measured the committed rows did, and the rows must be equal. Elsewhere rounding
-differs, and training and sampling amplify it: each metric of each method is then compared by one paired
-permutation test over prompts, with Holm's correction for all of them together.
+differs, and training and sampling amplify it: each metric of each method is then compared by one
+paired permutation test over prompts, with Holm's correction for all of them together.
 
 References: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3;
 Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -23,7 +23,7 @@ from benchmarks.analysis import tables
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import CACHE, SEAL, read_frame, read_json, write_frame, write_text
 from benchmarks.runtime.fingerprints import row_code
-from benchmarks.spec.profile import Profile, load_profile, profile_digest
+from benchmarks.spec.profile import Profile, profile_digest
 
 PROVENANCE = "provenance.json"  # of all tables of the profile together
 METRICS = ("judge", "reward", "kl", "steered", "value_mean", "value_token", "worth")
@@ -38,17 +38,17 @@ TOLERANCE = 0.05
 LONGER = 1.2
 
 
-def run(figures: Mapping[str, Figure], fresh: bool) -> int:
+def run(profile: Profile, figures: Mapping[str, Figure], fresh: bool) -> int:
     """Compare new rows with the committed ones, or replace those.
 
     Args:
+        profile: Profile that is measured.
         figures: Figures by name, whose rows are measured.
         fresh: Commit new rows instead of comparing.
 
     Returns:
         Exit code: 0, or 1 where something has changed.
     """
-    profile = load_profile("check")
     folder, start = tables.folder(profile), time.monotonic()
     committed = {} if fresh else read_committed(profile, figures)
     rows, models = measure_again(figures, profile)

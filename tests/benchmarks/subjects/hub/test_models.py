@@ -238,7 +238,6 @@ def test_limits_have_a_name_and_tables_of_their_own():
         small.evaluation.validation_prompts_per_objective,
     ) == (7, 7)
     assert small.sweep.rollout_prompts == 7
-    assert limited(profile, None) is profile
     assert limited(profile, 10**6).evaluation == profile.evaluation
 
 
