@@ -9,29 +9,26 @@ dense steering costs about 10 times a plain pass, 20% of the tokens about 2 time
 times. Without a GPU the same shapes are scaled down, and the table says so.
 """
 
-import json
-import statistics
 import time
 import tomllib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from benchmarks.analysis import tables
 from benchmarks.figures import style
-from benchmarks.perf.random_models import Models, plain_run, random_models, sia_run
-from benchmarks.perf.timing import Run, in_turns
+from benchmarks.perf.random_models import Models, random_models, sia_run, transformers_run
+from benchmarks.perf.timing import Run, in_turns, write_provenance
 from benchmarks.runtime.files import read_json, write_frame, write_text
-from benchmarks.runtime.fingerprints import MODELS, code_digest
 from benchmarks.runtime.workers import available_cores, threads
 from benchmarks.spec.profile import PROFILES
 from sia import EveryToken, Gate, RandomGate, Steering, best_of_n, chunk_beam_search
-from sia.cost import Cost
 
 NAME = "architectures"
 REPORTED = {
@@ -93,44 +90,28 @@ def scaled_down(shape: dict) -> dict:
 def methods(models: Models, settings: Settings, batch: int, tokens: int) -> dict[str, Run]:
     """Return the runs to time; each makes `tokens` tokens for each of `batch` prompts."""
     prompts = models.prompts(batch)
-    usual = {"max_new_tokens": tokens, "batch_size": batch * settings.responses, "progress": False}
 
     def steered(gate: Gate) -> Run:
-        return sia_run(
-            models, batch, tokens, Steering(models.value, gate, candidates=settings.candidates)
+        steering = Steering(models.value, gate, candidates=settings.candidates)
+        return sia_run(models, batch, tokens, steering)
+
+    def search(function: Callable, *responses: int, **options: object) -> Run:
+        language, tokenizer, value = models.language, models.tokenizer, models.value
+        options |= {"max_new_tokens": tokens, "batch_size": batch * settings.responses}
+        return lambda seed: function(
+            language, tokenizer, prompts, value, *responses, seed=seed, progress=False, **options
         )
 
-    def best(seed: int):
-        return best_of_n(
-            models.language,
-            models.tokenizer,
-            prompts,
-            models.value,
-            settings.responses,
-            seed=seed,
-            **usual,
-        )
-
-    def beams(seed: int):
-        expansions = settings.responses // settings.beam_width
-        return chunk_beam_search(
-            models.language,
-            models.tokenizer,
-            prompts,
-            models.value,
-            width=settings.beam_width,
-            expansions=expansions,
-            chunk=settings.chunk,
-            seed=seed,
-            **usual,
-        )
-
+    width, chunk = settings.beam_width, settings.chunk
+    expansions = settings.responses // width
     return {
-        "plain": plain_run(models, batch, tokens, settings.candidates),
+        "plain": transformers_run(models, batch, tokens, top_k=settings.candidates),
         **{f"sia {ratio:.0%}": steered(RandomGate(ratio)) for ratio in settings.ratios},
         "dense": steered(EveryToken()),
-        f"best of {settings.responses}": best,
-        f"chunk beam search, {settings.responses}": beams,
+        f"best of {settings.responses}": search(best_of_n, settings.responses),
+        f"chunk beam search, {settings.responses}": search(
+            chunk_beam_search, width=width, expansions=expansions, chunk=chunk
+        ),
     }
 
 
@@ -140,47 +121,34 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
     The cost of plain decoding is as `sia` counts it.
     """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    records, total = [], len(settings.architectures) * len(settings.batches) * (settings.rounds + 1)
-    with tqdm(total=total, desc="cost of architectures", unit="round", disable=None) as bar:
-        for name, shape in settings.architectures.items():
-            shape = dict(shape)
-            family = shape.pop("family")
-            models = random_models(
-                shape if device == "cuda" else scaled_down(shape), device, dtype, family
-            )
-            models = replace(models, prompt_tokens=settings.prompt_tokens)
-            for batch in settings.batches:
-                calls = methods(models, settings, batch, tokens)
-                counted = {
-                    method: counted_cost(call(0))
-                    for method, call in calls.items()
-                    if method != "plain"
+    records = []
+    for name, shape in settings.architectures.items():
+        if device != "cuda":
+            shape = scaled_down(shape)
+        models = random_models(shape, device, dtype, settings.prompt_tokens)
+        for batch in settings.batches:
+            runs = methods(models, settings, batch, tokens)
+            counted = {
+                method: reduce(add, (generation.cost for generation in run(0)))
+                for method, run in (runs | {"plain": sia_run(models, batch, tokens, None)}).items()
+            }
+            times = in_turns(runs, models.device, settings.rounds, f"{name}, batch of {batch}")
+            records += [
+                {
+                    "architecture": name,
+                    "parameters": models.parameters,
+                    "batch": batch,
+                    "method": method,
+                    "positions": cost.model_tokens + cost.value_tokens,
+                    "flops": cost.model_flops + cost.value_flops,
+                    "round": turn,
+                    "seconds": seconds,
                 }
-                counted["plain"] = counted_cost(sia_run(models, batch, tokens, None)(0))
-                times = in_turns(calls, models.device, settings.rounds, bar)
-                for method, seconds in times.items():
-                    cost = counted[method]
-                    columns = {
-                        "architecture": name,
-                        "parameters": models.parameters,
-                        "batch": batch,
-                        "method": method,
-                    }
-                    columns |= {
-                        "positions": cost.model_tokens + cost.value_tokens,
-                        "flops": cost.model_flops + cost.value_flops,
-                    }
-                    records += [
-                        columns | {"round": turn, "seconds": second}
-                        for turn, second in enumerate(seconds)
-                    ]
-            del models, calls  # both hold the weights
+                for method, cost in counted.items()
+                for turn, seconds in enumerate(times[method])
+            ]
+        del models, runs  # both hold the weights
     return pd.DataFrame.from_records(records)
-
-
-def counted_cost(generations) -> Cost:
-    """Return the cost of all generations together."""
-    return reduce(add, (generation.cost for generation in generations))
 
 
 def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
@@ -189,75 +157,56 @@ def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
     Ratios (median, lowest, highest) are of time; counted token positions and FLOPs stand beside,
     and `reported` is as REPORTED.
     """
-    records = []
-    for (architecture, parameters, batch), part in rows.groupby(
-        ["architecture", "parameters", "batch"], sort=False
-    ):
-        plain = part[part["method"] == "plain"].set_index("round")
-        for method, own in part.groupby("method", sort=False):
-            own = own.set_index("round")
-            ratio = own["seconds"] / plain["seconds"]
-            counted = {
-                name: own[name].iloc[0] / plain[name].iloc[0] for name in ("positions", "flops")
-            }
-            records.append(
-                {
-                    "architecture": architecture,
-                    "parameters": parameters,
-                    "batch": batch,
-                    "method": method,
-                    "ms_per_token": 1000 * statistics.median(own["seconds"]) / (batch * tokens),
-                    "time": ratio.median(),
-                    "time_low": ratio.min(),
-                    "time_high": ratio.max(),
-                    "rounds": len(ratio),
-                    **counted,
-                    "reported": REPORTED.get(method),
-                }
-            )
-    return pd.DataFrame.from_records(records).round(4)
+    keys = ["architecture", "parameters", "batch"]
+    plain = rows[rows["method"] == "plain"].drop(columns="method")
+    pairs = rows.merge(plain, on=[*keys, "round"], suffixes=("", "_plain"))
+    pairs = pairs.assign(
+        ms=1000 * pairs["seconds"] / (pairs["batch"] * tokens),
+        ratio=pairs["seconds"] / pairs["seconds_plain"],
+        positions=pairs["positions"] / pairs["positions_plain"],
+        flops=pairs["flops"] / pairs["flops_plain"],
+    )
+    table = pairs.groupby([*keys, "method"], sort=False, as_index=False).agg(
+        ms_per_token=("ms", "median"),
+        time=("ratio", "median"),
+        time_low=("ratio", "min"),
+        time_high=("ratio", "max"),
+        rounds=("ratio", "size"),
+        positions=("positions", "first"),
+        flops=("flops", "first"),
+    )
+    return table.assign(reported=table["method"].map(REPORTED)).round(4)
 
 
 def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     """Draw a panel for each batch: time of every method as a multiple of plain decoding."""
-    batches = list(dict.fromkeys(table["batch"]))
-    names = list(dict.fromkeys(table["architecture"]))
-    kinds = [method for method in dict.fromkeys(table["method"]) if method != "plain"]
-    figure, axes = style.grid(1, len(batches), 1.1 * len(names), 2.6)
-    width = 0.8 / len(kinds)
-    shades = {kind: _colour(kind, kinds) for kind in kinds}
-    for axis, batch in zip(axes[0], batches, strict=True):
-        part = table[table["batch"] == batch].set_index(["architecture", "method"])
-        for i, name in enumerate(names):
-            for j, kind in enumerate(kinds):
-                row = part.loc[(name, kind)]
-                place = i + (j - (len(kinds) - 1) / 2) * width
-                axis.bar(place, row["time"], width, color=shades[kind])
-                axis.plot(
-                    [place, place],
-                    [row["time_low"], row["time_high"]],
-                    color="#222222",
-                    linewidth=0.9,
-                )
-                axis.plot(place, row["flops"], marker="_", color="#D00000", markersize=5)
-                if pd.notna(row["reported"]):
-                    axis.plot(place, row["reported"], marker="x", color="#888888", markersize=4)
+    steered = table[table["method"] != "plain"]
+    names = table["architecture"].unique()
+    shades: dict[str, str] = {}
+    for kind in steered["method"].unique():
+        colour = style.COLOURS[COLOURS[kind.split()[0]]]
+        shades[kind] = "#003B5C" if colour in shades.values() else colour
+    figure, axes = style.grid(1, table["batch"].nunique(), 1.1 * len(names), 2.6)
+    width = 0.8 / len(shades)
+    for axis, (batch, panel) in zip(axes[0], steered.groupby("batch", sort=False), strict=True):
+        for i, (kind, rows) in enumerate(panel.groupby("method", sort=False)):
+            places = np.arange(len(names)) + (i - (len(shades) - 1) / 2) * width
+            axis.bar(places, rows["time"], width, color=shades[kind])
+            axis.vlines(places, rows["time_low"], rows["time_high"], color="#222222", linewidth=0.9)
+            axis.plot(places, rows["flops"], "_", color="#D00000", markersize=5)
+            axis.plot(places, rows["reported"], "x", color="#888888", markersize=4)
         axis.axhline(1, color="#999999", linewidth=0.8)
         axis.set_xticks(range(len(names)), [name.replace("-", "\n", 1) for name in names])
         axis.set_title(f"batch of {batch}", loc="left")
     axes[0, 0].set_ylabel("time / plain decoding")
+    marks = {"FLOPs, counted": ("_", "#D00000"), "reported accounting": ("x", "#888888")}
     handles = [
-        style.plt.Rectangle((0, 0), 1, 1, color=shades[kind], label=kind.replace("sia", "SIA"))
-        for kind in kinds
+        style.plt.Rectangle((0, 0), 1, 1, color=shade, label=kind.replace("sia", "SIA"))
+        for kind, shade in shades.items()
+    ] + [
+        style.Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
+        for label, (marker, colour) in marks.items()
     ]
-    handles.append(
-        style.Line2D([], [], color="#D00000", marker="_", linestyle="none", label="FLOPs, counted")
-    )
-    handles.append(
-        style.Line2D(
-            [], [], color="#888888", marker="x", linestyle="none", label="reported accounting"
-        )
-    )
     size = "scaled down: there was no GPU" if provenance["scaled_down"] else "full size"
     settings = provenance["settings"]
     caption = (
@@ -269,20 +218,16 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     return style.finish(figure, handles, caption, folder, "cost", stale=False, legend_columns=7)
 
 
-def _colour(kind: str, kinds: list[str]) -> str:
-    first = kind.split()[0]
-    same = [other for other in kinds if other.split()[0] == first]
-    return style.COLOURS[COLOURS[first]] if kind == same[0] else "#003B5C"
-
-
 def run(fresh: bool) -> None:
     """Draw the table, measured first where there is none or `fresh`."""
     folder = tables.RESULTS / NAME
-    where, there = f"results/{NAME}", (folder / "cost.json").exists()
-    if there and not fresh:
-        print(f"cost: drawing the table in {where}, nothing is measured (FRESH=1 measures again)")
+    if (folder / "cost.json").exists() and not fresh:
+        print(
+            f"cost: drawing the table in results/{NAME}, nothing is measured "
+            "(FRESH=1 measures again)"
+        )
     else:
-        reason = "as FRESH=1 asks" if fresh else f"for {where} has no table of it"
+        reason = "as FRESH=1 asks" if fresh else f"for results/{NAME} has no table of it"
         print(f"cost: measuring, {reason}")
         _measure_and_write(folder)
     provenance = read_json(folder / "cost.json")
@@ -293,27 +238,26 @@ def run(fresh: bool) -> None:
 
 def _measure_and_write(folder: Path) -> None:
     start, settings = time.monotonic(), read_settings()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens = settings.new_tokens if device == "cuda" else settings.new_tokens // 4
-    if device == "cpu":
+    device, tokens, name = "cuda", settings.new_tokens, f"{available_cores()} cores"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        device, tokens = "cpu", tokens // 4
         print(
             "cost: there is no GPU; the architectures are scaled down, "
             f"and responses have {tokens} tokens"
         )
     with threads(available_cores()):
         rows = measure(settings, device, tokens)
-    write_frame(folder / "cost.parquet", rows)
-    write_text(folder / "cost.csv", summarize(rows, tokens).to_csv(index=False))
-    provenance = {
-        **tables.circumstances("benchmarks"),
-        "code_digest": code_digest(MODELS),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{available_cores()} cores",
-        "scaled_down": device == "cpu",
-        "new_tokens": tokens,
-        "settings": vars(settings) | {"architectures": list(settings.architectures)},
-        "wall_seconds": round(time.monotonic() - start, 1),
-        "sha256": {name: tables.sha256(folder / name) for name in ("cost.csv", "cost.parquet")},
-    }
-    write_text(folder / "cost.json", json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+    summary, responses = folder / "cost.csv", folder / "cost.parquet"
+    write_frame(responses, rows)
+    write_text(summary, summarize(rows, tokens).to_csv(index=False))
+    write_provenance(
+        "benchmarks",
+        start,
+        [summary, responses],
+        device=name,
+        scaled_down=device == "cpu",
+        new_tokens=tokens,
+        settings=vars(settings) | {"architectures": list(settings.architectures)},
+    )

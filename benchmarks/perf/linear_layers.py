@@ -33,7 +33,7 @@ def main() -> None:
         x = torch.randn(ROWS, inputs, generator=generator)
         for learning in (False, True):
             runs = {name: calls_of(layer, x, learning) for name, layer in layers.items()}
-            seconds = in_turns(runs, x.device, ROUNDS)
+            seconds = in_turns(runs, x.device, ROUNDS, "layers")
             ms = {n: 1e3 * statistics.median(times) / CALLS for n, times in seconds.items()}
             label = f"{inputs:4} → {outputs:4} {'with gradients' if learning else 'forward':15}"
             times = f"MKL {ms['MKL']:6.2f}  oneDNN {ms['oneDNN']:6.2f}"

@@ -6,7 +6,6 @@ that both loops must produce the same tokens.
 """
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sia import ValueModel, _sampling
@@ -25,7 +24,7 @@ def published_loop(
     candidates: int,
     max_new_tokens: int,
     seed: int,
-) -> list[int]:  # fmt: skip
+) -> list[int]:
     """Return the response tokens to one prompt, at temperature 1, without a stop token.
 
     Args:
@@ -38,18 +37,11 @@ def published_loop(
         logits = model(input_ids=ids, output_attentions=True, use_cache=False).logits[:, -1].float()
         scores, tokens = logits.topk(candidates)
         uncertainty, keys = entropy(scores), _sampling.gate_keys(_sampling.mix(key, number))
-        if gate.opens(
-            Step(number, uncertainty, logits, keys, {Entropy(): uncertainty}, {Entropy(): last})
-        ).item():
-            scores = tilt(scores, _values(value_model, ids, tokens), beta)
+        signals, previous = {Entropy(): uncertainty}, {Entropy(): last}
+        if gate.opens(Step(number, uncertainty, logits, keys, signals, previous)).item():
+            branches = torch.cat([ids.expand(candidates, -1), tokens[0, :, None]], dim=1)
+            scores = tilt(scores, value_model(branches)[None, :, -1], beta)
         last = uncertainty
         chosen = _sampling.choose(scores, _sampling.gumbel(key, number, tokens), 1.0)
         ids = torch.cat([ids, tokens[:, chosen]], dim=1)
     return ids[0, len(prompt) :].tolist()
-
-
-def _values(value_model: ValueModel, ids: Tensor, tokens: Tensor) -> Tensor:
-    """Return values of the candidates, `(1, K)`, by K whole sequences."""
-    return value_model(torch.cat([ids.expand(tokens.shape[1], -1), tokens[0, :, None]], dim=1))[
-        None, :, -1
-    ]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.perf.published_loop import published_loop
 from benchmarks.perf.timing import Run
 from benchmarks.subjects.lab.models import ARCHITECTURES as FAMILIES
-from sia import Generation, RandomGate, Steering, ValueModel, generate, steered_generate
+from sia import Generation, RandomGate, Steering, ValueModel, generate
 
 PROMPT, CANDIDATES = 24, 10
 
@@ -26,7 +26,7 @@ class Models:
     language: PreTrainedModel
     value: ValueModel | None
     tokenizer: PreTrainedTokenizerFast
-    prompt_tokens: int = PROMPT
+    prompt_tokens: int
 
     @property
     def device(self) -> torch.device:
@@ -47,14 +47,23 @@ class Models:
 
 
 def random_models(
-    settings: dict, device: str = "cpu", dtype: torch.dtype = torch.float32, family: str = "qwen3"
+    settings: dict,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prompt_tokens: int = PROMPT,
 ) -> Models:
-    """Return models of a family with random weights; `settings`: of their configuration."""
+    """Return models with random weights.
+
+    Args:
+        settings: Settings of their configuration, and their "family".
+        prompt_tokens: Length of their prompts.
+    """
+    shape = dict(settings)
+    config_class, model_class, _ = FAMILIES[shape.pop("family")]
 
     def language_model(seed: int) -> PreTrainedModel:
-        config_class, model_class, _ = FAMILIES[family]
         without_end = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": 0}
-        config = config_class(**settings, **without_end, dtype=dtype)
+        config = config_class(**shape, **without_end, dtype=dtype)
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             model = model_class(config).eval().to(dtype)
@@ -66,15 +75,15 @@ def random_models(
     torch.nn.init.normal_(value.head.weight, generator=generator, std=0.1)
     words = {f"w{i}": i for i in range(settings["vocab_size"])}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")))
-    return Models(language_model(0), value.eval(), tokenizer)
+    return Models(language_model(0), value.eval(), tokenizer, prompt_tokens)
 
 
-def plain_run(models: Models, batch: int, tokens: int, candidates: int = CANDIDATES) -> Run:
-    """Return a run of transformers' own `model.generate`."""
+def transformers_run(models: Models, batch: int, tokens: int, **options: object) -> Run:
+    """Return a run of `model.generate`; `options` are of this call."""
     ids = torch.tensor(models.prompts(batch), device=models.device)
     mask, language = torch.ones_like(ids), models.language
     return lambda seed: language.generate(
-        ids, attention_mask=mask, do_sample=True, top_k=candidates, max_new_tokens=tokens
+        ids, attention_mask=mask, do_sample=True, max_new_tokens=tokens, **options
     )
 
 
@@ -96,14 +105,4 @@ def published_run(models: Models, tokens: int, gate: RandomGate) -> Run:
     prompt = models.prompts(1)[0]
     return lambda seed: published_loop(
         eager, models.value, prompt, gate, 1.0, CANDIDATES, tokens, seed
-    )
-
-
-def transformers_run(models: Models, batch: int, tokens: int, steering: Steering | None) -> Run:
-    """Return a run of `model.generate` with `steered_generate`."""
-    ids = torch.tensor(models.prompts(batch), device=models.device)
-    mask, language = torch.ones_like(ids), models.language
-    options = {"custom_generate": steered_generate, "steering": steering}
-    return lambda seed: language.generate(
-        ids, attention_mask=mask, seed=seed, do_sample=True, max_new_tokens=tokens, **options
     )

@@ -5,7 +5,6 @@ Everything is a ratio of two times, taken in turns within one process. Models ha
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,24 +17,25 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from benchmarks.analysis.tables import RESULTS, circumstances, sha256
+from benchmarks.analysis.tables import RESULTS
 from benchmarks.perf.random_models import (
+    CANDIDATES,
     Models,
-    plain_run,
     published_run,
     random_models,
     sia_run,
     transformers_run,
 )
-from benchmarks.perf.timing import in_turns, ratios
+from benchmarks.perf.timing import in_turns, ratios, write_provenance
 from benchmarks.runtime.command_line import Parser
 from benchmarks.runtime.files import read_json, write_text
-from benchmarks.runtime.fingerprints import MODELS, ROOT, code_digest
+from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores
-from sia import AttentionGate, EveryToken, RandomGate, Steering
+from sia import AttentionGate, EveryToken, RandomGate, Steering, steered_generate
 
 ROUNDS = 7
 SMALL = {
+    "family": "qwen3",
     "vocab_size": 1024,
     "hidden_size": 384,
     "num_hidden_layers": 6,
@@ -51,11 +51,12 @@ MEMORY_KINDS = ("import", "plain", "off", "steered")
 PAGE = ROOT / "docs" / "performance.md"
 HEAD = """# Performance
 
-Written by `make speed` from `results/speed.csv`; not edited by hand. Times and memory are multiples of
-those of transformers' `model.generate` (or of what the row says), measured in turns within one process:
-the median of the rounds, with their range. The models have random weights (`{model}`) and run on
-{threads} CPU threads in float32. Steering uses K = 10 candidates and a value model of the same size; the
-gate steers tokens at random. Goals are those that the design of the library set itself.
+Written by `make speed` from `results/speed.csv`; not edited by hand. Times and memory are multiples
+of those of transformers' `model.generate` (or of what the row says), measured in turns within one
+process: the median of the rounds, with their range. The models have random weights (`{model}`) and
+run on {threads} CPU threads in float32. Steering uses K = 10 candidates and a value model of the
+same size; the gate steers tokens at random. Goals are those that the design of the library set
+itself.
 
 """
 LABELS = {
@@ -99,36 +100,34 @@ def small_models(
     models = random_models(shape)
     name = f"qwen3-{models.parameters / 1e6:.1f}M"
     sparse = Steering(models.value, RandomGate(0.2))
-    total = (2 + len(batches)) * (rounds + 1)
     rows = []
-    with tqdm(total=total, desc="speed", unit="round", disable=None) as bar:
-        for batch in batches:
-            rows += batch_rows(models, batch, tokens, rounds, bar, model=name)
-        settings = {"model": name, "batch": 1, "ratio": 0.2}
-        rows.append(published_row(models, sparse, 2 * tokens, rounds, bar, **settings))
-        rows.append(length_row(models, sparse, (tokens, 4 * tokens), rounds, bar, **settings))
+    for batch in batches:
+        rows += batch_rows(models, sparse, batch, tokens, rounds, model=name)
+    settings = {"model": name, "batch": 1, "ratio": 0.2}
+    rows.append(published_row(models, sparse, 2 * tokens, rounds, **settings))
+    rows.append(length_row(models, sparse, (tokens, 4 * tokens), rounds, **settings))
     passes = [forwards_per_junction(models, sparse, tokens)]
     label = "value forward passes per junction step"
     return [*rows, row(label, passes, "1", new_tokens=tokens, **settings)]
 
 
 def batch_rows(
-    models: Models, batch: int, tokens: int, rounds: int, bar: tqdm, **settings: object
+    models: Models, sparse: Steering, batch: int, tokens: int, rounds: int, **settings: object
 ) -> list[Row]:
     """Return times of every way to decode, as multiples of `model.generate`."""
-    sparse, dense = Steering(models.value, RandomGate(0.2)), Steering(models.value, EveryToken())
     # the signal is below 10: this gate watches it and never opens
     watching = Steering(models.value, AttentionGate(threshold=11.0))
+    off = {"custom_generate": steered_generate, "steering": None}
     runs = {
-        "generate": plain_run(models, batch, tokens),
+        "generate": transformers_run(models, batch, tokens, top_k=CANDIDATES),
         "off": sia_run(models, batch, tokens, None),
-        "off, through transformers": transformers_run(models, batch, tokens, None),
+        "off, through transformers": transformers_run(models, batch, tokens, **off),
         0.2: sia_run(models, batch, tokens, sparse),
         "attention watched": sia_run(models, batch, tokens, watching),
     }
     if batch == 1:
-        runs[1.0] = sia_run(models, batch, tokens, dense)
-    times = in_turns(runs, models.device, rounds, bar)
+        runs[1.0] = sia_run(models, batch, tokens, Steering(models.value, EveryToken()))
+    times = in_turns(runs, models.device, rounds, f"batch of {batch}")
     base = times.pop("generate")
     settings |= {"batch": batch, "new_tokens": tokens}
     rows = [row("seconds of model.generate", base, **settings)]
@@ -140,32 +139,27 @@ def batch_rows(
 
 
 def published_row(
-    models: Models, sparse: Steering, tokens: int, rounds: int, bar: tqdm, **settings: object
+    models: Models, sparse: Steering, tokens: int, rounds: int, **settings: object
 ) -> Row:
     """Return the time of the published cost structure as a multiple of ours."""
     runs = {
         "published": published_run(models, tokens, sparse.gate),
         "sia": sia_run(models, 1, tokens, sparse),
     }
-    times = in_turns(runs, models.device, rounds, bar)
+    times = in_turns(runs, models.device, rounds, "published loop")
     values = ratios(times["sia"], times["published"])
     label = "time: published cost structure / steered"
     return row(label, values, "≥ 10", new_tokens=tokens, **settings)
 
 
 def length_row(
-    models: Models,
-    sparse: Steering,
-    lengths: tuple[int, int],
-    rounds: int,
-    bar: tqdm,
-    **settings: object,
+    models: Models, sparse: Steering, lengths: tuple[int, int], rounds: int, **settings: object
 ) -> Row:
     """Return how much slower a token of long responses is, over that of `model.generate`."""
-    runs = {("plain", n): plain_run(models, 1, n) for n in lengths}
-    runs |= {("sia", n): sia_run(models, 1, n, sparse) for n in lengths}
-    times = in_turns(runs, models.device, rounds, bar)
     short, long = lengths
+    runs = {("plain", n): transformers_run(models, 1, n, top_k=CANDIDATES) for n in lengths}
+    runs |= {("sia", n): sia_run(models, 1, n, sparse) for n in lengths}
+    times = in_turns(runs, models.device, rounds, "long responses")
     growth = {way: ratios(times[way, short], times[way, long]) for way in ("plain", "sia")}
     label = f"time per token at {long} / at {short}, over that of model.generate"
     values = ratios(growth["plain"], growth["sia"])
@@ -183,24 +177,21 @@ def forwards_per_junction(models: Models, steering: Steering, tokens: int) -> fl
 
 def memory_rows(name: str, rounds: int) -> list[Row]:
     """Return peak memory, weights included, beyond that of a program without a model."""
-    peaks = [peak_memory() for _ in tqdm(range(rounds), desc="memory", unit="round", disable=None)]
-    beyond = {kind: [peak[kind] - peak["import"] for peak in peaks] for kind in MEMORY_KINDS}
-    rows = []
-    for kind, goal, ratio in (("off", "", 0), ("steered", "≤ 2.2", 0.2)):
-        settings = {"model": name, "batch": 64, "new_tokens": 128, "ratio": ratio}
-        values = ratios(beyond["plain"], beyond[kind])
-        rows.append(row(f"peak memory: {kind} / model.generate", values, goal, **settings))
-    return rows
+    turns = tqdm(range(rounds), desc="memory", unit="round", disable=None)
+    peaks = pd.DataFrame([{kind: peak_memory(kind) for kind in MEMORY_KINDS} for _ in turns])
+    beyond = peaks.sub(peaks["import"], axis=0)
+    settings = {"model": name, "batch": 64, "new_tokens": 128}
+    return [
+        row(f"peak memory: {kind} / model.generate", beyond[kind] / beyond["plain"], goal,
+            ratio=ratio, **settings)
+        for kind, goal, ratio in (("off", "", 0), ("steered", "≤ 2.2", 0.2))
+    ]  # fmt: skip
 
 
-def peak_memory() -> dict[str, float]:
-    """Return the largest resident memory of a fresh process of each kind, in MiB."""
-    command = [sys.executable, "-m", "benchmarks.perf.speed", "--peak-memory"]
-    peaks = {}
-    for kind in MEMORY_KINDS:
-        done = subprocess.run([*command, kind], capture_output=True, text=True, check=True)
-        peaks[kind] = float(done.stdout)
-    return peaks
+def peak_memory(kind: str) -> float:
+    """Return the largest resident memory of a fresh process of this kind, in MiB."""
+    command = [sys.executable, "-m", "benchmarks.perf.speed", "--peak-memory", kind]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def use_memory(kind: str) -> float:
@@ -212,7 +203,8 @@ def use_memory(kind: str) -> float:
     if kind != "import":
         models = random_models(SMALL)
         if kind == "plain":  # the value model is no part of plain decoding
-            plain_run(replace(models, value=None), 64, 128)(0)
+            models = replace(models, value=None)
+            transformers_run(models, 64, 128, top_k=CANDIDATES)(0)
         else:
             steering = Steering(models.value, RandomGate(0.2)) if kind == "steered" else None
             sia_run(models, 64, 128, steering)(0)
@@ -279,16 +271,9 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     rows = small_models(options.runs)
     rows += memory_rows(rows[0]["model"], min(options.runs, 5))
-    table = pd.DataFrame(rows)
-    write_text(path, table.to_csv(index=False))
-    provenance = {
-        **circumstances("benchmarks.perf.speed"),
-        "code_digest": code_digest(MODELS),
-        "threads": torch.get_num_threads(),
-        "wall_seconds": round(time.monotonic() - start, 1),
-        "sha256": {path.name: sha256(path)},
-    }
-    write_text(path.with_suffix(".json"), json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+    threads = torch.get_num_threads()
+    write_provenance("benchmarks.perf.speed", start, [path], threads=threads)
     return write_page(path)
 
 

@@ -1,14 +1,19 @@
 """Timing in turns within one process, so that a drifting machine changes all times alike."""
 
+import json
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.analysis.tables import circumstances, sha256
+from benchmarks.runtime.files import write_text
+from benchmarks.runtime.fingerprints import MODELS, code_digest
+
 Run = Callable[[int], object]  # of a seed: every round has its own, and so its own junctions
-Label = TypeVar("Label", bound=Hashable)
 
 
 def seconds(run: Run, seed: int, device: torch.device) -> float:
@@ -23,19 +28,25 @@ def seconds(run: Run, seed: int, device: torch.device) -> float:
 
 
 def in_turns(
-    runs: Mapping[Label, Run], device: torch.device, rounds: int, bar: tqdm | None = None
-) -> dict[Label, list[float]]:
+    runs: Mapping[Any, Run], device: torch.device, rounds: int, description: str
+) -> dict[Any, list[float]]:
     """Return the seconds of each run in each round, after one round that does not count."""
-    times: dict[Label, list[float]] = {label: [] for label in runs}
-    for turn in range(rounds + 1):
-        for label, run in runs.items():
-            times[label].append(seconds(run, turn, device))
-        if bar is not None:
-            bar.update()
-            bar.set_postfix_str(" ".join(f"{each[-1]:.2f}s" for each in times.values()))
-    return {label: each[1:] for label, each in times.items()}
+    turns = tqdm(range(rounds + 1), desc=description, unit="round", disable=None)
+    times = [[seconds(run, turn, device) for run in runs.values()] for turn in turns]
+    return dict(zip(runs, map(list, zip(*times[1:], strict=True)), strict=True))
 
 
 def ratios(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
     """Return times as multiples of those of a baseline, round by round."""
     return [time / base for time, base in zip(times, baseline, strict=True)]
+
+
+def write_provenance(module: str, start: float, files: Sequence[Path], **further: object) -> None:
+    """Write beside the first of these files how they were measured, since `start`."""
+    provenance = circumstances(module) | {
+        "code_digest": code_digest(MODELS),
+        "wall_seconds": round(time.monotonic() - start, 1),
+        "sha256": {file.name: sha256(file) for file in files},
+    }
+    text = json.dumps(provenance | further, indent=2, sort_keys=True)
+    write_text(files[0].with_suffix(".json"), text + "\n")

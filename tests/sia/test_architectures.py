@@ -124,10 +124,6 @@ def test_only_cost_can_be_measured(capsys):
 
 
 def test_random_models_are_of_the_family_that_is_asked():
-    shape = {
-        k: v
-        for k, v in scaled_down(SETTINGS.architectures["Llama-3.2-1B"]).items()
-        if k != "family"
-    }
-    models = random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1}, family="llama")
+    shape = scaled_down(SETTINGS.architectures["Llama-3.2-1B"])
+    models = random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1})
     assert models.language.config.model_type == "llama"
