@@ -1,6 +1,7 @@
-"""Steered decoding as plainly as it can be written: one prompt, no cache, each candidate scored as a whole sequence."""
+"""Steered decoding as plainly as it can be written.
 
-from __future__ import annotations
+One prompt, no cache, each candidate scored as a whole sequence.
+"""
 
 import copy
 import math
@@ -21,11 +22,11 @@ class Look:
     key: Tensor
     entropy: float
     vocabulary_entropy: float
-    attentions: Tensor | None  # (layers, heads, length, length)
+    attentions: tuple[Tensor, ...] | None  # of each layer: (1, heads, length, length)
 
     def attention(self, layers=slice(None), heads=slice(None)) -> float:
-        """Newest position, averaged, position 0 left out, each weight times its distance, at most 10, summed."""
-        row = self.attentions[layers][:, heads, -1].mean((0, 1)).tolist()
+        """Mean distance, at most 10, to which the newest position looks; position 0 left out."""
+        row = torch.cat(self.attentions)[layers][:, heads, -1].mean((0, 1)).tolist()
         return sum(
             weight * min(len(row) - 1 - position, 10)
             for position, weight in enumerate(row)
@@ -45,55 +46,61 @@ def whole_values(value_model, prompt, candidates):
 
 @torch.no_grad()
 def decode(
-    model, values, prompt, opens, *, beta, candidates, max_new_tokens, temperature, seed, eos, value_prompt=None, min_probability=0.0,
+    model,
+    values,
+    prompt,
+    opens,
+    *,
+    beta=1.0,
+    candidates=10,
+    max_new_tokens=12,
+    temperature=1.0,
+    seed=0,
+    value_prompt=None,
+    min_probability=0.0,
     attentive=False,
-):  # fmt: skip
-    """Lists of token, entropy, steered, base_token and kl per step.
+) -> dict[str, list]:
+    """Decode one response.
 
-    values(prefix, candidate tokens) → their values. opens(looks): the gate, given what was seen at each step so far.
-    attentive: whether the gate looks at attention.
+    Args:
+        values: Gives the values of candidate tokens: (prefix, candidates) → values.
+        opens: The gate, given the looks at each step so far.
+        attentive: Whether the gate looks at attention.
+
+    Returns:
+        The attributes of a `Generation` that has the same steps.
     """
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     key = _sampling.prompt_keys([prompt], [seed])
     response, trace, looks = [], [], []
-    for step in range(max_new_tokens):
-        ids = torch.tensor([prompt + response])
+    while len(response) < max_new_tokens and response[-1:] != [EOS]:
+        step, ids = len(response), torch.tensor([prompt + response])
         logits = model(input_ids=ids).logits[0, -1]
-        attentions = (
-            torch.cat(eager(input_ids=ids, output_attentions=True).attentions)
-            if attentive
-            else None
-        )
+        attentions = eager(input_ids=ids, output_attentions=True).attentions if attentive else None
         base, tokens = logits.topk(candidates)
         p = base.softmax(0)
         looks.append(Look(step, key, nats(p), nats(logits.softmax(0)), attentions))
-        steered = opens(looks)
-        scores = base.clone()
+        steered, scores = opens(looks), base
         if steered:
-            found = values([*(value_prompt or prompt), *response], tokens.tolist())
-            scores = found if math.isinf(beta) else base + beta * found
+            values_now = values([*(value_prompt or prompt), *response], tokens.tolist())
+            scores = values_now if math.isinf(beta) else base + beta * values_now
             scores = torch.where((p >= min_probability) | (p == p.max()), scores, -math.inf)
         noise = _sampling.gumbel(key, step, tokens[None])[0]
-        pick = [
-            (s / temperature + noise).argmax() if temperature else s.argmax()
-            for s in (scores.double(), base.double())
-        ]
+        token, base_token = (
+            tokens[(s.double() / temperature + noise if temperature else s).argmax()].item()
+            for s in (scores, base)
+        )
         q = scores.softmax(0)
         kl = sum((a * (a / b).log()).item() for a, b in zip(q, p, strict=True) if a > 0)
-        response.append(tokens[pick[0]].item())
-        trace.append((response[-1], looks[-1].entropy, steered, tokens[pick[1]].item(), kl))
-        if response[-1] == eos:
-            break
-    return [list(column) for column in zip(*trace, strict=True)]
+        response.append(token)
+        trace.append((token, steered, base_token, looks[-1].entropy, kl))
+    names = ("token_ids", "steered", "base_token", "entropy", "kl")
+    return dict(zip(names, map(list, zip(*trace, strict=True)), strict=True))
 
 
 @torch.no_grad()
 def whole_rewards(model, prefix, candidates):
     """transformers' own reading of each sequence alone, ended by EOS once."""
-    sequences = [
-        [*prefix, token] if token == EOS else [*prefix, token, EOS] for token in candidates
-    ]
-    return torch.stack(
-        [model(input_ids=torch.tensor([sequence])).logits[0, 0] for sequence in sequences]
-    )
+    ends = [[token] if token == EOS else [token, EOS] for token in candidates]
+    return torch.stack([model(torch.tensor([[*prefix, *end]])).logits[0, 0] for end in ends])

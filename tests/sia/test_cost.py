@@ -1,7 +1,5 @@
 """Counted FLOPs against torch's own counter, and counts against arithmetic."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode

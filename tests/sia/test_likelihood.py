@@ -1,7 +1,5 @@
 """Log-likelihoods of the steered policy, against sequences computed whole and against its own samples."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

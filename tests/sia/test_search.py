@@ -1,7 +1,5 @@
 """Best-of-N and chunk beam search against plain loops over single responses."""
 
-from __future__ import annotations
-
 from dataclasses import astuple, replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Laws of sia.theory on random instances: identities to rounding, bounds without exception."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

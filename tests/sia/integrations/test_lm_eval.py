@@ -1,7 +1,5 @@
 """lm-eval's model `sia`: through its own command line and through simple_evaluate, on little models and the lab's tasks."""
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings
