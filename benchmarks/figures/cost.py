@@ -21,7 +21,7 @@ from benchmarks.analysis.labels import LOSSES, family_label, metric_label
 from benchmarks.figures import methods
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
-from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE
+from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, drawn_in
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
@@ -35,13 +35,7 @@ MEASURED = (
     "value_tokens",
     "megaflops",
 )
-RIVALS = (
-    "dense",
-    "args",
-    "genarm",
-    "beams",
-    "base",
-)  # "base": best-of-N. Transfer Q* costs more by orders of magnitude
+RIVALS = drawn_in("cost")  # "base": best of N. Transfer Q* costs more by orders of magnitude
 LENGTHS = 10  # tokens, of a bin
 ROUNDS = 6  # twice each objective
 COST_LABELS = {

@@ -16,6 +16,7 @@ from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.methods import drawn_in
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "kl")
@@ -28,7 +29,7 @@ SETTINGS = {
 }
 
 
-STATIC = ("base", "instruct", "best-of-n", "args")  # Table 1 has the others
+STATIC = drawn_in("figure2")  # table 1 has the others
 
 
 class Figure2(Figure):

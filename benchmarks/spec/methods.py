@@ -23,7 +23,8 @@ class Method:
         search: "best-of" or "beams".
         needs: Models that a profile must have besides the base model.
         raw_rewards: Whether scores are rewards on a scale other than that of values.
-        baseline: Whether figures compare SIA with it.
+        baseline: Whether table 1 compares SIA with it.
+        figures: Names of the figures that draw it too, where a figure has room for some alone.
     """
 
     name: str
@@ -34,27 +35,52 @@ class Method:
     needs: tuple[str, ...] = ()
     raw_rewards: bool = False
     baseline: bool = True
+    figures: tuple[str, ...] = ()
 
 
 METHODS = (
-    Method("base", "base"),
-    Method("instruct", "instruct (by the judge)", INSTRUCT, needs=("instruct",)),
+    Method("base", "base", figures=("figure2", "cost")),  # in cost: best of N
+    Method(
+        "instruct",
+        "instruct (by the judge)",
+        INSTRUCT,
+        needs=("instruct",),
+        figures=("figure2",),
+    ),
     Method(
         "instruct-reward", "instruct (by the reward)", INSTRUCT_REWARD, needs=("instruct-reward",)
     ),
-    Method("best-of-n", "best of N", search="best-of", needs=(REWARD,)),
-    Method("beams", "chunk beam search", search="beams", needs=(REWARD,)),
-    Method("args", "ARGS", scorer=ARGS, needs=(REWARD,), raw_rewards=True),
-    Method("genarm", "GenARM", scorer=AUTOREGRESSIVE, needs=("autoregressive-reward",)),
+    Method("best-of-n", "best of N", search="best-of", needs=(REWARD,), figures=("figure2",)),
+    Method("beams", "chunk beam search", search="beams", needs=(REWARD,), figures=("cost",)),
+    Method(
+        "args",
+        "ARGS",
+        scorer=ARGS,
+        needs=(REWARD,),
+        raw_rewards=True,
+        figures=("figure2", "cost"),
+    ),
+    Method(
+        "genarm",
+        "GenARM",
+        scorer=AUTOREGRESSIVE,
+        needs=("autoregressive-reward",),
+        figures=("cost",),
+    ),
     Method("transfer-q", "Transfer Q*", scorer=ROLLOUT, needs=(REWARD,), raw_rewards=True),
     Method("sia", "SIA (entropy gate)", baseline=False),
-    Method("dense", "dense (every token)", baseline=False),
+    Method("dense", "dense (every token)", baseline=False, figures=("cost",)),
     Method("random", "random gate", baseline=False),
     Method("position", "first tokens", baseline=False),
     Method("inverted-entropy", "lowest entropies", baseline=False),
 )
 BASELINES = tuple(method for method in METHODS if method.baseline)
 LABELS = {method.name: method.label for method in METHODS}
+
+
+def drawn_in(figure: str) -> tuple[str, ...]:
+    """Return the names of the methods that a figure with room for some draws."""
+    return tuple(method.name for method in METHODS if figure in method.figures)
 
 
 def label_of(method: str) -> str:
