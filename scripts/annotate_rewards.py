@@ -21,8 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.examples import EXAMPLE_SETS, Example, load_examples
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
+from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, Example, load_examples
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import RewardScorer
 

@@ -1,6 +1,7 @@
-"""The models of a Hub profile: where they are, in which template each reads, and what is asked of them.
+"""Models of a Hub profile: where they are, in which template each reads, and how they score.
 
-A base model reads "Human:\\n…\\nAssistant:\\n", a post-trained one its chat template (without thinking), value and reward models theirs.
+A base model reads plain turns ("Human:", "Assistant:"), a post-trained one its chat template
+(without thinking), value and reward models theirs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from typing_extensions import override
 
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
@@ -29,75 +31,73 @@ from sia import Generation, RewardScorer, ValueModel
 from sia._inputs import eos_token_ids
 
 GIB = 2**30
-NOT_NEEDED = [
-    "original/*",
-    "*.gguf",
-    "*.onnx",
-    "*.h5",
-    "*.msgpack",
-]  # the same weights in other formats
+# the same weights in other formats
+NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
+# given to chat templates that write today's date: a prompt must not change from day to day
+DATE = "26 Jul 2024"
 
 
 def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) -> tuple[str, str]:
-    """What there is, where nothing is said: a GPU in bfloat16, else the processor in float32. gpus: how many a cluster has; None asks this
-    machine.
+    """Return device and dtype; by default a GPU in bfloat16, else the processor in float32.
 
-    Errors: ValueError for a device that is not there or an unknown dtype.
+    Args:
+        device: cpu, cuda, or empty for the default.
+        dtype: A floating-point type, or empty for the default.
+        gpus: Number of GPUs of a cluster; None asks this machine.
+
+    Raises:
+        ValueError: For a device that is not there or an unknown dtype.
     """
-    there = torch.cuda.is_available() if gpus is None else gpus > 0
-    device = device or ("cuda" if there else "cpu")
+    available = torch.cuda.is_available() if gpus is None else gpus > 0
+    device = device or ("cuda" if available else "cpu")
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not there):
+    if device not in ("cpu", "cuda") or (device == "cuda" and not available):
         raise ValueError(f"device must be cpu, or cuda where there is a GPU, got {device!r}")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     return device, dtype
 
 
-def detect_hardware(
-    profile: HubProfile,
-    device: str = "",
-    dtype: str = "",
-    batch_size: int = 0,
-    gpus: int | None = None,
-) -> Hardware:
-    """Device and dtype as `choose_device` does, and so large batches: 0, the profile's, or what should fit.
+def detect_hardware(profile: HubProfile, requested: Hardware, gpus: int | None = None) -> Hardware:
+    """Return the hardware as requested; a batch size of 0 becomes the profile's, or what fits.
 
-    Errors: as of `choose_device`.
+    Raises:
+        ValueError: As `choose_device` does.
     """
-    device, dtype = choose_device(device, dtype, gpus)
-    if not batch_size:
-        # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside the models themselves
-        room = 2 * GIB
-        if device == "cuda":  # of a cluster's GPUs, what the smallest usual ones have
-            room = (
-                torch.cuda.get_device_properties(0).total_memory / 4 if gpus is None else 10 * GIB
-            )
-        per_response = (
-            2 * 150 * 1024 * (profile.prompts.longest // 4 + profile.decoding.max_new_tokens)
-        )
-        batch_size = int(np.clip(room // per_response, 1, profile.decoding.batch_size))
-    return Hardware(device, dtype, batch_size)
+    device, dtype = choose_device(requested.device, requested.dtype, gpus)
+    if requested.batch_size:
+        return Hardware(device, dtype, requested.batch_size)
+    # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside
+    # the models themselves
+    room = 2 * GIB
+    if device == "cuda":  # of a cluster's GPUs, what the smallest usual ones have
+        room = torch.cuda.get_device_properties(0).total_memory / 4 if gpus is None else 10 * GIB
+    tokens = profile.prompts.longest // 4 + profile.decoding.max_new_tokens
+    fitting = room // (2 * 150 * 1024 * tokens)
+    return Hardware(device, dtype, int(np.clip(fitting, 1, profile.decoding.batch_size)))
 
 
 def fetch(source: Source) -> Source:
-    """The source with its revision resolved to the commit, and its files here; local folders stay as they are.
+    """Return the source with its revision resolved to the commit, its files at hand.
 
-    Errors: FileNotFoundError, in one sentence, naming the id and where it would be read from.
+    Local folders stay as they are.
+
+    Raises:
+        FileNotFoundError: If there is no such model; names the id and where it was sought.
     """
     if Path(source.id).is_dir():
-        if not (Path(source.id) / source.subfolder).is_dir():
-            raise FileNotFoundError(
-                f"no model in {Path(source.id) / source.subfolder}: there is no such folder"
-            )
+        folder = Path(source.id, source.subfolder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no model in {folder}: there is no such folder")
         return source
-    where = f"{source.id}{'/' + source.subfolder if source.subfolder else ''} (revision {source.revision})"
     if source.id.count("/") != 1 or source.id.startswith((".", "/")):
         raise FileNotFoundError(
-            f"no model in {source.id}: there is no such folder, and a Hub id has the form owner/name"
+            f"no model in {source.id}: there is no such folder, and a Hub id has the form"
+            " owner/name"
         )
+    missing = f"{Path(source.id, source.subfolder)} (revision {source.revision}) is missing"
+    patterns = [f"{source.subfolder}/*"] if source.subfolder else None
     try:
-        patterns = [f"{source.subfolder}/*"] if source.subfolder else None
         folder = Path(
             snapshot_download(
                 source.id,
@@ -106,83 +106,73 @@ def fetch(source: Source) -> Source:
                 ignore_patterns=NOT_NEEDED,
             )
         )
-    except Exception as error:  # the Hub's client lets many kinds through: no network, a proxy, no such model, no access to a gated one
+    except Exception as error:  # the Hub's client lets through many kinds
         cause = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
-            f"{where} is missing: it is not in the cache {constants.HF_HUB_CACHE} and cannot be downloaded from the Hub "
-            f"({type(error).__name__}: {cause})"
+            f"{missing}: it is not in the cache {constants.HF_HUB_CACHE} and cannot be downloaded"
+            f" from the Hub ({type(error).__name__}: {cause})"
         ) from error
     if not (folder / source.subfolder).is_dir():
-        raise FileNotFoundError(
-            f"{where} is missing: {source.id} has no such subfolder at this revision"
-        )
+        raise FileNotFoundError(f"{missing}: {source.id} has no such subfolder at this revision")
     return replace(source, revision=folder.name)
 
 
 def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
-    """The profile with these models at hand, their revisions resolved to commits (see `fetch`)."""
+    """Return the profile with these models at hand, revisions resolved to commits by `fetch`."""
     fetched = {}
     for kind in dict.fromkeys(kinds):
         source = fetch(profile.models[kind])
-        if source.backbone:
-            name, _, revision = source.backbone.partition("@")
+        name, _, revision = source.backbone.partition("@")
+        if name:
             backbone = fetch(Source(name, revision or "main"))
-            source = replace(
-                source, backbone=name if Path(name).is_dir() else f"{name}@{backbone.revision}"
-            )
+            pinned = name if Path(name).is_dir() else f"{name}@{backbone.revision}"
+            source = replace(source, backbone=pinned)
         fetched[kind] = source
     return replace(profile, models=profile.models | fetched)
 
 
 def place(source: Source) -> tuple[str, dict[str, str]]:
-    """Id and options for from_pretrained."""
+    """Return id and options for from_pretrained."""
     options = {} if Path(source.id).is_dir() else {"revision": source.revision}
     return source.id, options | ({"subfolder": source.subfolder} if source.subfolder else {})
 
 
 @lru_cache(maxsize=16)
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
-    """Of a value model in the published layout, its backbone's."""
+    """Return the tokenizer; of a value model in the published layout, its backbone's."""
     if source.backbone:
         name, _, revision = source.backbone.partition("@")
-        return AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
-    name, options = place(source)
+        options = {"revision": revision} if revision else {}
+    else:
+        name, options = place(source)
     return AutoTokenizer.from_pretrained(name, **options)
 
 
 def fingerprint(source: Source) -> list:
-    """What tells one state of a model from another: the commit or, of local files, their names, sizes and times."""
-    places = [
-        Path(name) / part
-        for name, part in ((source.id, source.subfolder), (source.backbone, ""))
-        if name
+    """Return the commit of a model or, of local files, their names, sizes and times."""
+    paths = [
+        Path(source.id, source.subfolder),
+        *([Path(source.backbone)] if source.backbone else []),
     ]
-    files = [
-        file
-        for place in places
-        if place.exists()
-        for file in [place, *sorted(place.rglob("*"))]
-        if file.is_file()
-    ]
-    return [
-        asdict(source),
-        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-    ]
-
-
-# What chat templates that write today's date are given instead: a prompt must not change from day to day.
-DATE = "26 Jul 2024"
+    files = [file for path in paths for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [asdict(source), states]
 
 
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, chats: Iterable, answered: bool = False, **options
 ) -> list[list[int]]:
-    """Token ids of chats in a tokenizer's own template, open for an answer or answered. options: of the template."""
+    """Return the token ids of chats in a tokenizer's own template.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        chats: Chats that end in a user turn or, if `answered`, in an assistant turn.
+        answered: False to open an assistant turn.
+        **options: Of the template.
+    """
     options |= {"tokenize": False, "add_generation_prompt": not answered, "date_string": DATE}
-    return tokenizer(
-        [tokenizer.apply_chat_template(list(chat), **options) for chat in chats],
-        add_special_tokens=False,
-    ).input_ids
+    texts = [tokenizer.apply_chat_template(list(chat), **options) for chat in chats]
+    return tokenizer(texts, add_special_tokens=False).input_ids
 
 
 def kinds_of(cell: Condition) -> list[str]:
@@ -197,20 +187,23 @@ def kinds_of(cell: Condition) -> list[str]:
 
 @dataclass(frozen=True)
 class HubModels(Subject):
-    """What is measured under a Hub profile; `profile.hardware` says on what."""
+    """Models of a Hub profile; `profile.hardware` says on what they run."""
 
     profile: HubProfile
+    reward_strength = 1.0  # where rewards stand for values, β is as it is
 
     @classmethod
+    @override
     def open(cls, profile: HubProfile, replicate: int) -> Self:
         return cls(profile)
 
     @classmethod
+    @override
     def prepare(
         cls, profile: HubProfile, cells: Iterable[Condition], requested: Hardware, gpus: int | None
     ) -> tuple[HubProfile, dict]:
         """Fetch the models that `cells` need and settle the hardware; print both in a line."""
-        hardware = detect_hardware(profile, **asdict(requested), gpus=gpus)
+        hardware = detect_hardware(profile, requested, gpus)
         kinds = dict.fromkeys(kind for cell in cells for kind in kinds_of(cell))
         settled = pin(replace(profile, hardware=hardware), kinds)
         name, device = profile.name, f"{hardware.device}, {hardware.dtype}"
@@ -226,27 +219,27 @@ class HubModels(Subject):
 
     @property
     def models_kept(self) -> int:
-        """How many a worker keeps at hand: on a GPU as many of the largest as fill two thirds of it, but two at least."""
+        """Number of models that a worker keeps at hand.
+
+        On a GPU as many of the largest as fill two thirds of it, but two at least.
+        """
         if self.profile.hardware.device == "cpu":
             return 8
         largest = max(source.billions for source in self.profile.models.values())
         bytes_each = 2e9 * largest or GIB
         return max(2, int(torch.cuda.get_device_properties(0).total_memory * 2 / 3 / bytes_each))
 
+    @override
     def digest_of(self, cell: Condition) -> str:
-        """Of all that decides what the models of a cell say, and to which prompts."""
-        profile, hardware = self.profile, self.profile.hardware
-        splits = (
-            profile.evaluation.prompts_per_objective,
-            profile.evaluation.validation_prompts_per_objective,
-        )
+        profile, evaluation = self.profile, self.profile.evaluation
         models = [self._fingerprints[kind] for kind in kinds_of(cell)]
         settings = [
             asdict(profile.prompts),
             self._prompt_files,
             asdict(profile.decoding),
-            asdict(hardware),
+            asdict(profile.hardware),
         ]
+        splits = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
         return digest(models, settings, splits)
 
     @cached_property
@@ -254,79 +247,80 @@ class HubModels(Subject):
         return {kind: fingerprint(source) for kind, source in self.profile.models.items()}
 
     @cached_property
+    def _sources(self) -> dict[str, str]:
+        """Sources of the prompts, by objective."""
+        settings = asdict(self.profile.prompts)
+        return {objective: settings[objective] for objective in OBJECTIVES}
+
+    @cached_property
     def _prompt_files(self) -> list:
-        settings = self.profile.prompts
-        paths = [
-            source.partition("=")[2]
-            for source in (settings.harmlessness, settings.helpfulness, settings.honesty)
-        ]
+        paths = [source.partition("=")[2] for source in self._sources.values()]
         return [fingerprint(Source(path)) for path in paths if path]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the base model."""
         return tokenizer_of(self.profile.models["base"])
 
     @property
     def batch_size(self) -> int:
+        """Responses decoded together."""
         return self.profile.hardware.batch_size
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """By objective. Too long is what has more than `prompts.longest` tokens for the base model."""
-        settings, evaluation = self.profile.prompts, self.profile.evaluation
-        sources = dict(
-            zip(
-                OBJECTIVES,
-                (settings.harmlessness, settings.helpfulness, settings.honesty),
-                strict=True,
-            )
-        )
-        found = {}
-        for objective, source in sources.items():
+        """Prompts by objective, without those of more than `prompts.longest` base tokens."""
+        longest, evaluation = self.profile.prompts.longest, self.profile.evaluation
+        counts = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
+        splits = {}
+        for objective, source in self._sources.items():
             chats = load_prompts(source)
-            lengths = map(len, self.encode(chats, "base"))
-            counts = (evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective)
-            found[objective] = split_prompts(
-                source, chats, (length > settings.longest for length in lengths), *counts
-            )
-        return found
+            too_long = [len(ids) > longest for ids in self.encode(chats, "base")]
+            splits[objective] = split_prompts(source, chats, too_long, *counts)
+        return splits
 
+    @override
     def prompts_of(self, split: str, objective: str) -> list[Chat]:
-        of = self.splits[objective]
-        return {"test": of.test, "validation": of.validation}[split]
+        return vars(self.splits[objective])[split]
 
-    def encode(self, chats: Sequence[Chat], kind: str) -> list[list[int]]:
-        """Token ids of prompts for a kind of model, in its own template. Rollouts are read, and made, in the reward model's."""
+    @override
+    def encode(self, prompts: Sequence[Chat], kind: str) -> list[list[int]]:
         if kind.startswith("base"):
-            return self.tokenizer([plain_text(chat) for chat in chats]).input_ids
+            return self.tokenizer([plain_text(chat) for chat in prompts]).input_ids
+        # rollouts are read, and made, in the reward model's template
         tokenizer = tokenizer_of(self.profile.models[REWARD if kind == str(ROLLOUT) else kind])
-        return chat_ids(
-            tokenizer, chats, **({"enable_thinking": False} if kind.startswith("instruct") else {})
-        )
+        options = {"enable_thinking": False} if kind.startswith("instruct") else {}
+        return chat_ids(tokenizer, prompts, **options)
 
+    @override
     def conversations(
-        self, chats: Sequence[Chat], responses: Sequence[Generation], kind: str
+        self, prompts: Sequence[Chat], responses: Sequence[Generation], kind: str
     ) -> list[list[int]]:
-        """Token ids of prompts with their responses in a reward model's own template; the tokenizers may differ."""
-        whole = (
-            [*chat, {"role": "assistant", "content": r.text}]
-            for chat, r in zip(chats, responses, strict=True)
-        )
+        # by their texts: the tokenizers may differ
+        whole = [
+            [*chat, {"role": "assistant", "content": response.text}]
+            for chat, response in zip(prompts, responses, strict=True)
+        ]
         return chat_ids(tokenizer_of(self.profile.models[kind]), whole, answered=True)
 
-    def _options(self) -> dict[str, object]:
-        return {"dtype": self.profile.hardware.dtype, "device_map": self.profile.hardware.device}
+    def _place(self, kind: str) -> tuple[str, dict]:
+        """Return id and options for from_pretrained, hardware included."""
+        name, options = place(self.profile.models[kind])
+        hardware = self.profile.hardware
+        return name, options | {"dtype": hardware.dtype, "device_map": hardware.device}
 
+    @override
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
-        name, options = place(self.profile.models[kind])
-        return AutoModelForCausalLM.from_pretrained(name, **options, **self._options()).eval()
+        name, options = self._place(kind)
+        return AutoModelForCausalLM.from_pretrained(name, **options).eval()
 
+    @override
     def reward_model(self, kind: str) -> PreTrainedModel:
-        name, options = place(self.profile.models[kind])
-        return RewardScorer.from_pretrained(
-            name, tokenizer_of(self.profile.models[kind]).eos_token_id, **options, **self._options()
-        ).model
+        name, options = self._place(kind)
+        end = tokenizer_of(self.profile.models[kind]).eos_token_id
+        return RewardScorer.from_pretrained(name, end, **options).model
 
+    @override
     def reward_scorer(
         self, language_model: PreTrainedModel, reward_model: PreTrainedModel
     ) -> RewardScorer:
@@ -335,20 +329,15 @@ class HubModels(Subject):
         ends = eos_token_ids(language_model.generation_config, self.tokenizer.eos_token_id)
         return RewardScorer(reward_model, tokenizer.eos_token_id, stop_tokens=ends)
 
+    @override
     def value_model(self, kind: str, family: str) -> ValueModel:
-        """Load a value model."""
-        source = self.profile.models[kind]
-        name, options = place(source)
-        backbone, _, revision = source.backbone.partition("@")
+        name, options = self._place(kind)
+        backbone, _, revision = self.profile.models[kind].backbone.partition("@")
         if revision:
             backbone = snapshot_download(backbone, revision=revision)
-        return ValueModel.from_pretrained(name, backbone or None, **options, **self._options())
+        return ValueModel.from_pretrained(name, backbone or None, **options)
 
-    @property
-    def reward_strength(self) -> float:
-        """Where rewards stand for values, β is as it is."""
-        return 1.0
-
+    @override
     def scores(
         self,
         prompts: Sequence[Chat],
@@ -357,15 +346,16 @@ class HubModels(Subject):
         numbers: Sequence[int],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> dict[str, np.ndarray]:
-        """reward: the score."""
+        """Return the score alone, as reward."""
         return {"reward": self.score(prompts, responses, reward_model)}
 
+    @override
     def score(
         self,
         prompts: Sequence[Chat],
         responses: Sequence[Generation],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> np.ndarray:
-        """Raw rewards of the evaluation reward model."""
+        """Return the raw rewards of the evaluation reward model."""
         whole = self.conversations(prompts, responses, EVALUATION_REWARD)
         return trajectory_rewards(reward_model(EVALUATION_REWARD), whole).astype(np.float32)

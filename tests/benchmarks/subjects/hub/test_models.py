@@ -88,44 +88,40 @@ def project(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", REAL)
 def test_profiles_of_real_models(name):
     profile = load_profile(name)
-    assert all(
-        source.id.count("/") == 1 and source.revision == "main"
-        for source in profile.models.values()
-    )
+    for source in profile.models.values():
+        assert (source.id.count("/"), source.revision) == (1, "main")
     assert profile.models["value-mean"].subfolder.startswith("VM-")
     assert profile.sweep.ratios == (0.1, 0.2, 0.4, 0.6, 0.8)
-    assert (
-        profile.decoding.candidates,
-        profile.decoding.max_new_tokens,
-        profile.prompts.longest,
-    ) == (10, 256, 1024)
-    assert {
-        kind for cell in baselines(profile, 0, profile.families[0]) for kind in kinds_of(cell)
-    } <= set(profile.models)
+    decoding = profile.decoding
+    limits = decoding.candidates, decoding.max_new_tokens, profile.prompts.longest
+    assert limits == (10, 256, 1024)
+    cells = baselines(profile, 0, profile.families[0])
+    assert {kind for cell in cells for kind in kinds_of(cell)} <= set(profile.models)
     assert bool(FIGURES["figure3"].why_unsupported(profile)) == (name != "w2s-qwen3")
-    assert claims_for(profile)
-    assert all(
-        claim.selector.get("metric") not in ("judge", "fluency_errors")
-        for claim in claims_for(profile)
-    )
+    metrics = [claim.selector.get("metric") for claim in claims_for(profile)]
+    assert metrics
+    assert not {"judge", "fluency_errors"} & set(metrics)
 
 
 def test_what_a_profile_needs(qwen, project):
     profile = project("qwen3", qwen)
-    assert profile_digest(profile) == profile_digest(replace(profile, hardware=HARDWARE))
-    assert profile_digest(profile) != profile_digest(
-        replace(profile, models=profile.models | {"base": Source("x/y")})
-    )
-    with pytest.raises(
-        ValueError, match="families must be one, the name of its models in figures, got"
+    elsewhere = replace(profile, models=profile.models | {"base": Source("x/y")})
+    digests = map(profile_digest, (profile, replace(profile, hardware=HARDWARE), elsewhere))
+    assert len(set(digests)) == 2
+    base = {"base": Source("x/y")}
+    for change, message in (
+        (
+            {"families": ("qwen3", "llama")},
+            "families must be one, the name of its models in figures, got",
+        ),
+        ({"models": base}, r"models\.evaluation-reward must be named"),
+        (
+            {"models": base | {"evaluation-reward": Source("x/y")}},
+            r"models\.value-mean or models\.value-token must be named",
+        ),
     ):
-        replace(profile, families=("qwen3", "llama"))
-    with pytest.raises(ValueError, match=r"models\.evaluation-reward must be named"):
-        replace(profile, models={"base": Source("x/y")})
-    with pytest.raises(
-        ValueError, match=r"models\.value-mean or models\.value-token must be named"
-    ):
-        replace(profile, models={"base": Source("x/y"), "evaluation-reward": Source("x/y")})
+        with pytest.raises(ValueError, match=message):
+            replace(profile, **change)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +144,8 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
     [
         (
             ["figure2", "--profile", "qwen3-1.7b"],
-            r"Qwen/Qwen3-1.7B-Base \(revision main\) is missing: it is not in the cache .* and cannot be ",
+            r"Qwen/Qwen3-1.7B-Base \(revision main\) is missing: it is not in the cache .* "
+            "and cannot be ",
         ),
         (
             ["theory", "--profile", "qwen3-4b"],
@@ -181,7 +178,8 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
         ),
         (
             ["figure2", "--limit", "3"],
-            "--limit, --device, --dtype and --batch-size are for profiles of real models, lab is not one",
+            "--limit, --device, --dtype and --batch-size are for profiles of real models, "
+            "lab is not one",
         ),
     ],
 )
@@ -193,15 +191,18 @@ def test_one_sentence(project, capsys, monkeypatch, arguments, message):
 
 
 def test_sources(tmp_path):
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"no model in .*none: there is no such folder, and a Hub id has the form owner/name",
+    local = Source(str(tmp_path))
+    for source, message in (
+        (
+            Source(str(tmp_path / "none")),
+            "none: there is no such folder, and a Hub id has the form",
+        ),
+        (replace(local, subfolder="values"), "values: there is no such folder$"),
     ):
-        fetch(Source(str(tmp_path / "none")))
-    with pytest.raises(FileNotFoundError, match=r"no model in .*values: there is no such folder"):
-        fetch(Source(str(tmp_path), subfolder="values"))
-    assert fetch(Source(str(tmp_path))) == Source(str(tmp_path))
-    assert place(Source(str(tmp_path), subfolder="x")) == (str(tmp_path), {"subfolder": "x"})
+        with pytest.raises(FileNotFoundError, match=f"no model in .*{message}"):
+            fetch(source)
+    assert fetch(local) == local
+    assert place(replace(local, subfolder="x")) == (str(tmp_path), {"subfolder": "x"})
     assert place(Source("a/b", "c0ffee")) == ("a/b", {"revision": "c0ffee"})
 
 
@@ -209,45 +210,43 @@ def test_a_revision_is_the_one_that_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commits = {"main": "a" * 40, "v2": "b" * 40}
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
     for name, commit in commits.items():
-        for folder, content in (("refs", commit), (f"snapshots/{commit}", None)):
-            where = tmp_path / "models--owner--name" / folder
-            where.mkdir(parents=True, exist_ok=True)
-            (where / name if content else where / "config.json").write_text(content or "{}")
-    for asked in ("v2", "main"):
-        assert fetch(Source("owner/name", asked)) == Source("owner/name", commits[asked])
+        (repository / "refs" / name).write_text(commit)
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        assert fetch(Source("owner/name", name)) == Source("owner/name", commit)
     profile = load_profile("qwen3-4b")
     models = {
         "base": Source("owner/name", "v2"),
         "value-mean": Source("owner/name", backbone="owner/name@v2"),
     }
     pinned = pin(replace(profile, models=profile.models | models), models).models
-    assert (pinned["base"].revision, pinned["value-mean"].revision) == (
-        commits["v2"],
-        commits["main"],
-    )
-    assert pinned["value-mean"].backbone == f"owner/name@{commits['v2']}"
+    assert pinned["base"] == Source("owner/name", commits["v2"])
+    backbone = f"owner/name@{commits['v2']}"
+    assert pinned["value-mean"] == Source("owner/name", commits["main"], backbone=backbone)
 
 
 def test_limits_have_a_name_and_tables_of_their_own():
     profile = load_profile("qwen3-4b")
     small = limited(profile, 7)
     assert small.name == "qwen3-4b-limit7"
-    assert (
-        small.evaluation.prompts_per_objective,
-        small.evaluation.validation_prompts_per_objective,
-    ) == (7, 7)
+    counts = {"prompts_per_objective": 7, "validation_prompts_per_objective": 7}
+    assert small.evaluation == replace(profile.evaluation, **counts)
     assert small.sweep.rollout_prompts == 7
     assert limited(profile, 10**6).evaluation == profile.evaluation
 
 
 def test_hardware_is_what_there_is_and_can_be_said():
     profile = load_profile("qwen3-4b")
-    assert detect_hardware(profile, "cpu", "bfloat16", 3) == Hardware("cpu", "bfloat16", 3)
-    found = detect_hardware(profile)
-    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert found.dtype == ("bfloat16" if found.device == "cuda" else "float32")
-    assert 1 <= found.batch_size <= profile.decoding.batch_size
+    requested = Hardware("cpu", "bfloat16", 3)
+    assert detect_hardware(profile, requested) == requested
+    detected = detect_hardware(profile, Hardware("", "", 0))
+    on_gpu = torch.cuda.is_available()
+    assert (detected.device, detected.dtype) == (
+        ("cuda", "bfloat16") if on_gpu else ("cpu", "float32")
+    )
+    assert 1 <= detected.batch_size <= profile.decoding.batch_size
 
 
 # --- models and templates
@@ -256,29 +255,25 @@ def test_hardware_is_what_there_is_and_can_be_said():
 def test_every_kind_of_model_reads_its_own_template(qwen, project):
     subject = HubModels(replace(project("qwen3", qwen), hardware=HARDWARE))
     chats = subject.prompts_of("test", "helpfulness")[:2]
-    assert (
-        len(
-            {
-                chat[0]["content"]
-                for o in OBJECTIVES
-                for split in ("test", "validation")
-                for chat in subject.prompts_of(split, o)
-            }
-        )
-        == 24
-    )
+    asked = [
+        chat[0]["content"]
+        for objective in OBJECTIVES
+        for split in ("test", "validation")
+        for chat in subject.prompts_of(split, objective)
+    ]
+    assert len(set(asked)) == 24
     assert subject.splits["harmlessness"].skipped == 1
     text = chats[0][0]["content"]
     decode = hub_folders.tokenizer().decode
-    assert decode(subject.encode(chats, "base")[0]) == f"Human:\n{text}\nAssistant:\n"
     opened = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-    assert decode(subject.encode(chats, "value-mean")[0]) == opened
-    assert (
-        decode(subject.encode(chats, "reward")[0])
-        == decode(subject.encode(chats, "rollout")[0])
-        == opened
-    )
-    assert decode(subject.encode(chats, "instruct")[0]) == opened + "<think>\n\n</think>\n\n"
+    for kind, expected in (
+        ("base", f"Human:\n{text}\nAssistant:\n"),
+        ("value-mean", opened),
+        ("reward", opened),
+        ("rollout", opened),
+        ("instruct", opened + "<think>\n\n</think>\n\n"),
+    ):
+        assert decode(subject.encode(chats, kind)[0]) == expected
     responses = subject.respond(
         subject.language_model("base", "qwen3"), subject.encode(chats, "base"), 0
     )
@@ -291,15 +286,8 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
 def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
     """Rewards against the reward model read one by one; steering against the library by hand."""
     profile = replace(project("qwen3", qwen), hardware=HARDWARE)
-    cell = Cell(
-        0,
-        "qwen3",
-        scorer=value_kind("mean"),
-        gate="entropy",
-        target_ratio=0.5,
-        thresholds=(1.2,) * 3,
-        beta=2.0,
-    )
+    settings = {"gate": "entropy", "target_ratio": 0.5, "thresholds": (1.2,) * 3, "beta": 2.0}
+    cell = Cell(0, "qwen3", scorer=value_kind("mean"), **settings)
     rows = measure.measure_shard(subject_of(profile, 0), Shard(cell, "honesty", range(2, 5)))
     assert rows["prompt"].tolist() == [2, 3, 4]
     subject = HubModels(profile)
@@ -329,10 +317,8 @@ def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, t
         places[kind] = tmp_path / kind
         shutil.copytree(qwen[kind], places[kind])
     profile = replace(project("qwen3", places), hardware=HARDWARE)
-    steered, plain = (
-        Cell(0, "qwen3", scorer=value_kind("mean"), gate="every", beta=1.0),
-        Cell(0, "qwen3"),
-    )
+    steered = Cell(0, "qwen3", scorer=value_kind("mean"), gate="every", beta=1.0)
+    plain = Cell(0, "qwen3")
 
     def digests(profile):
         return [HubModels(profile).digest_of(cell) for cell in (steered, plain)]
@@ -342,8 +328,7 @@ def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, t
     head = places["values"] / "token_reward_head.pt"
     head.write_bytes(head.read_bytes() + b" ")
     after = digests(profile)
-    assert after[0] != before[0]
-    assert after[1] == before[1]
+    assert [now == then for now, then in zip(after, before, strict=True)] == [False, True]
     for change in ({"dtype": "bfloat16"}, {"batch_size": 8}):
         assert digests(replace(profile, hardware=replace(HARDWARE, **change))) != after
     with places["honesty"].open("a") as file:
@@ -354,13 +339,16 @@ def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, t
 def test_shards_are_ranges_of_prompts(qwen, project):
     profile = replace(project("qwen3", qwen), hardware=HARDWARE)
     store = CellStore(profile)
-    assert [(s.objective, list(s.prompts)) for s in store.shards(Cell(0, "qwen3"))][:4] == [
-        ("harmlessness", [0, 1]), ("harmlessness", [2, 3]), ("harmlessness", [4]), ("helpfulness", [0, 1])
-    ]  # fmt: skip
+    shards = store.shards(Cell(0, "qwen3"))
+    assert [(shard.objective, list(shard.prompts)) for shard in shards[:4]] == [
+        ("harmlessness", [0, 1]),
+        ("harmlessness", [2, 3]),
+        ("harmlessness", [4]),
+        ("helpfulness", [0, 1]),
+    ]
     assert [s.prompts for s in store.shards(Cell(0, "qwen3", "validation"))] == [range(0)] * 3
     assert [list(s.prompts) for s in store.shards(Cell(0, "qwen3", prompts=1))] == [[0]] * 3
-    paths = {store.path(shard) for shard in store.shards(Cell(0, "qwen3"))}
-    assert len(paths) == 9
+    assert len({store.path(shard) for shard in shards}) == 9
 
 
 # --- the whole path
@@ -370,37 +358,24 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
     family, places = made
     data = tmp_path / "annotated.jsonl"
     source = f"alpaca-eval={places['helpfulness']}"
-    assert (
-        annotate_rewards.main(
-            ["--data", source, "--reward", str(places["reward"]), "--output", str(data)]
-        )
-        == 0
-    )
+    reward = str(places["reward"])
+    command = ["--data", source, "--reward", reward, "--output", str(data)]
+    assert annotate_rewards.main(command) == 0
     assert len(data.read_text().splitlines()) == 8
     value_model = tmp_path / "my-value-model"
-    training = [
-        "--backbone",
-        str(places["base"]),
-        "--data",
-        str(data),
-        "--output",
-        str(value_model),
-        "--heldout",
-        "0.25",
-    ]
-    assert train_value_model.main([*training, "--epochs", "1", "--learning-rate", "1e-2"]) == 0
-    profile = project(family, places | {"values": value_model})
-    path = (
-        tmp_path / "profiles/tiny.toml"
-    )  # a model that was trained here brings its tokenizer, and names its backbone
+    command = ["--backbone", str(places["base"]), "--data", str(data), "--output", str(value_model)]
+    command += ["--heldout", "0.25", "--epochs", "1", "--learning-rate", "1e-2"]
+    assert train_value_model.main(command) == 0
+    project(family, places | {"values": value_model})
+    # a model that was trained here brings its tokenizer, and names its backbone
+    path = tmp_path / "profiles/tiny.toml"
     path.write_text(path.read_text().replace(f'backbone = "{places["base"]}"', 'backbone = ""'))
     profile = load_profile("tiny")
     assert main(["figure2", "--profile", "tiny", "--batch-size", "4"]) == 0
     printed = capsys.readouterr().out
     assert "tiny: 5 models at hand; cpu, float32, batches of 4" in printed
-    assert (
-        "tiny: prompts skipped because they have more than 100 tokens: 1 of harmlessness" in printed
-    )
+    skipped = "prompts skipped because they have more than 100 tokens"
+    assert f"tiny: {skipped}: 1 of harmlessness" in printed
     folder = tables.folder(profile)
     summary = pd.read_csv(folder / "figure2.csv")
     assert {"base", "instruct", "sia", "dense", "random", "beams", "args", "transfer-q"} <= set(
@@ -408,14 +383,11 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
     )
     assert set(summary["metric"]) == {"reward", "kl"}
     provenance = json.loads((folder / "figure2.json").read_text())
-    assert provenance["models"]["value-mean"]["id"] == str(value_model)
+    trained = provenance["models"]["value-mean"]
+    assert (trained["id"], trained["backbone"]) == (str(value_model), "")
     assert provenance["prompts_skipped"] == {"harmlessness": 1, "helpfulness": 0, "honesty": 0}
-    assert provenance["models"]["value-mean"]["backbone"] == ""
-    assert (provenance["device"], provenance["dtype"], provenance["batch_size"]) == (
-        "cpu",
-        "float32",
-        4,
-    )
+    hardware = {"device": "cpu", "dtype": "float32", "batch_size": 4}
+    assert {name: provenance[name] for name in hardware} == hardware
     assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
     assert main(["figure2", "--profile", "tiny"]) == 0
     assert "drawing the table" in capsys.readouterr().out
@@ -425,32 +397,17 @@ def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatc
 
         from sia.integrations.lm_eval import SIA
 
-        sia = SIA(
-            str(places["base"]),
-            str(value_model),
-            threshold=0.0,
-            beta=5.0,
-            device="cpu",
-            batch_size=2,
-        )
-        request = Instance(
-            "generate_until",
-            {},
-            ("is the earth flat ?", {"until": [], "max_gen_toks": 4, "do_sample": False}),
-            0,
-        )
-        (said,) = sia.generate_until([request], disable_tqdm=True)
+        options = {"threshold": 0.0, "beta": 5.0, "device": "cpu", "batch_size": 2}
+        sia = SIA(str(places["base"]), str(value_model), **options)
+        settings = {"until": [], "max_gen_toks": 4, "do_sample": False}
+        request = Instance("generate_until", {}, ("is the earth flat ?", settings), 0)
+        (text,) = sia.generate_until([request], disable_tqdm=True)
     steering = Steering(ValueModel.from_pretrained(value_model), EntropyGate(0.0), beta=5.0)
     (expected,) = generate(
-        sia.model,
-        sia.tokenizer,
-        ["is the earth flat ?"],
-        steering,
-        max_new_tokens=4,
-        temperature=0,
-        progress=False,
-    )
-    assert said == expected.text
+        sia.model, sia.tokenizer, ["is the earth flat ?"], steering,
+        max_new_tokens=4, temperature=0, progress=False,
+    )  # fmt: skip
+    assert text == expected.text
 
 
 def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.subjects.hub.examples import load_examples
+from benchmarks.subjects.hub.prompts import load_examples
 from benchmarks.subjects.hub.prompts import (
     PROMPT_SETS,
     dialogue,
