@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.subjects.hub.prompts import load_examples
 from benchmarks.subjects.hub.prompts import (
     PROMPT_SETS,
     dialogue,
+    load_examples,
     load_prompts,
     plain_text,
     question,
