@@ -138,9 +138,12 @@ def test_figure5_counts_the_responses_that_reach_a_position(drawn):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
-    promised = "objective family model value_model method gate target_ratio ratio beta best_of metric estimate low high n seeds"
+    promised = (
+        "objective family model value_model method gate target_ratio ratio beta best_of metric "
+        "replicate estimate low high n seeds"
+    )
     table = drawn[name].summary
-    assert table.columns[:16].tolist() == promised.split()
+    assert table.columns[:17].tolist() == promised.split()
     keys = [
         "objective",
         "family",
@@ -298,10 +301,9 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     assert pick(table, **exact, metric="steering_gain")["estimate"] == pytest.approx(
         gain.mean().item(), abs=ROUNDED
     )
-    for how in ("each candidate alike", "by base probability"):
-        assert pick(table, **exact, metric=f"squared error of values, {how}")[
-            "estimate"
-        ] == pytest.approx(0, abs=ROUNDED)
+    for metric in ("value_error_uniform", "value_error_weighted"):
+        error = pick(table, **exact, metric=metric)["estimate"]
+        assert error == pytest.approx(0, abs=ROUNDED)
     noisy = pick(table, **(exact | {"value_model": "value-mean"}), metric="steering_gain")
     assert noisy["estimate"] < gain.mean().item()
     assert (
@@ -390,8 +392,8 @@ def test_random_instances_obey_the_laws():
     assert of_noise[2][0] == pytest.approx(1, abs=0.05)
     low = step["entropy"] < 1
     mean, ratio = (
-        records[f"regret by noise, {what}", 1.0]
-        for what in ("mean, entropy below 1", "entropy below 1 / 1 and more")
+        records[metric, 1.0]
+        for metric in ("noise_regret_below_tau", "noise_regret_below_to_above_tau")
     )
     assert mean["estimate"] == pytest.approx(step["noise_regret_1"][low].mean(), rel=1e-5)
     assert ratio["estimate"] == pytest.approx(
