@@ -229,7 +229,7 @@ def selected_profile(options: Options) -> Profile:
         )
     if options.limit:
         profile = limited(profile, options.limit)
-    tables.tidy(profile)
+    tables.finish_interrupted_writes(profile)
     return profile
 
 

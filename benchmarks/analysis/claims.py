@@ -1,11 +1,9 @@
 """Verdicts: every claim of claims.toml held against the summary of its figure.
 
-A claim names one row of a summary (an estimate with its interval, a paired difference as a rule) and what it takes:
-"more" than the margin, "less" than it, or "at least" it. Reproduced: the whole interval agrees; not reproduced: the
-whole interval disagrees; undecided: neither. The same is said of each replicate alone.
+A claim names one row of a summary (as a rule a paired difference with its interval) and a test:
+"more" than a margin, "less", or "at least" as much. It is reproduced where the whole interval passes,
+not reproduced where all of it fails, and undecided otherwise; each replicate alone is judged likewise.
 """
-
-from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection
@@ -80,30 +78,19 @@ def read_claims(path: Path = CLAIMS) -> list[Claim]:
                 f'{path.name}: the test of {name} must be "more", "less" or "at least", '
                 f"got {entry['test']!r}"
             )
-        for condition in entry.get("conditions", [""]):
-            if condition not in conditions:
-                raise ValueError(f"{path.name}: {name} names the unknown condition {condition!r}")
-            further = dict(conditions[condition])
-            label = further.pop("label")
-            claims.append(
-                Claim(
-                    name,
-                    entry["statement"],
-                    entry["source"],
-                    entry["figure"],
-                    label,
-                    entry["selector"] | further,
-                    entry["test"],
-                    entry["margin"],
-                )
-            )
+        for key in entry.pop("conditions", [""]):
+            if key not in conditions:
+                raise ValueError(f"{path.name}: {name} names the unknown condition {key!r}")
+            labels = dict(conditions[key])
+            claim = Claim(name, condition=labels.pop("label"), **entry)
+            claims.append(replace(claim, selector=claim.selector | labels))
     return claims
 
 
 def claims_for(profile: Profile, unsupported: Collection[str] = ()) -> list[Claim]:
     """Return the claims that this profile can decide.
 
-    For models of the Hub: in their own score and family, without conditions on losses and tuning that they do not
+    For models of the Hub: in their own score and family, without losses and tuning that they do not
     have, without what only the lab has, and without the `unsupported` figures.
     """
     if profile.trains_models:
@@ -173,7 +160,7 @@ def select_rows(claim: Claim, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.DataFrame:
-    """Return a row for each claim and condition, and for each replicate alone where it has an interval.
+    """Return a row for each claim and condition, and for each replicate that has an interval.
 
     The verdict is "not measured" where a table has no such row.
     """

@@ -1,8 +1,9 @@
-"""Result tables on disk: NAME.parquet (rows), NAME.csv (summary), NAME.json (provenance), which change together."""
+"""Result tables: NAME.parquet (rows), NAME.csv (summary) and NAME.json (provenance).
 
-from __future__ import annotations
+The three change together: they are written aside and moved into place under a lock. The provenance
+holds the hash of each file, so that a table which was edited or damaged is refused.
+"""
 
-import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from benchmarks.analysis.bootstrap import METHOD
 from benchmarks.analysis.estimates import POOLED
@@ -24,6 +26,7 @@ from benchmarks.runtime.files import (
     read_frame,
     read_json,
     remove_leftovers,
+    sha256,
     write_atomically,
     write_frame,
     write_text,
@@ -34,25 +37,21 @@ from benchmarks.spec.profile import Profile, profile_digest
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
 DRAWN, LOCK = "drawn.json", "lock"
-NEEDED = {
-    "sha256",
-    "profile_digest",
-    "code_digest",
-    "replicates",
-    "git_commit",
-    "hardware",
-    "packages",
-}  # of a provenance
-STAGING_SUFFIX = ".written"  # ends the name of a folder with what is to be moved into place
+REQUIRED = (
+    "sha256", "profile_digest", "code_digest", "replicates", "git_commit", "hardware", "packages",
+)  # keys of a provenance  # fmt: skip
+STAGING_SUFFIX = ".written"  # of a folder with complete files that are still to be moved into place
 TEXTS = ("value_model", "versus", "search", "matched")
 NOT_LABELS = {
-    "ratio", "beta", "replicate", "estimate", "low", "high", "n", "seeds", "replicates", "versus_ratio",
-    "entropy", "chosen",
-}  # columns of a summary that hold results and not settings  # fmt: skip
+    "ratio", "beta", "replicate", "estimate", "low", "high", "n", "seeds", "replicates",
+    "versus_ratio", "entropy", "chosen",
+}  # columns of a summary that are results and not settings  # fmt: skip
 PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
+Summarize = Callable[[pd.DataFrame, Profile], pd.DataFrame]
 
 
 def folder(profile: Profile) -> Path:
+    """Return where the tables of a profile are."""
     return RESULTS / profile.name
 
 
@@ -65,9 +64,9 @@ def write_table(
     seconds: float,
     further: dict,
 ) -> None:
-    """Write a table with its summary and provenance; `further` is added to the latter."""
+    """Write a table with its summary and its provenance, to which `further` is added."""
     provenance = {
-        **circumstances("benchmarks"),
+        **environment_info("benchmarks"),
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
         "code_digest": row_code(profile),
@@ -80,180 +79,182 @@ def write_table(
     _write(profile, name, rows, summary, provenance)
 
 
-def kept_rows(profile: Profile, name: str) -> pd.DataFrame | None:
-    """The rows of a table, to add replicates to (of models: its summary); None if there is no table.
+def existing_rows(profile: Profile, name: str) -> pd.DataFrame | None:
+    """Return the rows of a table, to add replicates to; None if there is no table.
 
-    Errors: ValueError if they were measured by other code or under other settings than today's.
+    Of the table of models, which has no rows, the summary.
+
+    Raises:
+        ValueError: They were measured by other code or under other settings than today's.
     """
     if not has_table(profile, name):
         return None
     provenance = read_provenance(profile, name)
-    if (provenance["profile_digest"], provenance["code_digest"]) != (
-        profile_digest(profile),
-        row_code(profile),
-    ):
+    digests = provenance["profile_digest"], provenance["code_digest"]
+    if digests != (profile_digest(profile), row_code(profile)):
         raise ValueError(
-            f"{name} was measured by other code or settings than today's, so no replicate can be added: use FRESH=1"
+            f"{name} was measured by other code or settings than today's, so no replicate can be "
+            "added: use FRESH=1"
         )
     rows = folder(profile) / f"{name}.parquet"
     return read_frame(rows) if rows.exists() else pd.read_csv(folder(profile) / f"{name}.csv")
 
 
-def stack(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Tables one below the other; texts as categories, whatever they are in the single ones."""
+def concatenate(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables one below the other, with their `attrs`; every text column is categorical."""
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {key: note for frame in frames for key, note in frame.attrs.items()}
-    texts = [
-        name
-        for name in table
-        if not pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool
-    ]
-    return table.assign(
-        **{
-            name: table[name].astype("str").astype("category").where(table[name].notna())
-            for name in texts
-        }
-    )
+    for name, column in table.items():
+        if not pd.api.types.is_numeric_dtype(column):  # as which bool counts
+            table[name] = column.astype("str").astype("category").where(column.notna())
+    return table
 
 
-def rewrite_summary(
-    profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]
-) -> None:
-    """Summarises the rows of a table again; its provenance keeps what was said of the measuring."""
+def rewrite_summary(profile: Profile, name: str, summarize: Summarize) -> None:
+    """Summarize the rows of a table again; its provenance still tells how they were measured."""
     provenance = read_provenance(profile, name) | {"summarized_at_commit": git_commit()}
     _write(profile, name, None, summarized(profile, name, summarize), provenance)
 
 
-def summarized(
-    profile: Profile, name: str, summarize: Callable[[pd.DataFrame, Profile], pd.DataFrame]
-) -> pd.DataFrame:
-    """The summary of the rows of a table. Errors: ValueError where they lack a column or a cell that it reads."""
+def summarized(profile: Profile, name: str, summarize: Summarize) -> pd.DataFrame:
+    """Return the summary of the rows of a table.
+
+    Raises:
+        ValueError: The rows lack a column or a method that the summary reads.
+    """
     rows = read_frame(folder(profile) / f"{name}.parquet")
     try:
         return summarize(rows, profile)
     except LookupError as error:
         raise ValueError(
-            f"{name}.parquet lacks what its summary reads ({error.args[0]}); if earlier code measured it, measure again with FRESH=1"
+            f"{name}.parquet lacks what its summary reads ({error.args[0]}); if earlier code "
+            "measured it, measure again with FRESH=1"
         ) from error
 
 
 def _write(
     profile: Profile, name: str, rows: pd.DataFrame | None, summary: pd.DataFrame, provenance: dict
 ) -> None:
-    """Table, summary and provenance change together: all are written aside, and then moved. rows: None leaves any as they are."""
-    where = folder(profile)
+    """Write all files of a table aside, then move them; without `rows`, any there are stay."""
+    target = folder(profile)
 
     def write(aside: Path) -> None:
         aside.mkdir()
         (aside / f"{name}.csv").write_text(summary.to_csv(index=False), encoding="utf-8")
         if rows is not None:
             write_frame(aside / f"{name}.parquet", rows)
-        hashes = provenance["sha256"] | {
-            file.name: sha256(file) for file in sorted(aside.glob(f"{name}.*"))
-        }
-        said = provenance | {"intervals": intervals(profile), "sha256": hashes}
-        (aside / f"{name}.json").write_text(
-            json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        hashes = {path.name: sha256(path) for path in sorted(aside.iterdir())}
+        entries = {"intervals": intervals(profile), "sha256": provenance["sha256"] | hashes}
+        (aside / f"{name}.json").write_text(_to_json(provenance | entries), encoding="utf-8")
 
-    with locked(CACHE / profile.name / LOCK):
-        _finish(where)
-        write_atomically(where / f".{name}{STAGING_SUFFIX}", write)
-        _finish(where)
+    with _lock(profile):
+        _move_staged(target)
+        write_atomically(target / f".{name}{STAGING_SUFFIX}", write)
+        _move_staged(target)
 
 
-def tidy(profile: Profile) -> None:
-    """Moves what a killed process had written aside and not yet moved, and removes what it had not finished writing."""
-    for where in (CACHE / profile.name, folder(profile), FIGURES / profile.name):
-        remove_leftovers(where)
-    if list(folder(profile).glob(f".*{STAGING_SUFFIX}")):
-        with locked(CACHE / profile.name / LOCK):
-            _finish(folder(profile))
+def finish_interrupted_writes(profile: Profile) -> None:
+    """Move files that a killed process had staged, and remove those it had not finished."""
+    for path in (CACHE / profile.name, folder(profile), FIGURES / profile.name):
+        remove_leftovers(path)
+    if any(folder(profile).glob(f".*{STAGING_SUFFIX}")):
+        with _lock(profile):
+            _move_staged(folder(profile))
 
 
-def _finish(where: Path) -> None:
-    for aside in sorted(where.glob(f".*{STAGING_SUFFIX}")):
-        for file in [file for file in sorted(aside.rglob("*")) if file.is_file()]:
-            target = where / file.relative_to(aside)
-            target.parent.mkdir(exist_ok=True)
-            file.replace(target)
+def _move_staged(target: Path) -> None:
+    for aside in sorted(target.glob(f".*{STAGING_SUFFIX}")):
+        for path in sorted(aside.iterdir()):
+            path.replace(target / path.name)
         shutil.rmtree(aside)
 
 
 def read_provenance(profile: Profile, name: str) -> dict:
-    """Errors: FileNotFoundError if there is no table; ValueError if a file differs from what its provenance says, or that is damaged."""
-    where = folder(profile)
-    provenance = read_json(where / f"{name}.json")
-    lacking = sorted(NEEDED - set(provenance))
-    if lacking:
+    """Return the provenance of a table whose files are those that it describes.
+
+    Raises:
+        FileNotFoundError: There is no table.
+        ValueError: A file is missing or another one, or the provenance is damaged.
+    """
+    path = folder(profile) / f"{name}.json"
+    provenance = read_json(path)
+    if lacking := sorted({*REQUIRED} - {*provenance}):
         raise ValueError(
-            f"{where / name}.json does not say {', '.join(lacking)} (damaged?): restore it, or measure again with FRESH=1"
+            f"{path} does not say {', '.join(lacking)} (damaged?): restore it, or measure again "
+            "with FRESH=1"
         )
-    check_files(where, name, provenance)
+    check_files(folder(profile), name, provenance)
     return provenance
 
 
-def check_files(where: Path, name: str, provenance: dict) -> None:
-    """Errors: ValueError if a file of the table differs from what its provenance says."""
-    for file in changed_files(where, provenance["sha256"]):
+def check_files(folder: Path, name: str, provenance: dict) -> None:
+    """Raise ValueError if a file of the table is missing or not as its provenance describes it."""
+    for file in changed_files(folder, provenance["sha256"]):
         raise ValueError(
-            f"{where / file} is missing or not the file that {name}.json describes: restore it, or measure again with FRESH=1"
+            f"{folder / file} is missing or not the file that {name}.json describes: restore it, "
+            "or measure again with FRESH=1"
         )
 
 
-def changed_files(where: Path, hashes: Mapping[str, str]) -> list[str]:
-    """Those that are missing or have another hash."""
-    return [
-        file
-        for file, expected in hashes.items()
-        if not (where / file).exists() or sha256(where / file) != expected
-    ]
+def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """Return the files that are missing or have another hash."""
+    paths = {file: folder / file for file in hashes}
+    return [f for f, path in paths.items() if not path.exists() or sha256(path) != hashes[f]]
 
 
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
-    """The summary, and whether it is stale: measured under another profile than today's. Errors: as `read_provenance`."""
-    with locked(CACHE / profile.name / LOCK):  # else another run might be changing it
+    """Return a summary, and whether it was measured under other settings than today's."""
+    with _lock(profile):  # else another run might be changing it
         stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
         return read_summary(folder(profile) / f"{name}.csv"), stale
 
 
-def record_drawing(profile: Profile, name: str, made: Sequence[Path], table: str = "") -> None:
-    """Writes down which table these files were drawn from (NAME.csv, or `table`), and by what code: DRAWN in the figures' folder."""
-    with locked(CACHE / profile.name / LOCK):
-        drawn = read_drawings(profile)
-        from_table, files = (
-            sha256(folder(profile) / (table or f"{name}.csv")),
-            {file.name: sha256(file) for file in made},
-        )
-        drawn[name] = {"table": from_table, "code": drawing_code(name), "files": files}
-        write_text(
-            FIGURES / profile.name / DRAWN, json.dumps(drawn, indent=2, sort_keys=True) + "\n"
-        )
+def record_drawing(profile: Profile, name: str, paths: Sequence[Path], table: str = "") -> None:
+    """Record from which table (NAME.csv if none is given) and by which code files were drawn."""
+    with _lock(profile):
+        drawn = read_drawings(profile) | {
+            name: {
+                "table": sha256(folder(profile) / (table or f"{name}.csv")),
+                "code": drawing_code(name),
+                "files": {path.name: sha256(path) for path in paths},
+            }
+        }
+        write_text(FIGURES / profile.name / DRAWN, _to_json(drawn))
 
 
 def read_drawings(profile: Profile) -> dict:
-    """What is written down of drawings, by the name of the table: hash of the table, digest of the code, hashes of the files.
+    """Return what `record_drawing` recorded, by the name of the figure.
 
-    Errors: ValueError where it is damaged.
+    Raises:
+        ValueError: The file is damaged.
     """
     path = FIGURES / profile.name / DRAWN
     return read_json(path) if path.exists() else {}
 
 
+def _lock(profile: Profile) -> FileLock:
+    return locked(CACHE / profile.name / LOCK)
+
+
+def _to_json(entries: dict) -> str:
+    return json.dumps(entries, indent=2, sort_keys=True) + "\n"
+
+
 def intervals(profile: Profile) -> str:
-    """What the intervals are, in words."""
+    """Return a description of the intervals."""
     return f"{profile.statistics.level:.0%} {METHOD}, {profile.statistics.resamples} resamples"
 
 
 def has_table(profile: Profile, name: str) -> bool:
+    """Return whether there is such a table."""
     return (folder(profile) / f"{name}.json").exists()
 
 
 def committed_summary(profile: Profile, name: str) -> pd.DataFrame | None:
     """Return the committed summary over all replicates, which a smaller run is compared with.
 
-    Outside a clone that is the summary on disk, so this comes before anything is written. None where there is no
-    summary, or one of fewer replicates.
+    Outside a clone that is the summary on disk, so this comes before anything is written. None
+    where there is no summary, or one of fewer replicates.
     """
     path = folder(profile) / f"{name}.csv"
     try:
@@ -275,28 +276,22 @@ def read_summary(source: Path | io.StringIO) -> pd.DataFrame:
     return frame.assign(**{column: frame[column].fillna("") for column in texts})
 
 
-def circumstances(module: str) -> dict[str, object]:
-    """Under which this run of `python -m module` measures."""
+def environment_info(module: str) -> dict[str, object]:
+    """Return the command, commit, packages and hardware of this run of `python -m module`."""
+    packages = {package: version(package) for package in PACKAGES}
     return {
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "git_commit": git_commit(),
-        "packages": {package: version(package) for package in PACKAGES}
-        | {"python": platform.python_version()},
+        "packages": packages | {"python": platform.python_version()},
         "hardware": hardware(),
     }
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def git_commit() -> str:
-    """The commit, with "+changes" where sources differ from it; "unknown" outside a clone or without git."""
+    """Return the commit, with "+changes" where sources differ; "unknown" outside a clone."""
     try:
-        head = _git("rev-parse", "HEAD")
-        return head + (
-            "+changes" if _git("status", "--porcelain", "-uno", "--", "sia", "benchmarks") else ""
-        )
+        changes = _git("status", "--porcelain", "-uno", "--", "sia", "benchmarks")
+        return _git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -307,18 +302,15 @@ def _git(*words: str, cwd: Path = ROOT) -> str:
 
 
 def hardware() -> dict[str, object]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": available_cores(),
-        "memory_gib": round(memory),
-    }
-
-
-def _cpuinfo() -> list[str]:
+    """Return processor, cores that this process may use, and memory."""
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": [*names, platform.machine()][0],
+        "cores": available_cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+    }
 
 
 def agreement(summary: pd.DataFrame, committed: pd.DataFrame) -> str:

@@ -112,7 +112,7 @@ def write(
     shutil.rmtree(folder, ignore_errors=True)
     for name, frame in rows.items():
         write_frame(folder / f"{name}.parquet", frame)
-    provenance = tables.circumstances("benchmarks") | {
+    provenance = tables.environment_info("benchmarks") | {
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
         "code_digest": row_code(profile),

@@ -87,7 +87,7 @@ def run_experiment(
         frames = [*existing.get(name, []), rows]
         seconds = time.monotonic() - start
         if name in figures:
-            _write_figure(figures[name], profile, name, tables.stack(frames), seconds, provenance)
+            _write_figure(figures[name], profile, name, tables.concatenate(frames), seconds, provenance)
         else:
             quality = pd.concat(frames, ignore_index=True)
             measured = range(quality["replicate"].nunique())
@@ -162,7 +162,7 @@ def _existing_rows(
     profile: Profile, names: list[str], replicates: range
 ) -> tuple[dict[str, list[DataFrame]], list[int]]:
     """Return the rows that tables have already, and the replicates that some of them lack."""
-    frames = {name: tables.kept_rows(profile, name) for name in names}
+    frames = {name: tables.existing_rows(profile, name) for name in names}
     frames = {name: frame for name, frame in frames.items() if frame is not None}
     complete = [set(frames[name]["replicate"]) if name in frames else set() for name in names]
     lacking = [r for r in replicates if any(r not in there for there in complete)]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.analysis.tables import circumstances, sha256
-from benchmarks.runtime.files import write_text
+from benchmarks.analysis.tables import environment_info
+from benchmarks.runtime.files import sha256, write_text
 from benchmarks.runtime.fingerprints import MODELS, code_digest
 
 Run = Callable[[int], object]  # of a seed: every round has its own, and so its own junctions
@@ -43,7 +43,7 @@ def ratios(baseline: Sequence[float], times: Sequence[float]) -> list[float]:
 
 def write_provenance(module: str, start: float, files: Sequence[Path], **further: object) -> None:
     """Write beside the first of these files how they were measured, since `start`."""
-    provenance = circumstances(module) | {
+    provenance = environment_info(module) | {
         "code_digest": code_digest(MODELS),
         "wall_seconds": round(time.monotonic() - start, 1),
         "sha256": {file.name: sha256(file) for file in files},

@@ -154,7 +154,7 @@ def read_cell(path: Path) -> pd.DataFrame:
 
 def seal(folder: Path) -> None:
     """Write the checksums of the files of a folder into it."""
-    checksums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    checksums = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     (folder / SEAL).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
 
 
@@ -170,7 +170,7 @@ def check_seal(folder: Path) -> Path:
         )
     try:
         checksums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        damaged = [name for name, sha in checksums.items() if _sha256(folder / name) != sha]
+        damaged = [name for name, sha in checksums.items() if sha256(folder / name) != sha]
     except (OSError, ValueError, AttributeError):
         damaged = [SEAL]
     if damaged:
@@ -181,5 +181,6 @@ def check_seal(folder: Path) -> Path:
     return folder
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -117,7 +117,7 @@ def test_a_table_that_was_not_moved_whole_is_finished(table):
     for name in ("figure3.json", "figure3.parquet"):
         (where / name).rename(aside / name)
         (where / name).write_text("old")
-    tables.tidy(SMOKE)
+    tables.finish_interrupted_writes(SMOKE)
     assert {path.name: path.read_bytes() for path in where.glob("figure3.*")} == whole
     assert not aside.exists()
 
