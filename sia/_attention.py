@@ -6,8 +6,6 @@ attention matrix is computed, beside the model's usual attention, and only while
 asks for it. It is the signal of the paper's attention gate (Hu et al., arXiv 2602.21215).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

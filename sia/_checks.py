@@ -1,7 +1,5 @@
 """Checks of models, prompts and values, each of which fails with one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -5,15 +5,13 @@ values of the candidates where it opens → tilt → one token per row by Gumbel
 finished rows leave the batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
@@ -26,7 +24,14 @@ from sia.gates import Step
 from sia.generation import Generation
 from sia.scorers.base import Session
 from sia.signals import Attention, Entropy, Signal
-from sia.steering import Steering, candidate_count, entropy, kl_divergence, steer
+from sia.steering import (
+    Steering,
+    candidate_count,
+    entropy,
+    kl_divergence,
+    signal_entropy,
+    steer,
+)
 
 # Ended rows leave once at most this share of the batch goes on, for leaving copies the cache.
 COMPACT_BELOW = 7 / 8
@@ -74,16 +79,6 @@ class Outlook:
     candidates: Tensor
     entropy: Tensor
     signals: dict[Signal, Tensor]
-
-    def repeat(self, samples: int) -> Outlook:
-        """Return the same with each row `samples` times in succession."""
-        return Outlook(
-            self.logits.repeat_interleave(samples, 0),
-            self.base.repeat_interleave(samples, 0),
-            self.candidates.repeat_interleave(samples, 0),
-            self.entropy.repeat_interleave(samples),
-            {signal: x.repeat_interleave(samples) for signal, x in self.signals.items()},
-        )
 
 
 class Decoding:
@@ -150,21 +145,17 @@ class Decoding:
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
         self.step = 0  # number of tokens that every row has, or had when it ended
+        # keys of every step, by row
+        self.keys = _sampling.step_keys(_sampling.sample_keys(row_keys, samples), max_new_tokens)
+        self.gate_keys = _sampling.gate_keys(self.keys)
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
-        self.prompts = self.input_ids = self.current = input_ids
-        further = attention_mask.new_ones(count, max_new_tokens)
-        self.mask = torch.cat([attention_mask, further], dim=1)
+        self.prompts = self.current = input_ids
+        self.mask = pad(attention_mask, (0, max_new_tokens), value=1)
         self.positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        # by row of the batch: which response it is, whether that goes on, its keys for every step
-        # and its signals of the step before
+        # by row of the batch: which response, whether it goes on, and its signals of the step before
         self.rows = torch.arange(rows, device=device)
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
-        sample_keys = _sampling.sample_keys(row_keys, samples)
-        self.all_keys = _sampling.step_keys(sample_keys, max_new_tokens)
-        self.all_gate_keys = _sampling.gate_keys(self.all_keys)
-        self.keys, self.gate_keys = self.all_keys, self.all_gate_keys
-        nothing = torch.full((rows,), math.nan, device=device)
-        self.previous = dict.fromkeys(self.signals, nothing)
+        self.previous = dict.fromkeys(self.signals, torch.full((rows,), math.nan, device=device))
 
     @property
     def active_rows(self) -> Tensor:
@@ -173,21 +164,19 @@ class Decoding:
 
     def run(self, tokens: int) -> None:
         """Extend the active responses by at most `tokens` tokens."""
-        # inference mode saves a tenth of the time, but hooks must get to see ordinary tensors
-        with torch.no_grad() if self.hooks.used else torch.inference_mode():
-            self._run(tokens)
-
-    def _run(self, tokens: int) -> None:
         end = min(self.step + tokens, self.max_new_tokens)
         start, rows = self.step, self.rows[self.alive]
         attentions = [signal for signal in self.signals if isinstance(signal, Attention)]
-        with observe_attention(self.model, attentions) as observer:
+        # inference mode saves a tenth of the time, but hooks must get to see ordinary tensors
+        mode = torch.no_grad() if self.hooks.used else torch.inference_mode()
+        with mode, observe_attention(self.model, attentions) as observer:
             while self.step < end and len(self.rows):
                 self._extend(observer)
-        self.responses.lengths[self.rows[self.alive]] = self.step
-        if len(rows):
-            self._check_logits(rows, start)
-            self._count(rows, start)
+            self.responses.lengths[self.rows[self.alive]] = self.step
+            steps = torch.arange(start, self.step, device=rows.device)
+            written = steps < self.responses.lengths[rows, None]
+            self._check_logits(rows, start, written)
+            self._count(rows, start, written)
 
     def reorder(self, sources: Tensor, active: Tensor) -> None:
         """Continue row i from row `sources[i]` where `active[i]`; noise stays with the row.
@@ -201,7 +190,6 @@ class Decoding:
         targets = active.nonzero().squeeze(1)
         self._keep(place[sources[targets]])
         self.rows, self.alive = targets, torch.ones_like(targets, dtype=torch.bool)
-        self.keys, self.gate_keys = self.all_keys[targets], self.all_gate_keys[targets]
         self.responses.reorder(sources)
         if self.session is not None:
             self.session.reorder(sources)
@@ -218,11 +206,9 @@ class Decoding:
     def _extend(self, observer: Observer | None) -> None:
         """Make one step: the next token of every row of the batch."""
         outlook = self._look_ahead(observer)
-        if self.step == 0 and self.samples > 1:
-            outlook = self._fan_out(outlook)
         opened = self._gate(outlook)
         steered, kl = self._steer(outlook, opened)
-        noise = _sampling.step_gumbel(self.keys[:, self.step], outlook.candidates)
+        noise = _sampling.step_gumbel(self.keys[self.rows, self.step], outlook.candidates)
         base_token = token = self._pick(outlook, outlook.base, noise)
         if steered is not outlook.base:
             token = self._pick(outlook, steered, noise)
@@ -237,8 +223,8 @@ class Decoding:
         self._leave(token)
 
     def _look_ahead(self, observer: Observer | None) -> Outlook:
-        """Run the language model on the newest tokens, of `(prompts or rows)` sequences."""
-        length = self.input_ids.shape[1] + self.step
+        """Run the language model on the newest tokens: at first of prompts, then of rows."""
+        length = self.prompts.shape[1] + self.step
         outputs = self.model(
             input_ids=self.current,
             attention_mask=self.mask[:, :length] if self.padded else None,
@@ -248,25 +234,19 @@ class Decoding:
             logits_to_keep=1,
         )
         logits = outputs.logits[:, -1].float()
+        signals = {} if observer is None else observer.signals(self.positions[:, -1])
+        if self.step == 0 and self.samples > 1:  # the samples of a prompt share its first pass
+            self.cache.batch_repeat_interleave(self.samples)
+            self.mask = self.mask.repeat_interleave(self.samples, 0)
+            self.positions = self.positions.repeat_interleave(self.samples, 0)
+            logits = logits.repeat_interleave(self.samples, 0)
+            signals = {name: x.repeat_interleave(self.samples) for name, x in signals.items()}
         base, candidates = logits.topk(self.candidates)
         uncertainty = entropy(base)
-        signals: dict[Signal, Tensor] = {}
-        if observer is not None:
-            signals |= observer.signals(self.positions[:, -1])
         for signal in self.signals:
-            if signal == Entropy():
-                signals[signal] = uncertainty
-            elif isinstance(signal, Entropy):
-                signals[signal] = Categorical(logits=logits, validate_args=False).entropy()
+            if isinstance(signal, Entropy):
+                signals[signal] = signal_entropy(signal, logits, uncertainty)
         return Outlook(logits, base, candidates, uncertainty, signals)
-
-    def _fan_out(self, outlook: Outlook) -> Outlook:
-        """Repeat everything for each sample of a prompt, once the prompts are computed."""
-        self.cache.batch_repeat_interleave(self.samples)
-        self.input_ids = self.input_ids.repeat_interleave(self.samples, 0)
-        self.mask = self.mask.repeat_interleave(self.samples, 0)
-        self.positions = self.positions.repeat_interleave(self.samples, 0)
-        return outlook.repeat(self.samples)
 
     def _gate(self, outlook: Outlook) -> Tensor | None:
         """Return where the gate opens, bool `(rows,)`; None without steering."""
@@ -276,7 +256,7 @@ class Decoding:
             self.step,
             outlook.entropy,
             outlook.logits,
-            self.gate_keys[:, self.step],
+            self.gate_keys[self.rows, self.step],
             outlook.signals,
             self.previous,
         )
@@ -310,7 +290,7 @@ class Decoding:
         if self.hooks.process:
             everywhere = scores.new_full(outlook.logits.shape, -math.inf)
             everywhere = everywhere.scatter(1, candidates, scores)
-            scores = self.hooks.process(self._ids(self.step), everywhere).gather(1, candidates)
+            scores = self.hooks.process(self._ids(), everywhere).gather(1, candidates)
             if bool(((scores == -math.inf).all(1) & self.alive).any()):
                 raise ValueError(
                     f"the logits processors ruled out all {scores.shape[1]} candidates of a row: "
@@ -319,9 +299,10 @@ class Decoding:
         chosen = _sampling.choose(scores, noise, self.temperature)
         return candidates.gather(1, chosen[:, None]).squeeze(1)
 
-    def _ids(self, tokens: int) -> Tensor:
-        """Return prompts and the first response tokens of the rows of the batch."""
-        return torch.cat([self.input_ids, self.responses.tokens[self.rows, :tokens]], dim=1)
+    def _ids(self) -> Tensor:
+        """Return prompts and responses so far of the rows of the batch."""
+        prompts = self.prompts[self.rows // self.samples]
+        return torch.cat([prompts, self.responses.tokens[self.rows, : self.step]], dim=1)
 
     def _record(
         self,
@@ -350,15 +331,15 @@ class Decoding:
         ended = (token[:, None] == self.stops).any(1) & self.alive
         done = ended
         if self.hooks.stop:
-            done = ended | (self.hooks.stop(self._ids(self.step)) & self.alive)
+            done = ended | (self.hooks.stop(self._ids()) & self.alive)
         if not bool(done.any()):
             return
         self.responses.finished[self.rows[ended]] = True
         self.responses.lengths[self.rows[done]] = self.step
         self.alive = self.alive & ~done
         keep = self.alive.nonzero().squeeze(1)
-        few = not self.hooks.used and len(keep) <= COMPACT_BELOW * len(self.alive)
-        if len(keep) == 0 or few:
+        most = 0 if self.hooks.used else COMPACT_BELOW * len(self.alive)  # hooks see ended rows
+        if len(keep) <= most:
             self._keep(keep)
 
     def _keep(self, places: Tensor) -> None:
@@ -366,15 +347,12 @@ class Decoding:
         if len(places):
             self.cache.batch_select_indices(places)
         self.rows, self.alive = self.rows[places], self.alive[places]
-        self.keys, self.gate_keys = self.keys[places], self.gate_keys[places]
         self.current, self.positions = self.current[places], self.positions[places]
-        self.mask, self.input_ids = self.mask[places], self.input_ids[places]
+        self.mask = self.mask[places]
         self.previous = {signal: values[places] for signal, values in self.previous.items()}
 
-    def _check_logits(self, rows: Tensor, start: int) -> None:
+    def _check_logits(self, rows: Tensor, start: int, written: Tensor) -> None:
         """Raise FloatingPointError if the language model gave NaN since step `start`."""
-        steps = torch.arange(start, self.step, device=rows.device)
-        written = steps < self.responses.lengths[rows, None]
         wrong = self.responses.entropy[rows, start : self.step].isnan() & written
         if bool(wrong.any()):
             place, step = wrong.nonzero()[0].tolist()
@@ -384,10 +362,9 @@ class Decoding:
                 f"at step {start + step} of prompt {prompt}"
             )
 
-    def _count(self, rows: Tensor, start: int) -> None:
+    def _count(self, rows: Tensor, start: int, written: Tensor) -> None:
         """Count the cost of these rows since step `start`; a shared prompt is its first row's."""
         lengths, prompts = self.responses.lengths[rows], self.prompt_lengths[rows]
-        written = torch.arange(start, self.step, device=rows.device) < lengths[:, None]
         steered = self.responses.steered[rows, start : self.step] & written
         self.junctions[rows] += steered.sum(1)
         forwards, begin = lengths - start, prompts + start - 1
@@ -400,10 +377,8 @@ class Decoding:
 
 def observed_signals(observe: Sequence[Signal], steering: Steering | None) -> list[Signal]:
     """Return the signals to compute at each step: of the gate, and those in `observe`."""
-    valid = isinstance(observe, Sequence) and not isinstance(observe, str)
-    if not valid or not all(isinstance(signal, Signal) for signal in observe):
+    if not isinstance(observe, Sequence) or not all(isinstance(s, Signal) for s in observe):
         raise TypeError(
             f"observe must be a list of signals, such as [Attention()], got {observe!r}"
         )
-    of_gate = frozenset() if steering is None else steering.gate.signals
-    return sorted({*observe, *of_gate}, key=repr)
+    return sorted({*observe, *(steering.gate.signals if steering else ())}, key=repr)

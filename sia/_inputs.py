@@ -1,7 +1,5 @@
 """Inputs of models: padded token ids, and the tokens that end a response."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +9,8 @@ from transformers import GenerationConfig
 
 def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return input_ids and attention_mask, padded on the left, both int64 `(rows, longest)`."""
-    longest = max(len(row) for row in ids)
-    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-    return input_ids, mask
+    input_ids, mask = pad_right([row[::-1] for row in ids], device)
+    return input_ids.flip(1), mask.flip(1)
 
 
 def pad_right(

@@ -5,14 +5,14 @@ it, beams may not be reordered. `PrefixStore` lets some rows of a batch, each wi
 own length, take part in a forward pass.
 """
 
-from __future__ import annotations
-
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from typing_extensions import override
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -44,10 +44,13 @@ def check_positions(model: PreTrainedModel, tokens: int) -> None:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A DynamicLayer with room ahead: updates write into a buffer that doubles when it is full."""
+    """A DynamicLayer with room ahead: updates write into a buffer that doubles when it is full.
+
+    Args:
+        capacity: Number of tokens that the first buffer holds.
+    """
 
     def __init__(self, capacity: int) -> None:
-        """Start empty; `capacity` is the number of tokens that the first buffer holds."""
         super().__init__()
         self.capacity = capacity
         self.length = 0
@@ -61,8 +64,10 @@ class PreallocatedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             capacity = max(self.capacity, count)
-            self.key_buffer = _buffer(key_states, capacity)
-            self.value_buffer = _buffer(value_states, capacity)
+            self.key_buffer, self.value_buffer = (
+                states.new_empty(*states.shape[:2], capacity, states.shape[3])
+                for states in (key_states, value_states)
+            )
         elif self.length > self.key_buffer.shape[2]:
             self.key_buffer = _grown(self.key_buffer, 2 * self.length, start)
             self.value_buffer = _grown(self.value_buffer, 2 * self.length, start)
@@ -77,17 +82,17 @@ class PreallocatedLayer(DynamicLayer):
         self.values = self.value_buffer.narrow(2, 0, self.length)
         return self.keys, self.values
 
+    @override
     def get_seq_length(self) -> int:
-        """Return the number of tokens kept."""
         return self.length
 
+    @override
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows alone, in this order."""
         self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
         self._show_filled()
 
+    @override
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row this many times in succession."""
         rows = torch.arange(len(self.key_buffer), device=self.key_buffer.device)
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
@@ -115,8 +120,7 @@ class StoreLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, store: PrefixStore) -> None:
-        """Start empty; the store says which rows an update is of."""
+    def __init__(self, store: "PrefixStore") -> None:
         super().__init__()
         self.store = store
 
@@ -128,8 +132,11 @@ class StoreLayer(DynamicLayer):
         end = start + count
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys = self._allocate(key_states)
-            self.values = self._allocate(value_states)
+            # zeros, for masked entries must still be finite
+            self.keys, self.values = (
+                states.new_zeros(store.count, states.shape[1], store.capacity, states.shape[3])
+                for states in (key_states, value_states)
+            )
         if end > self.keys.shape[2]:
             self.keys = _grown(self.keys, end + end // 8, self.keys.shape[2])
             self.values = _grown(self.values, end + end // 8, self.values.shape[2])
@@ -141,13 +148,8 @@ class StoreLayer(DynamicLayer):
         self.values[store.rows, :, start:end] = value_states
         return self.keys[store.rows, :, :end], self.values[store.rows, :, :end]
 
-    def _allocate(self, states: Tensor) -> Tensor:
-        """Return zeros `(rows, heads, capacity, size)`: masked entries must still be finite."""
-        _, heads, _, size = states.shape
-        return states.new_zeros(self.store.count, heads, self.store.capacity, size)
-
+    @override
     def get_seq_length(self) -> int:
-        """Return the length of the longest selected prefix."""
         return self.store.prefix
 
     def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
@@ -169,19 +171,18 @@ class PrefixStore(DynamicCache):
     """
 
     def __init__(self, count: int, capacity: int, layers: int) -> None:
-        """Start empty, with room for `count` rows of `capacity` tokens."""
         super().__init__()
         self.count, self.capacity = count, capacity
         self.store_layers = [StoreLayer(self) for _ in range(layers)]
         self.layers = [*self.store_layers]
 
-    def select(self, rows: Tensor, prefix: int) -> PrefixStore:
+    def select(self, rows: Tensor, prefix: int) -> Self:
         """Make the next forward pass one of these rows, ascending, after `prefix` columns."""
         self.rows, self.prefix = rows, prefix
         return self
 
     def keep(self, targets: Tensor, keep: Tensor) -> None:
-        """Keep columns of the last forward pass.
+        """Move columns of the last forward pass to where they are to stay.
 
         Args:
             targets: Where each column is to lie, `(selected rows, columns)`.
@@ -204,13 +205,6 @@ class PrefixStore(DynamicCache):
                 layer.copy_rows(sources, targets, columns)
 
 
-def _buffer(states: Tensor, capacity: int) -> Tensor:
-    """Return an uninitialised buffer for states like these."""
-    return states.new_empty(*states.shape[:2], capacity, states.shape[3])
-
-
 def _grown(buffer: Tensor, capacity: int, filled: int) -> Tensor:
     """Return a larger buffer with the first `filled` columns of this one, zeros behind them."""
-    room = buffer.new_zeros(*buffer.shape[:2], capacity, buffer.shape[3])
-    room[:, :, :filled] = buffer[:, :, :filled]
-    return room
+    return pad(buffer[:, :, :filled], (0, 0, 0, capacity - filled))

@@ -5,8 +5,6 @@ attention, as in Miao et al., "SpecInfer: Accelerating large language model serv
 speculative inference and verification", 2024).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary

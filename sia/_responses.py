@@ -1,10 +1,8 @@
 """The record that decoding keeps of each response, token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,7 +34,7 @@ class Responses:
     @classmethod
     def empty(
         cls, rows: int, max_new_tokens: int, signals: Iterable[Signal], device: torch.device
-    ) -> Responses:
+    ) -> Self:
         """Allocate the record of `rows` responses."""
 
         def blank(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -72,24 +70,25 @@ class Responses:
     ) -> list[Generation]:
         """Build the `Generation` of each of these rows; `costs` is indexed by row number."""
         names = ("entropy", "steered", "base_token", "kl")
-        columns: dict[str, Any] = {name: vars(self)[name].cpu().numpy() for name in names}
+        columns = {"token_ids": self.tokens} | {name: vars(self)[name] for name in names}
+        arrays = {name: column.cpu().numpy() for name, column in columns.items()}
         signals = {signal: column.cpu().numpy() for signal, column in self.signals.items()}
-        tokens = self.tokens.cpu().numpy()
         lengths, finished = self.lengths.tolist(), self.finished.tolist()
         generations = []
         for row in rows:
-            length = lengths[row]
-            token_ids = tokens[row, :length].copy()
+            written = slice(lengths[row])
+            fields: dict[str, Any] = {
+                name: array[row, written].copy() for name, array in arrays.items()
+            }
             text = None
             if tokenizer is not None:
-                text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
+                text = str(tokenizer.decode(fields["token_ids"], skip_special_tokens=True))
             generation = Generation(
                 text=text,
-                token_ids=token_ids,
                 finished=finished[row],
                 cost=costs[row],
-                signals={signal: column[row, :length].copy() for signal, column in signals.items()},
-                **{name: column[row, :length].copy() for name, column in columns.items()},
+                signals={signal: array[row, written].copy() for signal, array in signals.items()},
+                **fields,
             )
             generations.append(generation)
         return generations

@@ -9,8 +9,6 @@ generators", 2014) in wrapping 64-bit integers; Gumbel-max as in Maddison, Tarlo
 sampling", 2014.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

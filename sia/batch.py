@@ -1,7 +1,5 @@
 """`generate`: a list of prompts in, a list of generations out. The searches share its helpers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

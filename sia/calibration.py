@@ -1,7 +1,5 @@
 """Calibration of gates: the setting at which a gate opens on a given share of the tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeVar
 

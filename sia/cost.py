@@ -7,11 +7,10 @@ mixture of experts only the dense layers are. For the linear layers this is the 
 (Kaplan et al., "Scaling laws for neural language models", 2020, table 1).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +45,7 @@ class Cost:
     model_flops: float = 0.0
     value_flops: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        """Return the sum of both, field by field."""
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
@@ -67,7 +65,7 @@ class Architecture:
     attention: tuple[tuple[int | None, int], ...]
 
     @classmethod
-    def of(cls, backbone: PreTrainedModel, head: Tensor) -> Architecture:
+    def of(cls, backbone: PreTrainedModel, head: Tensor) -> Self:
         """Return the FLOPs of a model.
 
         Args:
@@ -117,7 +115,6 @@ class Meter:
     """
 
     def __init__(self, architecture: Architecture, rows: int, device: torch.device | str) -> None:
-        """Start all rows at zero."""
         self.architecture = architecture
         self._forwards, self._tokens = torch.zeros(2, rows, dtype=torch.int64, device=device)
         self._flops = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -194,13 +191,13 @@ def costs(model: Meter, scorers: Iterable[Meter], junctions: Tensor) -> list[Cos
         scorers: Meters of all that values candidates, each with as many rows.
         junctions: Steps of each row at which the gate was open, `(rows,)`.
     """
-    forwards, tokens, flops = (column.cpu() for column in model.totals())
-    value_columns = [torch.zeros_like(column) for column in (forwards, tokens, flops)]
-    for meter in scorers:
-        for column, counts in zip(value_columns, meter.totals(), strict=True):
-            column += counts.cpu()
-    value_forwards, value_tokens, value_flops = value_columns
+    forwards, tokens, flops = (column.tolist() for column in model.totals())
+    none = [torch.zeros(len(junctions), dtype=d) for d in (torch.int64, torch.int64, torch.float64)]
+    totals = [none, *([column.cpu() for column in meter.totals()] for meter in scorers)]
+    value_forwards, value_tokens, value_flops = (
+        torch.stack(columns).sum(0).tolist() for columns in zip(*totals, strict=True)
+    )
     columns = (
-        forwards, tokens, value_forwards, value_tokens, junctions, flops, value_flops,
+        forwards, tokens, value_forwards, value_tokens, junctions.tolist(), flops, value_flops,
     )  # fmt: skip
-    return [Cost(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return [Cost(*row) for row in zip(*columns, strict=True)]

@@ -5,8 +5,6 @@ A gate is a frozen dataclass without state, so that it is also its own descripti
 the paper (arXiv 2602.21215), dense steering and none. To add one, subclass `Gate` and name it.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from sia import _sampling
 from sia.generation import Generation
 from sia.signals import Attention, Entropy, Signal
 
-GATES: dict[str, type[Gate]] = {}
+GATES: dict[str, "type[Gate]"] = {}
 
 
 @dataclass(frozen=True)
@@ -91,13 +89,13 @@ class Gate(ABC):
     def opens(self, step: Step) -> Tensor:
         """Return for each row whether to intervene, bool `(rows,)`."""
 
-    def __and__(self, other: Gate) -> Gate:
+    def __and__(self, other: "Gate") -> "Gate":
         return Both(self, other) if isinstance(other, Gate) else NotImplemented
 
-    def __or__(self, other: Gate) -> Gate:
+    def __or__(self, other: "Gate") -> "Gate":
         return Either(self, other) if isinstance(other, Gate) else NotImplemented
 
-    def __invert__(self) -> Gate:
+    def __invert__(self) -> "Gate":
         return Not(self)
 
 

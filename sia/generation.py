@@ -1,7 +1,5 @@
 """The result of decoding: the tokens of a response, their record, and their cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -5,8 +5,6 @@ candidates, both at the given temperature: what `generate` samples from, multipl
 rule.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
 from transformers import PreTrainedModel
 
 from sia import _sampling
@@ -22,8 +19,8 @@ from sia._checks import check_inputs, check_steering, check_values
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
 from sia.gates import Gate, Never, Step
-from sia.signals import Entropy, Signal
-from sia.steering import Steering, candidate_count, entropy, steer
+from sia.signals import Entropy
+from sia.steering import Steering, candidate_count, entropy, signal_entropy, steer
 
 TokenIds = Sequence[Sequence[int]]
 
@@ -81,7 +78,14 @@ def log_likelihoods(
     """
     value_prompts = prompts if value_prompts is None else value_prompts
     policy = _Policy(steering, candidate_count(steering, candidates), temperature, seed)
-    policy.check()
+    _sampling.check_temperature(temperature)
+    if temperature == 0:
+        raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
+    if any(not isinstance(signal, Entropy) for signal in policy.gate.signals):
+        raise ValueError(
+            "log-likelihoods need a gate that looks at entropies, positions or noise, "
+            f"got {policy.gate}"
+        )
     _check_lengths(prompts, responses, value_prompts)
     likelihoods: dict[int, Likelihood] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
@@ -95,14 +99,12 @@ def log_likelihoods(
 
 
 def _check_lengths(prompts: TokenIds, responses: TokenIds, value_prompts: TokenIds) -> None:
-    """Raise ValueError for lists of different lengths and empty sequences."""
     if not len(prompts) == len(responses) == len(value_prompts):
         raise ValueError(
             f"prompts and responses must be as many, got {len(prompts)} and {len(responses)}"
         )
     for name, sequences in (("prompt", prompts), ("response", responses)):
-        empty = [i for i, sequence in enumerate(sequences) if len(sequence) == 0]
-        if empty:
+        if empty := [i for i, sequence in enumerate(sequences) if len(sequence) == 0]:
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
 
 
@@ -118,17 +120,6 @@ class _Policy:
     @property
     def gate(self) -> Gate:
         return Never() if self.steering is None else self.steering.gate
-
-    def check(self) -> None:
-        """Raise ValueError for what has no likelihoods."""
-        _sampling.check_temperature(self.temperature)
-        if self.temperature == 0:
-            raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
-        if any(not isinstance(signal, Entropy) for signal in self.gate.signals):
-            raise ValueError(
-                "log-likelihoods need a gate that looks at entropies, positions or noise, "
-                f"got {self.gate}"
-            )
 
 
 class _Batch:
@@ -165,8 +156,9 @@ class _Batch:
         )
         prompt_keys = _sampling.prompt_keys(prompts, [policy.seed] * rows, device)
         self.keys = _sampling.gate_keys(_sampling.step_keys(prompt_keys, longest))
-        unknown = torch.full((rows,), math.nan, device=device)
-        self.previous = {signal: unknown.clone() for signal in self.gate.signals}
+        self.previous = {
+            signal: torch.full((rows,), math.nan, device=device) for signal in self.gate.signals
+        }
         self.log_probabilities = torch.full((rows, longest), math.nan, device=device)
         self.greedy = torch.zeros(rows, longest, dtype=torch.bool, device=device)
         self.steered = torch.zeros_like(self.greedy)
@@ -175,8 +167,8 @@ class _Batch:
         """Return the likelihood of each response."""
         for step in range(self.tokens.shape[1]):
             self._read_step(step)
-        results = (self.log_probabilities, self.greedy, self.steered)
-        arrays = [column.cpu().numpy() for column in results]
+        columns = (self.log_probabilities, self.greedy, self.steered)
+        arrays = [column.cpu().numpy() for column in columns]
         return [
             Likelihood(*(array[row, :length] for array in arrays))
             for row, length in enumerate(self.lengths)
@@ -193,16 +185,20 @@ class _Batch:
         log_probabilities = (scores / self.policy.temperature).log_softmax(-1)
         of_target = log_probabilities.where(target, 0.0).sum(1)
         self.log_probabilities[rows, step] = torch.where(target.any(1), of_target, -math.inf)
-        best = scores.argmax(1, keepdim=True)
-        self.greedy[rows, step] = target.gather(1, best).squeeze(1)
+        self.greedy[rows, step] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         self.steered[rows, step] = opened
 
     def _gate(self, step: int, rows: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
         """Return where the gate opens, bool `(n,)`."""
-        signals = {signal: _entropy(signal, logits, scores) for signal in self.gate.signals}
+        uncertainty = entropy(scores)
+        signals = {
+            signal: signal_entropy(signal, logits, uncertainty)
+            for signal in self.gate.signals
+            if isinstance(signal, Entropy)
+        }
         previous = {signal: values[rows] for signal, values in self.previous.items()}
         opened = self.gate.opens(
-            Step(step, entropy(scores), logits, self.keys[rows, step], signals, previous)
+            Step(step, uncertainty, logits, self.keys[rows, step], signals, previous)
         )
         for signal, values in signals.items():
             self.previous[signal][rows] = values
@@ -219,10 +215,3 @@ class _Batch:
         values = self.session.score(rows[places], prefixes, candidates[places]).to(scores.device)
         check_values(values, rows[places], self.prompt_indices, 1, step)
         return scores.index_copy(0, places, steer(scores[places], values, self.policy.steering))
-
-
-def _entropy(signal: Signal, logits: Tensor, scores: Tensor) -> Tensor:
-    """Return an entropy signal `(n,)`, over the candidates or the whole vocabulary."""
-    if signal == Entropy():
-        return entropy(scores)
-    return Categorical(logits=logits, validate_args=False).entropy()

@@ -6,8 +6,6 @@ feedback", 2020. Chunk-level beam search: Zhou et al., "Weak-to-strong search: A
 models via searching over small language models", 2024.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce

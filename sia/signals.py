@@ -1,7 +1,5 @@
 """The signals that a gate may look at, one number per step: entropy and attention."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,16 +4,16 @@ Shapes: `rows` sequences decoded together, each with `K` candidate tokens in des
 base logit. Source: "Inference-time Alignment via Sparse Junction Steering" (arXiv 2602.21215).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from sia.gates import Gate
 from sia.scorers.base import Scorer
+from sia.signals import Entropy
 
 DEFAULT_CANDIDATES = 10  # K of the paper
 LARGEST_BETA = 1e9  # beyond it float32 rounds the logits away: that is math.inf
@@ -98,6 +98,19 @@ def entropy(logits: Tensor) -> Tensor:
         Entropies, `(...)`.
     """
     return torch.special.entr(logits.softmax(-1)).sum(-1)
+
+
+def signal_entropy(signal: Entropy, logits: Tensor, candidate_entropy: Tensor) -> Tensor:
+    """Return an entropy signal `(rows,)`, over the candidates or the whole vocabulary.
+
+    Args:
+        signal: The signal.
+        logits: Of the vocabulary, `(rows, vocabulary)`.
+        candidate_entropy: Entropy over the K candidates, `(rows,)`.
+    """
+    if signal.over == "candidates":
+        return candidate_entropy
+    return Categorical(logits=logits, validate_args=False).entropy()
 
 
 def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:

@@ -18,10 +18,9 @@ unsteered state that it visits. The identity is that of KL-regularised control (
 is better viewed as Bayesian inference", 2022). Entropies in nats; all tensors float64.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class Tree:
         concentration: float,
         spread: float,
         generator: torch.Generator,
-    ) -> Tree:
+    ) -> Self:
         """Draw a tree.
 
         Args:

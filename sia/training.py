@@ -8,8 +8,6 @@ t):
     "token"  mean_t (V_t − R)²   every token's value predicts the reward of its response
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args

@@ -9,8 +9,6 @@ base model are never passed off as "sia". The results' config holds the settings
 response cache keeps a table for each of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

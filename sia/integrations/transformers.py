@@ -1,7 +1,5 @@
 """Steering inside transformers: `model.generate(custom_generate=SteeredGenerate(steering), …)`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass

@@ -1,7 +1,5 @@
 """Autoregressive reward models, which value a candidate by its log-probability (GenARM)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +33,7 @@ class AutoregressiveScorer:
 
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
-    ) -> AutoregressiveSession:
+    ) -> "AutoregressiveSession":
         """Open a session (`Scorer.start_session`)."""
         return AutoregressiveSession(self.model, prompts, max_new_tokens, samples)
 

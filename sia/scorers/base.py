@@ -1,7 +1,5 @@
 """The interface that decoding needs of a scorer, and what sessions over cached prefixes share."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache

@@ -8,8 +8,6 @@
 The adapter is merged into the backbone, which is then read without its own head.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import warnings

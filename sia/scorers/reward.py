@@ -4,8 +4,6 @@ Steering every token with one is ARGS (Khanov, Burapacheep and Li, "ARGS: Alignm
 reward-guided search", 2024).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -137,7 +135,7 @@ class RewardScorer:
 
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
-    ) -> CachedRewards | WholeRewards:
+    ) -> "CachedRewards | WholeRewards":
         """Open a session (`Scorer.start_session`)."""
         session = CachedRewards if self.supports_caching else WholeRewards
         return session(self, prompts, max_new_tokens, samples)

@@ -3,8 +3,6 @@
 Chakraborty et al., "Transfer Q Star: Principled decoding for LLM alignment", 2024.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -79,7 +77,7 @@ class RolloutScorer:
 
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
-    ) -> RolloutSession:
+    ) -> "RolloutSession":
         """Open a session (`Scorer.start_session`)."""
         return RolloutSession(self, prompts, max_new_tokens, samples)
 

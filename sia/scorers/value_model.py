@@ -4,11 +4,9 @@ A transformers backbone with a linear head that reads a value at every token. It
 form in which the paper's own are published (`sia.scorers.published`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import safetensors.torch
 import torch
@@ -50,7 +48,7 @@ class ValueModel(nn.Module):
         self.head = head.float()
 
     @classmethod
-    def from_backbone(cls, model: PreTrainedModel | PeftModel) -> ValueModel:
+    def from_backbone(cls, model: "PreTrainedModel | PeftModel") -> Self:
         """Return a fresh head, all zeros, on the backbone of a transformers model.
 
         Args:
@@ -75,7 +73,7 @@ class ValueModel(nn.Module):
         subfolder: str = "",
         revision: str | None = None,
         **options: Any,
-    ) -> ValueModel:
+    ) -> Self:
         """Load what `save_pretrained` wrote, or a checkpoint in the published layout.
 
         Args:
@@ -113,7 +111,7 @@ class ValueModel(nn.Module):
         safetensors.torch.save_file(state, unfinished)
         unfinished.replace(folder / HEAD_FILE)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ValueModel:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast (`to`, `cuda`, `bfloat16`, …); the head moves along and stays float32."""
         exact = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
         super()._apply(fn, recurse)
@@ -166,7 +164,7 @@ class ValueModel(nn.Module):
 
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
-    ) -> ValueSession:
+    ) -> "ValueSession":
         """Open a scoring session (`Scorer.start_session`)."""
         return ValueSession(self, prompts, max_new_tokens, samples)
 
