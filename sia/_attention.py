@@ -39,7 +39,6 @@ class Observer:
         self.rows: dict[int, Tensor] = {}
 
     def needs(self, layer: int) -> bool:
-        """Return whether a signal depends on this layer."""
         return any(signal.layers is None or layer in signal.layers for signal in self.requested)
 
     def signals(self, newest: Tensor) -> dict[Signal, Tensor]:
@@ -53,12 +52,12 @@ class Observer:
                 "attention gates need a model whose layers use transformers' attention functions, "
                 "this one's do not"
             )
+        rows, self.rows = self.rows, {}
         signals: dict[Signal, Tensor] = {}
         for signal in self.requested:
-            layers = sorted(self.rows) if signal.layers is None else signal.layers
-            reach = [_reach(self.rows[layer], signal.heads, newest) for layer in layers]
+            layers = sorted(rows) if signal.layers is None else signal.layers
+            reach = [_reach(rows[layer], signal.heads, newest) for layer in layers]
             signals[signal] = torch.stack(reach).mean(0)
-        self.rows = {}
         return signals
 
 
@@ -98,15 +97,15 @@ def _attend(
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute attention as transformers does, and show its newest row to the observer."""
-    attend = _usual_attention(type(module), module.config._attn_implementation)
+    attend = _usual_attention(module.__class__, module.config._attn_implementation)
     output, weights = attend(module, query, key, value, attention_mask, **options)
     observer = _observer.get(None)  # none in another thread that decodes with the same model
     if observer is not None and observer.needs(module.layer_idx):
-        if weights is None:
-            newest = _newest_row(query, key, attention_mask, options.get("scaling"))
-        else:
-            newest = weights[:, :, -1].float()
-        observer.rows[module.layer_idx] = newest
+        observer.rows[module.layer_idx] = (
+            _newest_row(query, key, attention_mask, options.get("scaling"))
+            if weights is None
+            else weights[:, :, -1].float()
+        )
     return output, weights
 
 
@@ -165,6 +164,7 @@ def _newest_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float 
     scores = scores * (size**-0.5 if scaling is None else scaling)
     if mask is not None:
         row = mask[:, :, -1, : key.shape[2]]
-        boolean = row.dtype == torch.bool
-        scores = scores.masked_fill(~row, -torch.inf) if boolean else scores + row
+        if row.dtype == torch.bool:
+            return scores.masked_fill(~row, -torch.inf).softmax(-1)
+        scores = scores + row
     return scores.softmax(-1)

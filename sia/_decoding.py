@@ -5,7 +5,6 @@ values of the candidates where it opens → tilt → one token per row by Gumbel
 finished rows leave the batch.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +57,6 @@ class Hooks:
 
     @property
     def used(self) -> bool:
-        """Whether there is any function."""
         return any((self.process, self.stop, self.stream))
 
 
@@ -152,10 +150,10 @@ class Decoding:
         self.prompts = self.current = input_ids
         self.mask = pad(attention_mask, (0, max_new_tokens), value=1)
         self.positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        # by row of the batch: which response, whether it goes on, and its signals of the step before
+        # by row of the batch: which response, whether it goes on, and its signals one step before
         self.rows = torch.arange(rows, device=device)
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
-        self.previous = dict.fromkeys(self.signals, torch.full((rows,), math.nan, device=device))
+        self.previous = dict.fromkeys(self.signals, torch.full((rows,), torch.nan, device=device))
 
     @property
     def active_rows(self) -> Tensor:
@@ -288,10 +286,10 @@ class Decoding:
         """
         candidates = outlook.candidates
         if self.hooks.process:
-            everywhere = scores.new_full(outlook.logits.shape, -math.inf)
-            everywhere = everywhere.scatter(1, candidates, scores)
+            impossible = scores.new_full(outlook.logits.shape, -torch.inf)
+            everywhere = impossible.scatter(1, candidates, scores)
             scores = self.hooks.process(self._ids(), everywhere).gather(1, candidates)
-            if bool(((scores == -math.inf).all(1) & self.alive).any()):
+            if bool(((scores == -torch.inf).all(1) & self.alive).any()):
                 raise ValueError(
                     f"the logits processors ruled out all {scores.shape[1]} candidates of a row: "
                     "ask for more candidates"
@@ -329,9 +327,8 @@ class Decoding:
     def _leave(self, token: Tensor) -> None:
         """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
-        done = ended
-        if self.hooks.stop:
-            done = ended | (self.hooks.stop(self._ids()) & self.alive)
+        stopped = self.hooks.stop(self._ids()) & self.alive if self.hooks.stop else ended
+        done = ended | stopped
         if not bool(done.any()):
             return
         self.responses.finished[self.rows[ended]] = True

@@ -152,16 +152,6 @@ class StoreLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.store.prefix
 
-    def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Copy the first columns of rows `sources` to rows `targets`, both `(n,)`."""
-        for states in (self.keys, self.values):
-            states[targets, :, :columns] = states[sources, :, :columns]
-
-    def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
-        """Copy one column of each row, from `source` to `target`, all `(n,)`."""
-        for states in (self.keys, self.values):
-            states[rows, :, target] = states[rows, :, source]
-
 
 class PrefixStore(DynamicCache):
     """Prefixes of different lengths, all from column 0 on, for forward passes of some rows.
@@ -193,16 +183,18 @@ class PrefixStore(DynamicCache):
         row, column = keep.nonzero(as_tuple=True)
         source, target = self.prefix + column, targets[row, column]
         moved = source != target
-        row, source, target = row[moved], source[moved], target[moved]
-        if len(row):
-            for layer in self.store_layers:
-                layer.move(self.rows[row], source, target)
+        rows, source, target = self.rows[row[moved]], source[moved], target[moved]
+        for states in self._states() if len(rows) else ():
+            states[rows, :, target] = states[rows, :, source]
 
     def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Copy the first columns of rows `sources` to rows `targets`, both `(n,)`."""
-        for layer in self.store_layers:
-            if layer.is_initialized:
-                layer.copy_rows(sources, targets, columns)
+        for states in self._states():
+            states[targets, :, :columns] = states[sources, :, :columns]
+
+    def _states(self) -> list[Tensor]:
+        layers = [layer for layer in self.store_layers if layer.is_initialized]
+        return [states for layer in layers for states in (layer.keys, layer.values)]
 
 
 def _grown(buffer: Tensor, capacity: int, filled: int) -> Tensor:

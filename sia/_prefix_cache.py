@@ -38,7 +38,6 @@ class Forward(Protocol):
         last: int,
     ) -> Tensor:
         """Compute the output."""
-        ...
 
 
 def logits_forward(model: PreTrainedModel) -> Forward:

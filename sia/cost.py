@@ -146,31 +146,24 @@ class Meter:
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return forward passes and tokens, int64, and FLOPs, float64, each `(rows,)`."""
+        windows = [window for window, _ in self.architecture.attention]
         if self._stretches:
-            self._add_stretches(*(torch.cat(c) for c in zip(*self._stretches, strict=True)))
+            rows, forwards, start, end, outputs = map(torch.cat, zip(*self._stretches, strict=True))
+            self._forwards.index_add_(0, rows, forwards)
+            keys = [_keys_seen(end, window) - _keys_seen(start, window) for window in windows]
+            self._add(rows, end - start, outputs, keys)
         for rows, contexts in self._branches:
-            self._add_branches(rows, contexts)
+            tokens = torch.full_like(rows, contexts.shape[1])
+            keys = [(contexts if w is None else contexts.clamp(max=w)).sum(1) for w in windows]
+            self._add(rows, tokens, tokens, keys)
         self._stretches, self._branches = [], []
         return self._forwards, self._tokens, self._flops
 
-    def _add_stretches(
-        self, rows: Tensor, forwards: Tensor, start: Tensor, end: Tensor, outputs: Tensor
-    ) -> None:
-        flops = self.architecture.linear * (end - start) + self.architecture.head * outputs
-        for window, per_key in self.architecture.attention:
-            flops += per_key * (_keys_seen(end, window) - _keys_seen(start, window))
-        self._forwards.index_add_(0, rows, forwards)
-        self._add(rows, end - start, flops)
-
-    def _add_branches(self, rows: Tensor, contexts: Tensor) -> None:
-        tokens = torch.full_like(rows, contexts.shape[1])
-        flops = (self.architecture.linear + self.architecture.head) * tokens
-        for window, per_key in self.architecture.attention:
-            keys = contexts if window is None else contexts.clamp(max=window)
-            flops += per_key * keys.sum(1)
-        self._add(rows, tokens, flops)
-
-    def _add(self, rows: Tensor, tokens: Tensor, flops: Tensor) -> None:
+    def _add(self, rows: Tensor, tokens: Tensor, outputs: Tensor, keys: list[Tensor]) -> None:
+        """Add tokens and outputs of rows, all `(n,)`; keys are those seen, by kind of layer."""
+        flops = self.architecture.linear * tokens + self.architecture.head * outputs
+        for (_, per_key), seen in zip(self.architecture.attention, keys, strict=True):
+            flops += per_key * seen
         self._tokens.index_add_(0, rows, tokens)
         self._flops.index_add_(0, rows, flops.double())
 

@@ -5,7 +5,6 @@ candidates, both at the given temperature: what `generate` samples from, multipl
 rule.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,8 @@ from sia import _sampling
 from sia._checks import check_inputs, check_steering, check_values
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
-from sia.gates import Gate, Never, Step
-from sia.signals import Entropy
+from sia.gates import Never, Step
+from sia.signals import Entropy, Signal
 from sia.steering import Steering, candidate_count, entropy, signal_entropy, steer
 
 TokenIds = Sequence[Sequence[int]]
@@ -77,14 +76,14 @@ def log_likelihoods(
         FloatingPointError: Where a value is NaN or infinite.
     """
     value_prompts = prompts if value_prompts is None else value_prompts
-    policy = _Policy(steering, candidate_count(steering, candidates), temperature, seed)
+    count = candidate_count(steering, candidates)
+    gate = Never() if steering is None else steering.gate
     _sampling.check_temperature(temperature)
     if temperature == 0:
         raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
-    if any(not isinstance(signal, Entropy) for signal in policy.gate.signals):
+    if any(not isinstance(signal, Entropy) for signal in gate.signals):
         raise ValueError(
-            "log-likelihoods need a gate that looks at entropies, positions or noise, "
-            f"got {policy.gate}"
+            f"log-likelihoods need a gate that looks at entropies, positions or noise, got {gate}"
         )
     _check_lengths(prompts, responses, value_prompts)
     likelihoods: dict[int, Likelihood] = {}
@@ -93,8 +92,8 @@ def log_likelihoods(
         chunk = order[start : start + batch_size]
         columns = [[ids[i] for i in chunk] for ids in (prompts, responses, value_prompts)]
         with torch.inference_mode():
-            batch = _Batch(model, policy, chunk, *columns)
-            likelihoods.update(zip(chunk, batch.read(), strict=True))
+            batch = _Batch(model, steering, count, seed, chunk, *columns)
+            likelihoods.update(zip(chunk, batch.read(temperature), strict=True))
     return [likelihoods[i] for i in range(len(prompts))]
 
 
@@ -108,39 +107,28 @@ def _check_lengths(prompts: TokenIds, responses: TokenIds, value_prompts: TokenI
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
 
 
-@dataclass(frozen=True)
-class _Policy:
-    """What gives a token its probability."""
-
-    steering: Steering | None
-    candidates: int
-    temperature: float
-    seed: int
-
-    @property
-    def gate(self) -> Gate:
-        return Never() if self.steering is None else self.steering.gate
-
-
 class _Batch:
     """Responses that are read together, step by step, after one forward pass of the model."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        policy: _Policy,
+        steering: Steering | None,
+        candidates: int,
+        seed: int,
         prompt_indices: Sequence[int],
         prompts: TokenIds,
         responses: TokenIds,
         value_prompts: TokenIds,
     ) -> None:
         device = input_device(model)
-        self.policy, self.gate, self.prompt_indices = policy, policy.gate, prompt_indices
+        self.steering, self.candidates, self.prompt_indices = steering, candidates, prompt_indices
+        self.gate = Never() if steering is None else steering.gate
         self.lengths = [len(response) for response in responses]
         self.tokens, self.written = pad_right(responses, device)
         rows, longest = self.tokens.shape
         check_inputs(model, *pad_left(prompts, device), value_prompts, prompt_indices, longest)
-        check_steering(model, policy.steering, policy.candidates)
+        check_steering(model, steering, candidates)
         # padding is on the right and attention is causal: no token sees it, and no mask is needed
         pairs = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
         input_ids, _ = pad_right(pairs, device)
@@ -150,23 +138,21 @@ class _Batch:
         self.logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
         self.first_column = starts - 1 - first  # of the logits of each row
         self.session = (
-            policy.steering.scorer.start_session(value_prompts, longest)
-            if policy.steering
-            else None
+            None if steering is None else steering.scorer.start_session(value_prompts, longest)
         )
-        prompt_keys = _sampling.prompt_keys(prompts, [policy.seed] * rows, device)
+        prompt_keys = _sampling.prompt_keys(prompts, [seed] * rows, device)
         self.keys = _sampling.gate_keys(_sampling.step_keys(prompt_keys, longest))
         self.previous = {
-            signal: torch.full((rows,), math.nan, device=device) for signal in self.gate.signals
+            signal: torch.full((rows,), torch.nan, device=device) for signal in self.gate.signals
         }
-        self.log_probabilities = torch.full((rows, longest), math.nan, device=device)
+        self.log_probabilities = torch.full((rows, longest), torch.nan, device=device)
         self.greedy = torch.zeros(rows, longest, dtype=torch.bool, device=device)
         self.steered = torch.zeros_like(self.greedy)
 
-    def read(self) -> list[Likelihood]:
+    def read(self, temperature: float) -> list[Likelihood]:
         """Return the likelihood of each response."""
         for step in range(self.tokens.shape[1]):
-            self._read_step(step)
+            self._read_step(step, temperature)
         columns = (self.log_probabilities, self.greedy, self.steered)
         arrays = [column.cpu().numpy() for column in columns]
         return [
@@ -174,24 +160,24 @@ class _Batch:
             for row, length in enumerate(self.lengths)
         ]
 
-    def _read_step(self, step: int) -> None:
+    def _read_step(self, step: int, temperature: float) -> None:
         """Read token number `step` of the responses that have one."""
         rows = self.written[:, step].nonzero().squeeze(1)
         logits = self.logits[rows, self.first_column[rows] + step].float()
-        scores, candidates = logits.topk(self.policy.candidates)
+        scores, candidates = logits.topk(self.candidates)
         opened = self._gate(step, rows, logits, scores)
         scores = self._steer(step, rows, opened, scores, candidates)
         target = candidates == self.tokens[rows, step : step + 1]  # (n, K)
-        log_probabilities = (scores / self.policy.temperature).log_softmax(-1)
+        log_probabilities = (scores / temperature).log_softmax(-1)
         of_target = log_probabilities.where(target, 0.0).sum(1)
-        self.log_probabilities[rows, step] = torch.where(target.any(1), of_target, -math.inf)
+        self.log_probabilities[rows, step] = torch.where(target.any(1), of_target, -torch.inf)
         self.greedy[rows, step] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         self.steered[rows, step] = opened
 
     def _gate(self, step: int, rows: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
         """Return where the gate opens, bool `(n,)`."""
         uncertainty = entropy(scores)
-        signals = {
+        signals: dict[Signal, Tensor] = {
             signal: signal_entropy(signal, logits, uncertainty)
             for signal in self.gate.signals
             if isinstance(signal, Entropy)
@@ -209,9 +195,9 @@ class _Batch:
     ) -> Tensor:
         """Return the scores of the candidates, `(n, K)`, steered where the gate opens."""
         places = opened.nonzero().squeeze(1)
-        if self.policy.steering is None or self.session is None or len(places) == 0:
+        if self.steering is None or self.session is None or len(places) == 0:
             return scores
         prefixes = self.tokens[rows[places], :step]
         values = self.session.score(rows[places], prefixes, candidates[places]).to(scores.device)
         check_values(values, rows[places], self.prompt_indices, 1, step)
-        return scores.index_copy(0, places, steer(scores[places], values, self.policy.steering))
+        return scores.index_copy(0, places, steer(scores[places], values, self.steering))

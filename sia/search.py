@@ -6,7 +6,6 @@ feedback", 2020. Chunk-level beam search: Zhou et al., "Weak-to-strong search: A
 models via searching over small language models", 2024.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -168,8 +167,8 @@ def _search(
         Rewards `(prompts, samples)`, −∞ where a row holds no response.
     """
     responses, samples = decoding.responses, width * expansions
-    rewards = torch.full((len(decoding.prompts), samples), -torch.inf)
-    rewards = rewards.to(responses.tokens.device)
+    shape, device = (len(decoding.prompts), samples), responses.tokens.device
+    rewards = torch.full(shape, -torch.inf, device=device)
     while len(rows := decoding.active_rows):
         decoding.run(chunk)
         step = decoding.step
@@ -229,19 +228,12 @@ def select_beams(
     sources = torch.arange(prompts * samples, device=rewards.device)
     filled = torch.zeros_like(active)
     order = rewards.sort(dim=1, descending=True, stable=True).indices[:, :width].tolist()
-    for prompt, best in enumerate(order):
-        rows = _fill(best, active[prompt].tolist(), rewards[prompt].tolist(), expansions)
+    held = (rewards > -torch.inf).tolist()
+    for prompt, (best, goes_on) in enumerate(zip(order, active.tolist(), strict=True)):
+        continued = [sample for sample in best if goes_on[sample] for _ in range(expansions)]
+        ended = [sample for sample in best if held[prompt][sample] and not goes_on[sample]]
+        rows = torch.tensor([*continued, *ended], dtype=torch.int64, device=sources.device)
         start = prompt * samples
-        chosen = torch.tensor(rows, dtype=torch.int64, device=sources.device)
-        sources[start : start + len(rows)] = chosen + start
+        sources[start : start + len(rows)] = rows + start
         filled[prompt, : len(rows)] = True
     return sources, active.flatten()[sources] & filled.flatten(), filled
-
-
-def _fill(
-    best: Sequence[int], active: Sequence[bool], rewards: Sequence[float], expansions: int
-) -> list[int]:
-    """Return the sources of the rows of one prompt: active responses first, then ended ones."""
-    going_on = [sample for sample in best if active[sample] for _ in range(expansions)]
-    ended = [s for s in best if not active[s] and rewards[s] > -torch.inf]
-    return going_on + ended

@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from sia.gates import GATES, Gate
-from sia.integrations.transformers import SteeredGenerate
+from sia.integrations.transformers import SteeredGenerate, count_before
 from sia.likelihood import log_likelihoods
 from sia.scorers import Scorer, ValueModel
 from sia.steering import Steering
@@ -35,9 +35,8 @@ def make_gate(name: str, *, threshold: float, ratio: float, tokens: int) -> Gate
     """Build the gate of this name from the one of these settings that it has."""
     if name not in GATES:
         raise ValueError(f"unknown gate {name!r}, expected one of: {', '.join(GATES)}")
-    settings = {"threshold": threshold, "ratio": ratio, "tokens": tokens}
-    gate_class = GATES[name]
-    return gate_class.from_setting(settings.get(gate_class.setting, math.nan))
+    settings = {"threshold": threshold, "ratio": ratio, "tokens": tokens, "": math.nan}
+    return GATES[name].from_setting(settings[GATES[name].setting])
 
 
 @register_model("sia")
@@ -140,8 +139,7 @@ class SIA(HFLM):
         The cache knows requests by their text alone.
         """
         super().set_cache_hook(cache_hook)
-        store = cache_hook.dbdict
-        if store is not None:
+        if (store := cache_hook.dbdict) is not None:
             store.tablename = f"sia_{self.digest}"
             store.conn.execute(
                 f'CREATE TABLE IF NOT EXISTS "{store.tablename}" (key TEXT PRIMARY KEY, value BLOB)'
@@ -156,11 +154,10 @@ class SIA(HFLM):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **options: Any
     ) -> Tensor:
-        seeds = []
-        for row, mask in zip(context, options["attention_mask"], strict=True):
-            prompt = tuple(row[mask.bool()].tolist())
-            seeds.append(self.noise_seed + self.repeats[prompt])
-            self.repeats[prompt] += 1
+        seeds = [
+            self.noise_seed + count_before(self.repeats, row[mask.bool()].tolist())
+            for row, mask in zip(context, options["attention_mask"], strict=True)
+        ]
         decode = SteeredGenerate(self.steering, candidates=self.candidates, seed=seeds)
         return super()._model_generate(context, max_length, stop, custom_generate=decode, **options)
 
@@ -185,8 +182,7 @@ class SIA(HFLM):
             seed=self.noise_seed,
             batch_size=override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1),
         )
-        impossible = sum(math.isinf(likelihood.total) for likelihood in likelihoods)
-        if impossible:
+        if impossible := sum(math.isinf(likelihood.total) for likelihood in likelihoods):
             raise ValueError(
                 f"{impossible} of {len(likelihoods)} continuations have tokens that are not among "
                 f"the {self.settings['candidates']} candidates: under steering they are "

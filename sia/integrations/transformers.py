@@ -126,7 +126,7 @@ class SteeredGenerate:
         max_new_tokens = min(lengths, default=generation_config.max_length) - input_ids.shape[1]
         pad_token = generation_config.pad_token_id or 0
         criteria = self._further_criteria(stopping_criteria, stop_strings)
-        device = input_device(model)
+        device, streamer = input_device(model), self.streamer
         decoding = Decoding(
             model,
             input_ids.to(device),
@@ -142,15 +142,15 @@ class SteeredGenerate:
             hooks=Hooks(
                 process=self._effective_processors(logits_processor),
                 stop=(lambda ids: criteria(ids, None)) if criteria else None,
-                stream=self._stream if self.streamer else None,
+                stream=(lambda tokens: streamer.put(tokens.cpu())) if streamer else None,
                 pad_token=pad_token,
             ),
         )
-        if self.streamer:
-            self._stream(input_ids)
+        if streamer:
+            streamer.put(input_ids.cpu())
         decoding.run(max_new_tokens)
-        if self.streamer:
-            self.streamer.end()
+        if streamer:
+            streamer.end()
         sequences = decoding.responses.sequences(decoding.prompts, pad_token).to(input_ids.device)
         if not generation_config.return_dict_in_generate:
             return sequences
@@ -171,11 +171,9 @@ class SteeredGenerate:
         """Return the criteria that the loop does not see to itself, stop strings included."""
         built_in = EosTokenCriteria | MaxLengthCriteria
         further = StoppingCriteriaList(c for c in criteria if not isinstance(c, built_in))
-        texts = [
-            text
-            for given in (self.stop_strings, stop_strings)
-            for text in ([given] if isinstance(given, str) else given)
-        ]
+        texts: list[str] = []
+        for given in (self.stop_strings, stop_strings):
+            texts += [given] if isinstance(given, str) else given
         if not texts:
             return further
         if self.tokenizer is None:
@@ -185,10 +183,6 @@ class SteeredGenerate:
                 f"stop_strings={texts}), got no tokenizer (transformers hands none to a callable)"
             )
         return StoppingCriteriaList([*further, StopStringCriteria(self.tokenizer, texts)])
-
-    def _stream(self, tokens: Tensor) -> None:
-        if self.streamer:
-            self.streamer.put(tokens.cpu())
 
 
 def steered_generate(
@@ -212,12 +206,7 @@ def steered_generate(
     callable.
     """
     decode = SteeredGenerate(
-        steering,
-        candidates=candidates,
-        seed=seed,
-        value_prompts=value_prompts,
-        observe=observe,
-        stop_strings=stop_strings,
+        steering, candidates=candidates, seed=seed, value_prompts=value_prompts, observe=observe
     )
     return decode(
         model,
@@ -225,6 +214,7 @@ def steered_generate(
         logits_processor,
         stopping_criteria,
         generation_config,
+        stop_strings,
         **model_kwargs,
     )
 
@@ -233,74 +223,68 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int | Sequence[int] | None
     """Return a seed per row: seed, seed + 1, … for rows that share a prompt."""
     if seed is None:
         seed = int(torch.randint(2**62, (1,)))
-    if not isinstance(seed, int):
-        if len(seed) != len(prompts):
-            raise ValueError(
-                f"seed must be one number, or one for each of the {len(prompts)} rows, "
-                f"got {len(seed)}"
-            )
-        return list(seed)
-    seeds, seen = [], Counter[tuple[int, ...]]()
-    for prompt in map(tuple, prompts):
-        seeds.append(seed + seen[prompt])
-        seen[prompt] += 1
-    return seeds
+    if isinstance(seed, int):
+        repeats = Counter[tuple[int, ...]]()
+        return [seed + count_before(repeats, prompt) for prompt in prompts]
+    if len(seed) != len(prompts):
+        raise ValueError(
+            f"seed must be one number, or one for each of the {len(prompts)} rows, got {len(seed)}"
+        )
+    return list(seed)
+
+
+def count_before(repeats: Counter[tuple[int, ...]], prompt: Sequence[int]) -> int:
+    """Return how often the prompt was counted before, and count it."""
+    repeats[tuple(prompt)] += 1
+    return repeats[tuple(prompt)] - 1
 
 
 def checked_mask(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
     """Return the attention mask `(rows, length)`, after refusing inputs that would be ignored."""
-    given = {name for name, value in model_kwargs.items() if value is not None}
-    if ignored := sorted(given - SUPPORTED_MODEL_KWARGS):
-        raise ValueError(f"steered_generate does not know what to do with {', '.join(ignored)}")
-    if input_ids.shape[1] == 0:
-        raise ValueError(
-            "steered_generate needs input_ids of at least one token (inputs_embeds alone will "
-            "not do)"
-        )
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and type(cache) is not DynamicCache:
-        raise ValueError(
-            f"steered_generate keeps its own dynamic cache, got a {type(cache).__name__}"
-        )
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            "steered_generate starts from an empty cache, "
-            f"got one with {cache.get_seq_length()} tokens"
-        )
-    mask = model_kwargs.get("attention_mask")
-    if mask is None:
-        mask = torch.ones_like(input_ids)
-    positions = model_kwargs.get("position_ids")
+    given = {name: value for name, value in model_kwargs.items() if value is not None}
+    ignored = ", ".join(sorted(given.keys() - SUPPORTED_MODEL_KWARGS))
+    cache = given.get("past_key_values", DynamicCache())
+    own_cache = type(cache) is DynamicCache
+    cached = cache.get_seq_length() if own_cache else 0
+    _refuse(
+        {
+            f"does not know what to do with {ignored}": ignored != "",
+            "needs input_ids of at least one token (inputs_embeds alone will not do)": (
+                input_ids.shape[1] == 0
+            ),
+            f"keeps its own dynamic cache, got a {type(cache).__name__}": not own_cache,
+            f"starts from an empty cache, got one with {cached} tokens": cached > 0,
+        }
+    )
+    mask = given.get("attention_mask", torch.ones_like(input_ids))
     usual = (mask.cumsum(1) - 1).clamp(min=0)
-    if positions is not None and not torch.equal(positions * mask, usual * mask):
-        raise ValueError(
-            "steered_generate counts positions from the first token of each prompt, "
-            "got other position_ids"
-        )
+    moved = not torch.equal(given.get("position_ids", usual) * mask, usual * mask)
+    _refuse({"counts positions from the first token of each prompt, got other position_ids": moved})
     return mask
 
 
 def check_generation_config(config: GenerationConfig) -> None:
-    """Refuse, each in one sentence, settings of `generate` that this decoding does not have."""
-    if config.num_beams > 1:
-        raise ValueError(
-            f"steered_generate samples or decodes greedily, got num_beams={config.num_beams}"
-        )
-    if config.cache_implementation not in (None, "dynamic"):
-        raise ValueError(
-            "steered_generate keeps its own dynamic cache, "
-            f'got cache_implementation="{config.cache_implementation}"'
-        )
-    if config.guidance_scale not in (None, 1):
-        raise ValueError(
-            "steered_generate has no classifier-free guidance, "
-            f"got guidance_scale={config.guidance_scale}"
-        )
-    if config.prompt_lookup_num_tokens is not None:
-        raise ValueError(
-            "steered_generate does not speculate, "
-            f"got prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}"
-        )
+    """Refuse settings of `generate` that this decoding does not have."""
+    cache, guidance = config.cache_implementation, config.guidance_scale
+    lookup = config.prompt_lookup_num_tokens
+    refused = {
+        f"samples or decodes greedily, got num_beams={config.num_beams}": config.num_beams > 1,
+        f'keeps its own dynamic cache, got cache_implementation="{cache}"': (
+            cache not in (None, "dynamic")
+        ),
+        f"has no classifier-free guidance, got guidance_scale={guidance}": (
+            guidance not in (None, 1)
+        ),
+        f"does not speculate, got prompt_lookup_num_tokens={lookup}": lookup is not None,
+    }
     for name in UNSUPPORTED_OUTPUTS if config.return_dict_in_generate else ():
-        if vars(config).get(name):
-            raise ValueError(f"steered_generate returns sequences and generations, got {name}=True")
+        requested = bool(vars(config).get(name))
+        refused[f"returns sequences and generations, got {name}=True"] = requested
+    _refuse(refused)
+
+
+def _refuse(reasons: Mapping[str, bool]) -> None:
+    """Raise ValueError with the first of these reasons that holds."""
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"steered_generate {reason}")

@@ -5,40 +5,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
+from sia.scorers.base import Scorer, Session
 
 
-class AutoregressiveScorer:
+class AutoregressiveScorer(Scorer):
     """Values ln π_r(candidate | prompt, response so far) of an autoregressive reward model π_r.
 
     Steering with β at every token samples from π·π_r^β: GenARM (Xu et al., "GenARM: Reward guided
     generation with autoregressive reward model", 2025), whose 1/β is ours. One forward pass over
     the prefix gives the values of all candidates.
+
+    Args:
+        model: Trained so that Σ_t ln π_r(y_t | x, y_<t) is the reward of a response.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a language model.
-
-        Args:
-            model: Trained so that Σ_t ln π_r(y_t | x, y_<t) is the reward of a response.
-        """
         self.model = model.eval()
 
     @property
+    @override
     def vocabulary_size(self) -> int:
-        """Number of tokens that the model knows."""
         return self.model.config.get_text_config().vocab_size
 
+    @override
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
     ) -> "AutoregressiveSession":
-        """Open a session (`Scorer.start_session`)."""
         return AutoregressiveSession(self.model, prompts, max_new_tokens, samples)
 
 
-class AutoregressiveSession:
+class AutoregressiveSession(Session):
     """Log-probabilities at the end of cached prefixes; for whole responses, their sums."""
 
     def __init__(
@@ -48,7 +48,6 @@ class AutoregressiveSession:
         max_new_tokens: int,
         samples: int,
     ) -> None:
-        """Open a session; see `Scorer.start_session`."""
         self.prefixes = CachedPrefixes(
             backbone_of(model),
             logits_forward(model),
@@ -64,15 +63,15 @@ class AutoregressiveSession:
         )
         self.summed = torch.zeros_like(self.prefixes.cached)
 
+    @override
     @torch.inference_mode()
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
-        """Return the log-probabilities of candidate next tokens (`Session.score`)."""
         logits = self.prefixes.last(rows, responses, torch.full_like(rows, responses.shape[1]))
         return logits.log_softmax(-1).gather(1, candidates.to(logits.device))
 
+    @override
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-        """Return ln π_r of the first `lengths` tokens (`Session.score_responses`)."""
         for step in range(int(self.summed[rows].min()), int(lengths.max())):
             due = (self.summed[rows] == step) & (step < lengths)
             due_rows, tokens = rows[due], responses[due, : step + 1]
@@ -82,8 +81,8 @@ class AutoregressiveSession:
                 self.summed[due_rows] = step + 1
         return self.sums[rows, lengths]
 
+    @override
     @torch.inference_mode()
     def reorder(self, sources: Tensor) -> None:
-        """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
         self.prefixes.reorder(sources)
         self.sums, self.summed = self.sums[sources], self.summed[sources]

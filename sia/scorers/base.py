@@ -1,12 +1,13 @@
 """The interface that decoding needs of a scorer, and what sessions over cached prefixes share."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from sia._prefix_cache import CachedPrefixes
 from sia.cost import Meter
@@ -16,12 +17,12 @@ class Session(Protocol):
     """Values along one batch of responses.
 
     Rows are numbered as the prompts were, each prompt having `samples` of them.
+
+    Attributes:
+        meters: Counts of what was computed for each row, one meter per model.
     """
 
-    @property
-    def meters(self) -> Sequence[Meter]:
-        """What was computed for each row, one meter per model."""
-        ...
+    meters: Sequence[Meter]
 
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
         """Return the values of candidate next tokens.
@@ -34,7 +35,6 @@ class Session(Protocol):
         Returns:
             Values, float32 `(n, K)`.
         """
-        ...
 
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         """Return the values of responses as they stand.
@@ -47,11 +47,9 @@ class Session(Protocol):
         Returns:
             Values, float32 `(n,)`.
         """
-        ...
 
     def reorder(self, sources: Tensor) -> None:
         """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
-        ...
 
 
 @runtime_checkable
@@ -61,7 +59,6 @@ class Scorer(Protocol):
     @property
     def vocabulary_size(self) -> int:
         """Number of tokens, which must be that of the steered model."""
-        ...
 
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
@@ -73,17 +70,15 @@ class Scorer(Protocol):
             max_new_tokens: Longest response.
             samples: Rows per prompt, in succession.
         """
-        ...
 
 
-class BranchSession(ABC):
+class BranchSession(Session):
     """A session that values branches of several tokens; candidates are branches of one."""
 
+    @override
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
-        """Return the values of candidate next tokens (`Session.score`)."""
-        return self.score_branches(
-            rows, responses, candidates[:, :, None], torch.ones_like(candidates)
-        )
+        lengths = torch.ones_like(candidates)
+        return self.score_branches(rows, responses, candidates[:, :, None], lengths)
 
     @abstractmethod
     def score_branches(
@@ -106,12 +101,11 @@ class CachedSession(BranchSession):
     """A session that keeps prefixes in a KV cache and reads branches in one forward pass."""
 
     def __init__(self, prefixes: CachedPrefixes) -> None:
-        """Start from prefixes of which nothing has been computed."""
         self.prefixes, self.meters = prefixes, [prefixes.meter]
 
+    @override
     @torch.inference_mode()
     def reorder(self, sources: Tensor) -> None:
-        """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
         self.prefixes.reorder(sources)
 
     def read_branches(

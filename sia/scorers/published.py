@@ -75,13 +75,12 @@ def read(
             f"the value model in {folder} is for a backbone of hidden size "
             f"{settings['hidden_size']}, {source} has {size}"
         )
-    head = read_head(folder / HEAD_FILE)
+    head = _read_head(folder / HEAD_FILE)
     merged = _merge_adapter(model, adapter, source)
     return backbone_of(merged), head.to(merged.device)
 
 
 def _check_complete(folder: Path, adapter: Path) -> None:
-    """Raise FileNotFoundError for the first part that is missing."""
     needed = [folder / CONFIG_FILE, folder / HEAD_FILE, adapter / ADAPTER_CONFIG]
     if not (adapter / ADAPTER_WEIGHTS[1]).is_file():
         needed.append(adapter / ADAPTER_WEIGHTS[0])
@@ -95,10 +94,8 @@ def _check_complete(folder: Path, adapter: Path) -> None:
 
 def _backbone_name(settings: Mapping[str, Any], adapter: Path) -> str | None:
     """Return the backbone that the checkpoint names, or else its adapter."""
-    for key in BACKBONE_NAMES:
-        if settings.get(key):
-            return settings[key]
-    return _read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = next(filter(None, map(settings.get, BACKBONE_NAMES)), None)
+    return named or _read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
 
 
 def _load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> PreTrainedModel:
@@ -113,8 +110,7 @@ def _load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) ->
             f"the backbone {source} cannot be read, a file is damaged or truncated: {error}"
         ) from error
     prefix = f"{model.base_model_prefix}."
-    missing = sorted(key for key in loading["missing_keys"] if key.startswith(prefix))
-    if missing:
+    if missing := sorted(key for key in loading["missing_keys"] if key.startswith(prefix)):
         raise ValueError(f"the backbone {source} lacks weights: {', '.join(missing)}")
     return model
 
@@ -133,8 +129,8 @@ def _merge_adapter(model: PreTrainedModel, adapter: Path, source: str | Path) ->
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, adapter)
             expected = get_peft_model_state_dict(adapted)
-            foreign = sorted(set(load_peft_weights(str(adapter), device="cpu")) - set(expected))
-            if foreign:
+            weights = load_peft_weights(str(adapter), device="cpu")
+            if foreign := sorted(set(weights) - set(expected)):
                 raise ValueError(
                     f"it has weights for layers that the backbone does not have, {foreign[0]} first"
                 )
@@ -150,12 +146,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: Path, source: str | Path) ->
         ) from error
 
 
-def read_head(file: Path) -> nn.Linear:
-    """Read the head of a published checkpoint.
-
-    Raises:
-        ValueError: If the file holds anything else.
-    """
+def _read_head(file: Path) -> nn.Linear:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -208,7 +199,6 @@ def local_folder(path: str | Path, subfolder: str, revision: str | None) -> Path
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -12,22 +12,32 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, Cache, PreTrainedModel
+from typing_extensions import override
 
 from sia._inputs import pad_right
 from sia._kv_cache import backbone_of, check_positions, input_device
 from sia._prefix_cache import CachedPrefixes, check_attention, supports_tree_attention
 from sia.cost import Architecture, Meter
-from sia.scorers.base import BranchSession, CachedSession
+from sia.scorers.base import BranchSession, CachedSession, Scorer
 
 BATCH = 64  # whole sequences that a model reads at once
 
 
-class RewardScorer:
+class RewardScorer(Scorer):
     """A trajectory reward model: the reward of the response if it ended after the candidate.
 
     Decoder models keep the prefix in a cache; others (encoders) are given whole sequences. The
     reward is read at the last token, which is EOS, once (transformers itself reads one token
     earlier where the model pads with EOS).
+
+    Args:
+        model: Any `AutoModelForSequenceClassification` with one label.
+        eos_token_id: Ends a response; by default the one of the model's config.
+        stop_tokens: Other tokens by which the language model ends a response; the reward model
+            reads `eos_token_id` in their place.
+
+    Raises:
+        ValueError: If the model has several labels or no single EOS within its vocabulary.
     """
 
     def __init__(
@@ -37,17 +47,6 @@ class RewardScorer:
         *,
         stop_tokens: Sequence[int] = (),
     ) -> None:
-        """Wrap a model.
-
-        Args:
-            model: Any `AutoModelForSequenceClassification` with one label.
-            eos_token_id: Ends a response; by default the one of the model's config.
-            stop_tokens: Other tokens by which the language model ends a response; the reward model
-                reads `eos_token_id` in their place.
-
-        Raises:
-            ValueError: If the model has several labels or no single EOS within its vocabulary.
-        """
         config = model.config.get_text_config()
         if model.config.num_labels != 1:
             raise ValueError(
@@ -98,8 +97,7 @@ class RewardScorer:
                 f"the reward model {path} cannot be read, a file is damaged or truncated: {error}"
             ) from error
         mismatched = [key for key, *_ in loading["mismatched_keys"]]
-        missing = sorted([*loading["missing_keys"], *mismatched])
-        if missing:
+        if missing := sorted([*loading["missing_keys"], *mismatched]):
             raise ValueError(
                 f"{path} is no reward model: expected all weights of {type(model).__name__}, "
                 f"{', '.join(missing)} missing"
@@ -107,8 +105,8 @@ class RewardScorer:
         return cls(model, eos_token_id)
 
     @property
+    @override
     def vocabulary_size(self) -> int:
-        """Number of tokens that the model knows."""
         return self.model.config.get_text_config().vocab_size
 
     @property
@@ -133,10 +131,10 @@ class RewardScorer:
         )
         return self.model.score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
 
+    @override
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
     ) -> "CachedRewards | WholeRewards":
-        """Open a session (`Scorer.start_session`)."""
         session = CachedRewards if self.supports_caching else WholeRewards
         return session(self, prompts, max_new_tokens, samples)
 
@@ -151,7 +149,6 @@ class CachedRewards(CachedSession):
         max_new_tokens: int,
         samples: int,
     ) -> None:
-        """Open a session; see `Scorer.start_session`."""
         model, self.eos = scorer.model, scorer.eos_token_id
         self.end_tokens = torch.tensor(scorer.end_tokens, device=input_device(model))
         super().__init__(
@@ -165,17 +162,17 @@ class CachedRewards(CachedSession):
             )
         )
 
+    @override
     @torch.inference_mode()
     def score_branches(
         self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Return the rewards of branches, each ended by EOS once (`BranchSession`)."""
         closed, ends = self._close(branches, lengths)
         return self.read_branches(rows, responses, closed, ends)
 
+    @override
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-        """Return the rewards of responses, each ended by EOS once (`Session`)."""
         closed, ends = self._close(responses, lengths)
         rewards = self.prefixes.last(rows, closed, ends + 1)
         # an EOS that was put there does not stay
@@ -185,8 +182,7 @@ class CachedRewards(CachedSession):
 
     def _close(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return `tokens` `(…, m + 1)` with EOS in place, and where it stands `(…)`."""
-        last = _last_tokens(tokens, lengths)
-        ended = torch.isin(last, self.end_tokens.to(last.device))
+        ended = torch.isin(_last_tokens(tokens, lengths), self.end_tokens.to(tokens.device))
         ends = torch.where(ended, lengths - 1, lengths)
         room = torch.cat([tokens, tokens[..., -1:]], dim=-1)
         return room.scatter(-1, ends[..., None], self.eos), ends
@@ -207,58 +203,48 @@ class WholeRewards(BranchSession):
         max_new_tokens: int,
         samples: int,
     ) -> None:
-        """Open a session; see `Scorer.start_session`."""
         model = scorer.model
         check_positions(model, max(len(prompt) for prompt in prompts) + max_new_tokens + 1)
         self.scorer = scorer
-        self.prompts = [list(prompt) for prompt in prompts for _ in range(samples)]
+        self.prompts = [prompt for prompt in prompts for _ in range(samples)]
         head = torch.empty(1, model.config.get_text_config().hidden_size)
         architecture = Architecture.of(backbone_of(model), head)
         self.meters = [Meter(architecture, len(self.prompts), input_device(model))]
 
+    @override
     def score_branches(
         self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Return the rewards of branches, each ended by EOS once (`BranchSession`)."""
         count = branches.shape[1]
-        sequences = [
-            [*prefix, *branch[:length]]
-            for prefix, row, counts in zip(
-                responses.tolist(), branches.tolist(), lengths.tolist(), strict=True
-            )
-            for branch, length in zip(row, counts, strict=True)
-        ]
-        return self._rewards(rows.repeat_interleave(count), sequences).view(-1, count)
+        prefixes = responses[:, None].expand(-1, count, -1)
+        whole = torch.cat([prefixes, branches], dim=2).flatten(0, 1)
+        whole_lengths = responses.shape[1] + lengths.flatten()
+        rewards = self.score_responses(rows.repeat_interleave(count), whole, whole_lengths)
+        return rewards.view(-1, count)
 
-    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-        """Return the rewards of responses, each ended by EOS once (`Session`)."""
-        pairs = zip(responses.tolist(), lengths.tolist(), strict=True)
-        return self._rewards(rows, [tokens[:length] for tokens, length in pairs])
-
-    def reorder(self, sources: Tensor) -> None:
-        """Do nothing: no state is kept between calls."""
-
+    @override
     @torch.inference_mode()
-    def _rewards(self, rows: Tensor, responses: list[list[int]]) -> Tensor:
-        """Return the rewards `(n,)` of responses of these rows `(n,)`."""
-        model, device = self.scorer.model, input_device(self.scorer.model)
-        padding = model.config.get_text_config().pad_token_id or 0
-        sequences = [
-            self._close([*self.prompts[row], *response])
-            for row, response in zip(rows.tolist(), responses, strict=True)
-        ]
+    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        scorer, device = self.scorer, input_device(self.scorer.model)
+        padding = scorer.model.config.get_text_config().pad_token_id or 0
+        sequences = []
+        for row, response, length in zip(
+            rows.tolist(), responses.tolist(), lengths.tolist(), strict=True
+        ):
+            ended = response[length - 1] in scorer.end_tokens  # its reader gets EOS in place of it
+            kept = response[: length - ended]
+            sequences.append([*self.prompts[row], *kept, scorer.eos_token_id])
         rewards = []
         for start in range(0, len(sequences), BATCH):
             input_ids, mask = pad_right(sequences[start : start + BATCH], device, padding)
-            logits = model(input_ids=input_ids, attention_mask=mask).logits
+            logits = scorer.model(input_ids=input_ids, attention_mask=mask).logits
             rewards.append(logits.float().squeeze(-1))
         self._count(rows.to(device), [len(sequence) for sequence in sequences])
         return torch.cat(rewards)
 
-    def _close(self, sequence: list[int]) -> list[int]:
-        """Return the sequence with EOS at its end, in place of a token that ends it."""
-        ended = sequence[-1] in self.scorer.end_tokens
-        return [*(sequence[:-1] if ended else sequence), self.scorer.eos_token_id]
+    @override
+    def reorder(self, sources: Tensor) -> None:
+        """Do nothing: no state is kept between calls."""
 
     def _count(self, rows: Tensor, lengths: list[int]) -> None:
         """Count one forward pass per sequence, in which every token may see every other."""

@@ -8,21 +8,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from sia import _sampling
 from sia._inputs import eos_token_ids
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
-from sia.scorers.base import Scorer, branch_layout
+from sia.scorers.base import Scorer, Session, branch_layout
 from sia.scorers.reward import RewardScorer
 from sia.scorers.value_model import ValueModel
 
 
-class RolloutScorer:
+class RolloutScorer(Scorer):
     """The reward of the response after a candidate and some further tokens of a language model.
 
     The noise of a rollout depends on the seed, the prompt (and the sample of a search), the step
     and the candidate alone.
+
+    Args:
+        model: Continues each candidate; the base model as a rule.
+        reward: Values the result: a `RewardScorer`, or a `ValueModel` read at the last token.
+        tokens: Length of a rollout, which ends early at EOS (the reward's, or the model's).
+        temperature: Of the rollouts; 0 is greedy.
+        candidates: Number of most probable tokens that a rollout samples from (K).
+        seed: Of the rollouts' noise.
+
+    Raises:
+        ValueError: If a number is out of range or the vocabularies differ.
+        TypeError: If `reward` is no scorer.
     """
 
     def __init__(
@@ -35,20 +48,6 @@ class RolloutScorer:
         candidates: int = 10,
         seed: int = 0,
     ) -> None:
-        """Combine a language model that continues with a scorer that values the result.
-
-        Args:
-            model: Continues each candidate; the base model as a rule.
-            reward: Values the result: a `RewardScorer`, or a `ValueModel` read at the last token.
-            tokens: Length of a rollout, which ends early at EOS (the reward's, or the model's).
-            temperature: Of the rollouts; 0 is greedy.
-            candidates: Number of most probable tokens that a rollout samples from (K).
-            seed: Of the rollouts' noise.
-
-        Raises:
-            ValueError: If a number is out of range or the vocabularies differ.
-            TypeError: If `reward` is no scorer.
-        """
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
         _sampling.check_temperature(temperature)
@@ -71,18 +70,18 @@ class RolloutScorer:
         self.temperature, self.candidates, self.seed = temperature, candidates, seed
 
     @property
+    @override
     def vocabulary_size(self) -> int:
-        """Number of tokens that model and reward know."""
         return self.reward.vocabulary_size
 
+    @override
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
     ) -> "RolloutSession":
-        """Open a session (`Scorer.start_session`)."""
         return RolloutSession(self, prompts, max_new_tokens, samples)
 
 
-class RolloutSession:
+class RolloutSession(Session):
     """Rollouts of the K candidates of a row: branches over one prefix that grow token by token."""
 
     def __init__(
@@ -92,7 +91,6 @@ class RolloutSession:
         max_new_tokens: int,
         samples: int,
     ) -> None:
-        """Open a session; see `Scorer.start_session`."""
         self.scorer, model = scorer, scorer.model
         device = input_device(model)
         longest = max_new_tokens + scorer.tokens
@@ -111,9 +109,9 @@ class RolloutSession:
         keys = _sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), device)
         self.keys = _sampling.sample_keys(keys, samples)
 
+    @override
     @torch.inference_mode()
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
-        """Return the rewards of rollouts from candidate next tokens (`Session.score`)."""
         device = self.keys.device
         rows, responses = rows.to(device), responses.to(device)
         branches, lengths = self._roll_out(rows, responses, candidates.to(device))
@@ -142,12 +140,12 @@ class RolloutSession:
             logits = self.prefixes.grow(tokens, depth)
         return torch.stack(branches, 2), lengths
 
+    @override
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-        """Return the rewards of responses as they stand (`Session.score_responses`)."""
         return self.reward.score_responses(rows, responses, lengths)
 
+    @override
     @torch.inference_mode()
     def reorder(self, sources: Tensor) -> None:
-        """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
         self.prefixes.reorder(sources)
         self.reward.reorder(sources)

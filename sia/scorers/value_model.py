@@ -12,11 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
+from typing_extensions import override
 
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers import published
-from sia.scorers.base import CachedSession
+from sia.scorers.base import CachedSession, Scorer
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 HEAD_FILE = "value_head.safetensors"
 
 
-class ValueModel(nn.Module):
+class ValueModel(nn.Module, Scorer):
     """Gives every token of a sequence a value.
 
     The head works in float32 whatever the backbone's dtype. Make one with `from_backbone` (to
@@ -44,8 +45,7 @@ class ValueModel(nn.Module):
                 f"the value head must be Linear({size}, 1) for this backbone, "
                 f"got Linear({head.in_features}, {head.out_features})"
             )
-        self.backbone = backbone
-        self.head = head.float()
+        self.backbone, self.head = backbone, head.float()
 
     @classmethod
     def from_backbone(cls, model: "PreTrainedModel | PeftModel") -> Self:
@@ -112,7 +112,7 @@ class ValueModel(nn.Module):
         unfinished.replace(folder / HEAD_FILE)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast (`to`, `cuda`, `bfloat16`, …); the head moves along and stays float32."""
+        # moves or casts (`to`, `cuda`, `bfloat16`, …); the head moves along and stays float32
         exact = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
         super()._apply(fn, recurse)
         for name, parameter in self.head.named_parameters():
@@ -130,8 +130,8 @@ class ValueModel(nn.Module):
         return self.backbone.dtype
 
     @property
+    @override
     def vocabulary_size(self) -> int:
-        """Number of tokens that the backbone knows."""
         return self.backbone.config.get_text_config().vocab_size
 
     def forward(
@@ -162,49 +162,33 @@ class ValueModel(nn.Module):
         ).last_hidden_state
         return self.head(hidden.to(self.head.weight.device, torch.float32)).squeeze(-1)
 
+    @override
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
     ) -> "ValueSession":
-        """Open a scoring session (`Scorer.start_session`)."""
-        return ValueSession(self, prompts, max_new_tokens, samples)
+
+        def forward(*, last: int, **inputs: Any) -> Tensor:
+            return self(**inputs)[:, -last:]
+
+        head = self.head.weight
+        return ValueSession(
+            CachedPrefixes(self.backbone, forward, head, prompts, max_new_tokens, samples)
+        )
 
 
 class ValueSession(CachedSession):
     """Values of a `ValueModel`, whose cache lags behind: one forward pass per call, whatever K."""
 
-    def __init__(
-        self,
-        value_model: ValueModel,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        samples: int,
-    ) -> None:
-        """Open a session; see `Scorer.start_session`."""
-
-        def forward(*, last: int, **inputs: Any) -> Tensor:
-            return value_model(**inputs)[:, -last:]
-
-        super().__init__(
-            CachedPrefixes(
-                value_model.backbone,
-                forward,
-                value_model.head.weight,
-                prompts,
-                max_new_tokens,
-                samples,
-            )
-        )
-
+    @override
     @torch.inference_mode()
     def score_branches(
         self, rows: Tensor, responses: Tensor, branches: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Return the values at the last tokens of branches (`BranchSession`)."""
         return self.read_branches(rows, responses, branches, lengths - 1)
 
+    @override
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-        """Return the values at the last tokens of responses (`Session.score_responses`)."""
         return self.prefixes.last(rows, responses, lengths)
 
 
