@@ -169,12 +169,12 @@ def estimate(profile: Profile, options: Options) -> None:
         raise ValueError(
             f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
         )
-    from benchmarks.engine.estimate import H100, figure_hours
+    from benchmarks.engine.estimate import GPU, LAUNCH, SHARE, figure_hours
 
     needs = {name: FIGURES[name].cells(profile, 0) for name in supported(profile)}
     print(
-        f"{profile.name}: about so many hours of one {H100.name}, at {H100.share:.0%} of what it "
-        f"can do and {1000 * H100.launch:.0f} ms to launch a pass (an estimate, not measured)"
+        f"{profile.name}: about so many hours of one {GPU}, at {SHARE:.0%} of what it "
+        f"can do and {1000 * LAUNCH:.0f} ms to launch a pass (an estimate, not measured)"
     )
     for name, hours in figure_hours(profile, needs).items():
         print(f"  {name:12} {hours:6.1f}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from benchmarks.engine.gates import is_calibrated
+from benchmarks.engine.gates import GATES
 from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest, Shard
 from benchmarks.spec.profile import Profile
 
@@ -21,7 +21,7 @@ RATIO_TOLERANCE = 0.02  # difference of a ratio from its target up to which a th
 
 def needs_thresholds(request: CellRequest) -> bool:
     """Return whether calibration has to choose the thresholds of a request."""
-    return is_calibrated(request.gate) and request.tau is None
+    return GATES[request.gate].calibrated and request.tau is None
 
 
 def unsteered(cell: Cell | CellRequest) -> Cell:
@@ -84,7 +84,7 @@ class Calibrator:
 
     def recalibrated(self, cell: Cell) -> Cell:
         """Return a measured validation cell with new thresholds where its ratio is off target."""
-        if not is_calibrated(cell.gate):
+        if not GATES[cell.gate].calibrated:
             return cell
         measured = self._measured_thresholds(cell, cell)
         runs = zip(cell.thresholds, measured, self.ratios(cell), strict=True)

@@ -1,8 +1,5 @@
 """Costs of responses, of searches as if the samples of a prompt shared its prefill."""
 
-from collections.abc import Iterator
-from functools import reduce
-from operator import add
 from typing import cast
 
 import torch
@@ -19,22 +16,13 @@ from sia.cost import Architecture, Cost, Meter
 def total_costs(
     subject: Subject, cell: Cell, prompts: list, samples: list[list[Generation]]
 ) -> list[Cost]:
-    """Return the cost of all samples of each prompt together."""
-    costs = shared_costs(subject, cell, prompts, samples)
-    return [reduce(add, each) for each in zip(*costs, strict=True)]
-
-
-def shared_costs(
-    subject: Subject, cell: Cell, prompts: list, samples: list[list[Generation]]
-) -> Iterator[list[Cost]]:
-    """Yield the costs of each sample as if all samples of a prompt shared its prefill.
+    """Return the cost of all samples of each prompt together, as if they shared its prefill.
 
     `sia.best_of_n` lets them share it in every model. Where there are several samples, costs
     include the reward model's reading of the response.
     """
     if len(samples) == 1:
-        yield [response.cost for response in samples[0]]
-        return
+        return [response.cost for response in samples[0]]
     model, reward = language_model(subject, cell.model, cell.family), reward_model(subject, REWARD)
     models = {
         "model": (model.base_model, model.get_output_embeddings().weight),
@@ -50,11 +38,10 @@ def shared_costs(
         # value and reward models share a prompt but for its last token, which each response reads
         shared = ids if name == "model" else [prompt[:-1] for prompt in ids]
         prefill[name] = reading_costs(*parts, shared, with_output=name == "model")
-    value_has_read = [False] * len(prompts)
+    totals, value_has_read = [Cost()] * len(prompts), [False] * len(prompts)
     for number, responses in enumerate(samples):
         conversations = subject.conversations(prompts, responses, REWARD)
         read = reading_costs(*models["reward"], conversations)
-        costs = []
         for i, response in enumerate(responses):
             tokens, flops = read[i]
             cost = response.cost + Cost(value_forwards=1, value_tokens=tokens, value_flops=flops)
@@ -67,8 +54,8 @@ def shared_costs(
                 tokens, flops = prefill["value"][i]
                 cost += Cost(value_tokens=-tokens, value_flops=-flops)
             value_has_read[i] |= cost.junctions > 0
-            costs.append(cost)
-        yield costs
+            totals[i] += cost
+    return totals
 
 
 def reading_costs(

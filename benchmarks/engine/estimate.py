@@ -6,8 +6,8 @@ measured. `make estimate PROFILE=qwen3-8b`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from benchmarks.engine.sweep import Sweep
 from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT
 from benchmarks.spec.profile import HubProfile
@@ -15,36 +15,21 @@ from benchmarks.spec.profile import HubProfile
 PROMPT = 100  # tokens of a usual prompt
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU and how well decoding uses it (`share` and `launch` are assumptions).
-
-    Args:
-        bandwidth: Bytes per second.
-        speed: FLOPs per second in bfloat16.
-        share: Share of either that decoding reaches.
-        launch: Seconds of a pass besides.
-    """
-
-    name: str
-    bandwidth: float
-    speed: float
-    share: float
-    launch: float
+GPU = "H100"
+BANDWIDTH, SPEED = 3.35e12, 989e12  # bytes per second; FLOPs per second in bfloat16
+SHARE = 0.35  # of either that decoding reaches: an assumption, as is LAUNCH
+LAUNCH = 0.02  # seconds of a pass besides
 
 
-H100 = Gpu("H100", 3.35e12, 989e12, 0.35, 0.02)
-
-
-def pass_seconds(billions: float, tokens: float, gpu: Gpu) -> float:
+def pass_seconds(billions: float, tokens: float) -> float:
     """Return the seconds of one pass over `tokens` of all rows; weights have 2 bytes each."""
-    reading = 2e9 * billions / gpu.bandwidth
-    multiplying = 2e9 * billions * tokens / gpu.speed
-    return gpu.launch + max(reading, multiplying) / gpu.share
+    reading = 2e9 * billions / BANDWIDTH
+    multiplying = 2e9 * billions * tokens / SPEED
+    return LAUNCH + max(reading, multiplying) / SHARE
 
 
 def cell_seconds(
-    profile: HubProfile, cell: Cell | CellRequest, prompts: int, samples: int, gpu: Gpu = H100
+    profile: HubProfile, cell: Cell | CellRequest, prompts: int, samples: int
 ) -> float:
     """Return the seconds of decoding and scoring all responses of a cell."""
     billions = {kind: source.billions for kind, source in profile.models.items()}
@@ -53,25 +38,25 @@ def cell_seconds(
     rows = min(decoding.batch_size, responses)
     batches = responses / rows
     steps = batches * decoding.max_new_tokens
-    seconds = steps * pass_seconds(billions[str(cell.model)], rows, gpu)
+    seconds = steps * pass_seconds(billions[str(cell.model)], rows)
     ratio = 0.0 if cell.gate == "never" else cell.target_ratio or 0.5
     if ratio:
         opened = 1 - (1 - ratio) ** rows  # share of steps at which some row is at a junction
         if cell.scorer == ROLLOUT:
             rollouts = rows * ratio * decoding.candidates
-            rolled = sweep.rollout_tokens * pass_seconds(billions["base"], rollouts, gpu)
-            scoring = rolled + pass_seconds(billions[REWARD], rollouts * sweep.rollout_tokens, gpu)
+            rolled = sweep.rollout_tokens * pass_seconds(billions["base"], rollouts)
+            scoring = rolled + pass_seconds(billions[REWARD], rollouts * sweep.rollout_tokens)
         else:
             scored = rows * (ratio * decoding.candidates + 1)  # 1: what a row has to catch up
-            scoring = pass_seconds(billions[str(cell.scorer)], scored, gpu)
+            scoring = pass_seconds(billions[str(cell.scorer)], scored)
         seconds += steps * opened * scoring
     read = rows * (PROMPT + decoding.max_new_tokens)
     if cell.search:
-        seconds += batches * pass_seconds(billions[REWARD], read, gpu)
+        seconds += batches * pass_seconds(billions[REWARD], read)
     # every N of best-of-N has its best
     kept = cell.responses.bit_length() if cell.search == "best-of" else 1
-    judging = pass_seconds(billions[EVALUATION_REWARD], read, gpu)
-    judging += pass_seconds(billions["base"], read, gpu)
+    judging = pass_seconds(billions[EVALUATION_REWARD], read)
+    judging += pass_seconds(billions["base"], read)
     return seconds + batches / cell.responses * kept * judging
 
 
@@ -79,7 +64,6 @@ def gpu_hours(
     profile: HubProfile,
     cells: Iterable[Cell | CellRequest],
     validations: Iterable[Cell | CellRequest],
-    gpu: Gpu = H100,
 ) -> float:
     """Return the hours of test cells and validation cells.
 
@@ -87,17 +71,15 @@ def gpu_hours(
     """
     evaluation = profile.evaluation
     held_out = (evaluation.validation_prompts_per_objective, evaluation.validation_samples)
-    seconds = 2 * sum(cell_seconds(profile, cell, *held_out, gpu) for cell in validations)
+    seconds = 2 * sum(cell_seconds(profile, cell, *held_out) for cell in validations)
     for cell in cells:
         prompts = cell.prompts or evaluation.prompts_per_objective
-        seconds += cell_seconds(profile, cell, prompts, evaluation.samples, gpu)
+        seconds += cell_seconds(profile, cell, prompts, evaluation.samples)
     return seconds / 3600
 
 
 def figure_hours(profile: HubProfile, needs: dict[str, FigureCells]) -> dict[str, float]:
     """Return the hours of each figure alone, and of "all" together, which share cells."""
-    from benchmarks.engine.sweep import Sweep
-
     calibrator = Sweep(profile).calibrator
     hours = {}
     for name, need in (needs | {"all": FigureCells.union(needs.values())}).items():

@@ -34,16 +34,10 @@ def calibrated_gates() -> list[str]:
     return [name for name, gate in GATES.items() if gate.calibrated]
 
 
-def is_calibrated(gate: str) -> bool:
-    """Return whether the gate of this name has a setting that calibration chooses."""
-    return GATES[gate].calibrated
-
-
 def gate_of(cell: Cell, objective: str) -> Gate:
     """Return the gate of a cell with its setting for an objective."""
-    calibrated = is_calibrated(cell.gate)
-    setting = cell.threshold(objective) if calibrated else cell.target_ratio
-    return GATES[cell.gate].from_setting(setting)
+    gate = GATES[cell.gate]
+    return gate.from_setting(cell.threshold(objective) if gate.calibrated else cell.target_ratio)
 
 
 def calibrated_setting(gate: str, generations: Sequence[Generation], ratio: float) -> float:

@@ -5,10 +5,9 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedModel
 
 from benchmarks.engine.costs import total_costs
-from benchmarks.engine.gates import calibrated_gates, calibrated_setting, gate_of, is_calibrated
+from benchmarks.engine.gates import GATES, calibrated_gates, calibrated_setting, gate_of
 from benchmarks.engine.loading import language_model, reward_model, scorer_of
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import Cell, Shard
@@ -85,11 +84,9 @@ def calibrated_settings(
     subject: Subject, cell: Cell, responses: list[Generation]
 ) -> dict[str, dict[str, float]]:
     """Return settings by gate and target ratio: the cell's own, or of unsteered ones all."""
-    if cell.gate == "never":
-        gates, targets = calibrated_gates(), subject.profile.sweep.ratios
-    else:
-        gates = [cell.gate] if is_calibrated(cell.gate) else []
-        targets = [cell.target_ratio]
+    gates, targets = calibrated_gates(), subject.profile.sweep.ratios
+    if cell.gate != "never":
+        gates, targets = [cell.gate] * GATES[cell.gate].calibrated, (cell.target_ratio,)
     return {
         gate: {str(target): calibrated_setting(gate, responses, target) for target in targets}
         for gate in gates
@@ -173,8 +170,10 @@ def metrics(
     first_ids = [chosen[i].token_ids.tolist() for i in first]
 
     def log_likelihoods(kind) -> np.ndarray:
+        ids = subject.encode(first_prompts, str(kind))
+        whole = [[*prompt, *response] for prompt, response in zip(ids, first_ids, strict=True)]
         model = language_model(subject, kind, cell.family)
-        return log_likelihoods_of(model, subject.encode(first_prompts, str(kind)), first_ids)
+        return sequence_log_likelihoods(model, whole, [len(prompt) for prompt in ids])
 
     base_kind = cell.model if cell.model.name == "base" else BASE
     base_logprob = log_likelihoods(base_kind)[of_prompt]
@@ -207,14 +206,6 @@ def lengths(responses: Sequence[Generation]) -> dict[str, np.ndarray]:
         "tokens": np.int16([len(r.token_ids) for r in responses]),
         "steered": np.int16([r.steered.sum() for r in responses]),
     }
-
-
-def log_likelihoods_of(
-    model: PreTrainedModel, prompts: list[list[int]], responses: list[list[int]]
-) -> np.ndarray:
-    """Return ln π of each response, `(responses,)`."""
-    whole = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-    return sequence_log_likelihoods(model, whole, [len(prompt) for prompt in prompts])
 
 
 def distinct_bigrams(indices: Sequence[int], responses: Sequence[np.ndarray]) -> list[float]:

@@ -27,15 +27,12 @@ class MeasuredFigure(Protocol):
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return what the figure needs of a replicate."""
-        ...
 
     def collect(self, profile: Profile, replicates: Sequence[int], results: Sweep) -> DataFrame:
         """Return the rows of its table."""
-        ...
 
     def summarize(self, rows: DataFrame, profile: Profile) -> DataFrame:
         """Return estimates from these rows."""
-        ...
 
 
 OnResult = Callable[[str, DataFrame, dict], None]

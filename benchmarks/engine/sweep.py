@@ -3,11 +3,8 @@
 A killed run loses the shards in hand; started again it goes on from there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -22,9 +19,6 @@ from benchmarks.runtime import workers
 from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest, FigureCells, Shard
 from benchmarks.spec.profile import Profile
 
-if TYPE_CHECKING:
-    from benchmarks.runtime.ray_workers import RayWorkers
-
 MEASUREMENTS: dict[str, Callable[..., pd.DataFrame]] = {
     "rows": measure_shard,
     "trace": trace_tokens,
@@ -38,16 +32,11 @@ class Sweep:
     """Measures what figures request, and gives them its rows.
 
     Args:
-        workers: Processes that measure; None to read alone.
+        workers: `Workers` or `RayWorkers` that measure; None to read alone.
         since: Time before which measured shards do not count (seconds since the epoch).
     """
 
-    def __init__(
-        self,
-        profile: Profile,
-        workers: workers.Workers | RayWorkers | None = None,
-        since: float = 0.0,
-    ) -> None:
+    def __init__(self, profile: Profile, workers=None, since: float = 0.0) -> None:
         """Open the store of a profile."""
         self.profile = profile
         self.workers = workers
@@ -150,13 +139,11 @@ class Sweep:
         cells = [self.resolve(request) for request in requests]
         task = (self.profile, cells, rounds)
         (seconds,) = self.workers.run(time_cells, [task], description="timing")
-        labels = pd.DataFrame(
-            [
-                request.labels() | {"beta": cell.beta}
-                for request, cell in zip(requests, cells, strict=True)
-            ]
+        labels = pd.DataFrame([request.labels() for request in requests])
+        labels = labels.assign(
+            beta=[cell.beta for cell in cells],
+            best_of=[cell.responses if cell.search == "best-of" else 1 for cell in cells],
         )
-        labels["best_of"] = [cell.responses if cell.search == "best-of" else 1 for cell in cells]
         return seconds.join(labels, on="cell").drop(columns="cell")
 
 

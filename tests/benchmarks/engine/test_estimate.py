@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.engine.estimate import H100, cell_seconds, gpu_hours, pass_seconds
+from benchmarks.engine.estimate import (
+    BANDWIDTH,
+    LAUNCH,
+    SHARE,
+    SPEED,
+    cell_seconds,
+    gpu_hours,
+    pass_seconds,
+)
 from benchmarks.spec.cells import Cell
 from benchmarks.spec.methods import ARGS, ROLLOUT
 from benchmarks.spec.model_kinds import value_kind
@@ -17,10 +25,10 @@ SPARSE = Cell(0, "qwen3", scorer=value_kind("mean"), gate="entropy", target_rati
 
 
 def test_a_pass_reads_the_weights_or_multiplies():
-    few, many = pass_seconds(4.0, 1, H100), pass_seconds(4.0, 10**5, H100)
-    assert few == pytest.approx(H100.launch + 8e9 / H100.bandwidth / H100.share)
-    assert many == pytest.approx(H100.launch + 8e9 * 1e5 / H100.speed / H100.share)
-    assert pass_seconds(8.0, 1, H100) > few
+    few, many = pass_seconds(4.0, 1), pass_seconds(4.0, 10**5)
+    assert few == pytest.approx(LAUNCH + 8e9 / BANDWIDTH / SHARE)
+    assert many == pytest.approx(LAUNCH + 8e9 * 1e5 / SPEED / SHARE)
+    assert pass_seconds(8.0, 1) > few
 
 
 def test_what_costs_more_is_estimated_higher():

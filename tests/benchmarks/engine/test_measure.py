@@ -1,8 +1,6 @@
 """What turns a cell into steering and responses into rows, on tiny models."""
 
 from dataclasses import replace
-from functools import reduce
-from operator import add
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.engine import costs, measure, timing, traces
-from benchmarks.engine.costs import shared_costs
+from benchmarks.engine.costs import total_costs
 from benchmarks.engine.gates import (
     InvertedEntropyGate,
     calibrated_gates,
@@ -150,53 +148,30 @@ def test_thresholds_open_on_the_share_that_is_asked():
 
 
 @pytest.mark.parametrize("gate", ["never", "every"])
-def test_tries_cost_what_best_of_n_counts(models, gate):
-    """Plain samples under other seeds, their costs as if they shared their prompts: those of the library's own search. No response
-    ends by itself, so that all are as long."""
-    prompts, tries = tiny.prompts(4), 3
+def test_samples_cost_what_best_of_n_counts(models, gate):
+    """Plain samples cost what the library's own search counts; all responses are as long."""
+    prompts, count = tiny.prompts(4), 3
     models["base"].generation_config.eos_token_id = None
-    cell = replace(
-        CELL,
-        gate=gate,
-        target_ratio=float(gate == "every"),
-        scorer=value_kind("token") if gate == "every" else None,
-    )
+    scorer = value_kind("token") if gate == "every" else None
+    cell = replace(CELL, gate=gate, target_ratio=float(gate == "every"), scorer=scorer)
     steering = steering_of(cell, "honesty", Lab())
     tokenizer = tiny.tokenizer()
     tokenizer.eos_token = None
     options = {"max_new_tokens": 6, "progress": False}
-    made = [
+    samples = [
         generate(models["base"], tokenizer, prompts, steering, seed=seed, **options)
-        for seed in range(tries)
+        for seed in range(count)
     ]
-    assert {len(g.token_ids) for many in made for g in many} == {6}
-    found = [
-        reduce(add, many) for many in zip(*shared_costs(Lab(), cell, prompts, made), strict=True)
-    ]
-    for cost, best in zip(
-        found,
-        best_of_n(
-            models["base"],
-            tokenizer,
-            prompts,
-            RewardScorer(models["reward"]),
-            tries,
-            steering,
-            **options,
-        ),
-        strict=True,
-    ):
-        assert (cost.model_tokens, cost.model_forwards, cost.junctions) == (
-            best.cost.model_tokens,
-            best.cost.model_forwards,
-            best.cost.junctions,
-        )
-        assert cost.value_tokens == best.cost.value_tokens
-        assert cost.model_flops == pytest.approx(best.cost.model_flops)
-        assert cost.value_flops == pytest.approx(best.cost.value_flops, rel=1e-3)
-    assert list(next(iter(shared_costs(Lab(), cell, prompts, made[:1])))) == [
-        g.cost for g in made[0]
-    ]
+    assert {len(g.token_ids) for responses in samples for g in responses} == {6}
+    reward = RewardScorer(models["reward"])
+    best = best_of_n(models["base"], tokenizer, prompts, reward, count, steering, **options)
+    costs = total_costs(Lab(), cell, prompts, samples)
+    for cost, expected in zip(costs, [response.cost for response in best], strict=True):
+        same = {"value_forwards": expected.value_forwards, "model_flops": expected.model_flops}
+        assert replace(cost, value_flops=0.0, **same) == replace(expected, value_flops=0.0)
+        assert cost.model_flops == pytest.approx(expected.model_flops)
+        assert cost.value_flops == pytest.approx(expected.value_flops, rel=1e-3)
+    assert total_costs(Lab(), cell, prompts, samples[:1]) == [g.cost for g in samples[0]]
 
 
 def test_the_best_try_is_the_earliest_of_highest_reward(models, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import __main__, figures
 from benchmarks.analysis import tables
-from benchmarks.engine.gates import gate_of, is_calibrated
+from benchmarks.engine.gates import GATES, gate_of
 from benchmarks.figures import base, methods, registry, style
 from benchmarks.report import render
 from benchmarks.runtime.fingerprints import ROOT
@@ -124,7 +124,7 @@ def test_a_new_gate_is_one_class(monkeypatch):
     try:
         request = methods.steered(0, "qwen3", "token", gate="low-entropy", ratio=0.2)
         assert request.method == "low-entropy"
-        assert is_calibrated("low-entropy")
+        assert GATES["low-entropy"].calibrated
         cell = request.resolve(1.0, [0.5, 1.0, 1.5])
         assert [gate_of(cell, o) for o in OBJECTIVES] == [LowEntropyGate(t) for t in (0.5, 1, 1.5)]
         assert style.handle("low-entropy").get_label() == "low entropy"
