@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import __main__, figures
 from benchmarks.analysis import tables
-from benchmarks.engine.gates import GATES, gate_of
+from benchmarks.engine.gates import gate_of
 from benchmarks.figures import base, methods, registry, style
 from benchmarks.report import render
 from benchmarks.runtime.fingerprints import ROOT
