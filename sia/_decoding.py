@@ -349,7 +349,10 @@ class Decoding:
         self.previous = {signal: values[places] for signal, values in self.previous.items()}
 
     def _check_logits(self, rows: Tensor, start: int, written: Tensor) -> None:
-        """Raise FloatingPointError if the language model gave NaN since step `start`."""
+        """Raise FloatingPointError if the language model gave NaN since step `start`.
+
+        written: Tokens that rows have since, bool `(n, steps)`.
+        """
         wrong = self.responses.entropy[rows, start : self.step].isnan() & written
         if bool(wrong.any()):
             place, step = wrong.nonzero()[0].tolist()

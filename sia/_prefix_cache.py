@@ -11,8 +11,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
+from sia._inputs import pad_right
 from sia._kv_cache import PrefixStore, check_positions, input_device
 from sia.cost import Architecture, Meter, attention_windows
 
@@ -37,7 +39,7 @@ class Forward(Protocol):
         past_key_values: Cache | None,
         last: int,
     ) -> Tensor:
-        """Compute the output."""
+        """Run the model."""
 
 
 def logits_forward(model: PreTrainedModel) -> Forward:
@@ -101,13 +103,10 @@ class CachedPrefixes:
         self.mask_values = torch.tensor(
             [0.0, torch.finfo(backbone.dtype).min], dtype=backbone.dtype, device=device
         )
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.capacity = int(lengths.max()) + max_new_tokens
-        history = torch.zeros(len(prompts), self.capacity, dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            history[row, : len(prompt)] = torch.as_tensor(prompt)
-        self.history = history.to(device).repeat_interleave(samples, 0)
-        self.prompt_lengths = lengths.to(device).repeat_interleave(samples)
+        prompt_ids, prompt_mask = pad_right(prompts, device)
+        self.history = pad(prompt_ids, (0, max_new_tokens)).repeat_interleave(samples, 0)
+        self.capacity = self.history.shape[1]
+        self.prompt_lengths = prompt_mask.sum(1).repeat_interleave(samples)
         self.cached = torch.zeros_like(self.prompt_lengths)  # tokens of each row in the store
         # prompts that their rows have in the store
         self.begun = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -160,7 +159,6 @@ class CachedPrefixes:
             lengths: How many of them count, `(n,)`.
         """
         rows, totals = self._remember(rows, responses, lengths)
-        self._share_prompts(rows)
         # to read a token it must be computed
         self.cached[rows] = torch.minimum(self.cached[rows], totals - 1)
         unseen = totals - self.cached[rows]
@@ -187,7 +185,6 @@ class CachedPrefixes:
             sees: Which branch tokens each one sees, itself included, bool `(B, B)`.
         """
         rows, totals = self._remember(rows, responses, lengths)
-        self._share_prompts(rows)
         branches = (tokens, totals[:, None] + depths, sees)
         outputs = self._catch_up(rows, totals, last=tokens.shape[1], branches=branches)
         self.meter.count_branches(rows, totals[:, None] + sees.sum(1))
@@ -276,13 +273,14 @@ class CachedPrefixes:
         self.meter.count(rows, torch.ones_like(rows), start, end, torch.full_like(rows, outputs))
 
     def _remember(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Write responses behind their prompts; return rows and whole lengths on this device."""
+        """Write responses behind prompts that are computed; return rows and whole lengths."""
         device = self.history.device
         rows, responses, lengths = rows.to(device), responses.to(device), lengths.to(device)
         prompts = self.prompt_lengths[rows]
         if responses.shape[1]:
             columns = prompts[:, None] + torch.arange(responses.shape[1], device=device)
             self.history[rows[:, None], columns] = responses
+        self._share_prompts(rows)
         return rows, prompts + lengths
 
     def _share_prompts(self, rows: Tensor) -> None:

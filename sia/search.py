@@ -192,18 +192,15 @@ def _best(
     decoding: Decoding, session: Session, rewards: Tensor, tokenizer: PreTrainedTokenizerBase
 ) -> list[Generation]:
     """Return the best response to each prompt; rewards `(prompts, samples)`."""
-    samples = rewards.shape[1]
-    costs = decoding.costs(session.meters)
-    best = rewards.argmax(1).tolist()
-    rows = [prompt * samples + sample for prompt, sample in enumerate(best)]
+    samples, costs = rewards.shape[1], decoding.costs(session.meters)
+    starts = range(0, rewards.numel(), samples)  # the first row of each prompt
+    best = rewards.argmax(1).tolist()  # the earliest on ties
+    rows = [start + sample for start, sample in zip(starts, best, strict=True)]
     chosen = decoding.responses.generations(tokenizer, rows, costs)
+    highest = rewards.amax(1).tolist()
     return [
-        replace(
-            generation,
-            cost=reduce(add, costs[prompt * samples : (prompt + 1) * samples]),
-            reward=float(rewards[prompt, best[prompt]]),
-        )
-        for prompt, generation in enumerate(chosen)
+        replace(generation, cost=reduce(add, costs[start : start + samples]), reward=reward)
+        for generation, start, reward in zip(chosen, starts, highest, strict=True)
     ]
 
 
