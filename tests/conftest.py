@@ -1,10 +1,11 @@
-"""Tiny models compute fastest on one thread, above all where several test processes share the cores; the longest files begin first."""
+"""Order and environment of the tests: one thread a process, the longest files first."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+# before torch is imported: tiny models compute fastest so, above all where processes share cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_road.py", "test_figures.py", "test_cluster.py", "test_harness.py")
+LONGEST = ("test_reproduce.py", "test_figures.py", "test_cluster.py", "test_models.py")
 
 
 def pytest_collection_modifyitems(items):

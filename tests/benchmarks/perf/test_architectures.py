@@ -46,10 +46,17 @@ def test_scaled_down_models_keep_the_family_and_its_ratios():
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    shapes = {
-        name: SETTINGS.architectures[name] | {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8} for name in ("Qwen3-0.6B", "Llama-3.1-8B")
-    }  # fmt: skip
+    tiny_shape = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    names = ("Qwen3-0.6B", "Llama-3.1-8B")
+    shapes = {name: SETTINGS.architectures[name] | tiny_shape for name in names}
     settings = replace(
         SETTINGS,
         architectures=shapes,

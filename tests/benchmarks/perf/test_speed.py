@@ -1,4 +1,4 @@
-"""The speed benchmark: what it measures against is the same algorithm, and its rows say what they should."""
+"""Speed: what is measured against is the same algorithm, and rows say what they should."""
 
 import copy
 import json
@@ -14,8 +14,16 @@ from benchmarks.perf.timing import ratios as ratios_of
 from benchmarks.runtime.fingerprints import ROOT
 from sia import EntropyGate, RandomGate, Steering, generate
 
-SHAPE = speed.SMALL | {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
-                       "num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.25}  # fmt: skip
+SHAPE = speed.SMALL | {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "initializer_range": 0.25,
+}
 
 
 @pytest.mark.parametrize("gate", [RandomGate(0.4), EntropyGate(2.2)])
@@ -57,22 +65,13 @@ def test_medians_and_ratios_are_taken_round_by_round():
     ratios = ratios_of([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
     assert ratios == [2.0, 1.0, 0.5]
     row = speed.row("time", ratios, "≤ 1", batch=1)
-    assert (row["estimate"], row["low"], row["high"], row["runs"], row["batch"], row["model"]) == (
-        1.0,
-        0.5,
-        2.0,
-        3,
-        1,
-        "",
-    )
+    expected = {"estimate": 1.0, "low": 0.5, "high": 2.0, "runs": 3, "batch": 1, "model": ""}
+    assert row.items() >= expected.items()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [(["--runs", "0"], "error: runs must be at least 1, got 0\n")]
-)
-def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
-    assert speed.main(arguments) == 2
-    assert capsys.readouterr().err == message
+def test_bad_arguments_end_in_one_sentence(capsys):
+    assert speed.main(["--runs", "0"]) == 2
+    assert capsys.readouterr().err == "error: runs must be at least 1, got 0\n"
 
 
 def test_the_page_shows_the_committed_table():
