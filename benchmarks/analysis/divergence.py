@@ -8,6 +8,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import rel_entr
 
+# SD of errors added to values (of random steps: of SD up to 3; of the lab: of rewards of SD 2)
+NOISES = (0.1, 0.3, 1.0, 3.0)
+
 
 def tilted(base: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the policies proportional to π·exp(V), `(steps, candidates)`."""

@@ -382,3 +382,12 @@ def estimate_rows(
         ends = np.nanquantile(draw[1:], [tail, 1 - tail]) if finite else (np.nan, np.nan)
         rows.append(row | dict(zip(NUMBERS, map(float, (draw[0], *ends)), strict=True)))
     return rows
+
+
+def metric_rows(labels: dict, draws: Mapping[str, np.ndarray], profile: Profile) -> list[dict]:
+    """Return the rows of `estimate_rows` of several metrics, by their draws."""
+    return [
+        row
+        for metric, of_metric in draws.items()
+        for row in estimate_rows(labels | {"metric": metric}, of_metric, profile)
+    ]

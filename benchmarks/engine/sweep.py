@@ -13,6 +13,7 @@ from benchmarks.engine.calibration import Calibrator, needs_thresholds
 from benchmarks.engine.loading import subject_of
 from benchmarks.engine.measure import measure_shard
 from benchmarks.engine.store import CellStore
+from benchmarks.engine.theory import random_instances
 from benchmarks.engine.timing import time_cells
 from benchmarks.engine.traces import candidate_table, rollout_values, trace_tokens
 from benchmarks.runtime import workers
@@ -133,6 +134,10 @@ class Sweep:
     def words(self, tokens: Sequence[int]) -> list[str]:
         """Return how token ids are written, as readers are shown them."""
         return subject_of(self.profile, 0).words(tokens)
+
+    def random_instances(self, replicates: Sequence[int]) -> pd.DataFrame:
+        """Return what the laws of the theory come to on random steps and trees."""
+        return random_instances(replicates)
 
     def timings(self, requests: Sequence[CellRequest], rounds: int) -> pd.DataFrame:
         """Return `seconds` per response of each cell in each round, timed anew, with labels."""

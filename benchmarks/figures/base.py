@@ -1,7 +1,6 @@
 """Base class of figures: the cells that one needs, its rows, its summary and its drawing."""
 
-from __future__ import annotations
-
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,7 @@ import pandas as pd
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
-REGISTERED: dict[str, Figure] = {}
+REGISTERED: dict[str, "Figure"] = {}
 
 
 class Figure:
@@ -19,7 +18,7 @@ class Figure:
 
     Attributes:
         name: Command, target of make, and stem of its files; that of the module unless given.
-        title: Heading in the report.
+        title: Heading in the report: the first line of its docstring.
         measured: Columns of the rows of cells that its table keeps.
         reported: Metrics of its table in the report: the profile's score if None, all if empty.
         needs_lab: Whether only a profile that trains its own models can measure it.
@@ -36,6 +35,7 @@ class Figure:
     def __init_subclass__(cls) -> None:
         """Register the figure under its name."""
         cls.name = cls.__dict__.get("name") or cls.__module__.rpartition(".")[2].replace("_", "-")
+        cls.title = inspect.getdoc(cls).partition("\n")[0].rstrip(".")
         REGISTERED[cls.name] = cls()
 
     def why_unsupported(self, profile: Profile) -> str:

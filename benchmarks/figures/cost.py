@@ -1,14 +1,14 @@
-"""What alignment costs: judge score against token positions, FLOPs and measured time, of every method; cost against length.
+"""Cost of alignment: score against positions, FLOPs and measured time, and cost against length.
 
-Counted costs come from every response; time is measured on one core, all methods in turns, as a ratio to plain decoding in the same
-round (rows with `seconds`; prompt: number of the round). The reported accounting charges one forward pass per candidate of a
-junction: passes of the language model + K · junctions; of GenARM one per junction, which gives all candidates; of Transfer Q* also the
-tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to that of
-SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam search, Transfer Q* apart, which costs more
-by orders of magnitude; `versus` names each pair, so that every other reading can be looked up.
+Counted costs come from every response; time is measured on one core, all methods in turns, as a
+ratio to plain decoding in the same round (rows with `seconds`; prompt: number of the round). The
+reported accounting charges one forward pass per candidate of a junction: passes of the language
+model + K · junctions; of GenARM one per junction, which gives all candidates; of Transfer Q* also
+the tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to that
+of SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam
+search. Transfer Q* costs more by orders of magnitude and does not count. `versus` names each pair,
+so that every other reading can be looked up.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,24 +18,14 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.labels import LOSSES, family_label, metric_label
-from benchmarks.figures import methods
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
-from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, drawn_in
+from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
-MEASURED = (
-    "judge",
-    "steered",
-    "tokens",
-    "forwards",
-    "junctions",
-    "model_tokens",
-    "value_tokens",
-    "megaflops",
-)
-RIVALS = drawn_in("cost")  # "base": best of N. Transfer Q* costs more by orders of magnitude
+RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
 ROUNDS = 6  # twice each objective
 COST_LABELS = {
@@ -62,93 +52,80 @@ FACES = {"value-token": {}, "value-mean": {"markerfacecolor": "white"}}  # by va
 class Cost(Figure):
     """Cost of alignment."""
 
-    title = "Cost of alignment"
-    measured = MEASURED
+    measured = (
+        "judge",
+        "steered",
+        "tokens",
+        "forwards",
+        "junctions",
+        "model_tokens",
+        "value_tokens",
+        "megaflops",
+    )
     reported = ("reported", "positions", "megaflops", "judge")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted = []
+        requests = []
         for family in profile.families:
-            wanted += methods.baselines(profile, replicate, family)
+            requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
-                wanted += methods.curve(profile, replicate, family, loss)
-        return FigureCells(wanted)
+                requests += methods.curve(profile, replicate, family, loss)
+        return FigureCells(requests)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        """Return rows of responses, and those of measured times below."""
         rows = super().collect(profile, replicates, results)
-        return pd.concat(
-            [rows, *(results.timings(timed(profile, r), ROUNDS) for r in replicates)],
-            ignore_index=True,
-        )
+        times = [results.timings(timed(profile, replicate), ROUNDS) for replicate in replicates]
+        return pd.concat([rows, *times], ignore_index=True)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every method in score and counted costs, and as ratios: cost over that of the base (metric "… / base"), and each baseline's over
-        that of SIA at the smallest claimed ratio (versus "sia …"); seconds likewise, as ratios within a round."""
+        """Estimate score and counted costs of every method, and ratios of costs.
+
+        Ratios are to the base, and to SIA at the smallest claimed ratio (versus "sia …"); seconds
+        likewise, as ratios within a round.
+        """
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
-        k = profile.decoding.candidates
-        passes = (
-            counted["method"]
-            .astype(str)
-            .map({"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)})
-            .fillna(k)
-        )
+        k, losses = profile.decoding.candidates, methods.values(profile)
+        passes = {"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)}
+        charged = counted["method"].astype(str).map(passes).fillna(k) * counted["junctions"]
         counted = counted.assign(
             positions=counted["model_tokens"] + counted["value_tokens"],
-            reported=counted["forwards"] + passes * counted["junctions"],
+            reported=counted["forwards"] + charged,
         )
         metrics = profile.available_metrics(METRICS)
-        found = [
-            e
-            for e in estimates.method_scores(counted, metrics)
-            if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
-        ]
-        table = estimates.summarize(found, metrics, profile)
+        scores = methods.measured_at(estimates.method_scores(counted, metrics), profile.sweep.beams)
         ratios, smallest = [], min(profile.sweep.main_ratios)
         for family in profile.families:
-            of_family = estimates.select(found, family=family)
+            of_family = estimates.select(scores, family=family)
             base = estimates.select_one(of_family, method="base", search="")
-            for entry in of_family:
-                ratios += _ratios([entry], base, "base", profile)
-                for loss in methods.values(profile):
-                    sparse = estimates.select_one(
-                        of_family, method="sia", value_model=loss, target_ratio=smallest
-                    )
-                    if (
-                        entry.labels["value_model"] not in methods.values(profile)
-                        or entry.labels["value_model"] == loss
-                    ):
-                        ratios += _ratios([entry], sparse, f"sia {smallest:.0%}, {loss}", profile)
-            for loss in methods.values(profile):
-                sparse = estimates.select_one(
+            sparse = {
+                loss: estimates.select_one(
                     of_family, method="sia", value_model=loss, target_ratio=smallest
                 )
-                rivals = [
-                    e
-                    for e in of_family
-                    if e.labels["method"] in RIVALS
-                    and e.labels["value_model"] in ("", str(ARGS), str(AUTOREGRESSIVE), loss)
-                ]
-                rivals = [
-                    e
-                    for e in rivals
-                    if e.labels["method"] != "base" or e.labels["search"] == "best-of"
-                ]
-                ratios += _ratios(
-                    rivals, sparse, f"sia {smallest:.0%}, {loss}", profile, method="largest"
-                )
-        parts = [
-            table,
+                for loss in losses
+            }
+            rivals = {loss: [] for loss in losses}
+            for one in of_family:
+                ratios += _ratios([one], base, "base", profile)
+                for loss, of_loss in sparse.items():
+                    if one.labels["value_model"] in set(losses) - {loss}:
+                        continue
+                    ratios += _ratios([one], of_loss, f"sia {smallest:.0%}, {loss}", profile)
+                    rivals[loss] += [one] if _is_rival(one.labels) else []
+            for loss, of_loss in sparse.items():
+                versus = f"sia {smallest:.0%}, {loss}"
+                ratios += _ratios(rivals[loss], of_loss, versus, profile, method="largest")
+        tables = [
+            estimates.summarize(scores, metrics, profile),
             pd.DataFrame.from_records([*ratios, *_times(timing, profile)]),
             _lengths(counted),
         ]
-        return pd.concat(parts, ignore_index=True)[[*estimates.COLUMNS, "length"]].round(
-            {"estimate": 4, "low": 4, "high": 4}
+        return pd.concat(tables, ignore_index=True)[[*estimates.COLUMNS, "length"]].round(
+            dict.fromkeys(estimates.NUMBERS, 4)
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw the score against each cost relative to the base, and positions against length."""
-        from benchmarks.figures import style
-
         table = estimates.pooled(table)
         points = scores_and_costs(table, profile)
         panels = points.groupby(["family", "cost"], sort=False)
@@ -202,10 +179,7 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     labels = points["method"].map(POINT_LABELS)
     shares = points["target_ratio"].map("{:.0%}".format)
     points = points.assign(label=labels.where(points["method"] != "sia", shares))
-    order = {name: place for place, name in enumerate((*profile.families, *COST_LABELS))}
-    return points.sort_values(
-        ["family", "cost"], key=lambda column: column.map(order), kind="stable"
-    )
+    return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
 
 def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -228,8 +202,6 @@ def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 def _draw_points(axis, rows: pd.DataFrame) -> None:
     """Draw methods as labelled points with intervals, and the Pareto fronts."""
-    from benchmarks.figures import style
-
     for row in rows.itertuples():
         hollow = row.value_model == "value-mean"
         axis.errorbar(
@@ -238,7 +210,7 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
             yerr=[[row.estimate - row.low], [row.high - row.estimate]],
             xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]],
             color=style.COLOURS[row.method],
-            marker=style.MARKERS[row.method],
+            marker=style.PALETTE[row.method].marker,
             markerfacecolor="white" if hollow else None,
             markersize=4,
             elinewidth=0.7,
@@ -257,14 +229,15 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
         axis.plot(cost[front], score[front], color="#AAAAAA", linewidth=1, linestyle=line, zorder=0)
 
 
+def _is_rival(labels: dict) -> bool:
+    return estimates.display_name(labels["method"], labels["search"]) in RIVALS
+
+
 def timed(profile: Profile, replicate: int) -> list[CellRequest]:
-    """What is timed, of the first family: tuned cells as they were settled."""
-    family, sweep = profile.families[0], profile.sweep
-    loss = profile.losses[0]
-    steered = [methods.steered(replicate, family, loss, ratio=r) for r in sweep.reduced_ratios] + [
-        methods.dense(replicate, family, loss)
-    ]
-    return [*methods.baselines(profile, replicate, family), *steered]
+    """Return what is timed, of the first family."""
+    unit = (profile, replicate, profile.families[0])
+    sparse = methods.curve(*unit, profile.losses[0], profile.sweep.reduced_ratios)
+    return [*methods.baselines(*unit), *sparse]
 
 
 def _ratios(
@@ -290,8 +263,9 @@ def _ratios(
     if method:
         labels = {k: other.labels[k] for k in ("family", "model", "value_model")}
         labels, chosen = labels | {"method": method}, {}
-    labels = labels | {"objective": "all", "versus": versus, "seeds": other.shape[3]}
-    labels |= {"n": int(np.prod(other.shape[:3])), "replicates": other.shape[0]}
+    replicates, objectives, count, seeds = other.shape
+    labels = labels | {"objective": "all", "versus": versus, "seeds": seeds}
+    labels |= {"n": replicates * objectives * count, "replicates": replicates}
     records = []
     for metric in ("positions", "megaflops", "reported"):
         column = metrics.index(metric)
@@ -304,77 +278,62 @@ def _ratios(
 
 
 def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
-    """Mean cost of responses of like length (metric "positions_at_length", of the bin that `length` ends): it stays linear."""
-    part = counted[
+    """Return the mean cost of responses of like length: metric "positions_at_length".
+
+    `length` is the end of a bin; it shows that the cost stays linear.
+    """
+    rows = counted[
         (counted["search"] == "")
         & counted["method"].isin(["base", "sia", "dense"])
         & ~counted["tuned"].astype(bool)
     ]
-    part = part.assign(length=(part["tokens"] + LENGTHS - 1) // LENGTHS * LENGTHS)
+    rows = rows.assign(length=(rows["tokens"] + LENGTHS - 1) // LENGTHS * LENGTHS)
     keys = ["family", "model", "value_model", "method", "gate", "target_ratio", "length"]
-    found = (
-        part.groupby(keys, observed=True)
-        .agg(estimate=("positions", "mean"), n=("positions", "size"))
-        .reset_index()
-    )
-    common = {"metric": "positions_at_length", "objective": "all", "replicate": estimates.POOLED}
-    return found[found["n"] >= 30].assign(**common)
+    bins = rows.groupby(keys, observed=True)["positions"].agg(estimate="mean", n="size")
+    return bins[bins["n"] >= 30].reset_index().assign(
+        metric="positions_at_length", objective="all", replicate=estimates.POOLED
+    )  # fmt: skip
 
 
 def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
-    """Ratios of seconds within a round, geometric means over the rounds: of every method to plain decoding (versus "base") and to SIA at
-    the smallest ratio that is timed, and the largest of the latter among the rivals (method "largest"). Intervals: bootstrap over
-    replicates and rounds."""
-    names_of = [name for name in estimates.LABELS if name not in ("beta", "tau")]
-    rounds = timing.groupby(names_of, observed=True, dropna=False)
-    methods = [dict(zip(names_of, labels, strict=True)) for labels, _ in rounds]
+    """Return ratios of seconds within a round, geometric means over the rounds.
+
+    Of every method to plain decoding (versus "base") and to SIA at the smallest ratio timed, and the
+    largest of the latter among the rivals (method "largest"). Intervals: bootstrap over replicates
+    and rounds.
+    """
+    names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
+    groups = timing.groupby(names, observed=True, dropna=False)
+    settings = [dict(zip(names, labels, strict=True)) for labels, _ in groups]
     by_round = [
-        part.set_index(["replicate", "prompt"])["seconds"].sort_index() for _, part in rounds
+        rows.set_index(["replicate", "prompt"])["seconds"].sort_index() for _, rows in groups
     ]
-    logs = np.log(
-        pd.concat(by_round, axis=1, join="outer").to_numpy(np.float64)
-    )  # (rounds, methods)
+    # (rounds, methods)
+    logs = np.log(pd.concat(by_round, axis=1, join="outer").to_numpy(np.float64))
     replicates = timing["replicate"].nunique()
     shape = (replicates, 1, len(logs) // replicates, 1)
-    plain = next(i for i, m in enumerate(methods) if (m["method"], m["search"]) == ("base", ""))
-    sparse = min(
-        (i for i, m in enumerate(methods) if m["method"] == "sia"),
-        key=lambda i: methods[i]["target_ratio"],
-    )
-    records = []
-
-    def note(labels: dict, many: list[int], other: int, versus: str) -> None:
-        ratio = logs[:, many] - logs[:, [other]]
-        draws = np.exp(estimates.ratio_draws(ratio, np.ones_like(ratio), shape, profile).max(2))
-        labels = labels | {
-            "objective": "all",
-            "metric": "seconds_ratio",
-            "versus": versus,
-            "n": len(logs),
-            "replicates": replicates,
-        }
-        records.extend(estimates.estimate_rows(labels, draws, profile))
-
-    against = f"sia {methods[sparse]['target_ratio']:.0%}, {methods[sparse]['value_model']}"
-    for i, labels in enumerate(methods):
-        note(labels, [i], plain, "base")
-        note(labels, [i], sparse, against)
-    rivals = [
-        i
-        for i, m in enumerate(methods)
-        if m["method"] in RIVALS and (m["method"] != "base" or m["search"] == "best-of")
+    plain = next(i for i, m in enumerate(settings) if (m["method"], m["search"]) == ("base", ""))
+    _, sparse = min((m["target_ratio"], i) for i, m in enumerate(settings) if m["method"] == "sia")
+    of_sparse = settings[sparse]
+    against = f"sia {of_sparse['target_ratio']:.0%}, {of_sparse['value_model']}"
+    largest = {k: of_sparse[k] for k in ("family", "model", "value_model")} | {"method": "largest"}
+    rivals = [i for i, setting in enumerate(settings) if _is_rival(setting)]
+    pairs = [
+        (setting, [i], other, versus)
+        for i, setting in enumerate(settings)
+        for other, versus in ((plain, "base"), (sparse, against))
     ]
-    note(
-        {k: methods[sparse][k] for k in ("family", "model", "value_model")} | {"method": "largest"},
-        rivals,
-        sparse,
-        against,
-    )
+    records, common = [], {"objective": "all", "metric": "seconds_ratio", "n": len(logs)}
+    for setting, columns, other, versus in [*pairs, (largest, rivals, sparse, against)]:
+        ratio = logs[:, columns] - logs[:, [other]]
+        draws = np.exp(estimates.ratio_draws(ratio, np.ones_like(ratio), shape, profile).max(2))
+        labels = setting | common | {"versus": versus, "replicates": replicates}
+        records += estimates.estimate_rows(labels, draws, profile)
     return records
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Which points no other beats in both, by ascending cost."""
+    """Return the points that no other beats in both, by ascending cost."""
     front: list[int] = []
     for i in np.lexsort((-scores, costs)):
         if not front or scores[i] > scores[front[-1]]:

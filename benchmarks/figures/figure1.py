@@ -5,8 +5,7 @@ the intervals of the entropy and the random gate alone; the table has all. figur
 paired difference of these two.
 """
 
-from __future__ import annotations
-
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,51 +18,46 @@ from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 GATES = ("entropy", *style.GATES)
-METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = (*METRICS, "steered", "tokens")
-
-
 COLUMNS = (*OBJECTIVES, "all")
 
 
 class Figure1(Figure):
     """Figure 1: where to steer."""
 
-    title = "Figure 1: where to steer"
-    measured = MEASURED
+    measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted = []
+        requests = []
         for family in profile.families:
-            wanted.append(methods.base(replicate, family))
+            requests.append(methods.base(replicate, family))
             for loss in profile.losses:
-                wanted += [
-                    methods.steered(replicate, family, loss, gate=g, ratio=r)
-                    for g in GATES
-                    for r in profile.sweep.ratios
+                requests += [
+                    methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
+                    for gate, ratio in product(GATES, profile.sweep.ratios)
                 ]
-                wanted.append(methods.dense(replicate, family, loss))
-        return FigureCells(wanted)
+                requests.append(methods.dense(replicate, family, loss))
+        return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate every gate, and the paired difference of the entropy gate and each other one."""
-        metrics = profile.available_metrics(METRICS)
-        found = estimates.method_scores(rows, metrics)
-        differences = []
-        for entropy in estimates.select(found, method="sia"):
-            same = {k: entropy.labels[k] for k in ("family", "value_model", "target_ratio")}
-            others = estimates.select(
-                found, method=tuple(g for g in GATES if g != "entropy"), **same
-            )
-            differences += [estimates.difference(entropy, other) for other in others]
+        metrics = profile.available_metrics(methods.SCORES)
+        scores = estimates.method_scores(rows, metrics)
+        others = estimates.select(scores, method=GATES)
+        setting = ("family", "value_model", "target_ratio")
+        differences = [
+            estimates.difference(entropy, other)
+            for entropy in estimates.select(scores, method="sia")
+            for other in others
+            if all(entropy.labels[name] == other.labels[name] for name in setting)
+        ]
         return estimates.summarize(
-            [*found, *differences, *estimates.over_families(differences)], metrics, profile
+            [*scores, *differences, *estimates.over_families(differences)], metrics, profile
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw the score of every gate, and the paired difference of entropy and random gate."""
         table = estimates.pooled(table[table["metric"] == profile.score])
-        table = table.sort_values("objective", key=lambda names: names.map(COLUMNS.index))
+        table = style.ordered(table, objective=COLUMNS)
         return [
             *draw_gates(table[table["versus"] == ""], profile, stale, folder),
             *draw_differences(table[table["versus"] == "random"], profile, stale, folder),
@@ -118,13 +112,11 @@ def draw_differences(
     families = list(dict.fromkeys([*profile.families, estimates.pooled_family(profile)]))
     looks = dict(zip(families, style.FAMILY_LOOKS, strict=False))
     losses = methods.values(profile)
-    curves = differences[differences["family"].isin(families)].sort_values(
-        "value_model", key=lambda names: names.map(losses.index), kind="stable"
-    )
+    curves = differences[differences["family"].isin(families)]
     figure = style.plt.figure(figsize=(style.PAGE, 1.35 * len(losses) + 1.0))
     (
         style.curves(
-            curves.reset_index(drop=True),
+            style.ordered(curves, value_model=losses),
             "target_ratio",
             "family",
             looks=looks,

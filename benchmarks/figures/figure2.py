@@ -6,8 +6,7 @@ the figure shows those of STATIC; table 1 has all of them, and their intervals. 
 replicates of SIA and dense steering, drawn at the realised ratio of all replicates together.
 """
 
-from __future__ import annotations
-
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -15,90 +14,63 @@ import pandas as pd
 from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.cells import OBJECTIVES, CellRequest, FigureCells
 from benchmarks.spec.methods import drawn_in
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = (*METRICS, "steered", "tokens")
 SETTINGS = {
     ("value-mean", False): "paper's loss, β = 1",
     ("value-mean", True): "paper's loss, best β",
     ("value-token", False): "per-token loss, β = 1",
     ("value-token", True): "per-token loss, best β",
 }
-
-
-STATIC = drawn_in("figure2")  # table 1 has the others
+STATIC = drawn_in("figure2")  # baselines; table 1 has the others
 
 
 class Figure2(Figure):
     """Figure 2: alignment against the share of steered tokens."""
 
-    title = "Figure 2: alignment against the share of steered tokens"
-    measured = MEASURED
+    measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted, sweep = [], profile.sweep
+        requests = []
         for family in profile.families:
-            wanted += methods.baselines(profile, replicate, family)
+            requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
-                wanted += methods.curve(profile, replicate, family, loss)
-                wanted += [
-                    methods.steered(replicate, family, loss, gate="random", ratio=r)
-                    for r in sweep.ratios
-                ]
-                if sweep.tuning:
-                    wanted += methods.curve(profile, replicate, family, loss, tuned=True)
-            if sweep.tuning:
-                wanted += [
-                    methods.steered(
-                        replicate, family, profile.losses[0], gate="random", ratio=r, tuned=True
-                    )
-                    for r in sweep.ratios
-                ]
-        return FigureCells(wanted)
+                requests += methods.curve(profile, replicate, family, loss)
+                requests += random_gates(profile, replicate, family, loss)
+                if profile.sweep.tuning:
+                    requests += methods.curve(profile, replicate, family, loss, tuned=True)
+            if profile.sweep.tuning:
+                requests += random_gates(
+                    profile, replicate, family, profile.losses[0], tuned=True
+                )
+        return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate every method, and the paired differences to dense, random and baselines."""
-        metrics = profile.available_metrics(METRICS)
-        found = [
-            e
-            for e in estimates.method_scores(rows, metrics)
-            if e.labels["search"] != "best-of" or e.labels["best_of"] == profile.sweep.beams
-        ]
+        metrics = profile.available_metrics(methods.SCORES)
+        scores = methods.measured_at(estimates.method_scores(rows, metrics), profile.sweep.beams)
         differences = []
-        for family in profile.families:
-            static = [
-                e
-                for e in estimates.select(found, family=family)
-                if e.labels["value_model"] not in methods.values(profile)
-            ]
-            for value_model, tuned in settings(profile):
-                setting = {"family": family, "value_model": value_model, "tuned": tuned}
-                dense = estimates.select_one(found, **setting, method="dense")
-                sparse = estimates.select(found, **setting, method="sia")
-                for sia in sparse:
-                    others = estimates.select(
-                        found, **setting, method="random", target_ratio=sia.labels["target_ratio"]
+        for family, (value_model, tuned) in product(profile.families, settings(profile)):
+            of_family = estimates.select(scores, family=family)
+            setting = estimates.select(of_family, value_model=value_model, tuned=tuned)
+            dense = estimates.select_one(setting, method="dense")
+            sparse = estimates.select(setting, method="sia")
+            differences += methods.against_dense(sparse, dense, profile)
+            for sia in sparse:
+                ratio = sia.labels["target_ratio"]
+                random = estimates.select(setting, method="random", target_ratio=ratio)
+                differences += [estimates.difference(sia, other) for other in random]
+                differences += [
+                    estimates.difference(
+                        sia, one, versus=estimates.display_name(one.labels["method"], one.labels["search"])
                     )
-                    differences += [estimates.difference(sia, other) for other in [dense, *others]]
-                    differences += [
-                        estimates.difference(
-                            sia,
-                            e,
-                            versus=estimates.display_name(e.labels["method"], e.labels["search"]),
-                        )
-                        for e in static
-                    ]
-                claimed = [
-                    e for e in sparse if e.labels["target_ratio"] in profile.sweep.main_ratios
+                    for one in of_family
+                    if one.labels["value_model"] not in methods.values(profile)
                 ]
-                differences.append(
-                    estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
-                )
         return estimates.summarize(
-            [*found, *differences, *estimates.over_families(differences)], metrics, profile
+            [*scores, *differences, *estimates.over_families(differences)], metrics, profile
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
@@ -107,11 +79,20 @@ class Figure2(Figure):
         for metric in profile.available_metrics(("judge", "reward")):
             for family in profile.families:
                 usual = (profile.score, profile.families[0])
-                endings = [name for name in (metric, family) if name not in usual]
-                name = "-".join(["figure2", *endings])
+                name = "-".join(["figure2", *(x for x in (metric, family) if x not in usual)])
                 data = plotted(table, profile, metric, family)
                 paths += draw(data, profile, stale, folder, name)
         return paths
+
+
+def random_gates(
+    profile: Profile, replicate: int, family: str, loss: str, tuned: bool = False
+) -> list[CellRequest]:
+    """Return steering by the random gate at every share of tokens."""
+    return [
+        methods.steered(replicate, family, loss, gate="random", ratio=ratio, tuned=tuned)
+        for ratio in profile.sweep.ratios
+    ]
 
 
 def settings(profile: Profile) -> list[tuple[str, bool]]:
@@ -147,9 +128,7 @@ def plotted(table: pd.DataFrame, profile: Profile, metric: str, family: str) -> 
 def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: str) -> list[Path]:
     """Draw one picture from the rows that `plotted` returns."""
     pooled, single = (data[(data["replicate"] == "all") == whole] for whole in (True, False))
-    steered = pooled[pooled["setting"] != ""].sort_values(
-        "setting", key=lambda column: column.map(list(SETTINGS.values()).index), kind="stable"
-    )
+    steered = style.ordered(pooled[pooled["setting"] != ""], setting=SETTINGS.values())
     dense = steered[steered["method"] == "dense"]
     ends = [dense.assign(method=method) for method in ("random", "sia")]
     ends[0] = ends[0].merge(

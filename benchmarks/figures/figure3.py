@@ -3,8 +3,6 @@
 Values by the profile's first loss, β = 1, first family. The usual size is called medium.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 
@@ -18,8 +16,6 @@ from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = (*METRICS, "steered", "tokens")
 KINDS = {"small": "small", "medium": "", "large": "large"}  # size here → size of a ModelKind
 SIZES = {size: f"-{kind}" if kind else "" for size, kind in KINDS.items()}  # → end of labels
 
@@ -34,18 +30,16 @@ def weaker(profile: Profile) -> list[tuple[str, str]]:
     ]
 
 
-LOOKS = {  # of value models
-    "small": style.Look("#9ECAE1", "v"),
-    "medium": style.Look("#4292C6", "o"),
-    "large": style.Look("#08306B", "^"),
+LOOKS = {
+    size: style.Look(colour, marker)
+    for (size, colour), marker in zip(style.SIZES.items(), "vo^", strict=True)
 }
 
 
 class Figure3(Figure):
     """Figure 3: weak to strong."""
 
-    title = "Figure 3: weak to strong"
-    measured = MEASURED
+    measured = (*methods.SCORES, "steered", "tokens")
 
     def why_unsupported(self, profile: Profile) -> str:
         """Return which sizes of models the profile lacks."""
@@ -56,67 +50,54 @@ class Figure3(Figure):
         return f"figure3 needs three sizes of models ({', '.join(needed)}), as w2s-qwen3 has"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted, family = [], profile.families[0]
+        requests, family = [], profile.families[0]
         for model in (ModelKind("base", size=size) for size in KINDS.values()):
-            wanted.append(methods.base(replicate, family, model))
+            requests.append(methods.base(replicate, family, model))
             for size in KINDS.values():
                 values = value_kind(profile.losses[0], size)
-                wanted += methods.curve(
+                requests += methods.curve(
                     profile, replicate, family, values, profile.sweep.main_ratios, model=model
                 )
-        return FigureCells(wanted)
+        return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every pair of sizes, and paired: its gain over the base model; SIA, and the mean of SIA over the claimed ratios, against dense.
+        """Estimate every pair of sizes, and paired: its gain over the base, and SIA against dense.
 
-        Method "weak-to-strong": the mean over the pairs whose value model is the smaller one.
+        Method "sia-claimed": the mean of SIA over the claimed ratios. "weak-to-strong …": the mean
+        over the pairs whose value model is the smaller one.
         """
-        metrics = profile.available_metrics(METRICS)
-        found = estimates.method_scores(rows, metrics)
-        differences, gains, shortfalls = [], {}, []
-        for value in SIZES:
-            for model in SIZES:
-                pair = {
-                    "model": f"base{SIZES[model]}",
-                    "value_model": f"{methods.values(profile)[0]}{SIZES[value]}",
-                }
-                base = estimates.select_one(found, model=pair["model"], gate="never")
-                dense = estimates.select_one(found, **pair, method="dense")
-                sparse = estimates.select(found, **pair, method="sia")
-                differences += [
-                    estimates.difference(e, base, versus="base") for e in [*sparse, dense]
-                ]
-                differences += [estimates.difference(e, dense) for e in sparse]
-                claimed = estimates.mean_of(
-                    [e for e in sparse if e.labels["target_ratio"] in profile.sweep.main_ratios],
-                    method="sia-claimed",
-                )
-                differences.append(estimates.difference(claimed, dense))
-                if (value, model) in weaker(profile):
-                    gains.setdefault("sia-claimed", []).append(
-                        estimates.difference(claimed, base, versus="base")
-                    )
-                    gains.setdefault("dense", []).append(
-                        estimates.difference(dense, base, versus="base")
-                    )
-                    shortfalls.append(differences[-1])
+        metrics = profile.available_metrics(methods.SCORES)
+        scores = estimates.method_scores(rows, metrics)
+        differences, pairs = [], []
+        for value, model in product(SIZES, SIZES):
+            setting = {"model": f"base{SIZES[model]}"}
+            base = estimates.select_one(scores, **setting, gate="never")
+            setting["value_model"] = f"{methods.values(profile)[0]}{SIZES[value]}"
+            dense = estimates.select_one(scores, **setting, method="dense")
+            sparse = estimates.select(scores, **setting, method="sia")
+            gains = [estimates.difference(one, base, versus="base") for one in [*sparse, dense]]
+            shortfalls = methods.against_dense(sparse, dense, profile)
+            differences += [*gains, *shortfalls]
+            if (value, model) in weaker(profile):
+                (claimed,) = methods.claimed_mean(sparse, profile)
+                gain = estimates.difference(claimed, base, versus="base")
+                pairs.append((gain, gains[-1], shortfalls[-1]))
         names = {"model": "", "value_model": "", "search": ""}
         pooled = [
-            estimates.mean_of(many, **names, method=f"weak-to-strong {method}", versus="base")
-            for method, many in gains.items()
-        ]
-        pooled.append(
-            estimates.mean_of(
-                shortfalls, **names, method="weak-to-strong sia-claimed", versus="dense"
+            estimates.mean_of(of_pairs, **names, method=f"weak-to-strong {method}", versus=versus)
+            for of_pairs, (method, versus) in zip(
+                zip(*pairs, strict=True),
+                (("sia-claimed", "base"), ("dense", "base"), ("sia-claimed", "dense")),
+                strict=True,
             )
-        )
-        return estimates.summarize([*found, *differences, *pooled], metrics, profile)
+        ]
+        return estimates.summarize([*scores, *differences, *pooled], metrics, profile)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw the score by size of both models (top), and its gain over the base (bottom)."""
-        part = estimates.pooled(table)
-        part = part[(part["metric"] == profile.score) & (part["objective"] == "all")]
-        level, gains = (part[part["versus"] == versus] for versus in ("", "base"))
+        rows = estimates.pooled(table)
+        rows = rows[(rows["metric"] == profile.score) & (rows["objective"] == "all")]
+        level, gains = (rows[rows["versus"] == versus] for versus in ("", "base"))
         value_model = methods.values(profile)[0]
         figure = style.plt.figure(figsize=(style.PAGE, 4.3))
         top, bottom = figure.subfigures(2)
@@ -139,7 +120,7 @@ def draw_scores(
     sizes = {f"{value_model}{ending}": size for size, ending in SIZES.items()}
     models = {f"base{ending}": f"{size} language model" for size, ending in SIZES.items()}
     level = level.assign(size=level["value_model"].map(sizes), panel=level["model"].map(models))
-    level = level.sort_values("model", key=lambda names: names.map(list(models).index))
+    level = style.ordered(level, model=models)
     curves = level[level["size"].notna()].reset_index(drop=True)
     static = level[level["gate"] == "never"].assign(size="base")
     looks = {**LOOKS, "base": style.PALETTE["base"]}

@@ -1,16 +1,18 @@
-"""Figure 4: strength. The grid of β and ratio for both value losses (first family); what each ratio reaches at its own best β; and
-sparse against dense in every setting of the claims (figure4-sparse-dense): at β = 1, at each method's best β, and at equal drift, each
-with and without a floor on the candidates' base probability (both families).
+"""Figure 4: strength of steering, by the grid of β and share of tokens, and at each method's best.
 
-At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same, linear in the root of the KL between
-measured β (and the base, at KL 0) in every resample. A floor alone costs some KL: SIA with a floor stands against the better of
-dense steering with and without it. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
-for reward model overoptimization", 2023.
+figure4 shows the first family. figure4-sparse-dense compares sparse and dense steering of both
+families in every setting of the claims: at β = 1, at each method's best β, and at equal drift, each
+with and without a floor on the candidates' base probability.
+
+At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same,
+linear in the root of the KL between measured β (and the base, at KL 0) in every resample. A floor
+alone costs some KL: SIA with a floor stands against the better of dense steering with and without
+it. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton,
+"Scaling laws for reward model overoptimization", 2023.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,87 +25,73 @@ from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "content", "fluency_errors", "kl", "kl_per_token")
-MEASURED = ("judge", "content", "fluency_errors", "kl", "steered", "tokens")
 
 
 class Figure4(Figure):
     """Figure 4: steering strength."""
 
-    title = "Figure 4: steering strength"
-    measured = MEASURED
+    measured = (*METRICS[:4], "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted, sweep, first = [], profile.sweep, profile.families[0]
+        requests, sweep = [], profile.sweep
+        # strengths of dense steering that are compared with at equal drift
+        others = [beta for beta in sweep.betas if beta <= 2]
         for family in profile.families:
-            wanted.append(methods.base(replicate, family))
+            requests.append(methods.base(replicate, family))
             for loss in profile.losses:
-                others = [
-                    beta for beta in sweep.betas if beta <= 2
-                ]  # of dense steering, to compare with at equal drift
-                for beta in sweep.betas if family == first else [1.0]:
-                    wanted += methods.curve(profile, replicate, family, loss, beta=beta)
-                wanted += [methods.dense(replicate, family, loss, beta=beta) for beta in others]
+                unit = (profile, replicate, family, loss)
+                for beta in sweep.betas if family == profile.families[0] else [1.0]:
+                    requests += methods.curve(*unit, beta=beta)
+                requests += [methods.dense(*unit[1:], beta=beta) for beta in others]
                 if sweep.tuning:
-                    wanted += methods.curve(profile, replicate, family, loss, tuned=True)
-                floor = {"floor": sweep.floor, "ratios": sweep.main_ratios}
-                wanted += methods.curve(profile, replicate, family, loss, **floor)
+                    requests += methods.curve(*unit, tuned=True)
+                requests += methods.curve(*unit, sweep.main_ratios, floor=sweep.floor)
                 if sweep.tuning:
-                    wanted += methods.curve(profile, replicate, family, loss, tuned=True, **floor)
-                wanted += [
-                    methods.dense(replicate, family, loss, beta=beta, floor=sweep.floor)
+                    requests += methods.curve(
+                        *unit, sweep.main_ratios, tuned=True, floor=sweep.floor
+                    )
+                requests += [
+                    methods.dense(*unit[1:], beta=beta, floor=sweep.floor)
                     for beta in (0.0, *others)
                 ]
-        return FigureCells(wanted)
+        return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every cell, and paired: SIA at each ratio, and its mean over the claimed ones, against dense at the same β, with each at its own
-        best β, and (`matched`: "kl") at equal drift. Per objective and pooled; family "all": the mean over both."""
+        """Estimate every cell, and the paired differences of SIA and its mean to dense.
+
+        They are taken at the same β, with each at its own best β, and (`matched`: "kl") at equal
+        drift. Versus "beta-1": another β against β = 1.
+        """
         metrics = profile.available_metrics(METRICS)
-        found = estimates.method_scores(rows, metrics)
+        scores = estimates.method_scores(rows, metrics)
         differences, matched = [], []
-        for dense in estimates.select(found, method="dense"):
+        for dense in estimates.select(scores, method="dense"):
             setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
             setting |= {} if dense.labels["tuned"] else {"beta": dense.labels["beta"]}
-            sparse = estimates.select(found, method="sia", **setting)
+            sparse = estimates.select(scores, method="sia", **setting)
             if not sparse:
                 continue
-            differences += [estimates.difference(sia, dense) for sia in sparse]
-            claimed = [e for e in sparse if e.labels["target_ratio"] in profile.sweep.main_ratios]
-            differences.append(
-                estimates.difference(estimates.mean_of(claimed, method="sia-claimed"), dense)
+            differences += methods.against_dense(sparse, dense, profile)
+            if setting.get("beta") == 1:
+                claimed = estimates.select(sparse, target_ratio=profile.sweep.main_ratios)
+                matched.append((dense_curves(scores, setting), claimed))
+        others = estimates.select(
+            scores, family=profile.families[0], floor=0.0, tuned=False,
+            value_model=tuple(methods.values(profile)),
+        )  # fmt: skip
+        usual = {
+            (one.labels["value_model"], one.labels["target_ratio"]): one
+            for one in estimates.select(others, beta=1.0)
+        }
+        pooled = estimates.over_families(differences)
+        differences += [
+            estimates.difference(
+                one, usual[one.labels["value_model"], one.labels["target_ratio"]], versus="beta-1"
             )
-            if not setting["tuned"] and setting["beta"] == 1:
-                same = {
-                    "method": "dense",
-                    "tuned": False,
-                    "family": setting["family"],
-                    "value_model": setting["value_model"],
-                }
-                base = estimates.select_one(found, family=setting["family"], gate="never")
-                curves = [[base, *_by_strength(estimates.select(found, **same, floor=0.0))]]
-                if setting["floor"]:
-                    curves.append(
-                        _by_strength(estimates.select(found, **same, floor=setting["floor"]))
-                    )
-                matched.append((curves, claimed))
-        strong = [
-            e
-            for e in estimates.select(found, family=profile.families[0], floor=0.0, tuned=False)
-            if e.labels["gate"] != "never"
+            for one in others
+            if one.labels["beta"] != 1
         ]
-        for loss in methods.values(
-            profile
-        ):  # what replacing the logits by the values, or a strong tilt, does
-            for ratio in (*profile.sweep.ratios, 1.0):
-                same = {"value_model": loss, "target_ratio": ratio}
-                usual = estimates.select_one(strong, **same, beta=1.0)
-                differences += [
-                    estimates.difference(e, usual, versus="beta-1")
-                    for e in estimates.select(strong, **same)
-                    if e.labels["beta"] != 1
-                ]
-        pooled = estimates.over_families([d for d in differences if d.labels["versus"] == "dense"])
-        table = estimates.summarize([*found, *differences, *pooled], metrics, profile)
+        table = estimates.summarize([*scores, *differences, *pooled], metrics, profile)
         return pd.concat([table, at_equal_drift(matched, profile)], ignore_index=True)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
@@ -114,8 +102,20 @@ class Figure4(Figure):
         ]
 
 
-def _by_strength(dense: Sequence[estimates.MethodScores]) -> list[estimates.MethodScores]:
-    return sorted(dense, key=lambda entry: entry.labels["beta"])
+def dense_curves(
+    scores: Sequence[estimates.MethodScores], setting: dict
+) -> list[list[estimates.MethodScores]]:
+    """Return dense steering by ascending β, from the base on; and with the setting's floor."""
+    common = {k: setting[k] for k in ("family", "value_model")} | {"tuned": False}
+    base = estimates.select_one(scores, family=setting["family"], gate="never")
+    by_floor = [
+        sorted(
+            estimates.select(scores, **common, method="dense", floor=floor),
+            key=lambda one: one.labels["beta"],
+        )
+        for floor in dict.fromkeys([0.0, setting["floor"]])
+    ]
+    return [[base, *by_floor[0]], *by_floor[1:]]
 
 
 def at_equal_drift(
@@ -136,24 +136,30 @@ def at_equal_drift(
     """
     records, families = [], {}
     for curves, sparse in settings:
-        shape = sparse[0].shape
+        replicates, objectives, prompts, seeds = sparse[0].shape
         mean = sparse[0].labels | {"method": "sia-claimed", "target_ratio": None}
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
             gains = np.stack(
                 [
                     _gains(curves, sparse, number, replicate, profile)
-                    for replicate in (None, *range(shape[0]))
+                    for replicate in (None, *range(replicates))
                 ]
             )
-            common = {"objective": objective, "metric": profile.score, "versus": "dense"}
-            common |= {"matched": "kl", "seeds": shape[3], "replicates": shape[0]}
-            common["n"] = int(np.prod(shape[:3])) // (1 if number is None else shape[1])
+            common = {
+                "objective": objective,
+                "metric": profile.score,
+                "versus": "dense",
+                "matched": "kl",
+                "n": replicates * prompts * (objectives if number is None else 1),
+                "seeds": seeds,
+                "replicates": replicates,
+            }
             draws_of = [*gains.transpose(2, 0, 1), gains.mean(2)]
-            for one, draws in zip([*(s.labels for s in sparse), mean], draws_of, strict=True):
-                labels = one | common
-                records += estimates.estimate_rows(labels, draws, profile)
-                names = ("value_model", "floor", "objective", "method", "target_ratio")
-                families.setdefault(tuple(labels[k] for k in names), []).append((labels, draws))
+            for setting, draws in zip([*(s.labels for s in sparse), mean], draws_of, strict=True):
+                names = ("value_model", "floor", "method", "target_ratio")
+                key = (objective, *(setting[name] for name in names))
+                families.setdefault(key, []).append((setting | common, draws))
+                records += estimates.estimate_rows(setting | common, draws, profile)
     for group in families.values():
         if len(group) > 1:
             draws = np.mean([draws for _, draws in group], axis=0)
@@ -164,58 +170,52 @@ def at_equal_drift(
 def _gains(
     curves, sparse, objective: int | None, replicate: int | None, profile: Profile
 ) -> np.ndarray:
-    """The estimate, and then every resample of it: `(1 + resamples, ratios)`."""
-
-    metrics = profile.available_metrics(METRICS)
-
-    def part(entry: estimates.MethodScores) -> np.ndarray:
-        values = entry.values[:, [metrics.index(profile.score), metrics.index("kl")]].reshape(
-            *entry.shape, 2
-        )
-        values = values if objective is None else values[:, [objective]]
-        return values if replicate is None else values[[replicate]]
-
-    parts = np.stack(
-        [part(entry) for entry in (*sparse, *(e for curve in curves for e in curve))], axis=-1
-    )  # (…, 2, entries)
-    statistics = profile.statistics
-    weights = estimates.resamples(parts.shape[:4], statistics.resamples, statistics.seed)
-    flat = parts.reshape(weights.shape[1], -1)
+    """Return the estimate, and then every resample of it: `(1 + resamples, ratios)`."""
+    metrics, statistics = profile.available_metrics(METRICS), profile.statistics
+    columns = [metrics.index(profile.score), metrics.index("kl")]
+    replicates, objectives = (
+        slice(None) if number is None else [number] for number in (replicate, objective)
+    )
+    entries = [*sparse, *(one for curve in curves for one in curve)]
+    values = np.stack(
+        [
+            one.values[:, columns].reshape(*one.shape, 2)[replicates][:, objectives]
+            for one in entries
+        ],
+        axis=-1,
+    )  # (replicates, objectives, prompts, seeds, 2, entries)
+    weights = estimates.resamples(values.shape[:4], statistics.resamples, statistics.seed)
+    flat = values.reshape(weights.shape[1], -1)
     centre = flat.mean(0)
-    means = np.concatenate(
-        [centre[None], centre + weights @ (flat - centre).astype(np.float32)]
-    ).reshape(-1, *parts.shape[4:])
-    scores, drifts = (
-        means[:, 0],
-        np.sqrt(np.maximum(means[:, 1], 0)),
-    )  # the score is close to linear in the root of the drift
+    draws = centre + weights @ (flat - centre).astype(np.float32)
+    means = np.concatenate([centre[None], draws]).reshape(-1, 2, len(entries))
+    # the score is close to linear in the root of the drift
+    scores, drifts = means[:, 0], np.sqrt(np.maximum(means[:, 1], 0))
+    ends = np.cumsum([len(sparse), *map(len, curves)])
     gains = np.empty((len(means), len(sparse)))
-    for draw in range(len(means)):
-        start, reached = len(sparse), []
-        for curve in curves:
-            place = slice(start, start + len(curve))
-            order = np.argsort(drifts[draw, place])
-            known, there = drifts[draw, place][order], scores[draw, place][order]
-            reached.append(np.interp(drifts[draw, : len(sparse)], known, there, left=-np.inf))
-            start += len(curve)
-        gains[draw] = scores[draw, : len(sparse)] - np.max(reached, axis=0)
+    for draw, (score, drift) in enumerate(zip(scores, drifts, strict=True)):
+        reached = []
+        for start, end in pairwise(ends):
+            order = start + np.argsort(drift[start:end])
+            reached.append(np.interp(drift[: len(sparse)], drift[order], score[order], left=-np.inf))
+        gains[draw] = score[: len(sparse)] - np.max(reached, axis=0)
     return gains
 
 
 def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """Draw figure4: for each loss score, drift and fluency by β, the grid, and score by drift."""
-    part = table[
+    rows = table[
         (table["family"] == profile.families[0])
         & (table["objective"] == "all")
         & (table["versus"] == "")
         & (table["floor"] == 0)
     ]
-    base = estimates.pooled(part[part["gate"] == "never"])
+    base = estimates.pooled(rows[rows["gate"] == "never"])
     ratios, losses = (*profile.sweep.ratios, 1.0), methods.values(profile)
     looks = ratio_looks(ratios)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
     for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
-        of_loss = part[part["value_model"] == value_model]
+        of_loss = rows[rows["value_model"] == value_model]
         axes = panels.subplot_mosaic([["score", "drift", "errors"], ["grid", "grid", "path"]])
         untuned = estimates.pooled(of_loss[~of_loss["tuned"].eq(True)])
         draw_by_strength(axes, untuned, base, looks, profile)
@@ -225,8 +225,8 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
     names = {ratio: f"{ratio:.0%}" if ratio < 1 else "dense" for ratio in ratios}
     handles = [*style.handles(looks, names), style.handle("base")]
     caption = (
-        "Lines: shares of tokens steered. β = ∞: values in place of the logits. Framed: β chosen on validation "
-        f"prompts, one for each replicate. {style.sample_size_note(part, profile)}"
+        "Lines: shares of tokens steered. β = ∞: values in place of the logits. Framed: β chosen "
+        f"on validation prompts, one for each replicate. {style.sample_size_note(rows, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure4", stale=stale)
 
@@ -256,7 +256,9 @@ def draw_by_strength(axes, untuned, base, looks, profile: Profile) -> None:
         style.curves(points, "place", "target_ratio", looks=looks).on(axes[panel]).plot()
         axes[panel].set_xticks(range(len(strengths)), strengths.values())
         axes[panel].set(xlabel="strength β", ylabel=labels.metric_label(profile, metric))
-    style.horizontal(axes["score"], "base", base[base["metric"] == profile.score].iloc[0])
+    level, look = base[base["metric"] == profile.score].iloc[0], style.PALETTE["base"]
+    axes["score"].axhspan(level["low"], level["high"], color=look.colour, alpha=0.1, linewidth=0)
+    axes["score"].axhline(level["estimate"], color=look.colour, linestyle=(0, look.dashes))
     axes["drift"].set_yscale("symlog", linthresh=0.01)
     axes["drift"].set_ylim(0, 2 * untuned.loc[untuned["metric"] == "kl_per_token", "high"].max())
 
@@ -306,7 +308,7 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     Columns setting (of strength and floor), loss and line (share of the tokens, or their mean) say
     where a row is drawn; `single` holds the estimates of single replicates, of the mean alone.
     """
-    part = table[
+    rows = table[
         (table["versus"] == "dense")
         & (table["metric"] == profile.score)
         & (table["objective"] == "all")
@@ -314,44 +316,39 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         & table["method"].isin(["sia", "sia-claimed"])
         & (table["target_ratio"].isin(profile.sweep.main_ratios) | table["target_ratio"].isna())
     ]
-    drift, tuned = part["matched"] == "kl", part["tuned"].eq(True)
-    strengths = (
-        ("β = 1", ~tuned & ~drift & part["beta"].eq(1)),
-        ("best β", tuned & ~drift),
-        ("equal KL", drift),
-    )
-    setting = pd.Series("", index=part.index)
-    for name, inside in strengths:
-        setting[inside & (part["floor"] == 0)] = name
-        setting[inside & (part["floor"] > 0)] = f"{name}, floor"
-    mean, pooled = part["method"] == "sia-claimed", part["replicate"] == "all"
+    drift, tuned = rows["matched"] == "kl", rows["tuned"].eq(True)
+    usual = ~tuned & ~drift & rows["beta"].eq(1)
+    setting = pd.Series("", index=rows.index)
+    for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", drift)):
+        setting = setting.mask(inside & (rows["floor"] == 0), name)
+        setting = setting.mask(inside & (rows["floor"] > 0), f"{name}, floor")
+    mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
     lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
-    part = part.assign(
+    shares = rows["target_ratio"].map("{:.0%}".format)
+    rows = rows.assign(
         setting=setting,
-        loss=part["value_model"].map(labels.LOSSES),
-        line=part["target_ratio"]
-        .map("{:.0%}".format)
-        .mask(mean, f"mean, {lowest:.0%} to {highest:.0%}"),
-        single=part["estimate"].mask(pooled),
-        estimate=part["estimate"].where(pooled),
+        loss=rows["value_model"].map(labels.LOSSES),
+        line=shares.mask(mean, f"mean, {lowest:.0%} to {highest:.0%}"),
+        single=rows["estimate"].mask(pooled),
+        estimate=rows["estimate"].where(pooled),
     )
-    order = [name + floor for floor in ("", ", floor") for name, _ in strengths]
-    part = part[(setting != "") & (pooled | mean)].sort_values("target_ratio", kind="stable")
-    return part.sort_values("setting", key=lambda names: names.map(order.index), kind="stable")
+    order = [name + floor for floor in ("", ", floor") for name in ("β = 1", "best β", "equal KL")]
+    rows = rows[(setting != "") & (pooled | mean)].sort_values("target_ratio", kind="stable")
+    return style.ordered(rows, setting=order)
 
 
 def draw_sparse_against_dense(
     table: pd.DataFrame, profile: Profile, stale: bool, folder: Path
 ) -> list[Path]:
     """Draw a forest of the differences: a panel for each loss, a row for each setting."""
-    part = sparse_against_dense(table, profile).reset_index(drop=True)
-    lines = list(dict.fromkeys(part["line"]))
+    rows = sparse_against_dense(table, profile)
+    lines = list(dict.fromkeys(rows["line"]))
     shades = ratio_looks((*profile.sweep.main_ratios, 1.0)).values()
     looks = dict(zip(lines, [*list(shades)[:-1], style.Look(style.NEUTRAL)], strict=True))
-    figure = style.plt.figure(figsize=(style.PAGE, 0.5 * part["setting"].nunique() + 1.2))
+    figure = style.plt.figure(figsize=(style.PAGE, 0.5 * rows["setting"].nunique() + 1.2))
     dodge, colours = style.so.Dodge(), {name: look.colour for name, look in looks.items()}
     (
-        style.so.Plot(part, x="estimate", y="setting", color="line")
+        style.so.Plot(rows, x="estimate", y="setting", color="line")
         .facet(col="loss", order=[labels.LOSSES[name] for name in methods.values(profile)])
         .add(
             style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False
@@ -368,7 +365,8 @@ def draw_sparse_against_dense(
         axis.axvline(-0.1, color=style.ZERO, linewidth=0.8, linestyle=":")
     caption = (
         "Right of 0 sparse steering is better than dense; dotted: −0.1, the margin within which it "
-        f"counts as reaching dense. Ticks: single replicates. {style.sample_size_note(part, profile, 'Bars')}"
+        f"counts as reaching dense. Ticks: single replicates. "
+        f"{style.sample_size_note(rows, profile, 'Bars')}"
     )
-    handles = style.handles(looks, {name: name for name in looks})
+    handles = style.handles(looks)
     return style.finish(figure, handles, caption, folder, "figure4-sparse-dense", stale=stale)

@@ -1,19 +1,19 @@
-"""Why sparsity helps where it does: what changes when one thing is changed at a time.
+"""Why sparsity helps where it does: comparisons that change one thing at a time.
 
-floor: candidates need some base probability on steered steps. inverted: steering where the base is sure. early: value models that have
-seen few samples once. worlds: base models that went on to learn other corpora (first family; "usual": more of the same), values
-learned from their samples. β = 1 unless said.
+floor: candidates need some base probability on steered steps. inverted: steering where the base is
+sure. early: value models that have seen few samples once. worlds: base models that went on to learn
+other corpora (first family; "usual": more of the same), values learned from their samples. β = 1
+unless said otherwise.
 """
 
-from __future__ import annotations
-
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.labels import LOSSES, family_label
-from benchmarks.figures import methods
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.methods import label_of
@@ -21,128 +21,97 @@ from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import LabProfile
 
 METRICS = ("judge", "content", "fluency_errors", "kl")
-MEASURED = (*METRICS, "steered", "tokens")
 VARIANT_COLOUR = "#8C564B"  # of what differs in one thing
-LINES = {"value-token": (), "value-mean": (4, 2)}  # dashes of each value model
-MARKERS = {"value-token": "o", "value-mean": "s"}
 
 
 class Mechanism(Figure):
     """Why sparse steering works where it does."""
 
-    title = "Why sparse steering works where it does"
     needs_lab = True
-    measured = MEASURED
+    measured = (*METRICS, "steered", "tokens")
 
     def cells(self, profile: LabProfile, replicate: int) -> FigureCells:
-        sweep, first = profile.sweep, profile.families[0]
-        strong = max(sweep.tuning)
-        wanted = []
+        sweep, first, requests = profile.sweep, profile.families[0], []
+        ratios = sweep.main_ratios
         for family in profile.families:
-            wanted.append(methods.base(replicate, family))
+            requests.append(methods.base(replicate, family))
             for loss in methods.VALUES:
-                wanted += methods.curve(profile, replicate, family, loss, sweep.main_ratios)
-                wanted += methods.curve(
-                    profile, replicate, family, loss, sweep.main_ratios, floor=sweep.floor
+                requests += methods.curve(profile, replicate, family, loss, ratios)
+                requests += methods.curve(
+                    profile, replicate, family, loss, ratios, floor=sweep.floor
                 )
-                wanted += [
-                    methods.steered(replicate, family, loss, gate="inverted-entropy", ratio=r)
-                    for r in sweep.main_ratios
+                requests += [
+                    methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
+                    for gate, ratio in product(("inverted-entropy", "random"), ratios)
                 ]
-                wanted += [
-                    methods.steered(replicate, family, loss, gate="random", ratio=r)
-                    for r in sweep.main_ratios
-                ]
+        unit = (profile, replicate, first)
         for loss in methods.VALUES:
             for floor in (0.0, sweep.floor):
-                wanted += methods.curve(
-                    profile,
-                    replicate,
-                    first,
-                    loss,
-                    sweep.reduced_ratios[:1],
-                    beta=strong,
-                    floor=floor,
+                requests += methods.curve(
+                    *unit, loss, sweep.reduced_ratios[:1], beta=max(sweep.tuning), floor=floor
                 )
             early = value_kind(loss, undertrained=True)
-            wanted += methods.curve(profile, replicate, first, early, sweep.main_ratios)
+            requests += methods.curve(*unit, early, ratios)
         for world in profile.worlds:
             model = ModelKind("base", world=world.name)
-            wanted.append(methods.base(replicate, first, model))
+            requests.append(methods.base(replicate, first, model))
             for loss in methods.VALUES:
                 values = value_kind(loss, world=world.name)
-                wanted += [
+                requests += [
                     methods.steered(replicate, first, values, gate=gate, ratio=ratio, model=model)
-                    for gate in ("entropy", "random")
-                    for ratio in sweep.reduced_ratios
+                    for gate, ratio in product(("entropy", "random"), sweep.reduced_ratios)
                 ]
-                wanted.append(methods.dense(replicate, first, values, model=model))
-        return FigureCells(wanted)
+                requests.append(methods.dense(replicate, first, values, model=model))
+        return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: LabProfile) -> pd.DataFrame:
-        """Every cell, and paired within the same model, values, β and floor: SIA, and the mean of SIA over the claimed ratios, against dense;
-        SIA against the inverted and the random gate; steered against base; and with a floor against without (versus "no floor")."""
-        found = estimates.method_scores(rows, METRICS)
+        """Estimate every cell, and paired differences within the same model, values, β and floor.
+
+        SIA, and its mean over the claimed ratios, against dense; SIA against the inverted and the
+        random gate; steered against base; and with a floor against without (versus "no-floor").
+        """
+        scores = estimates.method_scores(rows, METRICS)
         differences = []
-        for entry in found:
-            labels = entry.labels
-            if labels["gate"] == "never":
+        for one in scores:
+            if one.labels["gate"] == "never":
                 continue
-            setting = {k: labels[k] for k in ("family", "model", "value_model", "beta", "floor")}
-            base = estimates.select_one(
-                found, family=labels["family"], model=labels["model"], gate="never"
-            )
-            differences.append(estimates.difference(entry, base, versus="base"))
-            if labels["method"] == "sia":
-                others = estimates.select(
-                    found,
-                    **setting,
-                    method=("inverted-entropy", "random"),
-                    target_ratio=labels["target_ratio"],
-                )
+            unit = {k: one.labels[k] for k in ("family", "model")}
+            base = estimates.select_one(scores, **unit, gate="never")
+            differences.append(estimates.difference(one, base, versus="base"))
+            setting = unit | {k: one.labels[k] for k in ("value_model", "beta", "floor")}
+            same = {k: one.labels[k] for k in ("method", "target_ratio")}
+            alike = estimates.select(scores, **setting)
+            if one.labels["method"] == "sia":
+                gates = ("dense", "inverted-entropy", "random")
                 differences += [
-                    estimates.difference(entry, other)
-                    for other in [estimates.select_one(found, **setting, method="dense"), *others]
+                    estimates.difference(one, other)
+                    for other in estimates.select(alike, method=gates)
+                    if other.labels["target_ratio"] in (same["target_ratio"], 1)
                 ]
-            if labels["method"] == "dense":
-                claimed = estimates.select(
-                    found, **setting, method="sia", target_ratio=profile.sweep.main_ratios
-                )
-                if len(claimed) == len(profile.sweep.main_ratios):
-                    differences.append(
-                        estimates.difference(
-                            estimates.mean_of(claimed, method="sia-claimed"), entry
-                        )
-                    )
-            if labels["floor"]:
-                without = estimates.select_one(
-                    found,
-                    **(setting | {"floor": 0.0}),
-                    method=labels["method"],
-                    target_ratio=labels["target_ratio"],
-                )
-                differences.append(estimates.difference(entry, without, versus="no-floor"))
+            if one.labels["method"] == "dense":
+                sparse = estimates.select(alike, method="sia")
+                differences += [
+                    estimates.difference(mean, one)
+                    for mean in methods.claimed_mean(sparse, profile)
+                ]
+            if one.labels["floor"]:
+                without = estimates.select_one(scores, **(setting | same | {"floor": 0.0}))
+                differences.append(estimates.difference(one, without, versus="no-floor"))
         return estimates.summarize(
-            [*found, *differences, *estimates.over_families(differences)], METRICS, profile
+            [*scores, *differences, *estimates.over_families(differences)], METRICS, profile
         )
 
     def plot(
         self, table: pd.DataFrame, profile: LabProfile, stale: bool, folder: Path
     ) -> list[Path]:
         """Draw differences that isolate one cause each, over all objectives: a panel for each."""
-        from benchmarks.figures import style
-
         table = estimates.pooled(table)
         table = table[(table["objective"] == "all") & table["beta"].eq(1)]
         figure, axes = style.plt.subplots(3, 2, figsize=(style.PAGE, 6.3))
-        panels = contrasts(table, profile)
-        for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-            axis.axhline(0, color=style.ZERO, linewidth=0.8)
+        for axis, (title, curves) in zip(axes.flat, contrasts(table, profile).items()):
             for label, (colour, rows) in curves.items():
-                rows = rows[rows["value_model"].isin(LINES)]
-                looks = {
-                    name: style.Look(colour, MARKERS[name], dash) for name, dash in LINES.items()
-                }
+                looks = {n: look._replace(colour=colour) for n, look in style.LOSS_LOOKS.items()}
+                rows = rows[rows["value_model"].isin(looks)]
                 style.curves(rows, "target_ratio", "value_model", looks=looks).on(axis).plot()
                 axis.plot([], [], color=colour, label=label)
             axis.margins(y=0.3)  # room for the legend
@@ -150,27 +119,27 @@ class Mechanism(Figure):
             axis.set(title=title, xlabel="share of tokens steered (target)", ylabel="")
         few = profile.sweep.reduced_ratios[0]
         for axis, versus in zip(axes[2], ("random", "dense"), strict=True):
-            axis.axhline(0, color=style.ZERO, linewidth=0.8)
-            rows = in_worlds(table, profile, versus)
-            points = style.so.Plot(rows, x="world", y="estimate", color="loss", marker="loss")
+            points = style.so.Plot(
+                in_worlds(table, profile, versus), x="world", y="estimate", color="loss",
+                marker="loss",
+            )  # fmt: skip
+            dodge, looks = style.so.Dodge(), style.LOSS_LOOKS
             (
-                points.add(
-                    style.so.Range(), style.so.Dodge(), ymin="low", ymax="high", legend=False
+                points.add(style.so.Range(), dodge, ymin="low", ymax="high", legend=False)
+                .add(style.so.Dot(pointsize=4), dodge, legend=False)
+                .scale(
+                    color={name: look.colour for name, look in looks.items()},
+                    marker={name: look.marker for name, look in looks.items()},
                 )
-                .add(style.so.Dot(pointsize=4), style.so.Dodge(), legend=False)
-                .scale(color=dict.fromkeys(LINES, style.COLOURS["sia"]), marker=MARKERS)
                 .label(x="world", y="", title=f"SIA at {few:.0%} − {versus}, by world")
                 .on(axis)
                 .plot()
             )
+        for axis in axes.flat:
+            axis.axhline(0, color=style.ZERO, linewidth=0.8)
         for axis in axes[:, 0]:
             axis.set_ylabel("difference (judge points)")
-        handles = [
-            style.handle(
-                "sia", LOSSES[name], marker=MARKERS[name], linestyle=(0, dash) if dash else "-"
-            )
-            for name, dash in LINES.items()
-        ]
+        handles = style.handles(style.LOSS_LOOKS, {n: LOSSES[n] for n in style.LOSS_LOOKS})
         caption = (
             "Paired differences, β = 1, all objectives; gates, floor and fluency: both families, the "
             f"rest {family_label(profile.families[0])}. {style.sample_size_note(table, profile)}"
@@ -182,8 +151,6 @@ def contrasts(
     table: pd.DataFrame, profile: LabProfile
 ) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:
     """Return, by the title of a panel, its curves: label, colour and rows."""
-    from benchmarks.figures import style
-
     sia = table[(table["method"] == "sia") & (table["metric"] == "judge")]
     pooled = sia[(sia["family"] == "all") & (sia["model"] == "base")]
     gates = pooled[pooled["floor"] == 0]
@@ -220,7 +187,7 @@ def contrasts(
             "judge score without fluency": (brown, content),
         },
         "SIA − dense: training of the values": {
-            "full": (blue, first[first["value_model"].isin(LINES)]),
+            "full": (blue, first),
             f"{profile.training.undertrained_fraction:.0%} of the samples, once": (brown, early),
         },
     }
@@ -239,7 +206,6 @@ def in_worlds(table: pd.DataFrame, profile: LabProfile, versus: str) -> pd.DataF
     ]
     world = rows["model"].str.removeprefix("base@")
     loss = rows["value_model"].str.partition("@")[0]
-    rows = rows.assign(world=world, loss=loss)[loss.isin(LINES)]
-    order = [name.name for name in profile.worlds]
-    rows = rows.sort_values("world", key=lambda column: column.map(order.index))
+    rows = rows.assign(world=world, loss=loss)[loss.isin(style.LOSS_LOOKS)]
+    rows = style.ordered(rows, world=[world.name for world in profile.worlds])
     return rows.assign(world=rows["world"].str.replace("-", "\n"))

@@ -1,22 +1,20 @@
 """Requests of cells that figures have in common: base, steered and dense responses, baselines."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.analysis.estimates import MethodScores, difference, mean_of, select
 from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest
 from benchmarks.spec.methods import BASELINES
 from benchmarks.spec.model_kinds import BASE, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
 VALUES = {"token": "value-token", "mean": "value-mean"}  # loss → label of its value model
+SCORES = ("judge", "reward", "fluency_errors", "kl")  # metrics of most figures
 TAU = 1.0  # nats: the threshold that is reported to serve everywhere
-# SD of errors added to values (of random steps: of SD up to 3; of the lab: of rewards of SD 2)
-NOISES = (0.1, 0.3, 1.0, 3.0)
 
 
 def base(replicate: int, family: str, model: ModelKind = BASE) -> CellRequest:
@@ -105,3 +103,41 @@ def gate_opens_at(tokens: pd.DataFrame, cell: Cell) -> pd.Series:
     """
     thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, cell.thresholds, strict=True)))
     return tokens["entropy"] >= thresholds.astype(np.float32)
+
+
+def traces_with_junctions(results, request: CellRequest) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield method and trace of the base and of a sparsely steered cell.
+
+    Column `junction` says where the gate opens, or would have opened in responses of the base.
+    """
+    cell = results.resolve(request)
+    for policy in (base(request.replicate, request.family), request):
+        tokens = results.rows(results.resolve(policy), "trace")
+        opens = tokens["steered"] if policy is request else gate_opens_at(tokens, cell)
+        yield policy.method, tokens.assign(junction=opens)
+
+
+def against_dense(
+    sparse: Sequence[MethodScores], dense: MethodScores, profile: Profile
+) -> list[MethodScores]:
+    """Return the differences of SIA at each ratio, and of its mean over the claimed ones, to dense.
+
+    The mean, of method "sia-claimed", comes last; it is left out where a ratio is missing.
+    """
+    return [difference(sia, dense) for sia in [*sparse, *claimed_mean(sparse, profile)]]
+
+
+def claimed_mean(sparse: Sequence[MethodScores], profile: Profile) -> list[MethodScores]:
+    """Return the mean of SIA over the claimed ratios in a list, empty where one is missing."""
+    claimed = select(sparse, target_ratio=profile.sweep.main_ratios)
+    complete = len(claimed) == len(profile.sweep.main_ratios)
+    return [mean_of(claimed, method="sia-claimed")] if complete else []
+
+
+def measured_at(scores: Sequence[MethodScores], responses: int) -> list[MethodScores]:
+    """Return scores without those of best-of-N with another number of responses."""
+    return [
+        one
+        for one in scores
+        if one.labels["search"] != "best-of" or one.labels["best_of"] == responses
+    ]

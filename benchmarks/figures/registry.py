@@ -1,6 +1,4 @@
-"""All figures and tables by name: every module of this package is imported, which registers its own."""
-
-from __future__ import annotations
+"""All figures and tables by name: importing a module of this package registers its own."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -3,8 +3,6 @@
 The colours are after Okabe and Ito, and Tol, and suit readers with a colour vision deficiency.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -14,17 +12,14 @@ from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.analysis.labels import FAMILIES as FAMILIES
 from benchmarks.analysis.labels import LOSSES, plural
 from benchmarks.runtime.files import write_atomically
 from benchmarks.spec.methods import label_of
@@ -87,17 +82,15 @@ PALETTE = {
 # lines of families, where one method is shown, and of both together
 FAMILY_LOOKS = (Look("#56B4E9", "o"), Look("#CC79A7", "s"), Look("#0072B2", "D"))
 COLOURS = {method: look.colour for method, look in PALETTE.items()}
-MARKERS = {method: look.marker for method, look in PALETTE.items()}
-DASHES = {method: (0, look.dashes) for method, look in PALETTE.items() if look.dashes}
-
-SIZES = {
-    "small": "#9ECAE1",
-    "medium": "#4292C6",
-    "large": "#08306B",
-}  # of models, where SIA has several
-CHANGED = "#8C564B"  # what is like the method beside it but for one thing
-TEXT, SMALL = 8, 7  # points
-BLUES, SIGNED = sns.light_palette("#2B7BBA", as_cmap=True), "RdBu"
+PALE, DARK = "#9ECAE1", "#08306B"
+SIZES = {"small": PALE, "medium": "#4292C6", "large": DARK}  # of value models
+# lines of SIA by values of either loss
+LOSS_LOOKS = {
+    "value-token": Look(COLOURS["sia"], "o"),
+    "value-mean": Look(COLOURS["sia"], "s", (4, 2)),
+}
+SMALL = 7  # points
+BLUES = sns.light_palette("#2B7BBA", as_cmap=True)
 
 
 def curves(
@@ -146,151 +139,48 @@ def name_facets(figure: Figure, rows: Sequence[str], columns: Sequence[str]) -> 
         axis.set_ylabel(row.replace(", ", ",\n") if column == columns[0] else "")
 
 
-def grid(
-    rows: int, columns: int, width: float = 1.9, height: float = 1.55, **options
-) -> tuple[Figure, np.ndarray]:
-    """Panels of this size in inches. options: of `plt.subplots`."""
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=(width * columns + 0.7, height * rows + 1.2),
-        squeeze=False,
-        **options,
+def ordered(rows: pd.DataFrame, **orders: Sequence) -> pd.DataFrame:
+    """Return rows sorted, stably, by columns whose values come in the given orders."""
+    places = {name: {value: i for i, value in enumerate(order)} for name, order in orders.items()}
+    return rows.sort_values(
+        list(orders),
+        key=lambda column: column.map(places[column.name]),
+        kind="stable",
+        ignore_index=True,
     )
-
-
-def join(axes: np.ndarray) -> list[Axes]:
-    """One panel in the place of these neighbours, in a list."""
-    first, last, figure = axes[0].get_subplotspec(), axes[-1].get_subplotspec(), axes[0].figure
-    for axis in axes:
-        axis.remove()
-    return [
-        figure.add_subplot(
-            first.get_gridspec()[first.rowspan.start, first.colspan.start : last.colspan.stop]
-        )
-    ]
-
-
-def horizontal(axis: Axes, method: str, row) -> None:
-    """A static method: a dashed line with its interval as a band. row: estimate, low, high."""
-    axis.axhspan(row.low, row.high, color=COLOURS[method], alpha=0.10, linewidth=0)
-    axis.axhline(row.estimate, color=COLOURS[method], linestyle=DASHES[method], linewidth=1.1)
-
-
-def line(method: str) -> dict:
-    """How a curve of this method looks."""
-    return {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 3, "linewidth": 1.3}
-
-
-def curve(
-    axis: Axes, method: str, points: pd.DataFrame, x: str = "ratio", band: bool = True, **look
-) -> None:
-    """Estimate against `x`, with its interval as a band. points: x, estimate, low, high. look: what differs from the method's usual."""
-    points = points.sort_values(x)
-    look = line(method) | look
-    if band:
-        axis.fill_between(
-            points[x].astype(float),
-            points["low"],
-            points["high"],
-            color=look["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
-    axis.plot(points[x].astype(float), points["estimate"], **look)
-
-
-def bars(axis: Axes, place: float, row, colour: str, width: float = 0.8, **look) -> None:
-    """One bar with its interval. row: estimate, low, high."""
-    axis.bar(place, row.estimate, width, color=colour, **look)
-    axis.plot(
-        [place, place], [row.low, row.high], color="#222222", linewidth=0.9, solid_capstyle="butt"
-    )
-
-
-def share_y(axes: np.ndarray) -> None:
-    """The same y range for these panels."""
-    ends = [axis.get_ylim() for axis in axes.flat]
-    for axis in axes.flat:
-        axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
-
-
-def heatmap(
-    axis: Axes,
-    values: np.ndarray,
-    columns: Sequence[str],
-    rows: Sequence[str],
-    *,
-    signed: bool = False,
-    digits: int = 2,
-    span=None,
-) -> None:
-    """Numbers in coloured cells, `(rows, columns)`, first row at the bottom. signed: colours diverge from 0. span: lowest, highest."""
-    low, high = span or (np.nanmin(values), np.nanmax(values))
-    if signed:
-        high = max(abs(low), abs(high), 1e-9)
-        low = -high
-    axis.pcolormesh(
-        values,
-        cmap=SIGNED if signed else BLUES,
-        vmin=low,
-        vmax=high,
-        edgecolors="white",
-        linewidth=0.5,
-    )
-    for (i, j), value in np.ndenumerate(values):
-        strong = abs(value) > 0.6 * high if signed else value > low + 0.6 * (high - low)
-        text = "" if np.isnan(value) else f"{value:.{digits}f}"
-        axis.text(
-            j + 0.5,
-            i + 0.5,
-            text,
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            color="white" if strong else "black",
-        )
-    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
-    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
-    axis.tick_params(length=0)
-    for side in axis.spines.values():
-        side.set_visible(False)
 
 
 def handle(method: str, label: str = "", **properties) -> Line2D:
     """Return the legend entry of a method; `properties` override those of its look."""
-    look = PALETTE[method]
+    usual = {"marker": ""} if PALETTE[method].dashes else {}
+    return entry(PALETTE[method], label or label_of(method), **usual | properties)
+
+
+def handles(looks: Mapping[str, Look], labels: Mapping[str, str] | None = None) -> list[Line2D]:
+    """Return legend entries of lines, labelled by their names unless `labels` has others."""
+    labels = labels or {name: name for name in looks}
+    return [entry(looks[name], label) for name, label in labels.items()]
+
+
+def entry(look: Look, label: str, **properties) -> Line2D:
+    """Return a legend entry; `properties` override those of the look."""
     usual = {
         "color": look.colour,
         "linestyle": (0, look.dashes) if look.dashes else "-",
-        "marker": "" if look.dashes else look.marker,
+        "marker": look.marker,
         "markersize": 4,
         "linewidth": 1.3,
     }
-    return Line2D([], [], label=label or label_of(method), **usual | properties)
-
-
-def handles(looks: Mapping[str, Look], labels: Mapping[str, str]) -> list[Line2D]:
-    """Return legend entries of lines: a label for each of these looks."""
-    return [
-        Line2D([], [], label=label, color=looks[name].colour, marker=looks[name].marker,
-               linestyle=(0, looks[name].dashes) if looks[name].dashes else "-", markersize=4)
-        for name, label in labels.items()
-    ]  # fmt: skip
-
-
-def point(method: str, name: str = "") -> Line2D:
-    """Return the legend entry of a method where methods are points."""
-    return handle(method, name, linestyle="none", marker=MARKERS[method], markersize=5)
+    return Line2D([], [], label=label, **usual | properties)
 
 
 def first_loss(profile: Profile) -> str:
-    """The loss of the figures that show one alone."""
+    """Return the label of the loss of figures that show one alone."""
     return LOSSES[f"value-{profile.losses[0]}"]
 
 
 def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Bands") -> str:
-    """Return the sentence of a caption that says what the intervals are and how many was measured.
+    """Return the sentence of a caption on intervals and sample size.
 
     Args:
         shown: How the figure shows intervals.
@@ -301,14 +191,6 @@ def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Band
         f"n = {summary['n'].max():.0f} prompts × {plural(int(first['seeds']), 'sample')}, "
         f"{plural(int(first['replicates']), 'replicate')}, profile {profile.name}."
     )
-
-
-measured = sample_size_note
-
-
-def together(replicates: int) -> str:
-    """Over how many replicates n is counted."""
-    return "1 replicate" if replicates == 1 else f"all {replicates} replicates together,"
 
 
 def finish(

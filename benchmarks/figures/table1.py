@@ -1,10 +1,9 @@
-"""Table 1: every method, objective and family: what it reaches, how far it drifts, what it costs. Best in bold, with intervals.
+"""Table 1: every method, objective and family: quality, drift and cost, with intervals; best bold.
 
-win: share of responses that score above the base's to the same prompt under the same noise, ties half. distinct-2: different bigrams
-among all of a prompt's samples (Li et al., "A diversity-promoting objective function for neural conversation models", 2016).
+win: share of responses that score above the base's to the same prompt under the same noise, ties
+half. distinct-2: different bigrams among all of a prompt's samples (Li et al., "A diversity-promoting
+objective function for neural conversation models", 2016).
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
@@ -21,18 +20,6 @@ from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.methods import REWARD
 from benchmarks.spec.profile import Profile
 
-METRICS = ("reward", "judge", "win", "distinct", "kl", "surprise", "tokens", "positions")
-MEASURED = (
-    "reward",
-    "judge",
-    "distinct",
-    "kl",
-    "surprise",
-    "steered",
-    "tokens",
-    "model_tokens",
-    "value_tokens",
-)
 HEADS = {
     "reward": "reward (SD)",
     "judge": "judge",
@@ -43,6 +30,7 @@ HEADS = {
     "tokens": "length",
     "positions": "cost (positions)",
 }
+METRICS = tuple(HEADS)
 KEYS = ["method", "target_ratio", "value_model", "search", "tuned"]
 BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions": -1}
 DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
@@ -61,67 +49,48 @@ NOTE = (
 class Table1(Figure):
     """Table 1: quality, drift and cost of every method."""
 
-    title = "Table 1: quality, drift and cost of every method"
-    measured = MEASURED
+    measured = (*METRICS[:2], "distinct", "kl", "surprise", "steered", "tokens", "model_tokens",
+                "value_tokens")  # fmt: skip
     reported = ()
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted, sweep = [], profile.sweep
+        requests, ratios = [], profile.sweep.reduced_ratios
         for family in profile.families:
-            wanted += methods.baselines(profile, replicate, family)
+            unit = (profile, replicate, family)
+            requests += methods.baselines(*unit)
             for loss in profile.losses:
-                for tuned in (False, True) if sweep.tuning else (False,):
-                    wanted += methods.curve(
-                        profile, replicate, family, loss, sweep.reduced_ratios, tuned=tuned
-                    )
+                requests += methods.curve(*unit, loss, ratios)
+                if profile.sweep.tuning:
+                    requests += methods.curve(*unit, loss, ratios, tuned=True)
             if profile.has(REWARD):
-                wanted.append(
-                    methods.searched(
-                        methods.steered(
-                            replicate, family, profile.losses[0], ratio=min(sweep.reduced_ratios)
-                        ),
-                        sweep.beams,
-                    )
-                )
-        return FigureCells(wanted)
+                sparse = methods.steered(*unit[1:], profile.losses[0], ratio=min(ratios))
+                requests.append(methods.searched(sparse, profile.sweep.beams))
+        return FigureCells(requests)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+        """Return the rows of responses with `win`, against the base under the same noise."""
         rows = super().collect(profile, replicates, results)
         rows = rows[(rows["search"] != "best-of") | (rows["best_of"] == profile.sweep.beams)]
-        score = profile.score
-        base = rows[(rows["method"] == "base") & (rows["search"] == "")]
-        unit = ["family", *estimates.UNIT]
-        paired = (
-            rows[unit]
-            .astype({"family": str, "objective": str})
-            .merge(
-                base[[*unit, score]].astype({"family": str, "objective": str}),
-                on=unit,
-                how="left",
-                validate="many_to_one",
-            )[score]
-            .to_numpy()
-        )
-        return rows.assign(
-            win=((rows[score] > paired) + 0.5 * (rows[score] == paired)).astype("float32")
-        )
+        unit, score = ["family", *estimates.UNIT], rows[profile.score]
+        keys = pd.MultiIndex.from_frame(rows[unit].astype({"family": str, "objective": str}))
+        base = (rows["method"] == "base") & (rows["search"] == "")
+        paired = pd.Series(score[base].to_numpy(), keys[base]).reindex(keys).to_numpy()
+        win = (score > paired) + 0.5 * (score == paired)
+        return rows.assign(win=win.astype("float32"))
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Every method, and the paired difference of each judge score to the base's."""
+        """Estimate every method, and the paired difference of each judge score to the base's."""
         rows = rows.assign(positions=rows["model_tokens"] + rows["value_tokens"])
         metrics = profile.available_metrics(METRICS)
-        found = estimates.method_scores(rows, metrics)
+        scores = estimates.method_scores(rows, metrics)
+        base = {
+            one.labels["family"]: one
+            for one in estimates.select(scores, method="base", search="")
+        }
         differences = [
-            estimates.difference(
-                entry,
-                estimates.select_one(
-                    found, family=entry.labels["family"], method="base", search=""
-                ),
-                versus="base",
-            )
-            for entry in found
+            estimates.difference(one, base[one.labels["family"]], versus="base") for one in scores
         ]
-        return estimates.summarize([*found, *differences], metrics, profile)
+        return estimates.summarize([*scores, *differences], metrics, profile)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Write the table as Markdown and LaTeX (results hold the whole summary)."""
@@ -141,8 +110,8 @@ class Table1(Figure):
         )
         markdown, latex = ["# Table 1", note], [f"% {note}"]
         for family, objective in product(profile.families, (*OBJECTIVES, "all")):
-            part = level[(level["family"] == family) & (level["objective"] == objective)]
-            text, best = cells_of(part)
+            rows = level[(level["family"] == family) & (level["objective"] == objective)]
+            text, best = cells_of(rows)
             title = f"{family_label(family)}, {objective_label(objective)}"
             markdown += [f"## {title}", text.mask(best, "**" + text + "**").to_markdown()]
             latex.append(_latex(text.rename_axis(columns=title), best))

@@ -1,11 +1,9 @@
-"""The theory, tried out: on random tabular policies, where everything can be computed exactly, and on the lab's own distributions.
+"""The theory, tried out on random tabular policies and on the lab's own distributions.
 
-Experiments (column `experiment`): "step", single steps with random policies and values; "tree", whole responses on small trees;
-"lab", steps that lab policies visit, with values at β = 1; "objective", what the lab's policies reach of E[R] − (1/β)·KL.
-Equations and sources: sia.theory.
+Experiments (column `experiment`): "step", single steps with random policies and values; "tree",
+whole responses on small trees; "lab", steps that lab policies visit, with values at β = 1;
+"objective", what the lab's policies reach of E[R] − (1/β)·KL. Equations and sources: sia.theory.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.divergence import regret_bounds
-from benchmarks.analysis.labels import LOSSES as LOSS_LABELS
-from benchmarks.analysis.labels import family_label
-from benchmarks.figures import methods
+from benchmarks.analysis import estimates, labels
+from benchmarks.analysis.divergence import NOISES, regret_bounds
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import LabProfile, Profile
 
-STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
 LOSSES = ("token", "mean")
+QUANTITIES = [f"{name}_{loss}" for name in ("divergence", "range") for loss in LOSSES]
 STATES = {"sia": "SIA", "base": "base", "dense": "dense"}  # policies whose states are visited
 LAWS = {
     "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β for a step's regret:\nmedian relative error",
@@ -33,78 +29,62 @@ LAWS = {
     "regret_to_bound_below_tau": "regret / entropy bound,\nentropy < 1 (median)",
     "regret_to_bound_above_tau": "regret / entropy bound,\nentropy ≥ 1 (median)",
 }
-SIDES = (("below_tau", "entropy < 1", "#9ECAE1"), ("above_tau", "entropy ≥ 1", "#08306B"))
+SIDES = (("below_tau", "entropy < 1", style.PALE), ("above_tau", "entropy ≥ 1", style.DARK))
 BOUNDS = {"steps_below_tau_regret": "mean regret", "steps_below_tau_bound": "mean entropy bound"}
 
 
 class Theory(Figure):
     """Theory and exact computation."""
 
-    title = "Theory and exact computation"
     needs_lab = True
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted = []
-        for family in profile.families:
-            wanted += [
+        requests = [
+            request
+            for family in profile.families
+            for request in (
                 methods.base(replicate, family),
-                *(
-                    methods.steered(replicate, family, "token", ratio=r)
-                    for r in profile.sweep.reduced_ratios
-                ),
-            ]
-            wanted.append(methods.dense(replicate, family, "token"))
-        return FigureCells(cells=wanted, traces=wanted)
+                *methods.curve(profile, replicate, family, "token", profile.sweep.reduced_ratios),
+            )
+        ]
+        return FigureCells(cells=requests, traces=requests)
 
     def collect(self, profile: LabProfile, replicates: Sequence[int], results) -> pd.DataFrame:
-        frames = [random_steps(replicate).assign(replicate=replicate) for replicate in replicates]
-        frames += [random_trees(replicate).assign(replicate=replicate) for replicate in replicates]
+        """Return random instances, and what the first sample of each lab response visits."""
+        frames = [results.random_instances(replicates)]
+        names = ["objective", "prompt", "step", "entropy", "steered", *QUANTITIES]
         for replicate in replicates:
             for cell in self.cells(profile, replicate).traces:
-                labels = {
+                common = {
                     "replicate": replicate,
                     "family": cell.family,
                     "method": cell.method,
                     "target_ratio": cell.target_ratio,
                 }
-                tokens = results.rows(results.resolve(cell), "trace")
-                tokens = tokens[tokens["seed"] == 0]
-                kept = [
-                    "objective",
-                    "prompt",
-                    "step",
-                    "entropy",
-                    "steered",
-                    *(f"{n}_{loss}" for n in ("divergence", "range") for loss in LOSSES),
-                ]
-                opens = {}
-                for ratio in profile.sweep.reduced_ratios:  # what the gate of SIA would do here
-                    sparse = results.resolve(
-                        methods.steered(replicate, cell.family, "token", ratio=ratio)
+                tokens = results.rows(results.resolve(cell), "trace").query("seed == 0")
+                sparse = {
+                    f"opens_{ratio:g}": methods.steered(
+                        replicate, cell.family, "token", ratio=ratio
                     )
-                    opens[f"opens_{ratio:g}"] = methods.gate_opens_at(tokens, sparse).astype("int8")
-                tokens = tokens[kept].assign(**opens, **labels, experiment="lab")
-                if cell.gate != "never":  # the bound is looked at in base states alone
-                    tokens = tokens.assign(**{f"range_{loss}": np.nan for loss in LOSSES})
-                frames.append(tokens)
-                rows = results.rows(results.resolve(cell))[
-                    ["objective", "prompt", "seed", "training_reward", "kl"]
-                ]
-                rows = rows[rows["seed"] == 0]  # whose training reward it is
-                gained = profile.training.reward_scale * rows["training_reward"] - rows["kl"]
-                frames.append(
-                    rows.assign(**labels, experiment="objective", objective_reached=gained).drop(
-                        columns=["training_reward", "kl"]
-                    )
+                    for ratio in profile.sweep.reduced_ratios
+                }
+                opens = {
+                    name: methods.gate_opens_at(tokens, results.resolve(request)).astype("int8")
+                    for name, request in sparse.items()
+                }
+                visited = tokens[names].assign(**opens, **common, experiment="lab")
+                if cell.gate != "never":  # the bound is compared in states of the base alone
+                    visited[[f"range_{loss}" for loss in LOSSES]] = np.nan
+                rows = results.rows(results.resolve(cell)).query("seed == 0")  # the one rewarded
+                reached = profile.training.reward_scale * rows["training_reward"] - rows["kl"]
+                rows = rows[["objective", "prompt", "seed"]].assign(
+                    **common, experiment="objective", objective_reached=reached
                 )
-        table = pd.concat(
-            frames, ignore_index=True
-        )  # numbers of random instances stay exact: their deviations are what is asked
-        measured = [
-            "objective_reached",
-            *(f"{name}_{loss}" for name in ("divergence", "range") for loss in LOSSES),
-        ]
-        table[measured] = table[measured].astype("float32").round(5)
+                frames += [visited, rows]
+        table = pd.concat(frames, ignore_index=True)
+        # numbers of random instances stay exact: their deviations are the result
+        rounded = ["objective_reached", *QUANTITIES]
+        table[rounded] = table[rounded].astype("float32").round(5)
         return table.astype(
             dict.fromkeys(("experiment", "family", "method", "objective"), "category")
         )
@@ -112,27 +92,23 @@ class Theory(Figure):
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Return one estimate per law.
 
-        Of random instances: shares and largest deviations over all of them (low and high are the number itself), losses
-        by noise with intervals over the steps. Of the lab: means with intervals. `states` names the policy whose states
-        are averaged over.
+        Of random instances: shares and largest deviations over all of them (low and high are the
+        number itself), losses by noise with intervals over the steps. Of the lab: means with
+        intervals. `states` names the policy whose states are averaged over.
         """
-        records = [
-            *_steps(rows[rows["experiment"] == "step"], profile),
-            *_trees(rows[rows["experiment"] == "tree"]),
-        ]
-        lab, reached = rows[rows["experiment"] == "lab"], rows[rows["experiment"] == "objective"]
+        steps, trees, lab, reached = (
+            rows[rows["experiment"] == name] for name in ("step", "tree", "lab", "objective")
+        )
+        records = [*summarize_steps(steps, profile), *summarize_trees(trees)]
         for family in profile.families:
             records += _lab(lab[lab["family"] == family], family, profile)
             records += _objective(reached[reached["family"] == family], family, profile)
         further = ["experiment", "states", "noise"]
-        return estimates.summary_frame(
-            records, further, digits=9
-        )  # deviations of identities are tiny
+        # 9 digits, for deviations of identities are tiny
+        return estimates.summary_frame(records, further, digits=9)
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw the laws: random steps and trees in the first two panels, the lab in the others."""
-        from benchmarks.figures import style
-
         table = estimates.pooled(table)
         lab = table[table["experiment"] == "lab"]
         figure, axes = style.plt.subplots(3, 2, figsize=(style.PAGE, 6.9))
@@ -158,10 +134,8 @@ class Theory(Figure):
 
 def _draw_laws(axis, table: pd.DataFrame) -> None:
     """Draw how often, or how far, the laws fail on random steps and trees, in percent."""
-    from benchmarks.figures import style
-
     laws = table[table["metric"].isin(LAWS)].set_index("metric")["estimate"]
-    values = pd.Series({label: 100 * laws[metric] for metric, label in LAWS.items()})
+    values = 100 * laws[list(LAWS)].rename(LAWS)
     style.sns.barplot(x=values.values, y=values.index, ax=axis, color=style.NEUTRAL, width=0.6)
     axis.bar_label(axis.containers[0], fmt="%.0f", padding=2, fontsize=style.SMALL)
     axis.tick_params(axis="y", labelsize=6)
@@ -170,19 +144,11 @@ def _draw_laws(axis, table: pd.DataFrame) -> None:
 
 def _draw_noise(axis, table: pd.DataFrame) -> None:
     """Draw the regret of steering by noisy values beside that of leaving a step alone."""
-    from benchmarks.figures import style
-
     exact = table[table["experiment"] == "step"].set_index("metric")
     for ending, label, colour in SIDES:
         noisy = exact.loc[[f"noise_regret_{ending}"]]
-        axis.plot(
-            noisy["noise"],
-            noisy["estimate"],
-            "o-",
-            color=colour,
-            markersize=3,
-            label=f"noise, {label}",
-        )
+        look = {"color": colour, "markersize": 3, "label": f"noise, {label}"}
+        axis.plot(noisy["noise"], noisy["estimate"], "o-", **look)
         alone = exact.loc[f"regret_left_alone_{ending}", "estimate"]
         axis.axhline(
             alone, color=colour, linestyle="--", linewidth=1.1, label=f"left alone, {label}"
@@ -194,42 +160,28 @@ def _draw_noise(axis, table: pd.DataFrame) -> None:
 
 def _draw_sums(axis, lab: pd.DataFrame, metric: str, profile: Profile) -> None:
     """Draw one metric by family, ratio and the policy whose states are visited."""
-    from benchmarks.figures import style
-
     rows = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
     rows = rows[rows["target_ratio"].isin(profile.sweep.reduced_ratios)]
     rows = rows.assign(
-        cell=[
-            f"{family_label(family)}\n{ratio:.0%}"
-            for family, ratio in zip(rows["family"], rows["target_ratio"], strict=True)
-        ]
+        cell=rows["family"].map(labels.family_label)
+        + "\n"
+        + rows["target_ratio"].map("{:.0%}".format)
     )
-    order = [family for family in profile.families for _ in profile.sweep.reduced_ratios]
-    rows = rows.sort_values(
-        ["family", "target_ratio"],
-        key=lambda column: column.map(order.index) if column.name == "family" else column,
-    )
+    rows = style.ordered(rows.sort_values("target_ratio"), family=profile.families)
     (
         style.so.Plot(rows, x="cell", y="estimate", color="states")
         .add(style.so.Bar(alpha=1, edgewidth=0, width=0.8), style.so.Dodge(), legend=False)
-        .add(
-            style.so.Range(color="#222222", linewidth=0.9),
-            style.so.Dodge(),
-            ymin="low",
-            ymax="high",
-            legend=False,
-        )
+        .add(style.so.Range(color="#222222", linewidth=0.9), style.so.Dodge(), ymin="low",
+             ymax="high", legend=False)
         .scale(color={states: style.COLOURS[states] for states in STATES})
         .label(x="")
         .on(axis)
         .plot()
-    )
+    )  # fmt: skip
 
 
 def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
     """Draw the measured loss of SIA against the sum that the theory equates with it."""
-    from benchmarks.figures import style
-
     gaps = lab[lab["metric"] == "objective_gap_to_dense"]
     sums = lab[
         (lab["metric"] == "unsteered_kl")
@@ -237,8 +189,8 @@ def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
         & (lab["states"] == "sia")
     ]
     both = sums.merge(gaps, on=["family", "target_ratio"], suffixes=("", "_gap"))
-    first_ratio = profile.sweep.reduced_ratios[0]
     for row in both.itertuples():
+        solid = row.target_ratio == profile.sweep.reduced_ratios[0]
         axis.errorbar(
             row.estimate,
             row.estimate_gap,
@@ -247,212 +199,122 @@ def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
             color=style.COLOURS["sia"],
             marker="os"[profile.families.index(row.family)],
             markersize=5,
-            markerfacecolor=None if row.target_ratio == first_ratio else "white",
+            markerfacecolor=None if solid else "white",
             linestyle="none",
             elinewidth=0.8,
-            label=f"{family_label(row.family)}, {row.target_ratio:.0%}",
+            label=f"{labels.family_label(row.family)}, {row.target_ratio:.0%}",
         )
     ends = [0, max(both["high"].max(), both["high_gap"].max())]
     axis.plot(ends, ends, color=style.ZERO, linewidth=0.8, linestyle=":", label="equal")
-    axis.set(
-        xlabel="KL of unsteered steps (nats)",
-        ylabel="J(dense) − J(SIA)",
-        title="is the sum the loss?",
-    )
+    axis.set(xlabel="KL of unsteered steps (nats)", ylabel="J(dense) − J(SIA)")
+    axis.set_title("is the sum the loss?")
     axis.legend(frameon=False, fontsize=style.SMALL)
 
 
 def _draw_bounds(axis, lab: pd.DataFrame, profile: Profile) -> None:
     """Draw mean regret and mean entropy bound of the steps below τ = 1."""
-    from benchmarks.figures import style
-
     rows = lab[lab["metric"].isin(BOUNDS)]
+    losses = rows["value_model"].map(labels.LOSSES).str.replace(" loss", "\nloss")
     rows = rows.assign(
-        cell=[
-            f"{family_label(family)}\n{LOSS_LABELS[value_model]}".replace(" loss", "\nloss")
-            for family, value_model in zip(rows["family"], rows["value_model"], strict=True)
-        ],
-        shown=rows["metric"].map(BOUNDS),
+        cell=rows["family"].map(labels.family_label) + "\n" + losses,
+        quantity=rows["metric"].map(BOUNDS),
     )
-    order = {family: place for place, family in enumerate(profile.families)}
-    rows = rows.sort_values("family", key=lambda column: column.map(order), kind="stable")
-    style.sns.barplot(rows, x="cell", y="estimate", hue="shown", hue_order=BOUNDS.values(), ax=axis,
-                      palette=[side[2] for side in SIDES[::-1]],
-                      errorbar=None, saturation=1)  # fmt: skip
-    top = 8 * rows["estimate"].max()  # room for the legend
-    axis.set(
-        yscale="log",
-        ylim=(None, top),
-        xlabel="",
-        ylabel="nats",
-        title="steps below τ = 1 (no intervals)",
-    )
+    rows = style.ordered(rows, family=profile.families)
+    style.sns.barplot(rows, x="cell", y="estimate", hue="quantity", hue_order=BOUNDS.values(),
+                      ax=axis, palette=[style.DARK, style.PALE], errorbar=None, saturation=1,
+                      )  # fmt: skip
+    # the top leaves room for the legend
+    axis.set(yscale="log", ylim=(None, 8 * rows["estimate"].max()), xlabel="", ylabel="nats")
+    axis.set_title("steps below τ = 1 (no intervals)")
     axis.legend(frameon=False, fontsize=style.SMALL)
 
 
-def random_steps(replicate: int) -> pd.DataFrame:
-    """Single steps: π from normal logits of spread 0 to 4, V normal of spread 0 to 3, β from 0.1 to 4. noise_regret_SD: what steering by V
-    with independent normal errors of this size loses, mean of DRAWS."""
-    import torch
-
-    from sia import theory
-
-    generator = torch.Generator().manual_seed(replicate)
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(STEPS, 1, generator=generator, dtype=torch.float64)
-
-    def normal() -> torch.Tensor:
-        return torch.randn(STEPS, CANDIDATES, generator=generator, dtype=torch.float64)
-
-    base, values, beta = (
-        (uniform(0, 4) * normal()).softmax(-1),
-        uniform(0, 3) * normal(),
-        uniform(0.1, 4),
-    )
-    best = theory.optimal_policy(base, values, beta)
-    regret = theory.objective(best, base, values, beta[:, 0]) - theory.objective(
-        base, base, values, beta[:, 0]
-    )
-    spread, entropy = values.amax(1) - values.amin(1), torch.special.entr(base).sum(-1)
-    noise = {}
-    for size in methods.NOISES:
-        draws = (
-            theory.divergence(theory.optimal_policy(base, values + size * normal(), beta), best)
-            for _ in range(DRAWS)
-        )
-        noise[f"noise_regret_{size:g}"] = (sum(draws) / DRAWS / beta[:, 0]).float()
-    columns = {
-        "entropy": entropy,
-        "beta": beta[:, 0],
-        "regret": regret,
-        "kl_base_optimum": theory.divergence(base, best) / beta[:, 0],
-        "kl_optimum_base": theory.divergence(best, base) / beta[:, 0],
-        "bound": torch.from_numpy(
-            regret_bounds(entropy.numpy(), spread.numpy(), beta[:, 0].numpy())
-        ),
-        "hoeffding": beta[:, 0] * spread**2 / 8,
-        "noise_predicted": beta[:, 0]
-        / 2
-        * (1 - best.square().sum(-1)),  # `theory.expected_noise_regret` of SD 1, by β
-        **noise,
-    }
-    return pd.DataFrame({name: column.numpy() for name, column in columns.items()}).assign(
-        experiment="step"
-    )
-
-
-def random_trees(replicate: int) -> pd.DataFrame:
-    """Responses of 4 tokens out of 3; about half of the states are steered, those of highest entropy. β = 1."""
-    import torch
-
-    from sia.theory import Tree
-
-    generator, records = torch.Generator().manual_seed(1000 + replicate), []
-    for _ in range(TREES):
-        tree = Tree.random(4, 3, 1.5, 2.0, generator)
-        entropies = [torch.special.entr(base).sum(-1) for base in tree.base]
-        middle = torch.cat(entropies).median()
-        policy, optimum = (
-            tree.sparse([entropy >= middle for entropy in entropies], 1.0),
-            tree.optimum(1.0),
-        )
-        regret = tree.objective(optimum, 1.0) - tree.objective(policy, 1.0)
-        sums = {
-            name: tree.regret_by_steps(policy, states, 1.0)
-            for name, states in (("own", policy), ("optimum", optimum), ("base", list(tree.base)))
-        }
-        records.append(
-            {"regret": regret.item()}
-            | {f"sum_under_{name}": value.item() for name, value in sums.items()}
-        )
-    return pd.DataFrame.from_records(records).assign(experiment="tree")
-
-
-def _steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
+def summarize_steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
+    """Return the rows of a summary that random steps come to."""
     steps = steps.sort_values("replicate", kind="stable")
-    common = {"experiment": "step", "n": len(steps)}
+    common, replicates = {"experiment": "step", "n": len(steps)}, steps["replicate"].nunique()
     regret, low = steps["regret"], steps["entropy"] < methods.TAU
     large = regret > 1e-3
     relative = ((steps["kl_optimum_base"] - regret).abs() / regret)[large]
     to_bound, to_hoeffding = regret / steps["bound"], steps["bound"] / steps["hoeffding"]
-    values = {
-        "regret_minus_kl_base_optimum_max": (regret - steps["kl_base_optimum"]).abs().max(),
-        "regret_vs_kl_optimum_base_median": relative.median(),
-        "regret_vs_kl_optimum_base_off": (relative > 0.05).mean(),
-        "steps_beyond_bound": (regret > steps["bound"] + 1e-6).mean(),
-        "regret_to_bound_below_tau": to_bound[low & large].median(),
-        "regret_to_bound_above_tau": to_bound[~low & large].median(),
-        "bound_to_hoeffding_below_tau": to_hoeffding[low].median(),
-        "bound_to_hoeffding_below_tenth": to_hoeffding[steps["entropy"] < 0.1].median(),
-        "regret_left_alone_below_tau": regret[low].mean(),
-        "regret_left_alone_above_tau": regret[~low].mean(),
-    }
-    records = [_exact(common, metric, value) for metric, value in values.items()]
-    replicates = steps["replicate"].nunique()
+    records = _exact(
+        common,
+        {
+            "regret_minus_kl_base_optimum_max": (regret - steps["kl_base_optimum"]).abs().max(),
+            "regret_vs_kl_optimum_base_median": relative.median(),
+            "regret_vs_kl_optimum_base_off": (relative > 0.05).mean(),
+            "steps_beyond_bound": (regret > steps["bound"] + 1e-6).mean(),
+            "regret_to_bound_below_tau": to_bound[low & large].median(),
+            "regret_to_bound_above_tau": to_bound[~low & large].median(),
+            "bound_to_hoeffding_below_tau": to_hoeffding[low].median(),
+            "bound_to_hoeffding_below_tenth": to_hoeffding[steps["entropy"] < 0.1].median(),
+            "regret_left_alone_below_tau": regret[low].mean(),
+            "regret_left_alone_above_tau": regret[~low].mean(),
+        },
+    )
     shape = (replicates, 1, len(steps) // replicates, 1)
-    for size in methods.NOISES:
+    counts = np.stack([low, ~low, low], axis=1).astype(np.float64)
+    for size in NOISES:
         noise = steps[f"noise_regret_{size:g}"].astype(np.float64)
         sums = np.stack([noise * low, noise * ~low, regret * low], axis=1)
-        counts = np.stack([low, ~low, low], axis=1).astype(np.float64)
-        draws = estimates.ratio_draws(sums, counts, shape, profile)
-        below, above, alone = (draws[:, :, i] for i in range(3))
-        means = {
+        below, above, alone = np.moveaxis(
+            estimates.ratio_draws(sums, counts, shape, profile), 2, 0
+        )
+        draws = {
             "noise_regret_below_tau": below,
             "noise_regret_above_tau": above,
             "noise_regret_below_to_above_tau": below / above,
             "left_alone_to_noise_regret_below_tau": alone / below,
         }
-        labels = common | {"noise": size, "replicates": replicates}
-        for metric, draws_of_metric in means.items():
-            records += estimates.estimate_rows(
-                labels | {"metric": metric}, draws_of_metric, profile
-            )
-        correlation = noise.corr(steps["entropy"], method="spearman")
+        setting = common | {"noise": size, "replicates": replicates}
+        records += estimates.metric_rows(setting, draws, profile)
         predicted = (steps["noise_predicted"] * size**2).sum()
-        records.append(_exact(labels, "noise_regret_entropy_correlation", correlation))
-        records.append(_exact(labels, "noise_regret_to_prediction", noise.sum() / predicted))
+        numbers = {
+            "noise_regret_entropy_correlation": noise.corr(steps["entropy"], method="spearman"),
+            "noise_regret_to_prediction": noise.sum() / predicted,
+        }
+        records += _exact(setting, numbers)
     return records
 
 
-def _exact(labels: dict, metric: str, value: float) -> dict:
-    return labels | {"metric": metric} | dict.fromkeys(estimates.NUMBERS, float(value))
+def _exact(common: dict, numbers: dict[str, float]) -> list[dict]:
+    """Return a row for each metric, whose interval is the number itself."""
+    return [
+        common | {"metric": metric} | dict.fromkeys(estimates.NUMBERS, float(number))
+        for metric, number in numbers.items()
+    ]
 
 
-def _trees(trees: pd.DataFrame) -> list[dict]:
-    common = {"experiment": "tree", "n": len(trees)}
+def summarize_trees(trees: pd.DataFrame) -> list[dict]:
+    """Return the rows of a summary that random trees come to."""
     regret = trees["regret"]
-    deviation = (regret - trees["sum_under_own"]).abs().max()
-    records = [_exact(common, "tree_regret_minus_own_sum_max", deviation)]
+    numbers = {"tree_regret_minus_own_sum_max": (regret - trees["sum_under_own"]).abs().max()}
     for states in ("optimum", "base"):
         total = trees[f"sum_under_{states}"]
-        beyond, ratio = (regret > total + 1e-6).mean(), (total / regret).median()
-        records.append(_exact(common, f"trees_beyond_{states}_sum", beyond))
-        records.append(_exact(common, f"{states}_sum_to_regret", ratio))
-    return records
+        numbers[f"trees_beyond_{states}_sum"] = (regret > total + 1e-6).mean()
+        numbers[f"{states}_sum_to_regret"] = (total / regret).median()
+    return _exact({"experiment": "tree", "n": len(trees)}, numbers)
 
 
 def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
     """Return what the gate opens and skips, and the entropy bound, in states of lab policies."""
     records, common = [], _lab_labels(tokens, family, profile)
     for ratio in profile.sweep.reduced_ratios:
-        opens = f"opens_{ratio:g}"
         for states, target in (("sia", ratio), ("base", 0.0), ("dense", 1.0)):
             at_target = np.isclose(tokens["target_ratio"], target)
-            part = tokens[(tokens["method"] == states) & at_target]
+            visited = tokens[(tokens["method"] == states) & at_target]
+            opens = visited[f"opens_{ratio:g}"]
             for loss in LOSSES:
-                kl = part[f"divergence_{loss}"]
-                skipped = kl.where(part[opens] == 0, 0.0)
-                ratios = {
-                    "unsteered_kl": (skipped, None),
-                    "junction_kl_share": (kl - skipped, kl),
-                    "gate_open_share": (part[opens].astype(float), pd.Series(1.0, part.index)),
+                kl = visited[f"divergence_{loss}"]
+                skipped = kl.where(opens == 0, 0.0)
+                draws = {
+                    "unsteered_kl": _per_prompt(visited, skipped, None, profile),
+                    "junction_kl_share": _per_prompt(visited, kl - skipped, kl, profile),
+                    "gate_open_share": _per_prompt(visited, opens, opens**0, profile),
                 }
-                labels = common | {"method": "sia", "target_ratio": ratio, "states": states}
-                labels["value_model"] = f"value-{loss}"
-                for metric, (top, bottom) in ratios.items():
-                    draws = _per_prompt(part, top, bottom, profile)[:, :, 0]
-                    records += estimates.estimate_rows(labels | {"metric": metric}, draws, profile)
+                setting = common | {"method": "sia", "target_ratio": ratio, "states": states}
+                setting["value_model"] = f"value-{loss}"
+                records += estimates.metric_rows(setting, draws, profile)
     low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < methods.TAU)]
     for loss in LOSSES if len(low) else ():  # an untrained model is never that sure
         entropy, regret, spread = (
@@ -460,31 +322,32 @@ def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
             for name in ("entropy", f"divergence_{loss}", f"range_{loss}")
         )
         bound = regret_bounds(entropy, spread)
-        labels = common | {"value_model": f"value-{loss}", "states": "base", "n": len(low)}
-        values = {
+        setting = common | {"value_model": f"value-{loss}", "states": "base", "n": len(low)}
+        numbers = {
             "steps_below_tau_beyond_bound": (regret > bound + 1e-4).mean(),
             "steps_below_tau_regret_to_bound": regret.sum() / bound.sum(),
             "steps_below_tau_regret": regret.mean(),
             "steps_below_tau_bound": bound.mean(),
         }
         records += [
-            labels | {"metric": metric, "estimate": float(value)}
-            for metric, value in values.items()
+            setting | {"metric": metric, "estimate": float(number)}
+            for metric, number in numbers.items()
         ]
     return records
 
 
 def _per_prompt(
-    part: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, profile: Profile
+    tokens: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, profile: Profile
 ) -> np.ndarray:
     """Return resamples, over replicates and prompts, of Σ top / Σ bottom (None: the responses)."""
-    index, shape = estimates.unit_indices(part, "prompt", profile.evaluation.prompts_per_objective)
-    size = np.prod(shape)
-    sums = np.bincount(index, top.to_numpy(np.float64), size)
-    counts = np.ones(size)
-    if bottom is not None:
-        counts = np.bincount(index, bottom.to_numpy(np.float64), size)
-    return estimates.ratio_draws(sums[:, None], counts[:, None], shape, profile)
+    prompts = profile.evaluation.prompts_per_objective
+    index, shape = estimates.unit_indices(tokens, "prompt", prompts)
+    sums, counts = (
+        np.ones(np.prod(shape)) if column is None
+        else np.bincount(index, column.to_numpy(np.float64), np.prod(shape))
+        for column in (top, bottom)
+    )  # fmt: skip
+    return estimates.ratio_draws(sums[:, None], counts[:, None], shape, profile)[:, :, 0]
 
 
 def _lab_labels(rows: pd.DataFrame, family: str, profile: Profile) -> dict:
@@ -501,22 +364,18 @@ def _lab_labels(rows: pd.DataFrame, family: str, profile: Profile) -> dict:
 def _objective(reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
     """Return what each lab policy reaches of J = E[R] − KL, and what it lacks to dense steering."""
     records, common = [], _lab_labels(reached, family, profile)
-    by_policy = reached.sort_values(estimates.UNIT).groupby(
+    policies = reached.sort_values(estimates.UNIT).groupby(
         ["method", "target_ratio"], observed=True
     )
-    reached_by = {key: part["objective_reached"].to_numpy(float) for key, part in by_policy}
-    dense = next(values for (method, _), values in reached_by.items() if method == "dense")
-    prompts = profile.evaluation.prompts_per_objective
-    shape = (common["replicates"], len(OBJECTIVES), prompts, 1)
-    for (method, target), values in reached_by.items():
-        labels = common | {"method": method, "target_ratio": float(target)}
-        labels["value_model"] = "value-token"
-        for metric, numbers in (
-            ("objective_reached", values),
-            ("objective_gap_to_dense", dense - values),
-        ):
-            draws = estimates.ratio_draws(
-                numbers[:, None], np.ones((len(numbers), 1)), shape, profile
-            )
-            records += estimates.estimate_rows(labels | {"metric": metric}, draws[:, :, 0], profile)
+    values = {key: rows["objective_reached"].to_numpy(float) for key, rows in policies}
+    dense = next(reached for (method, _), reached in values.items() if method == "dense")
+    shape = (common["replicates"], len(OBJECTIVES), profile.evaluation.prompts_per_objective, 1)
+    for (method, target), of_policy in values.items():
+        sums = np.stack([of_policy, dense - of_policy], axis=1)
+        draws = estimates.ratio_draws(sums, np.ones_like(sums), shape, profile)
+        setting = common | {"method": method, "target_ratio": float(target)}
+        setting["value_model"] = "value-token"
+        names = ("objective_reached", "objective_gap_to_dense")
+        by_metric = dict(zip(names, np.moveaxis(draws, 2, 0), strict=True))
+        records += estimates.metric_rows(setting, by_metric, profile)
     return records

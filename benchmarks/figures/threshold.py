@@ -1,13 +1,13 @@
-"""Does one threshold serve? Score and share of steered tokens against τ for every model and objective; β = 1. Small and large models (first
-family) are steered by value models of their own size, by the profile's first loss.
+"""One threshold for all: score and share of steered tokens against τ, by model and objective; β = 1.
 
-The best τ of each model and objective, and the one τ that is best over all objectives and models under values of the same loss, are chosen
-on the odd prompts and judged on the even ones, beside τ = 1 there.
+Small and large models (first family) are steered by value models of their own size, by the
+profile's first loss. The best τ of each model and objective, and the one τ that is best over all
+objectives and models under values of the same loss, are chosen on the odd prompts and judged on the
+even ones, beside τ = 1 there.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,12 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.labels import LOSSES, family_label, metric_label
-from benchmarks.figures import methods
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "reward", "fluency_errors", "kl")
-MEASURED = (*METRICS, "steered", "tokens")
 SIZES = ("small", "large")
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)  # prompts
 
@@ -30,28 +28,27 @@ EVEN, ODD = slice(0, None, 2), slice(1, None, 2)  # prompts
 class Threshold(Figure):
     """One threshold for all models and objectives."""
 
-    title = "One threshold for all models and objectives"
-    measured = MEASURED
+    measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        wanted = []
+        requests = []
         for family in profile.families:
-            wanted.append(methods.base(replicate, family))
+            requests.append(methods.base(replicate, family))
             for loss in profile.losses:
-                wanted += [
+                requests += [
                     methods.steered(replicate, family, loss, tau=tau)
                     for tau in profile.sweep.thresholds
                 ]
-                wanted.append(methods.dense(replicate, family, loss))
+                requests.append(methods.dense(replicate, family, loss))
         for size in sizes(profile):
             family, model = profile.families[0], ModelKind("base", size=size)
             values = value_kind(profile.losses[0], size)
-            wanted.append(methods.base(replicate, family, model))
-            wanted += [
+            requests.append(methods.base(replicate, family, model))
+            requests += [
                 methods.steered(replicate, family, values, model=model, tau=tau)
                 for tau in profile.sweep.thresholds
             ]
-        return FigureCells(wanted)
+        return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Return every τ and, on the even prompts, differences to the τ that are best on the odd ones.
@@ -60,7 +57,7 @@ class Threshold(Figure):
         over all of them ("best-tau-of-all"); and the latter against the former ("best-tau-of-each-by-best-of-all").
         `chosen` is the best τ that was taken.
         """
-        metrics = profile.available_metrics(METRICS)
+        metrics = profile.available_metrics(methods.SCORES)
         scores = estimates.method_scores(rows, metrics)
         differences = []
         for loss in profile.losses:
@@ -89,8 +86,6 @@ class Threshold(Figure):
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw the score and the share of steered tokens against τ, by family and objective."""
-        from benchmarks.figures import style
-
         usual = methods.values(profile)
         level = estimates.pooled(table)
         level = level[
@@ -99,77 +94,48 @@ class Threshold(Figure):
             & (level["objective"] != "all")
             & (level["method"] == "sia")
         ]
-        looks = dict(
-            zip(
-                usual,
-                (
-                    style.Look(style.COLOURS["sia"], "o"),
-                    style.Look(style.COLOURS["sia"], "s", (4, 2)),
-                ),
-                strict=False,
-            )
-        )
+        looks = {value_model: style.LOSS_LOOKS[value_model] for value_model in usual}
         labels = {value_model: LOSSES[value_model] for value_model in usual}
         for size in sizes(profile):
             looks[f"{usual[0]}-{size}"] = style.Look(style.SIZES[size], "^")
             labels[f"{usual[0]}-{size}"] = f"{size} models, {LOSSES[usual[0]]}"
         level = level[level["value_model"].isin(looks)]
         name = metric_label(profile, profile.score)
-        data = pd.concat(
-            [
-                level.assign(quantity=name),
-                level.assign(
-                    quantity="share steered", estimate=level["ratio"], low=np.nan, high=np.nan
-                ),
-            ],
-            ignore_index=True,
-        )
+        steered = level.assign(estimate=level["ratio"], low=np.nan, high=np.nan)
+        names = (name, "share steered")
+        data = pd.concat([level, steered], keys=names, names=["quantity"]).reset_index("quantity")
         data["panel"] = data["family"].map(family_label) + "\n" + data["quantity"]
-        rows = [
-            f"{family_label(family)}\n{q}"
-            for family in profile.families
-            for q in (name, "share steered")
-        ]
-        places = {label: place for place, label in enumerate([*rows, *OBJECTIVES])}
-        data = data.sort_values(
-            ["panel", "objective"], key=lambda column: column.map(places), ignore_index=True
-        )
+        rows = [f"{family_label(family)}\n{q}" for family in profile.families for q in names]
+        data = style.ordered(data, panel=rows, objective=OBJECTIVES)
         figure = style.plt.figure(figsize=(style.PAGE, 1.25 * len(rows) + 1.2))
-        style.curves(data, "tau", "value_model", looks=looks, row="panel", col="objective").share(
-            y="row"
-        ).label(x="threshold τ (nats)").on(figure).plot()
+        plot = style.curves(data, "tau", "value_model", looks=looks, row="panel", col="objective")
+        plot.share(y="row").label(x="threshold τ (nats)").on(figure).plot()
         style.name_facets(figure, rows, list(OBJECTIVES))
         scores = data[data["quantity"] == name].groupby(["panel", "objective", "value_model"])
+        axes = dict(zip(product(rows, OBJECTIVES), figure.axes, strict=True))
+        star = {"marker": "*", "markersize": 8, "markeredgecolor": "black"}
         for row in data.loc[scores["estimate"].idxmax()].itertuples():
-            axis = figure.axes[
-                places[row.panel] * len(OBJECTIVES) + places[row.objective] - len(rows)
-            ]
-            axis.plot(
-                row.tau,
-                row.estimate,
-                "*",
-                markersize=8,
-                color=looks[row.value_model].colour,
-                markeredgecolor="black",
-                zorder=5,
+            axes[row.panel, row.objective].plot(
+                row.tau, row.estimate, color=looks[row.value_model].colour, zorder=5, **star
             )
         for axis in figure.axes:
             axis.axvline(methods.TAU, color=style.ZERO, linewidth=0.8, linestyle=":")
         handles = [
             *style.handles(looks, labels),
-            style.handle(
-                "sia", "best τ", marker="*", linestyle="none", markersize=8, markeredgecolor="black"
-            ),
+            style.handle("sia", "best τ", linestyle="none", **star),
             style.handle("base", "τ = 1, as reported", color=style.ZERO, linestyle=":"),
         ]
-        caption = f"SIA under the same τ for every objective, β = 1. {style.sample_size_note(level, profile)}"
+        caption = (
+            "SIA under the same τ for every objective, β = 1. "
+            f"{style.sample_size_note(level, profile)}"
+        )
         return style.finish(
             figure, handles, caption, folder, "threshold", stale=stale, legend_columns=3
         )
 
 
 def sizes(profile: Profile) -> list[str]:
-    """The further sizes of models that the profile has."""
+    """Return the further sizes of models that the profile has."""
     return [
         size
         for size in SIZES
@@ -195,7 +161,7 @@ def select_tau(swept: list[estimates.MethodScores], best: np.ndarray) -> estimat
     units = np.repeat(best.ravel(), shape[2] * shape[3])  # the τ of each unit
 
     def at_best(name: str) -> np.ndarray:
-        return np.stack([getattr(one, name) for one in even])[units, np.arange(len(units))]
+        return np.stack([vars(one)[name] for one in even])[units, np.arange(len(units))]
 
     taus = np.array([one.labels["tau"] for one in swept])[best]
     return replace(

@@ -1,15 +1,15 @@
-"""What steering a step is worth, by how sure the base is: value models against rollouts.
+"""Errors of value models against rollouts: what steering a step is worth, by its entropy.
 
-At states that base responses visit, every candidate is rolled out many times by the base model; the mean reward of the rollouts is
-what it is worth, W. Steering this step alone gains J(π_V) − J(π) = Σ (π_V − π)·W − (1/β)·KL(π_V‖π), π_V ∝ π·exp(β·V), which is linear
-in W and so unbiased by the noise of the rollouts. The error of the values is that of their differences between candidates, for a
-constant changes no policy; the variance of the rollouts is taken off. β = 1.
+At states that base responses visit, every candidate is rolled out many times by the base model; the
+mean reward of the rollouts is what it is worth, W. Steering this step alone gains
+J(π_V) − J(π) = Σ (π_V − π)·W − (1/β)·KL(π_V‖π), π_V ∝ π·exp(β·V), which is linear in W and so
+unbiased by the noise of the rollouts. The error of the values is that of their differences between
+candidates, for a constant changes no policy; the variance of the rollouts is taken off. β = 1.
 
-At the same states, with the values taken for exact: what leaving the step alone loses, J(π_V) − J(π), against both directions of the KL
-(Lemma 2.1), and what steering it loses by values with independent normal errors of known size (Proposition 2.3).
+At the same states, with the values taken for exact: what leaving the step alone loses,
+J(π_V) − J(π), against both directions of the KL (Lemma 2.1), and what steering it loses by values
+with independent normal errors of known size (Proposition 2.3).
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.divergence import kl_divergence, tilted
+from benchmarks.analysis.divergence import NOISES, kl_divergence, tilted
 from benchmarks.analysis.labels import LOSSES, family_label, plural
-from benchmarks.figures import methods
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
@@ -40,13 +40,23 @@ PANELS = {
     "value_error_uniform": "squared error of V,\ncandidates alike",
     "regret_left_alone": "loss in J if left alone",
 }
-NOISE_SHADES = ("#BBBBBB", "#888888", "#444444")
+NOISE_LOOKS = {
+    f"{size:g}": style.Look(shade, "", (1, 1))
+    for size, shade in zip(NOISES[1:], ("#BBBBBB", "#888888", "#444444"), strict=True)
+}
+
+
+class Quantity(NamedTuple):
+    """Name of a mean over states, and of the values that it is of."""
+
+    value_model: str
+    metric: str
+    noise: float | None = None
 
 
 class ErrorOfValues(Figure):
     """Errors of value models by entropy."""
 
-    title = "Errors of value models by entropy"
     needs_lab = True
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
@@ -55,19 +65,20 @@ class ErrorOfValues(Figure):
         )
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
-        """One row per candidate of each state."""
-        wanted = [
+        """Return a row per candidate of each state."""
+        requests = [
             cell for replicate in replicates for cell in self.cells(profile, replicate).rollouts
         ]
-        return results.table(wanted, ["state", "step", "rank", *COLUMNS], "rollouts").drop(
+        return results.table(requests, ["state", "step", "rank", *COLUMNS], "rollouts").drop(
             columns=["threshold", "beta", "tuned", "floor", "search"]
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Return means over the states of each stretch of entropy (all states: stretch empty).
 
-        The gain of steering there and its two parts, errors of the values, and with the values taken for exact what
-        leaving the step alone loses, and what noise of size `noise` does. Family "all": both.
+        The gain of steering there and its two parts, errors of the values, and with the values
+        taken for exact what leaving the step alone loses, and what noise of size `noise` does.
+        Family "all": both.
         """
         rows = rows.sort_values(
             ["family", "replicate", "objective", "state", "rank"], kind="stable"
@@ -76,48 +87,42 @@ class ErrorOfValues(Figure):
         cube = {name: rows[name].to_numpy(np.float64).reshape(-1, candidates) for name in COLUMNS}
         states = rows[rows["rank"] == 0].reset_index(drop=True)
         quantities, exact = _quantities(cube, profile)
-        names, values = list(quantities), np.stack(list(quantities.values()), axis=1)
-        stretch = np.digitize(states["entropy"], BINS) - 1
-        below = (states["entropy"] < methods.TAU).to_numpy()
-        halves = {f"below {methods.TAU:g}": below, f"{methods.TAU:g} and more": ~below}
-        stretches = {"": below | ~below} | halves
+        values, entropies = np.stack(list(quantities.values()), axis=1), states["entropy"]
+        halves = {
+            f"below {methods.TAU:g}": entropies < methods.TAU,
+            f"{methods.TAU:g} and more": entropies >= methods.TAU,
+        }
+        stretch = np.digitize(entropies, BINS) - 1
+        stretches = {"": entropies >= 0} | halves
         stretches |= {name: stretch == i for i, name in enumerate(STRETCHES)}
+        replicates, pooled = states["replicate"].nunique(), estimates.pooled_family(profile)
         records = []
-        for family in dict.fromkeys([*profile.families, estimates.pooled_family(profile)]):
-            of_family = (states["family"] == family).to_numpy() | (family == "all")
-            common = {
-                "family": family,
-                "objective": "all",
-                "replicates": states["replicate"].nunique(),
-            }
-            draws = {
-                name: _draws(states, values, of_family & inside, profile)
-                for name, inside in stretches.items()
-            }
+        for family in dict.fromkeys([*profile.families, pooled]):
+            of_family = (states["family"] == family) | (family == "all")
+            common = {"family": family, "objective": "all", "replicates": replicates}
+            draws = {}
             for name, inside in stretches.items():
                 selected = states[of_family & inside]
-                labels = common | {"n": len(selected), "stretch": name}
-                labels["entropy"] = selected["entropy"].mean()
-                for i, quantity in enumerate(names):
+                drawn = _draws(states, values, (of_family & inside).to_numpy(), profile)
+                draws[name] = dict(zip(quantities, np.moveaxis(drawn, 2, 0), strict=True))
+                setting = common | {"n": len(selected), "stretch": name}
+                setting["entropy"] = selected["entropy"].mean()
+                for quantity, of_quantity in draws[name].items():
                     records += estimates.estimate_rows(
-                        labels | quantity._asdict(), draws[name][:, :, i], profile
+                        setting | quantity._asdict(), of_quantity, profile
                     )
-            less, more = (draws[half] for half in halves)
-            for i, quantity in enumerate(names):
-                if quantity.metric == "noise_regret":
-                    alone = names.index(quantity._replace(metric="regret_left_alone", noise=None))
-                    ratios = {
-                        "noise_regret_below_to_above_tau": less[:, :, i] / more[:, :, i],
-                        "left_alone_to_noise_regret_below_tau": less[:, :, alone] / less[:, :, i],
-                    }
-                    labels = common | quantity._asdict() | {"n": int(of_family.sum())}
-                    for metric, ratio in ratios.items():
-                        records += estimates.estimate_rows(
-                            labels | {"metric": metric}, ratio, profile
-                        )
-        labels = {"family": estimates.pooled_family(profile), "objective": "all", "n": len(states)}
+            below, above = (draws[half] for half in halves)
+            for quantity in (one for one in quantities if one.metric == "noise_regret"):
+                alone = quantity._replace(metric="regret_left_alone", noise=None)
+                ratios = {
+                    "noise_regret_below_to_above_tau": below[quantity] / above[quantity],
+                    "left_alone_to_noise_regret_below_tau": below[alone] / below[quantity],
+                }
+                setting = common | quantity._asdict() | {"n": int(of_family.sum())}
+                records += estimates.metric_rows(setting, ratios, profile)
+        setting = {"family": pooled, "objective": "all", "n": len(states)}
         constants = [
-            labels | quantity._asdict() | dict.fromkeys(estimates.NUMBERS, number)
+            setting | quantity._asdict() | dict.fromkeys(estimates.NUMBERS, number)
             for quantity, number in exact.items()
         ]
         further = ["stretch", "entropy", "noise"]
@@ -131,20 +136,11 @@ class ErrorOfValues(Figure):
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw gains, costs and errors of steering a step by the entropy of the step."""
-        from benchmarks.figures import style
-
         table = estimates.pooled(table)
         table = table[table["stretch"].isin(STRETCHES) & table["family"].isin(profile.families)]
         place = table["stretch"].map(STRETCHES.index).astype(float)
         table = table.assign(place=place).sort_values("place")
-        looks = {
-            "value-token": style.Look(style.COLOURS["sia"], "o"),
-            "value-mean": style.Look(style.COLOURS["sia"], "s", (4, 2)),
-        }
-        noises = {
-            f"{size:g}": style.Look(shade, "", (1, 1))
-            for size, shade in zip(methods.NOISES[1:], NOISE_SHADES, strict=True)
-        }
+        looks = style.LOSS_LOOKS
         families = profile.families
         figure, axes = style.plt.subplots(len(PANELS) // 3 * len(families), 3, sharex=True,
                                           figsize=(style.PAGE, 2.6 * len(families) + 1.2))  # fmt: skip
@@ -160,11 +156,10 @@ class ErrorOfValues(Figure):
                     noisy = rows[
                         (rows["metric"] == "noise_regret") & (rows["value_model"] == "value-token")
                     ]
-                    noisy = noisy.assign(
-                        size=noisy["noise"].map("{:g}".format), low=np.nan, high=np.nan
-                    )
-                    noisy = noisy[noisy["size"].isin(noises)]
-                    style.curves(noisy, "place", "size", looks=noises).on(axis).plot()
+                    sizes = noisy["noise"].map("{:g}".format)
+                    noisy = noisy.assign(size=sizes, low=np.nan, high=np.nan)
+                    noisy = noisy[sizes.isin(NOISE_LOOKS)]
+                    style.curves(noisy, "place", "size", looks=NOISE_LOOKS).on(axis).plot()
                     axis.set(yscale="log", ylabel=label, xlabel="")
                 else:
                     axis.axhline(0, color=style.ZERO, linewidth=0.8)
@@ -177,7 +172,9 @@ class ErrorOfValues(Figure):
             axis.set_xlabel("entropy of the step (nats)")
         handles = [
             *style.handles(looks, {name: LOSSES[name] for name in looks}),
-            *style.handles(noises, {size: f"exact values + noise of SD {size}" for size in noises}),
+            *style.handles(
+                NOISE_LOOKS, {size: f"exact values + noise of SD {size}" for size in NOISE_LOOKS}
+            ),
         ]
         caption = (
             "Steering one step, against rollouts of the base model: J = expected reward (SD 2) − KL, "
@@ -201,14 +198,6 @@ def _draws(
     return estimates.ratio_draws(sums, np.broadcast_to(counts, sums.shape), shape, profile)
 
 
-class Quantity(NamedTuple):
-    """What is averaged over states, of which values."""
-
-    value_model: str
-    metric: str
-    noise: float | None = None
-
-
 def _quantities(
     cube: dict[str, np.ndarray], profile: Profile
 ) -> tuple[dict[Quantity, np.ndarray], dict[Quantity, float]]:
@@ -226,22 +215,22 @@ def _quantities(
         steered = tilted(base, values)
         paid, alone = kl_divergence(steered, base), kl_divergence(base, steered)
         worth = ((steered - base) * cube["worth"]).sum(1)
-        columns[of("steering_gain")] = worth - paid
-        columns[of("reward_gained")] = worth
-        columns[of("kl_paid")] = paid
-        columns[of("regret_left_alone")] = alone
+        columns |= {
+            of("steering_gain"): worth - paid,
+            of("reward_gained"): worth,
+            of("kl_paid"): paid,
+            of("regret_left_alone"): alone,
+        }
         rng = np.random.default_rng(profile.statistics.seed)
-        for size in methods.NOISES:
+        for size in NOISES:
             noisy = (
                 tilted(base, values + size * rng.normal(size=values.shape)) for _ in range(DRAWS)
             )
             total = sum(kl_divergence(policy, steered) for policy in noisy)
             columns[of("noise_regret", size)] = total / DRAWS
         error = values - cube["worth"]
-        for name, weights in (
-            ("uniform", np.full_like(base, 1 / base.shape[1])),
-            ("weighted", base),
-        ):
+        alike = np.full_like(base, 1 / base.shape[1])
+        for name, weights in (("uniform", alike), ("weighted", base)):
             variance = (weights * error**2).sum(1) - (weights * error).sum(1) ** 2
             by_rollouts = ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
             columns[of(f"value_error_{name}")] = variance - by_rollouts

@@ -186,7 +186,12 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     for kind in steered["method"].unique():
         colour = style.COLOURS[COLOURS[kind.split()[0]]]
         shades[kind] = "#003B5C" if colour in shades.values() else colour
-    figure, axes = style.grid(1, table["batch"].nunique(), 1.1 * len(names), 2.6)
+    figure, axes = style.plt.subplots(
+        1,
+        table["batch"].nunique(),
+        figsize=(1.1 * len(names) * table["batch"].nunique() + 0.7, 3.8),
+        squeeze=False,
+    )
     width = 0.8 / len(shades)
     for axis, (batch, panel) in zip(axes[0], steered.groupby("batch", sort=False), strict=True):
         for i, (kind, rows) in enumerate(panel.groupby("method", sort=False)):

@@ -24,6 +24,9 @@ ROWS = (
     "benchmarks/engine/measure.py",
     "benchmarks/engine/traces.py",
 )
+DRAWING = (  # what all figures share
+    "figures/base", "figures/methods", "figures/style", "analysis/estimates", "analysis/labels",
+)  # fmt: skip
 REPORTING = ("quality.py", "theory.py", "lm_eval.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -52,8 +55,7 @@ def drawing_code(name: str) -> str:
         name: Name of the figure, or "report".
     """
     drawing = "report/render" if name == "report" else f"figures/{name.replace('-', '_')}"
-    names = (drawing, "figures/style", "analysis/estimates")
-    return _digest(_sources([ROOT / f"benchmarks/{file}.py" for file in names]))
+    return _digest(_sources([ROOT / f"benchmarks/{file}.py" for file in (drawing, *DRAWING)]))
 
 
 def _digest(parts: list[str]) -> str:

@@ -39,7 +39,7 @@ class Method:
 
 
 METHODS = (
-    Method("base", "base", figures=("figure2", "cost")),  # in cost: best of N
+    Method("base", "base", figures=("figure2",)),
     Method(
         "instruct",
         "instruct (by the judge)",
@@ -50,7 +50,13 @@ METHODS = (
     Method(
         "instruct-reward", "instruct (by the reward)", INSTRUCT_REWARD, needs=("instruct-reward",)
     ),
-    Method("best-of-n", "best of N", search="best-of", needs=(REWARD,), figures=("figure2",)),
+    Method(
+        "best-of-n",
+        "best of N",
+        search="best-of",
+        needs=(REWARD,),
+        figures=("figure2", "cost"),
+    ),
     Method("beams", "chunk beam search", search="beams", needs=(REWARD,), figures=("cost",)),
     Method(
         "args",

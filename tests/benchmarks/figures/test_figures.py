@@ -15,8 +15,9 @@ import torch
 
 from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, tables
-from benchmarks.analysis.divergence import regret_bounds
-from benchmarks.figures import entropy, figure2, figure4, figure5, methods, style, theory
+from benchmarks.analysis.divergence import NOISES, regret_bounds
+from benchmarks.engine.theory import STEPS, random_instances
+from benchmarks.figures import entropy, figure2, figure4, figure5, style, theory
 from benchmarks.spec.cells import OBJECTIVES
 from sia import theory as laws
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, pick, table_of
@@ -235,8 +236,8 @@ def test_positions_beyond_the_first_64_have_their_own_bits():
             "junction": [i in (3, 63, 64, 69) for i in range(70)],
         }
     )
-    row = figure5._by_response(tokens, 80)
-    assert [p for p in range(80) if figure5._bit(row, p)[0]] == [3, 63, 64, 69]
+    row = figure5.by_response(tokens, 80)
+    assert [p for p in range(80) if figure5.junctions_at(row, p)[0]] == [3, 63, 64, 69]
     assert row["tokens"].tolist() == [70]
 
 
@@ -365,23 +366,21 @@ def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
 
 
 def test_random_instances_obey_the_laws():
-    rows = pd.concat(
-        [theory.random_steps(0).assign(replicate=0), theory.random_trees(0).assign(replicate=0)]
-    )
+    rows = random_instances([0])
     step, tree = rows[rows["experiment"] == "step"], rows[rows["experiment"] == "tree"]
-    assert len(step) == theory.STEPS
+    assert len(step) == STEPS
     np.testing.assert_allclose(step["regret"], step["kl_base_optimum"], atol=1e-9)
     assert (step["regret"] <= step["bound"] + 1e-9).all()
     assert (step["bound"] <= step["hoeffding"] + 1e-9).all()
     np.testing.assert_allclose(tree["regret"], tree["sum_under_own"], atol=1e-9)
     records = {
         (r["metric"], r.get("noise")): r
-        for r in [*theory._steps(step, SMOKE), *theory._trees(tree)]
+        for r in [*theory.summarize_steps(step, SMOKE), *theory.summarize_trees(tree)]
     }
     metrics = {key: record["estimate"] for key, record in records.items()}
     assert 0.2 < metrics["trees_beyond_optimum_sum", None] < 0.8
     assert metrics["noise_regret_below_to_above_tau", 0.3] < 1
-    of_noise = [[metrics[name, size] for size in methods.NOISES] for name in (
+    of_noise = [[metrics[name, size] for size in NOISES] for name in (
         "noise_regret_below_tau", "left_alone_to_noise_regret_below_tau",
         "noise_regret_to_prediction",
     )]  # fmt: skip

@@ -32,7 +32,6 @@ from benchmarks.spec.cells import FigureCells
 class BaseLength(Figure):
     """Length of base responses."""
 
-    title = "Length of base responses"
     measured = ("steered", "tokens")
     reported = ("tokens",)
 
@@ -46,8 +45,8 @@ class BaseLength(Figure):
     def plot(self, table, profile, stale, folder):
         figure = style.plt.figure(figsize=(style.COLUMN, 2))
         axis = figure.subplots()
-        axis.set(xlabel="objective", ylabel="length (tokens)")
         style.sns.barplot(estimates.pooled(table), x="objective", y="estimate", ax=axis)
+        axis.set(ylabel="length (tokens)")
         caption = style.sample_size_note(table, profile)
         entry = style.handle("base")
         return style.finish(figure, [entry], caption, folder, self.name, stale=stale)
