@@ -21,6 +21,7 @@ from benchmarks.spec.profile import Profile
 METRICS = ("judge", "reward", "fluency_errors", "positions")
 MARKERS = {"base": "o", "instruct": "P"}
 
+
 class BestOfN(Figure):
     """Best-of-N with and without steering."""
 

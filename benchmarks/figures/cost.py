@@ -4,8 +4,8 @@ Counted costs come from every response; time is measured on one core, all method
 ratio to plain decoding in the same round (rows with `seconds`; prompt: number of the round). The
 reported accounting charges one forward pass per candidate of a junction: passes of the language
 model + K · junctions; of GenARM one per junction, which gives all candidates; of Transfer Q* also
-the tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to that
-of SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam
+the tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to
+that of SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam
 search. Transfer Q* costs more by orders of magnitude and does not count. `versus` names each pair,
 so that every other reading can be looked up.
 """
@@ -65,6 +65,7 @@ class Cost(Figure):
     reported = ("reported", "positions", "megaflops", "judge")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return the baselines, and SIA at every ratio by the values of each loss."""
         requests = []
         for family in profile.families:
             requests += methods.baselines(profile, replicate, family)
@@ -298,9 +299,9 @@ def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
 def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
     """Return ratios of seconds within a round, geometric means over the rounds.
 
-    Of every method to plain decoding (versus "base") and to SIA at the smallest ratio timed, and the
-    largest of the latter among the rivals (method "largest"). Intervals: bootstrap over replicates
-    and rounds.
+    Of every method to plain decoding (versus "base") and to SIA at the smallest ratio timed, and
+    the largest of the latter among the rivals (method "largest"). Intervals: bootstrap over
+    replicates and rounds.
     """
     names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
     groups = timing.groupby(names, observed=True, dropna=False)

@@ -40,8 +40,8 @@ class Quantity(NamedTuple):
 class Entropy(Figure):
     """Entropy around junctions."""
 
-
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return traces of the base, of SIA at the smallest ratio and of dense steering."""
         families, loss = profile.families, profile.losses[0]
         ratio = min(profile.sweep.reduced_ratios)
         sparse = [methods.steered(replicate, family, loss, ratio=ratio) for family in families]

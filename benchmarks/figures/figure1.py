@@ -27,6 +27,7 @@ class Figure1(Figure):
     measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return the base, every gate at every ratio, and dense steering."""
         requests = []
         for family in profile.families:
             requests.append(methods.base(replicate, family))

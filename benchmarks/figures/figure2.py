@@ -33,6 +33,7 @@ class Figure2(Figure):
     measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return baselines, SIA, random gate and dense steering, at β = 1 and at the best β."""
         requests = []
         for family in profile.families:
             requests += methods.baselines(profile, replicate, family)
@@ -42,9 +43,7 @@ class Figure2(Figure):
                 if profile.sweep.tuning:
                     requests += methods.curve(profile, replicate, family, loss, tuned=True)
             if profile.sweep.tuning:
-                requests += random_gates(
-                    profile, replicate, family, profile.losses[0], tuned=True
-                )
+                requests += random_gates(profile, replicate, family, profile.losses[0], tuned=True)
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -54,6 +53,11 @@ class Figure2(Figure):
         differences = []
         for family, (value_model, tuned) in product(profile.families, settings(profile)):
             of_family = estimates.select(scores, family=family)
+            static = [
+                (estimates.display_name(one.labels["method"], one.labels["search"]), one)
+                for one in of_family
+                if one.labels["value_model"] not in methods.values(profile)
+            ]
             setting = estimates.select(of_family, value_model=value_model, tuned=tuned)
             dense = estimates.select_one(setting, method="dense")
             sparse = estimates.select(setting, method="sia")
@@ -63,11 +67,7 @@ class Figure2(Figure):
                 random = estimates.select(setting, method="random", target_ratio=ratio)
                 differences += [estimates.difference(sia, other) for other in random]
                 differences += [
-                    estimates.difference(
-                        sia, one, versus=estimates.display_name(one.labels["method"], one.labels["search"])
-                    )
-                    for one in of_family
-                    if one.labels["value_model"] not in methods.values(profile)
+                    estimates.difference(sia, other, versus=name) for name, other in static
                 ]
         return estimates.summarize(
             [*scores, *differences, *estimates.over_families(differences)], metrics, profile

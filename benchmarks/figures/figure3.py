@@ -50,6 +50,7 @@ class Figure3(Figure):
         return f"figure3 needs three sizes of models ({', '.join(needed)}), as w2s-qwen3 has"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return SIA and dense steering for every pair of sizes, and every base model."""
         requests, family = [], profile.families[0]
         for model in (ModelKind("base", size=size) for size in KINDS.values()):
             requests.append(methods.base(replicate, family, model))

@@ -33,6 +33,7 @@ class Figure4(Figure):
     measured = (*METRICS[:4], "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return SIA and dense steering over the grid of β, tuned, and with a floor."""
         requests, sweep = [], profile.sweep
         # strengths of dense steering that are compared with at equal drift
         others = [beta for beta in sweep.betas if beta <= 2]
@@ -127,8 +128,9 @@ def at_equal_drift(
     """Return SIA − dense in score where both have the KL of SIA, by ratio and for their mean.
 
     Args:
-        settings: For each family, loss and floor: curves of dense steering by ascending β, the first of which begins
-            at the base, and SIA by ratio. Of two curves (without and with a floor), the better at that KL counts.
+        settings: For each family, loss and floor: curves of dense steering by ascending β, the
+            first of which begins at the base, and SIA by ratio. Of two curves (without and with a
+            floor), the better at that KL counts.
         profile: Names the score and says how many resamples.
 
     Returns:
@@ -197,7 +199,8 @@ def _gains(
         reached = []
         for start, end in pairwise(ends):
             order = start + np.argsort(drift[start:end])
-            reached.append(np.interp(drift[: len(sparse)], drift[order], score[order], left=-np.inf))
+            known = drift[order], score[order]
+            reached.append(np.interp(drift[: len(sparse)], *known, left=-np.inf))
         gains[draw] = score[: len(sparse)] - np.max(reached, axis=0)
     return gains
 

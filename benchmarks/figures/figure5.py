@@ -29,6 +29,7 @@ class Figure5(Figure):
     reported = ("response_length", "intervention_ratio", "first_half_share")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return traces of the base, and of SIA at the reduced ratios."""
         base = [methods.base(replicate, family) for family in profile.families]
         steered = [
             methods.steered(replicate, family, profile.losses[0], ratio=ratio)
@@ -88,7 +89,9 @@ class Figure5(Figure):
                 "response_length": group["tokens"].mean(),
                 "intervention_ratio": junctions.sum() / group["tokens"].sum(),
             }
-            records += [setting | {"metric": name, "estimate": mean} for name, mean in means.items()]
+            records += [
+                setting | {"metric": name, "estimate": mean} for name, mean in means.items()
+            ]
         return estimates.summary_frame(records, ["position"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:

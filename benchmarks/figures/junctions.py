@@ -28,6 +28,7 @@ class Junctions(Figure):
     own_section = False
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return the base, SIA, dense steering and the random gate, with their candidates."""
         family, ratios = profile.families[0], profile.sweep.reduced_ratios
         requests = [methods.base(replicate, family)]
         for loss in profile.losses:

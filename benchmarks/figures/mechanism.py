@@ -31,6 +31,7 @@ class Mechanism(Figure):
     measured = (*METRICS, "steered", "tokens")
 
     def cells(self, profile: LabProfile, replicate: int) -> FigureCells:
+        """Return SIA and what it is compared with: gates, floors, values and worlds."""
         sweep, first, requests = profile.sweep, profile.families[0], []
         ratios = sweep.main_ratios
         for family in profile.families:
@@ -141,8 +142,8 @@ class Mechanism(Figure):
             axis.set_ylabel("difference (judge points)")
         handles = style.handles(style.LOSS_LOOKS, {n: LOSSES[n] for n in style.LOSS_LOOKS})
         caption = (
-            "Paired differences, β = 1, all objectives; gates, floor and fluency: both families, the "
-            f"rest {family_label(profile.families[0])}. {style.sample_size_note(table, profile)}"
+            "Paired differences, β = 1, all objectives; gates, floor and fluency: both families, "
+            f"the rest {family_label(profile.families[0])}. {style.sample_size_note(table, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "mechanism", stale=stale)
 

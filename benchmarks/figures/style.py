@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.analysis.labels import LOSSES, plural
 from benchmarks.runtime.files import write_atomically
+from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.methods import label_of
 from benchmarks.spec.profile import Profile
 
@@ -39,6 +40,7 @@ RC = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 8,
+    "legend.handlelength": 2.6,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -186,9 +188,11 @@ def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Band
         shown: How the figure shows intervals.
     """
     first = summary[summary["n"].notna()].iloc[0]
+    several = summary["objective"].eq("all").any() and summary["objective"].nunique() > 1
+    each = f" ({summary['n'].max() / len(OBJECTIVES):.0f} per objective)" if several else ""
     return (
         f"{shown}: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; "
-        f"n = {summary['n'].max():.0f} prompts × {plural(int(first['seeds']), 'sample')}, "
+        f"n = {summary['n'].max():.0f} prompts × {plural(int(first['seeds']), 'sample')}{each}, "
         f"{plural(int(first['replicates']), 'replicate')}, profile {profile.name}."
     )
 
@@ -201,7 +205,7 @@ def finish(
     name: str,
     *,
     stale: bool,
-    legend_columns: int = 6,
+    legend_columns: int = 8,
 ) -> list[Path]:
     """Put the legend on top and the caption below, and write NAME.png and NAME.pdf.
 
@@ -218,11 +222,15 @@ def finish(
     text = textwrap.fill(caption, int(width * CHARACTERS))
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     columns = max(1, min(legend_columns, len(handles), int(width / (0.45 + 0.06 * longest))))
+    rows = -(-len(handles) // columns)
     bottom = (0.1 + 0.13 * (text.count("\n") + 1)) / height
     figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom))
     if handles:
         figure.legend(
-            handles=list(handles), loc="outside upper center", ncol=columns, frameon=False
+            handles=list(handles),
+            loc="outside upper center",
+            ncol=-(-len(handles) // rows),
+            frameon=False,
         )
     figure.text(0.01, 0.04 / height, text, ha="left", va="bottom", fontsize=7)
     png, pdf = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf"))

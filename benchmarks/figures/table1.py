@@ -1,8 +1,8 @@
 """Table 1: every method, objective and family: quality, drift and cost, with intervals; best bold.
 
 win: share of responses that score above the base's to the same prompt under the same noise, ties
-half. distinct-2: different bigrams among all of a prompt's samples (Li et al., "A diversity-promoting
-objective function for neural conversation models", 2016).
+half. distinct-2: different bigrams among all of a prompt's samples (Li et al., "A
+diversity-promoting objective function for neural conversation models", 2016).
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions
 DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
 TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
 NOTE = (
-    "{stale}Estimates with {level:.0%} bootstrap intervals; n = {n:.0f} prompts × {samples} for each "
-    "objective, {replicates} of profile {profile} (Transfer Q*: {rollout_prompts} prompts a "
-    "replicate). Bold: best of its column, as it is written. β = 1 unless it says best β (chosen on "
-    "validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base under "
-    "the same noise, ties half. KL: against the base, of steered steps, without what a search's "
+    "{stale}Estimates with {level:.0%} bootstrap intervals; n = {n:.0f} prompts × {samples} for "
+    "each objective, {replicates} of profile {profile} (Transfer Q*: {rollout_prompts} prompts a "
+    "replicate). Bold: best of its column, as it is written. β = 1 unless it says best β (chosen "
+    "on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base "
+    "under the same noise, ties half. KL: against the base, of steered steps, without what a search's "
     "choice adds (never bold there); of instruct models the log-likelihood ratio of the first "
     "sample; −ln π: surprise of the base. Cost: token positions through all models."
 )
@@ -54,6 +54,7 @@ class Table1(Figure):
     reported = ()
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return baselines, SIA and dense steering, at β = 1 and at the best β, and a search."""
         requests, ratios = [], profile.sweep.reduced_ratios
         for family in profile.families:
             unit = (profile, replicate, family)
@@ -84,8 +85,7 @@ class Table1(Figure):
         metrics = profile.available_metrics(METRICS)
         scores = estimates.method_scores(rows, metrics)
         base = {
-            one.labels["family"]: one
-            for one in estimates.select(scores, method="base", search="")
+            one.labels["family"]: one for one in estimates.select(scores, method="base", search="")
         }
         differences = [
             estimates.difference(one, base[one.labels["family"]], versus="base") for one in scores

@@ -21,6 +21,7 @@ from benchmarks.spec.profile import LabProfile, Profile
 LOSSES = ("token", "mean")
 QUANTITIES = [f"{name}_{loss}" for name in ("divergence", "range") for loss in LOSSES]
 STATES = {"sia": "SIA", "base": "base", "dense": "dense"}  # policies whose states are visited
+BAR_ALPHA = 0.6  # lets intervals be seen on black bars
 LAWS = {
     "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β for a step's regret:\nmedian relative error",
     "trees_beyond_optimum_sum": "trees beyond the sum\nunder the optimum's states",
@@ -39,6 +40,7 @@ class Theory(Figure):
     needs_lab = True
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return the base, SIA and dense steering by per-token values, with traces."""
         requests = [
             request
             for family in profile.families
@@ -121,13 +123,15 @@ class Theory(Figure):
         _draw_losses(axes[2, 0], lab, profile)
         _draw_bounds(axes[2, 1], lab, profile)
         handles = [
-            style.plt.Rectangle((0, 0), 1, 1, color=style.COLOURS[key], label=f"states of {name}")
+            style.plt.Rectangle(
+                (0, 0), 1, 1, color=style.COLOURS[key], alpha=BAR_ALPHA, label=f"states of {name}"
+            )
             for key, name in STATES.items()
         ]
         note = style.sample_size_note(lab[lab["low"].notna()].assign(seeds=1), profile, "Lines")
         caption = (
-            "Exact on random steps and trees (top), measured in the lab with per-token values unless "
-            f"labelled otherwise (β = 1; J = E[reward] − KL). {note}"
+            "Exact on random steps and trees (top), measured in the lab with per-token values "
+            f"unless labelled otherwise (β = 1; J = E[reward] − KL). {note}"
         )
         return style.finish(figure, handles, caption, folder, "theory", stale=stale)
 
@@ -170,7 +174,7 @@ def _draw_sums(axis, lab: pd.DataFrame, metric: str, profile: Profile) -> None:
     rows = style.ordered(rows.sort_values("target_ratio"), family=profile.families)
     (
         style.so.Plot(rows, x="cell", y="estimate", color="states")
-        .add(style.so.Bar(alpha=1, edgewidth=0, width=0.8), style.so.Dodge(), legend=False)
+        .add(style.so.Bar(alpha=BAR_ALPHA, edgewidth=0, width=0.8), style.so.Dodge(), legend=False)
         .add(style.so.Range(color="#222222", linewidth=0.9), style.so.Dodge(), ymin="low",
              ymax="high", legend=False)
         .scale(color={states: style.COLOURS[states] for states in STATES})
@@ -207,7 +211,7 @@ def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
     ends = [0, max(both["high"].max(), both["high_gap"].max())]
     axis.plot(ends, ends, color=style.ZERO, linewidth=0.8, linestyle=":", label="equal")
     axis.set(xlabel="KL of unsteered steps (nats)", ylabel="J(dense) − J(SIA)")
-    axis.set_title("is the sum the loss?")
+    axis.set_title("measured loss against its sum")
     axis.legend(frameon=False, fontsize=style.SMALL)
 
 
@@ -257,9 +261,7 @@ def summarize_steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
     for size in NOISES:
         noise = steps[f"noise_regret_{size:g}"].astype(np.float64)
         sums = np.stack([noise * low, noise * ~low, regret * low], axis=1)
-        below, above, alone = np.moveaxis(
-            estimates.ratio_draws(sums, counts, shape, profile), 2, 0
-        )
+        below, above, alone = np.moveaxis(estimates.ratio_draws(sums, counts, shape, profile), 2, 0)
         draws = {
             "noise_regret_below_tau": below,
             "noise_regret_above_tau": above,

@@ -1,7 +1,7 @@
-"""One threshold for all: score and share of steered tokens against τ, by model and objective; β = 1.
+"""One threshold for all: score and share of steered tokens against τ, by model and objective.
 
 Small and large models (first family) are steered by value models of their own size, by the
-profile's first loss. The best τ of each model and objective, and the one τ that is best over all
+profile's first loss; β = 1. The best τ of each model and objective, and the one τ that is best over all
 objectives and models under values of the same loss, are chosen on the odd prompts and judged on the
 even ones, beside τ = 1 there.
 """
@@ -31,6 +31,7 @@ class Threshold(Figure):
     measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return SIA at every fixed threshold, for models of every size."""
         requests = []
         for family in profile.families:
             requests.append(methods.base(replicate, family))
@@ -51,11 +52,11 @@ class Threshold(Figure):
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Return every τ and, on the even prompts, differences to the τ that are best on the odd ones.
+        """Estimate every τ and, on even prompts, differences to the τ that are best on odd ones.
 
-        τ = 1 against the best of each model and objective (versus "best-tau-of-each") and against the one that is best
-        over all of them ("best-tau-of-all"); and the latter against the former ("best-tau-of-each-by-best-of-all").
-        `chosen` is the best τ that was taken.
+        τ = 1 against the best of each model and objective (versus "best-tau-of-each") and against
+        the one that is best over all of them ("best-tau-of-all"); and the latter against the former
+        ("best-tau-of-each-by-best-of-all"). `chosen` is the best τ that was taken.
         """
         metrics = profile.available_metrics(methods.SCORES)
         scores = estimates.method_scores(rows, metrics)
@@ -144,7 +145,7 @@ def sizes(profile: Profile) -> list[str]:
 
 
 def mean_scores(swept: list[estimates.MethodScores], score: int) -> np.ndarray:
-    """Return the mean of metric number `score` on the odd prompts: `(τ, replicates, objectives)`."""
+    """Return the mean of metric number `score` on odd prompts: `(τ, replicates, objectives)`."""
     odd = [one.restrict(ODD) for one in swept]
     return np.stack([one.values[:, score].reshape(one.shape).mean((2, 3)) for one in odd])
 

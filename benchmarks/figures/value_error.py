@@ -60,6 +60,7 @@ class ErrorOfValues(Figure):
     needs_lab = True
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
+        """Return base responses, at whose states candidates are rolled out."""
         return FigureCells(
             rollouts=[methods.base(replicate, family) for family in profile.families]
         )
@@ -142,8 +143,12 @@ class ErrorOfValues(Figure):
         table = table.assign(place=place).sort_values("place")
         looks = style.LOSS_LOOKS
         families = profile.families
-        figure, axes = style.plt.subplots(len(PANELS) // 3 * len(families), 3, sharex=True,
-                                          figsize=(style.PAGE, 2.6 * len(families) + 1.2))  # fmt: skip
+        figure, axes = style.plt.subplots(
+            len(PANELS) // 3 * len(families),
+            3,
+            sharex=True,
+            figsize=(style.PAGE, 2.6 * len(families) + 1.2),
+        )
         for family, panels in zip(families, axes.reshape(len(families), -1), strict=True):
             rows = table[table["family"] == family]
             for axis, (metric, label) in zip(panels, PANELS.items(), strict=True):
@@ -177,8 +182,8 @@ class ErrorOfValues(Figure):
             ),
         ]
         caption = (
-            "Steering one step, against rollouts of the base model: J = expected reward (SD 2) − KL, "
-            f"β = 1. Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and "
+            "Steering one step, against rollouts of the base model: J = expected reward (SD 2) − "
+            f"KL, β = 1. Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and "
             f"states; n = {table['n'].min():.0f} to {table['n'].max():.0f} states per point, "
             f"{plural(int(table['replicates'].max()), 'replicate')}, profile {profile.name}."
         )

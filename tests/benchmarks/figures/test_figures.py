@@ -1,6 +1,4 @@
-"""Every figure on made-up rows: that it can be drawn, and what traces, probes and the theory come to."""
-
-from __future__ import annotations
+"""Figures on made-up rows: drawings, and what traces, probes and the theory come to."""
 
 import math
 import re
@@ -175,14 +173,15 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
 
 
 def test_every_claim_finds_its_row_or_none(drawn):
-    """On the smoke profile some are not measured (other shares of the tokens, the best of 8); none may fit several rows."""
+    """On the smoke profile some are not measured (other shares, the best of 8), none twice."""
     found = claims.pooled_verdicts(
         claims.verdicts({name: table for name, (table, *_) in drawn.items()}, claims.read_claims())
     )
     missing = found[found["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
-        "forty-percent-is-enough", "sixty-percent-is-enough", "eighty-percent-is-enough", "entropy-beats-random-at-80",
-        "stronger-guidance", "stronger-guidance-floor", "helps-best-of-n", "helps-best-of-n-at-equal-positions",
+        "forty-percent-is-enough", "sixty-percent-is-enough", "eighty-percent-is-enough",
+        "entropy-beats-random-at-80", "stronger-guidance", "stronger-guidance-floor",
+        "helps-best-of-n", "helps-best-of-n-at-equal-positions",
         "helps-best-of-n-at-equal-cost", "best-of-n-helps", "sparse-best-of-n",
     }  # fmt: skip
     assert len(found) > 120
@@ -288,7 +287,7 @@ def test_entropy_around_junctions_stays_within_the_response():
 
 
 def test_the_gain_of_a_step_is_what_its_definition_says():
-    """The per-token values of the made-up probes are what the candidates are worth: steering gains all that there is to gain."""
+    """The made-up per-token values are exact: steering gains all that there is to gain."""
     rows = FIGURES["value-error"].collect(SMOKE, range(2), FakeResults(SMOKE))
     table = FIGURES["value-error"].summarize(rows, SMOKE)
     exact = {"family": "qwen3", "value_model": "value-token", "stretch": ""}
