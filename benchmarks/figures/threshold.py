@@ -1,9 +1,9 @@
 """One threshold for all: score and share of steered tokens against τ, by model and objective.
 
 Small and large models (first family) are steered by value models of their own size, by the
-profile's first loss; β = 1. The best τ of each model and objective, and the one τ that is best over all
-objectives and models under values of the same loss, are chosen on the odd prompts and judged on the
-even ones, beside τ = 1 there.
+profile's first loss; β = 1. The best τ of each model and objective, and the one τ that is best over
+all objectives and models under values of the same loss, are chosen on the odd prompts and judged on
+the even ones, beside τ = 1 there.
 """
 
 from dataclasses import replace
