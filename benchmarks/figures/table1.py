@@ -41,8 +41,8 @@ NOTE = (
     "replicate). Bold: best of its column, as it is written. β = 1 unless it says best β (chosen "
     "on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base "
     "under the same noise, ties half. KL: against the base, of steered steps, without what a "
-    "search's choice adds (never bold there); of instruct models the log-likelihood ratio of the first "
-    "sample; −ln π: surprise of the base. Cost: token positions through all models."
+    "search's choice adds (never bold there); of instruct models the log-likelihood ratio of the "
+    "first sample; −ln π: surprise of the base. Cost: token positions through all models."
 )
 
 
