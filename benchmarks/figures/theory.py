@@ -227,9 +227,9 @@ def _draw_bounds(axis, lab: pd.DataFrame, profile: Profile) -> None:
     style.sns.barplot(rows, x="cell", y="estimate", hue="quantity", hue_order=BOUNDS.values(),
                       ax=axis, palette=[style.DARK, style.PALE], errorbar=None, saturation=1,
                       )  # fmt: skip
-    # the top leaves room for the legend
-    axis.set(yscale="log", ylim=(None, 8 * rows["estimate"].max()), xlabel="", ylabel="nats")
-    axis.set_title("steps below τ = 1 (no intervals)")
+    axis.set(xlabel="", ylabel="nats", title="steps below τ = 1 (no intervals)")
+    if rows["estimate"].notna().any():  # an untrained model may have no such step
+        axis.set(yscale="log", ylim=(None, 8 * rows["estimate"].max()))  # room for the legend
     axis.legend(frameon=False, fontsize=style.SMALL)
 
 
