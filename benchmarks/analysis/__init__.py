@@ -1,0 +1,1 @@
+"""From rows to estimates with intervals, tables and verdicts."""

@@ -2,14 +2,14 @@
 
 Replicates are drawn with replacement, and prompts with replacement within each drawn replicate and
 objective. A drawn prompt brings all its samples: resampling these again would count their variance
-twice. A difference of two methods is taken per prompt and sample before it is resampled, which makes
-it paired.
+twice. A difference of two methods is taken per prompt and sample before it is resampled, which
+makes it paired.
 
 With one replicate an interval covers new prompts for the same models. With three it includes the
 spread between worlds as far as three can show it: in simulations, a 95% interval covers 94% of the
 time with one replicate, 98% with three worlds that do not differ, 96% where they differ as much as
-one is uncertain, and 77% where they differ five times as much. So the single replicates stand beside
-every pooled estimate.
+one is uncertain, and 77% where they differ five times as much. So the single replicates stand
+beside every pooled estimate.
 
 Reference: Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
 """

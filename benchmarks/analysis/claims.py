@@ -1,8 +1,8 @@
 """Verdicts: every claim of claims.toml held against the summary of its figure.
 
 A claim names one row of a summary (as a rule a paired difference with its interval) and a test:
-"more" than a margin, "less", or "at least" as much. It is reproduced where the whole interval passes,
-not reproduced where all of it fails, and undecided otherwise; each replicate alone is judged likewise.
+"more" than a margin, "less", or "at least" as much. It is reproduced where the whole interval
+passes, not reproduced where all of it fails, and undecided otherwise; so is each replicate alone.
 """
 
 import tomllib

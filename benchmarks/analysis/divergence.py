@@ -1,9 +1,7 @@
-"""Divergences, tilted policies and regret bounds of many steps at once, in numpy: summaries are made without torch.
+"""Divergences, tilted policies and regret bounds of many steps at once, without torch.
 
 The same quantities of single policies, with their sources, are in `sia.theory`.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from scipy.special import rel_entr

@@ -1,8 +1,8 @@
 """From rows to estimates: what every figure's summary has in common.
 
-A `MethodScores` holds one method under one setting: a value of each metric for every unit (a prompt under a
-sampling seed, of a replicate and objective). Scores on the same units can be subtracted unit by unit, which pairs
-them by prompt and by noise.
+A `MethodScores` holds one method under one setting: a value of each metric for every unit (a prompt
+under a sampling seed, of a replicate and objective). Scores on the same units can be subtracted
+unit by unit, which pairs them by prompt and by noise.
 
 Summaries are tidy: a row is one estimate of one metric. Rows with `replicate` "all" pool the
 replicates; where there are several, rows "0", "1", ... hold each alone. Counts and realised ratios
@@ -31,9 +31,9 @@ LABELS = [
     "tuned", "floor", "tau",
 ]  # fmt: skip
 COLUMNS = [
-    "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio", "beta",
-    "best_of", "metric", "replicate", "estimate", "low", "high", "n", "seeds", "replicates", "tuned",
-    "floor", "tau", "search", "matched", "versus", "versus_ratio",
+    "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio",
+    "beta", "best_of", "metric", "replicate", "estimate", "low", "high", "n", "seeds",
+    "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio",
 ]  # fmt: skip
 ORDER = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "pooled_beta", "best_of",
@@ -69,8 +69,8 @@ class MethodScores:
         tokens: All tokens of each unit, as `steered`.
         shape: (replicates, objectives, prompts, seeds) of the units, in this order.
         versus: The scores that were subtracted, of a difference.
-        chosen: Settings that may differ between replicates and objectives, `(replicates, objectives)` each; a row of
-            the summary shows one where it is the same throughout the row.
+        chosen: Settings that may differ between replicates and objectives, `(replicates,
+            objectives)` each; a row of the summary shows one that is the same throughout the row.
     """
 
     labels: dict
@@ -219,7 +219,7 @@ def mean_of(scores: Sequence[MethodScores], **labels) -> MethodScores:
 
 
 def over_families(scores: Sequence[MethodScores]) -> list[MethodScores]:
-    """Return the mean over families, as family "all", of scores that differ in their family alone."""
+    """Return means over families, as family "all", of scores that differ in the family alone."""
 
     def key(one: MethodScores) -> tuple:
         ignored = {"family", "beta"} if one.labels.get("tuned") else {"family"}
@@ -240,7 +240,7 @@ def summarize(
     profile: Profile,
     extra: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Return rows of each method, objective (and all of them) and metric, pooled and by replicate."""
+    """Return rows of each method, objective (and all) and metric, pooled and by replicate."""
     records: list[dict] = []
     for shape in dict.fromkeys(one.shape for one in scores):
         records += _intervals([one for one in scores if one.shape == shape], metrics, profile)

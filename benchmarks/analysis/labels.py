@@ -1,6 +1,4 @@
-"""Names for readers: one table of metrics, and the labels of losses, families and settings of methods."""
-
-from __future__ import annotations
+"""Names for readers: metrics with their units, losses, families, and methods with settings."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Bootstrap weights and intervals against a plain loop and simulated coverage."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -9,15 +7,15 @@ from benchmarks.analysis.bootstrap import bootstrap_weights, interval
 
 
 def slow_bootstrap(values, rng, resamples):
-    """Means of resamples, drawn one by one: replicates, then prompts per objective, with all their samples."""
-    replicates, objectives, prompts, samples = values.shape
+    """Means of resamples, drawn one by one: replicates, then prompts of each objective."""
+    replicates, objectives, prompts, _ = values.shape
     means = []
     for _ in range(resamples):
         drawn = []
         for r in rng.integers(replicates, size=replicates):
             for o in range(objectives):
                 for p in rng.integers(prompts, size=prompts):
-                    drawn += [values[r, o, p, s] for s in range(samples)]
+                    drawn += [*values[r, o, p]]
         means.append(np.mean(drawn))
     return np.array(means)
 
@@ -53,15 +51,13 @@ def test_objectives_are_strata():
     [(1, 0.0, (0.90, 0.98)), (3, 0.0, (0.95, 1.0)), (3, 0.5, (0.65, 0.88))],
 )
 def test_coverage_is_what_the_module_says(replicates, spread, expected):
-    """Of 95% intervals, when samples of a prompt vary more than prompts; the spread is between worlds."""
+    """Of 95% intervals; samples of a prompt vary more than prompts, `spread` is between worlds."""
     rng, hits = np.random.default_rng(1), 0
     for _ in range(200):
-        values = spread * rng.normal(size=(replicates, 1, 1, 1)) + 0.5 * rng.normal(
-            size=(replicates, 1, 40, 1)
-        )
+        values = spread * rng.normal(size=(replicates, 1, 1, 1))
+        values = values + 0.5 * rng.normal(size=(replicates, 1, 40, 1))
         values = values + rng.normal(size=(replicates, 1, 40, 4))
-        _, low, high = interval(
-            values.reshape(-1, 1), bootstrap_weights(values.shape, 300, rng), 0.95
-        )
+        weights = bootstrap_weights(values.shape, 300, rng)
+        _, low, high = interval(values.reshape(-1, 1), weights, 0.95)
         hits += low[0] <= 0 <= high[0]
     assert expected[0] <= hits / 200 <= expected[1]

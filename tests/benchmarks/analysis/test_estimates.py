@@ -1,20 +1,15 @@
-"""What summaries estimate and pair, on made-up rows: differences, searches, costs; and what becomes of the claims."""
-
-from __future__ import annotations
+"""Summaries of made-up rows (differences, searches, costs), and verdicts on claims."""
 
 import dataclasses
 import math
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks.analysis import claims, estimates
-from benchmarks.figures import (
-    cost,
-    figure4,
-    table1,
-)
+from benchmarks.figures import cost, figure4, table1
 from benchmarks.figures.registry import FIGURES
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
 
@@ -78,26 +73,24 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
         "family": "all",
     }
     for versus, tuned, expected in (
-        ("dense", False, -1.0), ("dense", True, -1.0), ("random", False, 0.5), ("base", False, 1.0), ("instruct", True, -2.0),
-        ("best-of-n", False, 1.0), ("args", False, -1.0),
-    ):  # fmt: skip
+        ("dense", False, -1.0),
+        ("dense", True, -1.0),
+        ("random", False, 0.5),
+        ("base", False, 1.0),
+        ("instruct", True, -2.0),
+        ("best-of-n", False, 1.0),
+        ("args", False, -1.0),
+    ):
         row = pick(table, **common, versus=versus, tuned=tuned)
         assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), versus
     few = pick(table, **common, versus="transfer-q", tuned=False)  # on the prompts that it has
     assert ends(few) == pytest.approx([-1.0] * 3, abs=ROUNDED)
     assert few["n"] == 2 * 3 * SMOKE.sweep.rollout_prompts
-    claimed = {
-        "objective": "all",
-        "metric": "judge",
-        "value_model": "value-mean",
-        "method": "sia-claimed",
-        "family": "all",
-        "versus": "dense",
-    }
-    assert pick(table, **claimed, tuned=True)["estimate"] == pytest.approx(-1.0, abs=ROUNDED)
-    tuned = pick(table, **(common | {"family": "qwen3"}), versus="", tuned=True)
-    assert math.isnan(tuned["beta"])
+    claimed = {"value_model": "value-mean", "method": "sia-claimed", "target_ratio": None}
+    mean = pick(table, **(common | claimed), versus="dense", tuned=True)
+    assert mean["estimate"] == pytest.approx(-1.0, abs=ROUNDED)
     level = common | {"family": "qwen3", "versus": "", "tuned": True}
+    assert math.isnan(pick(table, **level)["beta"])
     assert [pick(table, **level, replicate=r)["beta"] for r in ("0", "1")] == [4.0, 1.0]
 
 
@@ -133,70 +126,34 @@ def test_realised_ratios_stand_on_both_sides_of_a_difference():
         "steered",
     ] = 6
     table = FIGURES["figure1"].summarize(rows, SMOKE)
-    wanted = {
-        "family": "llama",
-        "value_model": "value-mean",
-        "metric": "judge",
-        "method": "sia",
-        "target_ratio": 0.2,
-        "versus": "random",
-    }
-    assert pick(table, **wanted, objective="honesty")[["ratio", "versus_ratio"]].tolist() == [
-        0.2,
-        0.3,
-    ]
-    assert pick(table, **wanted, objective="all")[["ratio", "versus_ratio"]].tolist() == [
-        0.2,
-        0.2333,
-    ]
+    labels = {"family": "llama", "value_model": "value-mean", "metric": "judge", "method": "sia"}
+    labels |= {"target_ratio": 0.2, "versus": "random"}
+    for objective, ratio in (("honesty", 0.3), ("all", 0.2333)):
+        row = pick(table, **labels, objective=objective)
+        assert (row["ratio"], row["versus_ratio"]) == (0.2, ratio)
 
 
 def test_at_equal_drift_dense_is_read_between_the_strengths():
-    """Made-up dense steering: KL 3 and score 2 at every β; the base: 0 and 0. Sparse steering has KL 3·ratio and scores 1. At that KL
-    dense lies √ratio of the way from base to 2; with a floor it is 1.5 better, from its own KL on."""
-    table = table_of(
-        FIGURES["figure4"],
-        lambda cell: (
-            1.0
-            if cell.gate == "entropy"
-            else (2.0 + 1.5 * (cell.floor > 0)) * (cell.gate == "every")
-        ),
-    )
-    for family in ("qwen3", "llama", "all"):
-        for ratio in (0.2, 0.5):
-            for floor in (
-                0.0,
-                0.02,
-            ):  # below the KL of all dense steering with a floor: that without counts
-                wanted = {
-                    "family": family,
-                    "value_model": "value-mean",
-                    "matched": "kl",
-                    "floor": floor,
-                    "method": "sia",
-                }
-                row = pick(table, **wanted, target_ratio=ratio, objective="all", metric="judge")
-                assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
-    claimed = {
-        "family": "all",
-        "value_model": "value-token",
-        "matched": "kl",
-        "floor": 0.02,
-        "method": "sia-claimed",
-    }
-    mean = pick(table, **claimed, objective="all", metric="judge")
+    """Made-up dense steering has KL 3 and score 2 at every β, the base 0 and 0, sparse steering
+    KL 3·ratio and score 1. At that KL dense lies √ratio of the way from the base to 2. With a floor
+    dense is 1.5 better, but only from its own KL on, above that of sparse steering."""
+
+    def effect(cell):
+        dense = (2.0 + 1.5 * (cell.floor > 0)) * (cell.gate == "every")
+        return 1.0 if cell.gate == "entropy" else dense
+
+    table = table_of(FIGURES["figure4"], effect)
+    common = {"objective": "all", "metric": "judge", "value_model": "value-mean"}
+    for family, ratio, floor in product(("qwen3", "llama", "all"), (0.2, 0.5), (0.0, 0.02)):
+        labels = {"family": family, "target_ratio": ratio, "floor": floor, "method": "sia"}
+        row = pick(table, **common, **labels, matched="kl")
+        assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
+    claimed = {"family": "all", "matched": "kl", "floor": 0.02, "method": "sia-claimed"}
+    mean = pick(table, **(common | claimed | {"value_model": "value-token"}))
     assert mean["estimate"] == pytest.approx(1.0 - (0.2**0.5 + 0.5**0.5), abs=2e-3)
     assert mean["n"] == 6 * SMOKE.evaluation.prompts_per_objective
-    weaker = {
-        "family": "qwen3",
-        "value_model": "value-mean",
-        "method": "dense",
-        "versus": "beta-1",
-        "beta": math.inf,
-    }
-    assert pick(table, **weaker, objective="all", metric="judge")["estimate"] == pytest.approx(
-        0.0, abs=ROUNDED
-    )
+    alone = {"family": "qwen3", "method": "dense", "versus": "beta-1", "beta": math.inf}
+    assert pick(table, **common, **alone)["estimate"] == pytest.approx(0.0, abs=ROUNDED)
 
 
 def test_the_better_of_dense_with_and_without_a_floor_counts():
@@ -209,7 +166,8 @@ def test_the_better_of_dense_with_and_without_a_floor_counts():
     sparse = [entry(1.0, 1.0), entry(1.0, 4.0)]
     plain, floored = [entry(0.0, 0.0), entry(2.0, 4.0)], [entry(1.5, 2.25), entry(4.0, 6.25)]
     gains = figure4._gains([plain, floored], sparse, None, None, SMOKE)
-    # at KL 1 only the plain one is there (half way to 2 in the root); at KL 4 the floored one, half way from 1.5 to 4
+    # at KL 1 only the plain one is there (half way to 2 in the root); at KL 4 the floored one, half
+    # way from 1.5 to 4
     np.testing.assert_allclose(gains, np.tile([1.0 - 1.0, 1.0 - 2.75], (len(gains), 1)), atol=1e-5)
 
 
@@ -223,20 +181,9 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
         FIGURES["figure3"],
         lambda cell: gain.get((cell.value_model, cell.model), 7.0 * (cell.gate != "never")),
     )
-    row = pick(
-        table, method="weak-to-strong sia-claimed", versus="base", objective="all", metric="judge"
-    )
-    assert ends(row) == pytest.approx([0.6] * 3, abs=ROUNDED)
-    assert (
-        pick(
-            table,
-            method="weak-to-strong sia-claimed",
-            versus="dense",
-            objective="all",
-            metric="judge",
-        )["estimate"]
-        == 0
-    )
+    labels = {"method": "weak-to-strong sia-claimed", "objective": "all", "metric": "judge"}
+    assert ends(pick(table, **labels, versus="base")) == pytest.approx([0.6] * 3, abs=ROUNDED)
+    assert pick(table, **labels, versus="dense")["estimate"] == 0
 
 
 def test_best_of_n_is_paired_with_the_base_at_the_same_n():
@@ -264,7 +211,8 @@ def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
     )
     table = FIGURES["best-of-n"].summarize(rows, SMOKE)
     wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base-at-equal-cost", "best_of": 1}
-    # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the best of 2 and of 4 (of 1 and 2)
+    # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the
+    # best of 2 and of 4 (of 1 and 2)
     for objective, expected in (("helpfulness", 2 + 2 * 10 / 60), ("honesty", 1 + 20 / 30)):
         assert ends(pick(table, **wanted, objective=objective, metric="judge")) == pytest.approx(
             [-expected] * 3, abs=ROUNDED
@@ -310,26 +258,12 @@ def test_one_threshold_is_chosen_over_all_models_of_a_loss():
 
 def test_the_best_threshold_is_chosen_on_other_prompts():
     table = table_of(FIGURES["threshold"], lambda cell: 0.5 * (cell.threshold == 1.5))
+    labels = {"value_model": "value-mean", "objective": "all", "metric": "judge"}
     for versus in ("best-tau-of-each", "best-tau-of-all"):
-        row = pick(
-            table,
-            family="all",
-            value_model="value-mean",
-            versus=versus,
-            objective="all",
-            metric="judge",
-        )
+        row = pick(table, **labels, family="all", versus=versus)
         assert ends(row) == pytest.approx([-0.5] * 3, abs=ROUNDED)
         assert row["n"] == 6 * len(range(0, SMOKE.evaluation.prompts_per_objective, 2))
-    chosen = pick(
-        table,
-        family="qwen3",
-        value_model="value-mean",
-        versus="best-tau-of-each",
-        objective="all",
-        metric="judge",
-    )["chosen"]
-    assert chosen == 1.5
+        assert pick(table, **labels, family="qwen3", versus=versus)["chosen"] == 1.5
 
 
 def test_mechanism_isolates_one_cause_at_a_time():
@@ -368,44 +302,20 @@ def test_mechanism_isolates_one_cause_at_a_time():
 
 def test_ratios_of_costs_and_time():
     table = table_of(FIGURES["cost"])
-    common = {"family": "qwen3", "objective": "all"}
-    dense, sia = (30 + 200) / 30, (30 + 40) / 30
-    assert pick(
-        table,
-        **common,
-        method="dense",
-        value_model="value-mean",
-        metric="positions_ratio",
-        versus="base",
-    )["estimate"] == pytest.approx(dense, abs=ROUNDED)
-    row = pick(
-        table,
-        **common,
-        method="dense",
-        value_model="value-mean",
-        metric="positions_ratio",
-        versus="sia 20%, value-mean",
-    )
-    assert ends(row) == pytest.approx([dense / sia] * 3, abs=ROUNDED)
-    reported = pick(
-        table,
-        **common,
-        method="dense",
-        value_model="value-mean",
-        metric="reported_ratio",
-        versus="sia 20%, value-mean",
-    )
-    assert reported["estimate"] == pytest.approx((20 + 10 * 20) / (20 + 10 * 4), abs=ROUNDED)
+    dense, sia, reference = (30 + 200) / 30, (30 + 40) / 30, "sia 20%, value-mean"
     # of GenARM one pass gives all candidates; Transfer Q* goes on from each by some tokens
-    for method, passes in (("genarm", 1), ("transfer-q", 10 * (1 + SMOKE.sweep.rollout_tokens))):
-        row = pick(
-            table, **common, method=method, metric="reported_ratio", versus="sia 20%, value-mean"
-        )
-        assert row["estimate"] == pytest.approx((20 + passes * 20) / (20 + 10 * 4), abs=ROUNDED)
-    largest = pick(
-        table, **common, method="largest", metric="positions_ratio", versus="sia 20%, value-mean"
-    )
-    assert largest["estimate"] == pytest.approx(max(dense, 4 * 30 / 30) / sia, abs=ROUNDED)
+    passes = {"dense": 10, "genarm": 1, "transfer-q": 10 * (1 + SMOKE.sweep.rollout_tokens)}
+    reported = {name: (20 + n * 20) / (20 + 10 * 4) for name, n in passes.items()}
+    for method, metric, versus, expected in (
+        ("dense", "positions_ratio", "base", dense),
+        ("dense", "positions_ratio", reference, dense / sia),
+        ("largest", "positions_ratio", reference, max(dense, 4 * 30 / 30) / sia),
+        *((name, "reported_ratio", reference, ratio) for name, ratio in reported.items()),
+    ):
+        labels = {"family": "qwen3", "objective": "all", "metric": metric, "versus": versus}
+        labels |= {"value_model": "value-mean"} if method == "dense" else {}
+        row = pick(table, **labels, method=method)
+        assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), (method, metric)
     lengths = table[
         (table["metric"] == "positions_at_length")
         & (table["family"] == "qwen3")
@@ -488,7 +398,9 @@ def test_table1_marks_the_best_and_counts_ties_half():
 def test_table1_is_written_as_markdown_and_latex(tmp_path):
     figure = FIGURES["table1"]
     rows = figure.collect(SMOKE, range(1), FakeResults(SMOKE, lambda cell: cell.target_ratio))
-    paths = figure.plot(figure.summarize(rows, SMOKE).fillna({"versus": ""}), SMOKE, False, tmp_path)
+    paths = figure.plot(
+        figure.summarize(rows, SMOKE).fillna({"versus": ""}), SMOKE, False, tmp_path
+    )
     markdown, latex = (path.read_text(encoding="utf-8") for path in paths)
     assert "| base " in markdown
     assert "| SIA at 20%, paper's loss, best β " in markdown
@@ -527,7 +439,8 @@ def test_claims_are_checked_when_they_are_read(tmp_path):
         (
             'test = "at least"',
             'test = "equal"',
-            r'claims.toml: the test of dense-is-unnecessary must be "more", "less" or "at least", got \'equal\'',
+            'claims.toml: the test of dense-is-unnecessary must be "more", "less" or "at least", '
+            "got 'equal'",
         ),
         (
             'conditions = ["mean-1",',
@@ -554,10 +467,9 @@ def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
     table = table_of(
         FIGURES["figure1"], lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy")
     )
-    claim = claims.Claim("c", "It holds.", "abstract", "figure1", "under", {
-        "method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all", "objective": "all", "metric": "judge",
-        "value_model": "value-mean",
-    }, "more", 0.0)  # fmt: skip
+    selector = {"method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all"}
+    selector |= {"objective": "all", "metric": "judge", "value_model": "value-mean"}
+    claim = claims.Claim("c", "It holds.", "abstract", "figure1", "under", selector, "more", 0.0)
     verdicts = claims.verdicts({"figure1": table}, [claim])
     alone = verdicts[verdicts["replicate"] != "all"]
     assert alone["verdict"].tolist() == ["reproduced", "not reproduced"]

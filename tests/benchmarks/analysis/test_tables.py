@@ -1,6 +1,4 @@
-"""Result tables, the command line over them, and that what is committed follows from its rows."""
-
-from __future__ import annotations
+"""Result tables, and the command line over them."""
 
 import json
 import re
@@ -83,8 +81,8 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert (
-        "figure1: not drawn, results/smoke has no table of it (make figure1 PROFILE=smoke measures it)"
-        in printed
+        "figure1: not drawn, results/smoke has no table of it "
+        "(make figure1 PROFILE=smoke measures it)" in printed
     )
     assert "figures: figure3 drawn in figures/smoke" in printed
     for path in (table / "results/smoke").glob("*.json"):
@@ -93,7 +91,8 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
     for command in ("figures", "summaries", "claims", "report"):
         assert main([command, "--profile", "smoke"]) == 2
         assert capsys.readouterr().err == (
-            "error: there is no table in results/smoke to draw or judge: make reproduce PROFILE=smoke measures them\n"
+            "error: there is no table in results/smoke to draw or judge: "
+            "make reproduce PROFILE=smoke measures them\n"
         )
         assert not (table / "results/smoke/claims.csv").exists()
 
@@ -159,7 +158,10 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
     pooled = summary_of([1.0, 2.0, 3.0], replicates=2)
     first = summary_of([1.0, 2.0, 3.0], replicate="0", replicates=None)
     committed = pd.concat([pooled, first], ignore_index=True)
-    same = "of 3 estimates, 100% are those of the committed first replicate to the last digit (largest difference 0.0000), and 100%"
+    same = (
+        "of 3 estimates, 100% are those of the committed first replicate to the last digit "
+        "(largest difference 0.0000), and 100%"
+    )
     assert (
         tables.agreement(summary_of([1.0, 2.0, 3.0]), committed)
         == f"{same} lie inside the committed intervals over 2 replicates"
@@ -184,8 +186,9 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
     [
         (
             ["figure2", "--profile", "nope"],
-            "error: unknown profile 'nope', expected one of: architectures, check, lab, llama-3.1-8b, llama-3.2-1b, "
-            "llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
+            "error: unknown profile 'nope', expected one of: architectures, check, lab, "
+            "llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
+            "qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
         ),
         (
             ["reproduce", "--replicates", "9"],
@@ -201,29 +204,21 @@ def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure9"], "error: argument COMMAND: invalid choice: 'figure9' (choose from "),
+        (["figure9"], r"argument COMMAND: invalid choice: 'figure9' \(choose from .*figure2"),
         (
             ["figure2", "--replicates", "two"],
-            "error: argument --replicates: invalid int value: 'two'",
+            "argument --replicates: invalid int value: 'two'",
         ),
         (
             ["figure2", "--fresh", "--keep"],
-            "error: argument --keep: not allowed with argument --fresh",
+            "argument --keep: not allowed with argument --fresh",
         ),
-        (["claims", "--executor", "ray"], "error: claims does not take --executor ray"),
-        (["check", "--profile", "lab"], "error: check does not take --profile lab"),
+        (["claims", "--executor", "ray"], "claims does not take --executor ray"),
+        (["check", "--profile", "lab"], "check does not take --profile lab"),
     ],
 )
 def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith(message)
-    assert said.count("\n") == 1
-
-
-def test_unknown_figures_are_listed(capsys):
-    with pytest.raises(SystemExit):
-        main(["figure9"])
-    assert "figure2" in capsys.readouterr().err
+    assert re.fullmatch(f"error: {message}.*\n", capsys.readouterr().err)

@@ -1,6 +1,4 @@
-"""The report: that it holds what was measured, asks no network, and works in a browser, by hand, keyboard and on a phone."""
-
-from __future__ import annotations
+"""The report holds what was measured, needs no network, and works in browsers of every size."""
 
 import json
 import re
@@ -9,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -97,7 +96,7 @@ def test_every_verdict_and_figure_is_there(project, page):
         assert f"{count} {verdict}" in text
     for name in ("figure1", "figure3", "figure5"):
         assert f"<code>make {name} PROFILE=smoke</code>" in text
-    assert "Intervals: 95% bootstrap over replicates and prompts; n = " in text  # captions
+    assert ": 95% bootstrap intervals over replicates and prompts; n = " in text  # captions
     assert "Table: " in text
 
 
@@ -108,13 +107,10 @@ def test_the_viewer_shows_what_the_table_holds(project, monkeypatch):
     assert list(data["prompts"]) == ["harmlessness", "helpfulness", "honesty"]
     assert "sia value-mean 0.2" in data["methods"]
     response = data["prompts"]["honesty"][1]["responses"]["sia value-mean 0.2"]
-    part = rows[
-        (rows["replicate"] == 0)
-        & (rows["objective"] == "honesty")
-        & (rows["prompt"] == 1)
-        & (rows["value_model"] == "value-mean")
-    ]
-    part = part[(part["method"] == "sia") & (part["target_ratio"] == 0.2)]
+    part = rows.query(
+        "replicate == 0 and objective == 'honesty' and prompt == 1 and value_model == 'value-mean' "
+        "and method == 'sia' and target_ratio == 0.2"
+    )
     assert len(response["tokens"]) == part["step"].nunique()
     for step, token in enumerate(response["tokens"]):
         here = part[part["step"] == step].set_index("rank")
@@ -133,8 +129,8 @@ def test_without_verdicts_there_is_one_sentence(project, tmp_path, monkeypatch, 
     (tmp_path / "results/smoke/claims.csv").unlink()
     assert main(["report", "--profile", "smoke"]) == 2
     assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path}/results/smoke/claims.csv is missing: make claims PROFILE=smoke writes it\n"
+        capsys.readouterr().err == f"error: {tmp_path}/results/smoke/claims.csv is missing: "
+        "make claims PROFILE=smoke writes it\n"
     )
 
 
@@ -156,14 +152,16 @@ def browse(page: Path, tmp_path: Path, script: str, width: int = 1200, dark: boo
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed (Debian's package chromium)")
     copy = tmp_path / "page.html"
-    run = f'document.body.append(element("pre", JSON.stringify((() => {{{script}}})()), {{ id: "found" }}));'
+    output = f"JSON.stringify((() => {{{script}}})())"
+    run = f'document.body.append(element("pre", {output}, {{ id: "found" }}));'
     copy.write_text(
         page.read_text(encoding="utf-8").replace("</body>", f"<script>{run}</script></body>"),
         encoding="utf-8",
     )
     flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},900",
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={width},900",
     ]  # fmt: skip
     flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
     done = subprocess.run(
@@ -178,13 +176,15 @@ def test_a_reader_picks_objective_prompt_and_method(page, tmp_path, project, mon
     monkeypatch.setattr(tables, "RESULTS", project / "results")
     found = browse(page, tmp_path, """
         const pick = (id, value) => {
-            const one = document.getElementById(id); one.value = value; one.dispatchEvent(new Event("change"));
+            const one = document.getElementById(id);
+            one.value = value; one.dispatchEvent(new Event("change"));
         };
         pick("objective", "honesty"); pick("prompt", "1"); pick("method", "sia value-mean 0.2");
         const words = (id) => [...document.querySelectorAll("#" + id + " .token")]
             .map((token) => [token.textContent, token.className.trim()]);
-        const names = [...document.querySelectorAll(".response h3")].map((name) => name.textContent);
-        return { names, asked: document.getElementById("asked").textContent, left: words("left"), right: words("right") };
+        const names = [...document.querySelectorAll(".response h3")].map((h3) => h3.textContent);
+        const asked = document.getElementById("asked").textContent;
+        return { names, asked, left: words("left"), right: words("right") };
     """)  # fmt: skip
     data = render.view_data(SMOKE)
     one = data["prompts"]["honesty"][1]
@@ -202,14 +202,22 @@ def test_a_reader_picks_objective_prompt_and_method(page, tmp_path, project, mon
 
 def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
     found = browse(page, tmp_path, """
-        const all = [...document.querySelectorAll("#right .token")], panel = () => document.getElementById("looking");
-        const state = () => ({ title: panel().querySelector("h3").textContent, rows: panel().querySelectorAll("tbody tr").length,
-                               stops: all.filter((token) => token.tabIndex === 0).length });
-        const press = (key) => document.querySelector("#right .looked").dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-        const states = [];
-        all[1].dispatchEvent(new MouseEvent("mouseover", { bubbles: true })); states.push(state());
-        for (const key of ["ArrowRight", "Home", "ArrowLeft", "End"]) { press(key); states.push(state()); }
-        return { states, count: all.length, head: [...panel().querySelectorAll("thead th")].map((cell) => cell.textContent) };
+        const all = [...document.querySelectorAll("#right .token")];
+        const panel = () => document.getElementById("looking");
+        const state = () => ({
+            title: panel().querySelector("h3").textContent,
+            rows: panel().querySelectorAll("tbody tr").length,
+            stops: all.filter((token) => token.tabIndex === 0).length,
+        });
+        const press = (key) => document.querySelector("#right .looked")
+            .dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        all[1].dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+        const states = [state()];
+        for (const key of ["ArrowRight", "Home", "ArrowLeft", "End"]) {
+            press(key); states.push(state());
+        }
+        const head = [...panel().querySelectorAll("thead th")].map((cell) => cell.textContent);
+        return { states, count: all.length, head };
     """)  # fmt: skip
     numbers = [int(re.match(r"Token (\d+)", state["title"])[1]) for state in found["states"]]
     assert numbers == [2, 3, 1, 1, found["count"]]
@@ -219,7 +227,8 @@ def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
 
 def test_verdicts_can_be_narrowed_down(page, tmp_path, project):
     found = browse(page, tmp_path, """
-        const shown = document.getElementById("shown"), visible = () => [...document.querySelectorAll("#verdicts tr[data-verdict]")]
+        const shown = document.getElementById("shown");
+        const visible = () => [...document.querySelectorAll("#verdicts tr[data-verdict]")]
             .filter((row) => row.offsetParent !== null).map((row) => row.dataset.verdict);
         const all = visible();
         shown.value = "reproduced"; shown.dispatchEvent(new Event("change"));
@@ -234,12 +243,18 @@ def test_verdicts_can_be_narrowed_down(page, tmp_path, project):
 def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
     """On a phone too, whose width a frame gives: a window of Chromium is never so narrow."""
     found = browse(page, tmp_path, f"""
-        const frame = element("iframe", "", {{ width: "{width}", height: "800" }}), source = document.documentElement.outerHTML;
+        const frame = element("iframe", "", {{ width: "{width}", height: "800" }});
+        const source = document.documentElement.outerHTML;
         document.body.append(frame);
         const inside = frame.contentDocument;
-        inside.open(); inside.write("<!doctype html>" + source.replaceAll("<script>", "<script type=text/plain>")); inside.close();
+        inside.open();
+        inside.write(
+            "<!doctype html>" + source.replaceAll("<script>", "<script type=text/plain>")
+        );
+        inside.close();
         inside.getElementById("viewing").hidden = false;
-        const columns = getComputedStyle(inside.querySelector(".pair")).gridTemplateColumns.split(" ").length;
+        const pair = getComputedStyle(inside.querySelector(".pair"));
+        const columns = pair.gridTemplateColumns.split(" ").length;
         return {{ wide: inside.documentElement.scrollWidth, columns }};
     """)  # fmt: skip
     assert found["wide"] <= width
@@ -248,7 +263,8 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
 
 def test_dark_and_light_are_legible(page, tmp_path):
     script = """
-        const style = getComputedStyle(document.body), numbers = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
+        const style = getComputedStyle(document.body);
+        const numbers = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
         return { page: numbers(style.backgroundColor), text: numbers(style.color) };
     """
     looks = [browse(page, tmp_path, script, dark=dark) for dark in (False, True)]
@@ -261,11 +277,9 @@ def contrast(one: list[float], other: list[float]) -> float:
     """Ratio of luminances as WCAG 2 defines it."""
 
     def luminance(colour: list[float]) -> float:
-        linear = [
-            c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4
-            for c in colour
-        ]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        shares = np.divide(colour, 255)
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
 
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
