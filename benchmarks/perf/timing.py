@@ -13,7 +13,7 @@ from benchmarks.analysis.tables import environment_info
 from benchmarks.runtime.files import sha256, write_text
 from benchmarks.runtime.fingerprints import MODELS, code_digest
 
-Run = Callable[[int], object]  # of a seed: every round has its own, and so its own junctions
+Run = Callable[[int], Any]  # of a seed: every round has its own, and so its own junctions
 
 
 def seconds(run: Run, seed: int, device: torch.device) -> float:
