@@ -1,53 +1,50 @@
 """Counted FLOPs against torch's own counter, and counts against arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-from sia import EntropyGate, EveryToken, Steering, generate
+from sia import EntropyGate, EveryToken, Steering
 from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows
 from tests.helpers import tiny
 
-TOKENIZER = tiny.tokenizer()
 
+def decode_and_count(model, steering=None):
+    """Decode 7 tokens, the window of gemma2 and one more, after a prompt of one.
 
-def measured(call):
+    Every product of the cached loop is needed then, so that both counts must agree. torch sees
+    products inside attention on CPU only if it is eager.
+    """
+    model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+        (generation,) = tiny.generate(model, [[7]], steering, max_new_tokens=7)
+    return generation, counter.get_total_flops()
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2", "gemma2"])
 def test_flops_of_decoding_are_those_that_torch_counts(family):
-    """From a prompt of one token every product of the cached loop is needed, so that both must agree exactly.
+    generation, flops = decode_and_count(tiny.language_model(family))
+    assert generation.cost.model_flops == pytest.approx(flops, rel=0.01)
+    assert generation.cost.value_flops == 0
 
-    torch does not see products inside attention on CPU unless it is eager.
-    """
-    model, values = tiny.language_model(family), tiny.value_model(family)
-    model.set_attn_implementation("eager")
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
+def test_flops_of_steering_are_those_that_torch_counts(family):
+    """But for keys that torch computes and masks (gemma2 has more of them: its window's)."""
+    values = tiny.value_model(family)
     values.backbone.set_attn_implementation("eager")
-    generations = []
-    options = {"max_new_tokens": 7, "progress": False}  # as long as the window of gemma2 plus one
-    total = measured(lambda: generations.extend(generate(model, TOKENIZER, [[7]], **options)))
-    assert generations[0].cost.model_flops == pytest.approx(total, rel=0.01)
-    assert generations[0].cost.value_flops == 0
-    if family == "gemma2":
-        return  # masked keys of the window are computed by torch's attention
-    generations.clear()
-    total = measured(
-        lambda: generations.extend(
-            generate(model, TOKENIZER, [[7]], Steering(values, EveryToken()), **options)
-        )
+    generation, flops = decode_and_count(
+        tiny.language_model(family), Steering(values, EveryToken())
     )
-    cost = generations[0].cost
-    # a candidate's products with its siblings are computed and masked
-    length = len(generations[0].token_ids)
-    architecture = Architecture.of(values.backbone, values.head.weight)
-    siblings = length * 10 * 9 * architecture.attention[0][1]
-    fresh_see_candidates = length * 10 * architecture.attention[0][1]
-    assert cost.model_flops + cost.value_flops + siblings + fresh_see_candidates == pytest.approx(
-        total, rel=0.01
-    )
+    key = Architecture.of(values.backbone, values.head.weight).attention[0][1]
+    siblings = len(generation.token_ids) * 10 * 9 * key
+    candidates_seen_from_the_prefix = len(generation.token_ids) * 10 * key
+    counted = generation.cost.model_flops + generation.cost.value_flops
+    expected = flops - siblings - candidates_seen_from_the_prefix
+    assert counted == pytest.approx(expected, rel=0.01)
 
 
 def test_windows_are_read_from_the_model():
@@ -65,17 +62,13 @@ def test_keys_seen_against_a_plain_sum(window):
 
 def test_a_meter_adds_up_by_row():
     meter = Meter(Architecture(linear=10, head=3, attention=((None, 2), (4, 1))), 3, "cpu")
-    rows = torch.tensor([0, 2])
-    meter.count(
-        rows, torch.tensor([1, 2]), torch.tensor([0, 3]), torch.tensor([5, 6]), torch.tensor([1, 0])
-    )
-    meter.count_branches(rows[1:], torch.tensor([[7, 2]]))
-    expected = [5 * 10 + 3 + 2 * 15 + 14, 0.0, 3 * 10 + 2 * 15 + 12 + 2 * 13 + 2 * 9 + 4 + 2]
+    counts = torch.tensor([[0, 2], [1, 2], [0, 3], [5, 6], [1, 0]])
+    meter.count(*counts)
+    meter.count_branches(torch.tensor([2]), torch.tensor([[7, 2]]))
+    flops = [5 * 10 + 3 + 2 * 15 + 14, 0.0, 3 * 10 + 2 * 15 + 12 + 2 * 13 + 2 * 9 + 4 + 2]
     for _ in range(2):  # reading twice counts once
-        forwards, tokens, flops = meter.totals()
-        assert forwards.tolist() == [1, 0, 2]
-        assert tokens.tolist() == [5, 0, 5]
-        assert flops.tolist() == expected
+        totals = [total.tolist() for total in meter.totals()]
+        assert totals == [[1, 0, 2], [5, 0, 5], flops]
 
 
 def test_costs_add():
@@ -85,44 +78,35 @@ def test_costs_add():
 
 
 def test_junctions_are_counted_and_value_flops_grow_with_them():
-    model, values, prompts = (
+    model, steering = (
         tiny.language_model("qwen3"),
-        tiny.value_model("qwen3"),
-        tiny.prompts(10),
+        Steering(tiny.value_model("qwen3"), EveryToken(), 0.0),
     )
-    some = generate(
-        model,
-        TOKENIZER,
-        prompts,
-        Steering(values, EntropyGate(2.05), 0.0),
-        max_new_tokens=12,
-        progress=False,
-    )
-    every = generate(
-        model,
-        TOKENIZER,
-        prompts,
-        Steering(values, EveryToken(), 0.0),
-        max_new_tokens=12,
-        progress=False,
-    )
-    for a, b in zip(some, every, strict=True):
+    sparse = tiny.generate(model, tiny.prompts(10), replace(steering, gate=EntropyGate(2.05)))
+    dense = tiny.generate(model, tiny.prompts(10), steering)
+    for a, b in zip(sparse, dense, strict=True):
         assert a.cost.junctions == a.steered.sum() == a.cost.value_forwards
         assert b.cost.junctions == len(b.token_ids)
         assert a.cost.value_flops <= b.cost.value_flops
         assert a.cost.model_flops == b.cost.model_flops
-    assert sum(g.cost.value_flops for g in some) < 0.8 * sum(g.cost.value_flops for g in every)
+    assert sum(g.cost.value_flops for g in sparse) < 0.8 * sum(g.cost.value_flops for g in dense)
 
 
 def test_layers_without_keys_are_refused():
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
-
     config = Qwen3NextConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        intermediate_size=48, layer_types=["linear_attention", "full_attention"], mlp_only_layers=[0, 1],
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        layer_types=["linear_attention", "full_attention"],
+        mlp_only_layers=[0, 1],
+    )
     with pytest.raises(
         ValueError,
-        match="layers of full or sliding-window attention only, Qwen3NextForCausalLM has LinearAttention",
+        match="layers of full or sliding-window attention only, Qwen3NextForCausalLM has "
+        "LinearAttention",
     ):
         attention_windows(Qwen3NextForCausalLM(config))

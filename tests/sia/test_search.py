@@ -1,53 +1,49 @@
 """Best-of-N and chunk beam search against plain loops over single responses."""
 
 from dataclasses import astuple, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from sia import (
-    EntropyGate,
-    RandomGate,
-    RewardScorer,
-    RolloutScorer,
-    Steering,
-    _sampling,
-    best_of_n,
-    chunk_beam_search,
-    generate,
-)
+import sia
+from sia import EntropyGate, RandomGate, RewardScorer, RolloutScorer, Steering, _sampling
 from sia._decoding import Decoding
 from sia._inputs import pad_left
 from sia.search import select_beams
 from tests.helpers import tiny
-from tests.sia.scorers.test_reward import whole_rewards
+from tests.helpers.reference import whole_rewards
 
 TOKENIZER = tiny.tokenizer()
-MODEL, VALUES, REWARD = (
-    tiny.language_model("qwen3"),
-    tiny.value_model("qwen3"),
-    RewardScorer(tiny.reward_model("qwen3")),
-)
+MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
+REWARD = RewardScorer(tiny.reward_model("qwen3"))
 STEERING = Steering(VALUES, EntropyGate(1.5), beta=2.0)
 PROMPTS = tiny.prompts(5, seed=3)
+best_of_n = partial(sia.best_of_n, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
+search = partial(sia.chunk_beam_search, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 
 
 def continuation(prompt, key, steering, start, tokens, max_new_tokens):
-    """One response, decoded alone from the beginning with forced first tokens `start`: the plain way to go on."""
+    """Decode one response alone, forcing its first tokens: the plain way to go on."""
     input_ids, mask = pad_left([prompt], "cpu")
     decoding = Decoding(
-        MODEL, input_ids, mask, steering=steering, row_keys=key, value_prompts=[prompt], max_new_tokens=max_new_tokens,
-        temperature=1.0, stop_tokens=[tiny.EOS],
-    )  # fmt: skip
-    forced = iter(start)
-    pick = decoding._pick
+        MODEL,
+        input_ids,
+        mask,
+        steering=steering,
+        row_keys=key,
+        value_prompts=[prompt],
+        max_new_tokens=max_new_tokens,
+        temperature=1.0,
+        stop_tokens=[tiny.EOS],
+    )
+    forced, pick = iter(start), decoding._pick
     decoding._pick = lambda *arguments: (
-        torch.tensor([t]) if (t := next(forced, None)) is not None else pick(*arguments)
+        pick(*arguments) if (token := next(forced, None)) is None else torch.tensor([token])
     )
     # a steered step picks twice, so tokens are forced on unsteered steps only
-    decoding.steering = None
-    session, decoding.session = decoding.session, None
+    session, decoding.steering, decoding.session = decoding.session, None, None
     decoding.run(len(start))
     decoding.steering, decoding.session = steering, session
     decoding.run(tokens)
@@ -55,127 +51,92 @@ def continuation(prompt, key, steering, start, tokens, max_new_tokens):
 
 
 def rewarded(prompt, response):
-    return float(whole_rewards(REWARD.model, [*prompt, *response[:-1]], [response[-1]])[0])
+    return float(whole_rewards(REWARD.model, [*prompt, *response[:-1]], response[-1:])[0])
 
 
-def slow_search(prompt, width, expansions, chunk, steering, max_new_tokens, seed):
-    """Beams as a list of (response, reward), each of which goes on under the key of the row that it fills."""
-    keys = _sampling.sample_keys(_sampling.prompt_keys([prompt], [seed]), width * expansions)
-    beams = [[]]
+def slow_search(prompt, steering, *, width, expansions, chunk, max_new_tokens=10, seed=2):
+    """Keep beams as (reward, response); each goes on under the key of the row that it fills."""
     copies = width * expansions
-    ended = []
+    keys = _sampling.sample_keys(_sampling.prompt_keys([prompt], [seed]), copies)
+    beams, ended = [[]], []
     while beams:
-        found = []
-        for row, beam in enumerate(beam for beam in beams for _ in range(copies)):
-            response = continuation(
-                prompt, keys[row : row + 1], steering, beam, chunk, max_new_tokens
-            )
-            found.append((response, rewarded(prompt, response)))
-        best = sorted([*found, *ended], key=lambda pair: -pair[1])[:width]
-        beams = [r for r, _ in best if r[-1] != tiny.EOS and len(r) < max_new_tokens]
-        ended = [pair for pair in best if pair[0] not in beams]
+        rows = [beam for beam in beams for _ in range(copies)]
+        continued = [
+            continuation(prompt, keys[row : row + 1], steering, beam, chunk, max_new_tokens)
+            for row, beam in enumerate(rows)
+        ]
+        pairs = [(rewarded(prompt, response), response) for response in continued]
+        best = sorted([*pairs, *ended], key=lambda pair: -pair[0])[:width]
+        beams = [r for _, r in best if r[-1] != tiny.EOS and len(r) < max_new_tokens]
+        ended = [pair for pair in best if pair[1] not in beams]
         copies = expansions
-    return max(ended, key=lambda pair: pair[1])
+    return max(ended, key=lambda pair: pair[0])
 
 
-@pytest.mark.parametrize(("width", "expansions", "chunk"), [(1, 4, 12), (2, 2, 3), (3, 2, 4)])
+@pytest.mark.parametrize(("width", "expansions", "chunk"), [(1, 4, 10), (2, 2, 3), (3, 2, 4)])
 @pytest.mark.parametrize("steering", [None, STEERING])
 def test_the_search_finds_what_the_plain_loop_finds(width, expansions, chunk, steering):
-    options = {"max_new_tokens": 12, "seed": 2, "progress": False}
-    found = chunk_beam_search(
-        MODEL,
-        TOKENIZER,
-        PROMPTS,
-        REWARD,
-        width=width,
-        expansions=expansions,
-        chunk=chunk,
-        steering=steering,
-        **options,
-    )
-    alone = [
-        chunk_beam_search(
-            MODEL,
-            TOKENIZER,
-            [p],
-            REWARD,
-            width=width,
-            expansions=expansions,
-            chunk=chunk,
-            steering=steering,
-            **options,
-        )[0]
-        for p in PROMPTS
-    ]
-    for prompt, generation, single in zip(PROMPTS, found, alone, strict=True):
-        response, reward = slow_search(prompt, width, expansions, chunk, steering, 12, 2)
-        assert generation.token_ids.tolist() == single.token_ids.tolist() == response
+    options = {"width": width, "expansions": expansions, "chunk": chunk}
+    find = partial(search, reward=REWARD, steering=steering, seed=2, **options)
+    for prompt, generation in zip(PROMPTS, find(PROMPTS), strict=True):
+        reward, response = slow_search(prompt, steering, **options)
+        (alone,) = find([prompt])
+        assert generation.token_ids.tolist() == alone.token_ids.tolist() == response
         assert generation.reward == pytest.approx(reward, abs=1e-4)
-        assert generation.cost == single.cost
+        assert generation.cost == alone.cost
         assert generation.finished == (response[-1] == tiny.EOS)
         assert generation.text == TOKENIZER.decode(response, skip_special_tokens=True)
 
 
 def test_best_of_n_is_the_best_of_n_single_responses():
-    options = {"max_new_tokens": 10, "progress": False}
-    best = best_of_n(MODEL, TOKENIZER, PROMPTS, REWARD, 4, STEERING, seed=1, **options)
-    first = generate(MODEL, TOKENIZER, PROMPTS, STEERING, seed=1, **options)
-    one = best_of_n(MODEL, TOKENIZER, PROMPTS, REWARD, 1, STEERING, seed=1, **options)
-    assert [g.token_ids.tolist() for g in one] == [g.token_ids.tolist() for g in first]
+    best = best_of_n(PROMPTS, REWARD, 4, STEERING, seed=1)
     for prompt, generation in zip(PROMPTS, best, strict=True):
         keys = _sampling.sample_keys(_sampling.prompt_keys([prompt], [1]), 4)
         singles = [continuation(prompt, keys[i : i + 1], STEERING, [], 10, 10) for i in range(4)]
-        rewards = [rewarded(prompt, response) for response in singles]
-        assert generation.token_ids.tolist() == singles[rewards.index(max(rewards))]
-        tried = sum(len(response) for response in singles)
-        assert (
-            generation.cost.model_tokens == len(prompt) + tried - 4
-        )  # the prompt once, the last token of each never
-        assert (
-            generation.cost.model_forwards == tried - 3
-        )  # the first of each after one forward pass of the prompt
-    assert all(b.reward >= a.reward for a, b in zip(one, best, strict=True))
-    assert any(b.reward > a.reward for a, b in zip(one, best, strict=True))
-    for a, b in zip(one, best, strict=True):
-        np.testing.assert_allclose(
-            a.kl,
-            generate(MODEL, TOKENIZER, [PROMPTS[one.index(a)]], STEERING, seed=1, **options)[0].kl,
-            atol=1e-5,
-        )
-        assert all(
-            more >= less for less, more in zip(astuple(a.cost), astuple(b.cost), strict=True)
-        )
-    few = best_of_n(MODEL, TOKENIZER, PROMPTS, REWARD, 4, STEERING, seed=1, batch_size=5, **options)
-    assert [g.token_ids.tolist() for g in few] == [g.token_ids.tolist() for g in best]
+        assert generation.token_ids.tolist() == max(singles, key=partial(rewarded, prompt))
+        # the prompt is computed once, the last token of each response never
+        sampled, cost = sum(map(len, singles)), generation.cost
+        assert cost.model_tokens == len(prompt) + sampled - 4
+        assert cost.model_forwards == sampled - 3
+    few_at_once = best_of_n(PROMPTS, REWARD, 4, STEERING, seed=1, batch_size=5)
+    assert tiny.tokens(few_at_once) == tiny.tokens(best)
+
+
+def test_best_of_one_is_a_single_response():
+    best = best_of_n(PROMPTS, REWARD, 4, STEERING, seed=1)
+    one = best_of_n(PROMPTS, REWARD, 1, STEERING, seed=1)
+    plain = tiny.generate(MODEL, PROMPTS, STEERING, seed=1, max_new_tokens=10)
+    assert tiny.tokens(one) == tiny.tokens(plain)
+    for a, b in zip(one, plain, strict=True):
+        np.testing.assert_allclose(a.kl, b.kl, atol=1e-5)
+    gains = [b.reward - a.reward for a, b in zip(one, best, strict=True)]
+    assert min(gains) >= 0 < max(gains)
+    costs = [np.array([astuple(g.cost) for g in generations]) for generations in (one, best)]
+    assert (costs[0] <= costs[1]).all()
 
 
 def test_every_setting_of_a_search_matters():
-    options = {"max_new_tokens": 10, "progress": False}
-    usual = {
-        "width": 2,
-        "expansions": 2,
-        "chunk": 3,
-        "steering": STEERING,
-        "seed": 0,
-        "temperature": 1.0,
-    }
+    def tokens(reward=REWARD, **changed):
+        usual = {"width": 2, "expansions": 2, "chunk": 3, "steering": STEERING, "seed": 0}
+        return str(tiny.tokens(search(PROMPTS, reward, **(usual | changed))))
 
-    def tokens(**changed):
-        settings = {"reward": REWARD, **usual, **changed}
-        found = chunk_beam_search(
-            MODEL, TOKENIZER, PROMPTS, settings.pop("reward"), **settings, **options
-        )
-        return str([g.token_ids.tolist() for g in found])
-
-    outputs = [
-        tokens(), tokens(width=1), tokens(expansions=3), tokens(chunk=5), tokens(steering=None), tokens(seed=1), tokens(temperature=0.5),
-        tokens(reward=VALUES), tokens(steering=replace(STEERING, gate=RandomGate(0.3))),
-        tokens(value_prompts=[[9, 8]] * 5), tokens(reward_prompts=[[9, 8]] * 5), tokens(reward=RolloutScorer(MODEL, VALUES, 2)),
-    ]  # fmt: skip
-    assert (
-        len(set(outputs)) == len(outputs) - 1
-    )  # a RolloutScorer rates whole responses as its reward does
-    assert outputs[-1] == outputs[7]
+    by_values = tokens(VALUES)
+    responses = [
+        tokens(),
+        by_values,
+        tokens(width=1),
+        tokens(expansions=3),
+        tokens(chunk=5),
+        tokens(steering=None),
+        tokens(steering=replace(STEERING, gate=RandomGate(0.3))),
+        tokens(seed=1),
+        tokens(temperature=0.5),
+        tokens(value_prompts=[[9, 8]] * 5),
+        tokens(reward_prompts=[[9, 8]] * 5),
+    ]
+    assert len(set(responses)) == len(responses)
+    # a RolloutScorer rates whole responses as its reward does
+    assert tokens(RolloutScorer(MODEL, VALUES, 2)) == by_values
 
 
 def test_selection_keeps_the_best_and_fills_rows():
@@ -190,20 +151,38 @@ def test_selection_keeps_the_best_and_fills_rows():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 0), "n must be at least 1, got 0"),
-        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, width=0, expansions=2, chunk=3), "width must be at least 1, got 0"),
-        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, width=2, expansions=0, chunk=3), "expansions must be at least 1, got 0"),
-        (lambda: chunk_beam_search(MODEL, TOKENIZER, [[7]], REWARD, width=2, expansions=2, chunk=0), "chunk must be at least 1, got 0"),
-        (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 2, temperature=0.0),
-         "temperature must be above 0 in a search: greedy samples of a prompt are all the same"),
-        (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD.model, 2),
-         "reward must be a RewardScorer, a ValueModel or the like, got Qwen3ForSequenceClassification"),
-        (lambda: best_of_n(MODEL, TOKENIZER, [[7]], REWARD, 2, reward_prompts=[]),
-         "reward_prompts must be as many as prompts: expected 1, got 0"),
-        (lambda: best_of_n(MODEL, TOKENIZER, [[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=70)), 2),
-         "model and reward must share a vocabulary: the model has 60 tokens, the reward 70"),
+        (lambda: best_of_n([[7]], REWARD, 0), "n must be at least 1, got 0"),
+        (
+            lambda: search([[7]], REWARD, width=0, expansions=2, chunk=3),
+            "width must be at least 1, got 0",
+        ),
+        (
+            lambda: search([[7]], REWARD, width=2, expansions=0, chunk=3),
+            "expansions must be at least 1, got 0",
+        ),
+        (
+            lambda: search([[7]], REWARD, width=2, expansions=2, chunk=0),
+            "chunk must be at least 1, got 0",
+        ),
+        (
+            lambda: best_of_n([[7]], REWARD, 2, temperature=0.0),
+            "temperature must be above 0 in a search: greedy samples of a prompt are all the same",
+        ),
+        (
+            lambda: best_of_n([[7]], REWARD.model, 2),
+            "reward must be a RewardScorer, a ValueModel or the like, "
+            "got Qwen3ForSequenceClassification",
+        ),
+        (
+            lambda: best_of_n([[7]], REWARD, 2, reward_prompts=[]),
+            "reward_prompts must be as many as prompts: expected 1, got 0",
+        ),
+        (
+            lambda: best_of_n([[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=70)), 2),
+            "model and reward must share a vocabulary: the model has 60 tokens, the reward 70",
+        ),
     ],
-)  # fmt: skip
+)
 def test_searches_refuse_what_they_cannot_mean(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
@@ -211,22 +190,15 @@ def test_searches_refuse_what_they_cannot_mean(call, message):
 
 
 def test_the_only_sample_may_be_greedy():
-    (found,) = best_of_n(
-        MODEL, TOKENIZER, [[7, 8]], REWARD, 1, temperature=0, max_new_tokens=4, progress=False
-    )
-    (expected,) = generate(
-        MODEL, TOKENIZER, [[7, 8]], temperature=0, max_new_tokens=4, progress=False
-    )
-    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    best = best_of_n([[7, 8]], REWARD, 1, temperature=0, max_new_tokens=4)
+    greedy = tiny.generate(MODEL, [[7, 8]], temperature=0, max_new_tokens=4)
+    assert tiny.tokens(best) == tiny.tokens(greedy)
 
 
 def test_bad_rewards_stop_with_step_and_prompt():
     reward = RewardScorer(tiny.reward_model("qwen3"))
-    with torch.no_grad():
-        reward.model.score.weight.fill_(float("nan"))
+    torch.nn.init.constant_(reward.model.score.weight, torch.nan)
     with pytest.raises(
         FloatingPointError, match="values must be finite, got NaN or infinity at step 3 of prompt 1"
     ):
-        best_of_n(
-            MODEL, TOKENIZER, [[7, 8, 9], [7, 8]], reward, 2, max_new_tokens=4, progress=False
-        )
+        best_of_n([[7, 8, 9], [7, 8]], reward, 2, max_new_tokens=4)
