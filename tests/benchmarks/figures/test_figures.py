@@ -41,12 +41,12 @@ class Drawn(NamedTuple):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Return every figure as it is drawn from made-up rows."""
-    folder, found, pictures = tmp_path_factory.mktemp("figures"), {}, {}
+    folder, figures, pictures = tmp_path_factory.mktemp("figures"), {}, {}
     finish = style.finish
 
     def watched(figure, handles, caption, folder, name, **options):
         panels = []
-        for axis in figure.axes:
+        for axis in (one for one in figure.axes if one.get_label() != "<colorbar>"):
             shared = [
                 len(group.get_siblings(axis)) > 1
                 for group in (axis._shared_axes["x"], axis._shared_axes["y"])
@@ -63,9 +63,9 @@ def drawn(tmp_path_factory):
             path = folder / f"{name}.csv"
             table_of(figure).to_csv(path, index=False)
             paths = figure.plot(tables.read_summary(path), SMOKE, False, folder)
-            found[name] = Drawn(tables.read_summary(path), paths, dict(pictures))
+            figures[name] = Drawn(tables.read_summary(path), paths, dict(pictures))
             pictures.clear()
-    return found
+    return figures
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -112,24 +112,24 @@ def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
 
 
 def test_figure4_compares_sparse_and_dense_in_every_setting(drawn):
-    part = figure4.sparse_against_dense(drawn["figure4"].summary, SMOKE)
+    selected = figure4.sparse_against_dense(drawn["figure4"].summary, SMOKE)
     settings = ["β = 1", "best β", "equal KL"]
-    assert list(part["setting"].unique()) == settings + [f"{name}, floor" for name in settings]
-    pooled = part[part["replicate"] == "all"]
+    assert list(selected["setting"].unique()) == settings + [f"{name}, floor" for name in settings]
+    pooled = selected[selected["replicate"] == "all"]
     per_panel = pooled.groupby(["loss", "setting"]).size()
     assert (per_panel == len(SMOKE.sweep.main_ratios) + 1).all()
-    assert len(per_panel) == 2 * len(part["setting"].unique())
-    assert part.loc[part["replicate"] != "all", "line"].str.startswith("mean").all()
+    assert len(per_panel) == 2 * len(selected["setting"].unique())
+    assert selected.loc[selected["replicate"] != "all", "line"].str.startswith("mean").all()
 
 
 def test_figure5_counts_the_responses_that_reach_a_position(drawn):
     table = drawn["figure5"].summary
-    part = table[
+    selected = table[
         (table["method"] == "sia") & (table["target_ratio"] == table["target_ratio"].min())
     ]
-    grid = figure5.shares(part, SMOKE)
+    grid = figure5.shares(selected, SMOKE)
     assert list(grid.index)[:2] == ["Qwen3, harmlessness", "Qwen3, helpfulness"]
-    row = part[(part["family"] == "qwen3") & (part["objective"] == "honesty")]
+    row = selected[(selected["family"] == "qwen3") & (selected["objective"] == "honesty")]
     of_reached = row[row["metric"] == "junction_share_of_reached"].set_index("position")["estimate"]
     assert grid.loc["Qwen3, honesty", 3] == of_reached[3]
     assert grid.shape[1] <= 12  # the made-up responses have at most 11 tokens
@@ -143,49 +143,29 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
     )
     table = drawn[name].summary
     assert table.columns[:17].tolist() == promised.split()
-    keys = [
-        "objective",
-        "family",
-        "model",
-        "value_model",
-        "method",
-        "target_ratio",
-        "best_of",
-        "metric",
-    ]
-    keys += ["beta", "tuned", "floor", "tau", "search", "matched", "versus"]
-    keys += [
-        name
-        for name in (
-            "replicate",
-            "position",
-            "experiment",
-            "states",
-            "stretch",
-            "noise",
-            "offset",
-            "word",
-            "base_word",
-        )
-        if name in table
-    ]
+    always = (
+        "objective family model value_model method target_ratio best_of metric beta tuned floor "
+    )
+    always += "tau search matched versus"
+    some = "replicate position experiment states stretch noise offset word base_word"
+    keys = always.split() + [name for name in some.split() if name in table]
     assert not table.duplicated(keys).any(), table[table.duplicated(keys, keep=False)]
 
 
 def test_every_claim_finds_its_row_or_none(drawn):
     """On the smoke profile some are not measured (other shares, the best of 8), none twice."""
-    found = claims.pooled_verdicts(
+    verdicts = claims.pooled_verdicts(
         claims.verdicts({name: table for name, (table, *_) in drawn.items()}, claims.read_claims())
     )
-    missing = found[found["verdict"] == "not measured"]
+    missing = verdicts[verdicts["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
         "forty-percent-is-enough", "sixty-percent-is-enough", "eighty-percent-is-enough",
         "entropy-beats-random-at-80", "stronger-guidance", "stronger-guidance-floor",
         "helps-best-of-n", "helps-best-of-n-at-equal-positions",
         "helps-best-of-n-at-equal-cost", "best-of-n-helps", "sparse-best-of-n",
     }  # fmt: skip
-    assert len(found) > 120
-    measured = found[found["verdict"] != "not measured"]
+    assert len(verdicts) > 120
+    measured = verdicts[verdicts["verdict"] != "not measured"]
     assert measured["verdict"].isin(claims.VERDICTS).all()
     exact = measured["claim"].str.startswith(("lemma-2-1", "theorem-2-2"))
     assert (measured[~exact]["marks"].str.len() == 2).all()
@@ -207,20 +187,20 @@ def test_positions_of_junctions():
     tokens = results.rows(steered, "trace")
     tokens = tokens[tokens["objective"] == "honesty"]
     responses = len(tokens.groupby(["prompt", "seed"]))
-    wanted = {"family": "llama", "objective": "honesty", "method": "sia", "target_ratio": 0.2}
+    setting = {"family": "llama", "objective": "honesty", "method": "sia", "target_ratio": 0.2}
     for position in (0, 4, 30):
         share = tokens[(tokens["step"] == position)]["steered"].sum() / responses
-        assert pick(table, **wanted, metric="junction_share", position=position)[
+        assert pick(table, **setting, metric="junction_share", position=position)[
             "estimate"
         ] == pytest.approx(share, abs=ROUNDED)
-    assert pick(table, **wanted, metric="response_length")["estimate"] == pytest.approx(
+    assert pick(table, **setting, metric="response_length")["estimate"] == pytest.approx(
         len(tokens) / responses, abs=ROUNDED
     )
     # base responses are asked where the gate would open, at the threshold of their objective
     base = results.rows(FIGURES["figure5"].cells(SMOKE, 0).traces[1], "trace")
     base = base[base["objective"] == "honesty"]
     share = ((base["entropy"] >= 1.2) & (base["step"] == 2)).sum() / responses
-    assert pick(table, **(wanted | {"method": "base"}), metric="junction_share", position=2)[
+    assert pick(table, **(setting | {"method": "base"}), metric="junction_share", position=2)[
         "estimate"
     ] == pytest.approx(share, abs=ROUNDED)
 
@@ -258,32 +238,19 @@ def test_entropy_around_junctions_stays_within_the_response():
     ):
         for offset in entropy.OFFSETS:
             place = (row.objective, row.prompt, row.seed, row.step + offset)
-            found = row[rows.columns.get_loc(f"entropy{offset:+d}")]
-            assert (math.isnan(found) and place not in tokens.index) or found == pytest.approx(
+            value = row[rows.columns.get_loc(f"entropy{offset:+d}")]
+            assert (math.isnan(value) and place not in tokens.index) or value == pytest.approx(
                 tokens[place], abs=0.006
             )
     table = FIGURES["entropy"].summarize(rows, SMOKE)
-    part = rows[(rows["family"] == "qwen3") & (rows["method"] == "sia")]
-    fall = pick(
-        table,
-        family="qwen3",
-        method="sia",
-        target_ratio=0.2,
-        versus="",
-        metric="entropy_fall",
+    selected = rows[(rows["family"] == "qwen3") & (rows["method"] == "sia")]
+    setting = {"family": "qwen3", "method": "sia", "target_ratio": 0.2, "versus": ""}
+    fall, shifted = (
+        pick(table, **setting, metric=metric) for metric in ("entropy_fall", "shifted_share")
     )
-    assert fall["estimate"] == pytest.approx(
-        (part["entropy+1"] - part["entropy+0"]).mean(), abs=1e-3
-    )
+    means = (selected["entropy+1"] - selected["entropy+0"]).mean(), selected["shifted"].mean()
+    assert (fall["estimate"], shifted["estimate"]) == pytest.approx(means, abs=1e-3)
     assert fall["low"] < fall["estimate"] < fall["high"]
-    assert pick(
-        table,
-        family="qwen3",
-        method="sia",
-        target_ratio=0.2,
-        versus="",
-        metric="shifted_share",
-    )["estimate"] == pytest.approx(part["shifted"].mean(), abs=1e-3)
 
 
 def test_the_gain_of_a_step_is_what_its_definition_says():
@@ -291,11 +258,13 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     rows = FIGURES["value-error"].collect(SMOKE, range(2), FakeResults(SMOKE))
     table = FIGURES["value-error"].summarize(rows, SMOKE)
     exact = {"family": "qwen3", "value_model": "value-token", "stretch": ""}
-    part = rows[rows["family"] == "qwen3"].sort_values(["replicate", "objective", "state", "rank"])
-    base = torch.tensor(np.exp(part["base_logprob"].to_numpy(float))).view(
+    selected = rows[rows["family"] == "qwen3"].sort_values(
+        ["replicate", "objective", "state", "rank"]
+    )
+    base = torch.tensor(np.exp(selected["base_logprob"].to_numpy(float))).view(
         -1, SMOKE.decoding.candidates
     )
-    worth = torch.tensor(part["worth"].to_numpy(float)).view_as(base)
+    worth = torch.tensor(selected["worth"].to_numpy(float)).view_as(base)
     best = laws.optimal_policy(base, worth, 1.0)
     gain = laws.objective(best, base, worth, 1.0) - laws.objective(base, base, worth, 1.0)
     assert pick(table, **exact, metric="steering_gain")["estimate"] == pytest.approx(
@@ -323,12 +292,12 @@ def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
         .astype({"base_logprob": "float32"})
     )
     table = FIGURES["value-error"].summarize(rows.sample(frac=1, random_state=0), SMOKE)
-    part = rows.sort_values(["family", "replicate", "objective", "state", "rank"])
-    base = torch.tensor(np.exp(part["base_logprob"].to_numpy(float))).view(
+    selected = rows.sort_values(["family", "replicate", "objective", "state", "rank"])
+    base = torch.tensor(np.exp(selected["base_logprob"].to_numpy(float))).view(
         -1, SMOKE.decoding.candidates
     )
     base = base / base.sum(-1, keepdim=True)  # float32 in the rows
-    values = torch.tensor(part["value_mean"].to_numpy(float)).view_as(base)
+    values = torch.tensor(selected["value_mean"].to_numpy(float)).view_as(base)
     low = torch.special.entr(base).sum(-1) < 1
     regret, best = laws.step_regret(base, base, values, 1.0), laws.optimal_policy(base, values, 1.0)
     pooled = {"family": "all", "value_model": "value-mean"}
@@ -407,8 +376,8 @@ def test_the_bound_without_torch_is_the_librarys():
     entropies = torch.special.entr(base).sum(-1)
     for value_range, beta in ((0.1, 1.0), (1.0, 0.3), (5.0, 2.0)):
         expected = laws.regret_bound(base, value_range, beta)
-        found = regret_bounds(entropies.numpy(), np.full(300, value_range), beta)
-        np.testing.assert_allclose(found, expected.numpy(), atol=1e-9)
+        bounds = regret_bounds(entropies.numpy(), np.full(300, value_range), beta)
+        np.testing.assert_allclose(bounds, expected.numpy(), atol=1e-9)
 
 
 def test_theorem_2_2s_sum_is_over_unsteered_steps():
@@ -423,7 +392,7 @@ def test_theorem_2_2s_sum_is_over_unsteered_steps():
     tokens = tokens[tokens["seed"] == 0]
     thresholds = tokens["objective"].map(dict(zip(OBJECTIVES, (1.0, 1.1, 1.2), strict=True)))
     skipped = tokens["divergence_token"].where(tokens["entropy"] < thresholds, 0.0)
-    wanted = {
+    setting = {
         "experiment": "lab",
         "family": "qwen3",
         "value_model": "value-token",
@@ -431,9 +400,9 @@ def test_theorem_2_2s_sum_is_over_unsteered_steps():
         "states": "sia",
     }
     responses = 3 * SMOKE.evaluation.prompts_per_objective
-    row = pick(table, **wanted, metric="unsteered_kl")
+    row = pick(table, **setting, metric="unsteered_kl")
     assert row["estimate"] == pytest.approx(skipped.sum() / responses, abs=1e-3)
-    share = pick(table, **wanted, metric="junction_kl_share")
+    share = pick(table, **setting, metric="junction_kl_share")
     assert share["estimate"] == pytest.approx(
         1 - skipped.sum() / tokens["divergence_token"].sum(), abs=1e-3
     )

@@ -1,7 +1,5 @@
 """The recipes of CONTRIBUTING.md: a new figure is one file, a new gate one class."""
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys
@@ -102,7 +100,7 @@ def test_figures_are_known_without_torch():
     heavy = ("torch", "sia", "transformers", "benchmarks.engine", "benchmarks.subjects")
     code = (
         "import sys, benchmarks.figures.registry as r; assert len(r.FIGURES) > 10; "
-        f"found = [n for n in {heavy} if n in sys.modules]; assert not found, found"
+        f"imported = [n for n in {heavy} if n in sys.modules]; assert not imported, imported"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
