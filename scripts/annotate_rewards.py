@@ -82,12 +82,12 @@ def annotate(options: argparse.Namespace) -> None:
             f"{options.reward} must be a decoder with a linear score head,"
             f" got {type(model).__name__}"
         )
+    windows = [examples[i : i + WINDOW] for i in range(completed, len(examples), WINDOW)]
     with (
         partial.open("a", encoding="utf-8") as file,
         tqdm(total=len(examples), initial=completed, desc="rewards", unit="example") as bar,
     ):
-        for start in range(completed, len(examples), WINDOW):
-            window = examples[start : start + WINDOW]
+        for window in windows:
             rewards = score_examples(model, tokenizer, window, options.longest)
             for (chat, response), reward in zip(window, rewards, strict=True):
                 example = {"prompt": list(chat), "response": response, "reward": reward}
@@ -95,10 +95,14 @@ def annotate(options: argparse.Namespace) -> None:
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(window))
-    left_out = finish(partial, options.output)
+    with partial.open(encoding="utf-8") as file:
+        _, *lines = file
+    scored = [line for line in lines if json.loads(line)["reward"] is not None]
+    write_text(options.output, "".join(scored))
+    partial.unlink()
     print(
-        f"{options.output}: {len(examples) - left_out} examples,"
-        f" {left_out} left out with more than {options.longest} tokens"
+        f"{options.output}: {len(scored)} examples,"
+        f" {len(lines) - len(scored)} left out with more than {options.longest} tokens"
     )
 
 
@@ -139,16 +143,6 @@ def open_partial(partial: Path, settings: dict) -> int:
         )
     os.truncate(partial, len(whole))
     return len(scored)
-
-
-def finish(partial: Path, output: Path) -> int:
-    """Write the scored examples, whole or not at all; return how many have no reward."""
-    with partial.open(encoding="utf-8") as file:
-        _, *lines = file
-    scored = [line for line in lines if json.loads(line)["reward"] is not None]
-    write_text(output, "".join(scored))
-    partial.unlink()
-    return len(lines) - len(scored)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.beta,
             candidates=options.candidates,
         )
-        for prompt in [options.prompt] if options.prompt is not None else read_prompts(console):
+        for prompt in read_prompts(console) if options.prompt is None else [options.prompt]:
             compare(console, model, tokenizer, steering, value_tokenizer, prompt, options)
     except (ValueError, TypeError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -136,59 +136,44 @@ def compare(
         raise ValueError("a prompt needs at least one character, got an empty one")
     check_options([prompt], options.temperature, max_new_tokens=options.max_new_tokens)
     if options.chat:
-        (ids,) = chat_ids(tokenizer, [chat], enable_thinking=False)
+        ids = chat_ids(tokenizer, [chat], enable_thinking=False)
     else:
-        ids = tokenizer(plain_text(chat)).input_ids
-    (value_ids,) = chat_ids(value_tokenizer, [chat])
-    both = [
-        start_decoding(
-            model,
-            tokenizer,
-            [ids],
-            [value_ids],
-            [0],
-            [options.seed],
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            **policy,
-        )
+        ids = tokenizer([plain_text(chat)]).input_ids
+    limits = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
+    prompts = ids, chat_ids(value_tokenizer, [chat]), [0], [options.seed]
+    decodings = [
+        start_decoding(model, tokenizer, *prompts, **limits, **policy)
         for policy in ({"candidates": options.candidates}, {"steering": steering})
     ]
     with Live(console=console, refresh_per_second=12) as live:
-        while any(len(decoding.active_rows) for decoding in both):
-            for decoding in both:
+        while any(len(decoding.active_rows) for decoding in decodings):
+            for decoding in decodings:
                 if len(decoding.active_rows):
                     decoding.run(1)
-            live.update(
-                side_by_side(
-                    tokenizer,
-                    [decoding.generations(tokenizer)[0] for decoding in both],
-                    console.width,
-                )
-            )
+            answers = [decoding.generations(tokenizer)[0] for decoding in decodings]
+            live.update(side_by_side(tokenizer, answers, console.width))
 
 
 def side_by_side(
     tokenizer: PreTrainedTokenizerBase, generations: list[Generation], width: int
 ) -> Columns:
     """Return both answers as panels, with lengths and intervention ratio below."""
-    panels = []
-    for title, generation in zip(("base", "steered"), generations, strict=True):
-        ratio = 0.0 if math.isnan(generation.intervention_ratio) else generation.intervention_ratio
-        kl = float(generation.kl.sum())
-        note = f"{len(generation.token_ids)} tokens"
-        if title == "steered":
-            note += (
-                f", {ratio:.0%} steered, {int(generation.shifted.sum())} changed, KL {kl:.2f} nats"
-            )
-        panels.append(
-            Panel(
-                highlighted(tokenizer, generation),
-                title=title,
-                subtitle=note,
-                width=max(20, width // 2 - 1),
-            )
+    base, steered = generations
+    ratio = 0.0 if math.isnan(steered.intervention_ratio) else steered.intervention_ratio
+    note = (
+        f"{len(steered.token_ids)} tokens, {ratio:.0%} steered,"
+        f" {int(steered.shifted.sum())} changed, KL {float(steered.kl.sum()):.2f} nats"
+    )
+    answers = (base, "base", f"{len(base.token_ids)} tokens"), (steered, "steered", note)
+    panels = [
+        Panel(
+            highlighted(tokenizer, generation),
+            title=title,
+            subtitle=subtitle,
+            width=max(20, width // 2 - 1),
         )
+        for generation, title, subtitle in answers
+    ]
     return Columns(panels, padding=0)
 
 

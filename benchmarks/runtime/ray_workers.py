@@ -38,16 +38,16 @@ class Worker:
 
     def __init__(self) -> None:
         """Prepare the process."""
-        workers.init_worker()
+        self.units: list[float] = []
+        workers.init_worker(self.units.append)
 
     def ready(self) -> None:
         """Answer, once the worker has its place."""
 
     def run(self, function: Callable, task: object) -> tuple[object, float]:
         """Return function(task), and the units of work reported on the way."""
-        with workers.counting() as units:
-            result = function(task)
-        return result, sum(units)
+        self.units.clear()
+        return function(task), sum(self.units)
 
 
 class RayWorkers:
@@ -101,8 +101,6 @@ class RayWorkers:
         self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None
     ) -> list:
         """Run a function on every task, as `Workers.run` does."""
-        if not tasks:
-            return []
         waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
         # workers lost in each task; None: before they had any
         lost: Counter[int | None] = Counter()
@@ -115,47 +113,32 @@ class RayWorkers:
                 worker, number = self._idle.pop(), waiting.popleft()
                 busy[worker.run.remote(function, tasks[number])] = worker, number
             (done, *_), _ = ray.wait([*busy, *self._starting])
-            if done in self._starting:
-                worker = self._starting.pop(done)
-                answer = self._answer(done)
-                if answer is not None:
-                    self._idle.append(worker)
-                    lost[None] = 0
-                else:
-                    self._give_up_after(ATTEMPTS, None, lost, description)
-                continue
-            worker, number = busy.pop(done)
-            answer = self._answer(done)
-            if answer is None:  # the worker is lost: its task is the next
-                self._give_up_after(ATTEMPTS, number, lost, description)
-                waiting.appendleft(number)
+            starting = done in self._starting
+            worker, number = (self._starting.pop(done), None) if starting else busy.pop(done)
+            try:
+                answer = ray.get(done)
+            except RayTaskError as error:  # of the task itself
+                raise error.cause from None
+            except RayError:  # the worker is lost: its task is the next
+                lost[number] += 1
+                if lost[number] >= ATTEMPTS:
+                    when = "before it had a task" if starting else f"in task {number}"
+                    raise ValueError(
+                        f"{description}: {ATTEMPTS} workers in a row were lost {when}; "
+                        "is the environment on every node, and memory enough?"
+                    ) from None
+                self._start_worker()
+                if not starting:
+                    waiting.appendleft(number)
                 continue
             self._idle.append(worker)
-            result, units = answer[0]
+            if starting:
+                lost[None] = 0
+                continue
+            result, units = answer
             self._bar.update(min(units, self._bar.total - self._bar.n))
             if keep:
                 keep(tasks[number], result)
             else:
                 results[number] = result
         return [] if keep else results
-
-    def _answer(self, reference) -> tuple | None:
-        """Return a worker's answer in a tuple; if it is lost, start another and return None."""
-        try:
-            return (ray.get(reference),)
-        except RayTaskError as error:  # of the task itself
-            raise error.cause from None
-        except RayError:
-            self._start_worker()
-            return None
-
-    def _give_up_after(
-        self, attempts: int, number: int | None, lost: Counter, description: str
-    ) -> None:
-        lost[number] += 1
-        if lost[number] >= attempts:
-            what = "before it had a task" if number is None else f"in task {number}"
-            raise ValueError(
-                f"{description}: {attempts} workers in a row were lost {what}; "
-                "is the environment on every node, and memory enough?"
-            )

@@ -30,13 +30,13 @@ ENVIRONMENT = {
 
 RESPONSES_PER_SECOND = 500  # of a core, unsteered, roughly; for the progress bar alone
 BAR = "{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} to go"
-_units = None  # in a worker: takes its progress by `put`
+_put: Callable[[float], object] | None = None  # in a worker: takes its progress
 
 
 def report(units: float) -> None:
     """Report progress from inside a task, in estimated seconds of one core."""
-    if _units is not None:
-        _units.put(units)
+    if _put:
+        _put(units)
 
 
 class Bar(tqdm):
@@ -174,19 +174,19 @@ def _drain(queue: multiprocessing.Queue, bar: tqdm) -> None:
 def _start(
     queue: multiprocessing.Queue, parent: int, devices: multiprocessing.Queue | None
 ) -> None:
-    global _units
-    _units = queue
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
-    init_worker()
+    init_worker(queue.put)
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def init_worker() -> None:
-    """Prepare a worker process for its first task."""
+def init_worker(put: Callable[[float], object]) -> None:
+    """Prepare a worker process for its first task; `put` takes what tasks `report`."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    global _put
+    _put = put
     torch.set_num_threads(1)
     disable_progress_bar()
 
@@ -202,22 +202,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def counting() -> Iterator[list[float]]:
-    """Collect in a list what tasks `report` inside, in a worker without a queue."""
-    global _units
-
-    class Counter(list):
-        put = list.append
-
-    counter = Counter()
-    _units = counter
-    try:
-        yield counter
-    finally:
-        _units = None
 
 
 def _exit_with_parent(parent: int) -> None:
