@@ -1,4 +1,4 @@
-"""What goes wrong on real machines: kills, damaged files, full disks, two runs at once. `make faults`: minutes, so not in `make test`.
+"""Faults of real machines: kills, damaged files, full disks, two runs at once (`make faults`).
 
 Never a wrong table, never a finished cell lost, always one clear sentence.
 """
@@ -85,7 +85,7 @@ def sentence(done: subprocess.CompletedProcess) -> str:
 
 
 def check_tables(checkout: Path, expected: Path) -> int:
-    """Every table that is there is right: its rows are those of the run without faults (of cost, whose times differ, its hashes fit)."""
+    """Count the tables, whose rows must be those without faults (of cost, its hashes must fit)."""
     written = sorted((checkout / "results/tiny").glob("*.json"))
     for path in written:
         provenance = json.loads(path.read_text())
@@ -128,7 +128,7 @@ def finished(checkout: Path) -> dict[Path, int]:
 
 
 def test_twenty_kills_at_random_moments_end_in_the_same_tables(fresh, whole):
-    """Of training, sweep and drawing, each several times. What was finished before a kill is there after it, untouched."""
+    """Of training, sweep and drawing, each several times; what was finished stays untouched."""
     rng, kills = random.Random(0), dict.fromkeys(SPANS, 0)
     while sum(kills.values()) < KILLS or min(kills.values()) < KILLS // 5:
         wanted = min(kills, key=lambda name: kills[name])
@@ -245,7 +245,7 @@ def test_damaged_tables_are_named_and_not_drawn(whole, tmp_path, number):
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(sources, whole, tmp_path):
-    """A disk of its own, that is full at the first model, at a later one, at cells, at tables and figures."""
+    """A disk that is full at the first model, at a later one, at cells, at tables, at figures."""
     sizes = [
         size(sources),
         *(

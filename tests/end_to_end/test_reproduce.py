@@ -1,4 +1,4 @@
-"""The whole road in a checkout of its own, at the smallest scale: train, measure, draw; killed and gone on with."""
+"""Training, measuring and drawing in a checkout of its own, at the smallest scale."""
 
 from __future__ import annotations
 
@@ -148,7 +148,8 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     assert {"reproduced", "not reproduced", "undecided", "not measured"} >= set(claims["verdict"])
     rows = pd.read_parquet(checkout / "results/tiny/figure2.parquet")
     labels = ["value_model", "method", "search", "target_ratio", "tuned", "model"]
-    # 8 baselines; SIA and dense for each loss at β = 1 and tuned, random for each loss and once tuned
+    # 8 baselines; SIA and dense for each loss at β = 1 and tuned,
+    # random for each loss and once tuned
     assert len(rows[labels].drop_duplicates()) == 8 + 4 * 2 + 3
     per_cell = 3 * 4 * 2
     rollouts = 3 * 1 * 2
@@ -184,7 +185,7 @@ def test_reproduce_leaves_tables_and_figures(checkout):
 
 
 def test_searches_count_what_they_try(checkout):
-    """Best-of-2 holds the plain response; its cost is that of both, sharing their prompt, and of reading both."""
+    """Best-of-2 holds the plain response; its cost is that of generating and reading both."""
     rows = pd.read_parquet(checkout / "results/tiny/best-of-n.parquet")
     unit = ["objective", "prompt", "seed"]
     base = rows[(rows["method"] == "base")]
@@ -307,7 +308,7 @@ def _group_members(group: int) -> list[int]:
 
 
 def test_replicates_at_once_alone_and_one_after_the_other(checkout):
-    """Both replicates together, the first measured again, the second added to it: the same rows and the same summaries."""
+    """Both together, the first again, the second added to it: the same rows and summaries."""
     alone = table(checkout, "threshold")
     run(checkout, "threshold", "--fresh", "--replicates", "2")
     reference = checkout / "results/tiny/reference/threshold.csv"
@@ -326,8 +327,8 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     printed = run(checkout, "threshold", "--fresh")
     assert "measuring, as FRESH=1 asks" in printed
     assert (
-        "100% are those of the committed first replicate to the last digit (largest difference 0.0000)"
-        in printed
+        "100% are those of the committed first replicate to the last digit "
+        "(largest difference 0.0000)" in printed
     )
     assert "lie inside the committed intervals over 2 replicates" in printed
     assert set(pd.read_csv(checkout / "results/tiny/threshold.csv")["replicates"]) == {1}
@@ -355,5 +356,6 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     )
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: threshold was measured by other code or settings than today's, so no replicate can be added: use FRESH=1\n"
+        "error: threshold was measured by other code or settings than today's, so no replicate "
+        "can be added: use FRESH=1\n"
     )

@@ -1,4 +1,4 @@
-"""A sweep that measured nothing: rows, traces and probes of any cell, made up from keyed noise, in the layout of the real ones."""
+"""A sweep that measured nothing: rows, traces and probes of any cell, made up from keyed noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Effect = Callable[[SimpleNamespace], float]  # of the labels of a cell, as table
 
 
 class FakeResults(Sweep):
-    """effect: what a cell adds to the judge score; the noise is shared by all cells, as keyed sampling shares it."""
+    """Judge scores are noise, shared by all cells as keyed sampling shares it, plus an effect."""
 
     def __init__(self, profile: Profile, effect: Effect = lambda cell: 0.0) -> None:
         super().__init__(profile)
@@ -64,12 +64,28 @@ class FakeResults(Sweep):
         searches = cell.search == "best-of"
         for best_of in [2**i for i in range(cell.responses.bit_length())] if searches else [1]:
             share = cell.target_ratio if cell.gate != "never" else 0.0
-            frames.append(places.assign(
-                best_of=best_of, judge=noise + effect, content=noise, reward=noise / 2, fluency_errors=noise < 0,
-                kl=3 * share, training_reward=noise / 3,
-                surprise=20.0, distinct=0.8, tokens=20, steered=int(20 * share), shifted=1, finished=True, forwards=20 * best_of,
-                junctions=int(20 * share) * best_of, model_tokens=30 * best_of, value_tokens=int(200 * share), megaflops=5.0 * best_of,
-            ))  # fmt: skip
+            frames.append(
+                places.assign(
+                    best_of=best_of,
+                    judge=noise + effect,
+                    content=noise,
+                    reward=noise / 2,
+                    fluency_errors=noise < 0,
+                    kl=3 * share,
+                    training_reward=noise / 3,
+                    surprise=20.0,
+                    distinct=0.8,
+                    tokens=20,
+                    steered=int(20 * share),
+                    shifted=1,
+                    finished=True,
+                    forwards=20 * best_of,
+                    junctions=int(20 * share) * best_of,
+                    model_tokens=30 * best_of,
+                    value_tokens=int(200 * share),
+                    megaflops=5.0 * best_of,
+                )
+            )
         return pd.concat(frames, ignore_index=True)
 
     def _tokens(self, cell: Cell) -> pd.DataFrame:
@@ -79,13 +95,25 @@ class FakeResults(Sweep):
             entropy = rng.uniform(0, 2.3, n).astype(np.float32)
             tokens = rng.integers(6, 60, n)
             steered = entropy >= 1.0 if cell.gate != "never" else np.zeros(n, bool)
-            frames.append(pd.DataFrame({
-                "objective": place.objective, "prompt": np.int16(place.prompt), "seed": np.int8(place.seed),
-                "step": np.arange(n, dtype=np.int16), "token_ids": tokens, "entropy": entropy, "steered": steered,
-                "base_token": np.where(steered & (rng.random(n) < 0.5), 7, tokens),
-                **{name: rng.random(n) / 9 for name in ("divergence_mean", "divergence_token")},
-                **{name: 1 + rng.random(n) for name in ("range_mean", "range_token")},
-            }))  # fmt: skip
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "objective": place.objective,
+                        "prompt": np.int16(place.prompt),
+                        "seed": np.int8(place.seed),
+                        "step": np.arange(n, dtype=np.int16),
+                        "token_ids": tokens,
+                        "entropy": entropy,
+                        "steered": steered,
+                        "base_token": np.where(steered & (rng.random(n) < 0.5), 7, tokens),
+                        **{
+                            name: rng.random(n) / 9
+                            for name in ("divergence_mean", "divergence_token")
+                        },
+                        **{name: 1 + rng.random(n) for name in ("range_mean", "range_token")},
+                    }
+                )
+            )
         return pd.concat(frames, ignore_index=True)
 
     def _candidates(self, cell: Cell) -> pd.DataFrame:
@@ -95,11 +123,23 @@ class FakeResults(Sweep):
                 logits = rng.normal(size=self.profile.decoding.candidates) * rng.uniform(0, 4)
                 likelihood = logits - np.log(np.exp(logits).sum())
                 worth = rng.normal(size=len(logits))
-                frames.append(pd.DataFrame({
-                    "objective": objective, "prompt": 0, "state": state, "step": 3, "entropy": -(np.exp(likelihood) * likelihood).sum(),
-                    "rank": np.arange(len(logits)), "base_logprob": likelihood, "value_mean": worth + rng.normal(size=len(logits)),
-                    "value_token": worth, "worth": worth, "worth_error": 0.0,
-                }))  # fmt: skip
+                frames.append(
+                    pd.DataFrame(
+                        {
+                            "objective": objective,
+                            "prompt": 0,
+                            "state": state,
+                            "step": 3,
+                            "entropy": -(np.exp(likelihood) * likelihood).sum(),
+                            "rank": np.arange(len(logits)),
+                            "base_logprob": likelihood,
+                            "value_mean": worth + rng.normal(size=len(logits)),
+                            "value_token": worth,
+                            "worth": worth,
+                            "worth_error": 0.0,
+                        }
+                    )
+                )
         return pd.concat(frames, ignore_index=True)
 
     def _view(self, cell: Cell) -> pd.DataFrame:
@@ -110,15 +150,28 @@ class FakeResults(Sweep):
             policies = {"base_logprob": logits, "tilted": logits + (cell.gate != "never") * values}
             steered, taken = rng.random(n) < cell.target_ratio, rng.integers(count, size=n)
             unsteered = np.where(steered, rng.integers(count, size=n), taken)
-            frames.append(pd.DataFrame({
-                "objective": place.objective, "prompt": np.int16(place.prompt), "seed": np.int8(0), "asked": f"<question> {place.prompt} ?",
-                "step": np.repeat(np.arange(n, dtype=np.int16), count), "rank": np.tile(np.arange(count, dtype=np.int8), n),
-                "word": [f"w{i}" for i in rng.integers(50, size=n * count)], "entropy": np.repeat(rng.uniform(0, 1.4, n), count),
-                "steered": np.repeat(steered, count),
-                "chosen": (np.arange(count) == taken[:, None]).flatten(), "unsteered": (np.arange(count) == unsteered[:, None]).flatten(),
-                **{name: (x - np.log(np.exp(x).sum(1, keepdims=True))).flatten() for name, x in policies.items()},
-                "value": values.flatten() if cell.gate != "never" else np.nan,
-            }))  # fmt: skip
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "objective": place.objective,
+                        "prompt": np.int16(place.prompt),
+                        "seed": np.int8(0),
+                        "asked": f"<question> {place.prompt} ?",
+                        "step": np.repeat(np.arange(n, dtype=np.int16), count),
+                        "rank": np.tile(np.arange(count, dtype=np.int8), n),
+                        "word": [f"w{i}" for i in rng.integers(50, size=n * count)],
+                        "entropy": np.repeat(rng.uniform(0, 1.4, n), count),
+                        "steered": np.repeat(steered, count),
+                        "chosen": (np.arange(count) == taken[:, None]).flatten(),
+                        "unsteered": (np.arange(count) == unsteered[:, None]).flatten(),
+                        **{
+                            name: (x - np.log(np.exp(x).sum(1, keepdims=True))).flatten()
+                            for name, x in policies.items()
+                        },
+                        "value": values.flatten() if cell.gate != "never" else np.nan,
+                    }
+                )
+            )
         return pd.concat(frames, ignore_index=True)
 
     def timings(self, cells, rounds: int) -> pd.DataFrame:

@@ -55,17 +55,30 @@ def tokenizer(vocabulary: int = 320, eos: str = "<|im_end|>") -> PreTrainedToken
     )
     made.train_from_iterator([WORDS], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token=eos, pad_token="<|endoftext|>", additional_special_tokens=special[1:2],
+        tokenizer_object=made,
+        eos_token=eos,
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special[1:2],
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
 
 
 def _config(family: str, vocabulary: int, hidden: int):
     return FAMILIES[family](
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        intermediate_size=48, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.2, pad_token_id=0,
-        bos_token_id=None, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+    )
 
 
 def save_model(

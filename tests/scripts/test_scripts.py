@@ -1,4 +1,4 @@
-"""Annotating with rewards, training by LoRA, and comparing in the terminal: what they write, how they go on, what they refuse."""
+"""Scripts: annotating with rewards, training by LoRA, and comparing in the terminal."""
 
 from __future__ import annotations
 
@@ -242,10 +242,19 @@ def test_values_learn_their_rewards(places, data, tmp_path):
 @pytest.mark.parametrize(
     "further",
     [
-        ("--loss", "token"), ("--seed", "1"), ("--lora-rank", "4"), ("--lora-alpha", "4"), ("--lora-dropout", "0.5"), ("--epochs", "1"),
-        ("--learning-rate", "1e-3"), ("--accumulation", "1"), ("--longest", "40"), ("--weight-decay", "0.5"), ("--heldout", "0.6"),
+        ("--loss", "token"),
+        ("--seed", "1"),
+        ("--lora-rank", "4"),
+        ("--lora-alpha", "4"),
+        ("--lora-dropout", "0.5"),
+        ("--epochs", "1"),
+        ("--learning-rate", "1e-3"),
+        ("--accumulation", "1"),
+        ("--longest", "40"),
+        ("--weight-decay", "0.5"),
+        ("--heldout", "0.6"),
     ],
-)  # fmt: skip
+)
 def test_every_setting_changes_the_values(places, data, trained, tmp_path, further):
     assert train_value_model.main(training(places, data, tmp_path / "other", *further)) == 0
     assert not torch.equal(values_of(tmp_path / "other"), values_of(trained))

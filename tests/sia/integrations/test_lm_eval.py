@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from benchmarks.spec.cells import OBJECTIVES
@@ -57,8 +58,8 @@ def expected_responses(sia: SIA, texts, seed=4, **options) -> list[str]:
 def test_generation_is_steered(build, settings):
     sia = build(threshold=0.5, beta=3.0, seed=4)
     values = ValueModel.from_pretrained(settings["value_model"], settings["backbone"])
-    torch_equal = sia.steering.scorer.state_dict(), values.state_dict()
-    assert all(a.equal(b) for a, b in zip(*map(dict.values, torch_equal), strict=True))
+    loaded, expected = sia.steering.scorer.state_dict(), values.state_dict()
+    torch.testing.assert_close(loaded, expected, atol=0, rtol=0)
     assert (sia.steering.gate, sia.steering.beta) == (EntropyGate(0.5), 3.0)
     sampled = respond(sia, TEXTS, do_sample=True, temperature=0.8)
     assert sampled == expected_responses(sia, TEXTS, temperature=0.8)
