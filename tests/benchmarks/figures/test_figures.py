@@ -51,7 +51,8 @@ def drawn(tmp_path_factory):
                 len(group.get_siblings(axis)) > 1
                 for group in (axis._shared_axes["x"], axis._shared_axes["y"])
             ]
-            panels.append((axis.get_xlabel(), axis.get_ylabel(), *shared))
+            x = axis.get_xlabel() or axis.get_label()  # a colour bar's is "<colorbar>"
+            panels.append((x, axis.get_ylabel(), *shared))
         legend = [handle.get_label() for handle in handles]
         pictures[name] = Picture(panels, legend, caption, figure.get_size_inches()[0])
         return finish(figure, handles, caption, folder, name, **options)
