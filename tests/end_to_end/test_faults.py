@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.analysis.tables import ASIDE, changed_files
+from benchmarks.analysis.tables import STAGING_SUFFIX, changed_files
 from benchmarks.runtime.files import UNFINISHED
 from tests.end_to_end.test_reproduce import TINY, cells, command, copy_sources
 
@@ -109,7 +109,9 @@ def check_whole(checkout: Path, expected: Path) -> None:
             assert (checkout / "figures/tiny" / path.name).read_bytes() == path.read_bytes(), (
                 path.name
             )
-    assert not [path for path in checkout.rglob(".*") if path.name.endswith((ASIDE, UNFINISHED))]
+    assert not [
+        path for path in checkout.rglob(".*") if path.name.endswith((STAGING_SUFFIX, UNFINISHED))
+    ]
 
 
 def phase(checkout: Path) -> str:
