@@ -84,7 +84,8 @@ def run_experiment(
         frames = [*existing.get(name, []), rows]
         seconds = time.monotonic() - start
         if name in figures:
-            _write_figure(figures[name], profile, name, tables.concatenate(frames), seconds, provenance)
+            rows = tables.concatenate(frames)
+            _write_figure(figures[name], profile, name, rows, seconds, provenance)
         else:
             quality = pd.concat(frames, ignore_index=True)
             measured = range(quality["replicate"].nunique())

@@ -20,7 +20,8 @@ def test_names_and_scorers_of_methods_are_unique():
 
 @pytest.mark.parametrize("label", [
     "base", "base-small", "base@few-decoys", "instruct", "instruct-reward", "evaluation-reward",
-    "value-mean", "value-token-large", "value-mean-early", "value-token@many-decoys", "samples@few-decoys",
+    "value-mean", "value-token-large", "value-mean-early", "value-token@many-decoys",
+    "samples@few-decoys",
 ])  # fmt: skip
 def test_labels_name_one_kind(label):
     assert str(ModelKind.parse(label)) == label
