@@ -1,1 +1,4 @@
-"""The benchmark suite: one file per figure, and what they share. Data flows one way: profile → cells → rows → table → figure."""
+"""The benchmark suite: one file per figure, and what they share.
+
+Data flows one way: profile → cells → rows → table → figure.
+"""

@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console
@@ -140,10 +141,11 @@ def compare(
     else:
         ids = tokenizer([plain_text(chat)]).input_ids
     limits = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
-    prompts = ids, chat_ids(value_tokenizer, [chat]), [0], [options.seed]
+    value_ids = chat_ids(value_tokenizer, [chat])
+    policies: list[dict[str, Any]] = [{"candidates": options.candidates}, {"steering": steering}]
     decodings = [
-        start_decoding(model, tokenizer, *prompts, **limits, **policy)
-        for policy in ({"candidates": options.candidates}, {"steering": steering})
+        start_decoding(model, tokenizer, ids, value_ids, [0], [options.seed], **limits, **policy)
+        for policy in policies
     ]
     with Live(console=console, refresh_per_second=12) as live:
         while any(len(decoding.active_rows) for decoding in decodings):

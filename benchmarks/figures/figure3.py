@@ -101,7 +101,7 @@ class Figure3(Figure):
         level, gains = (rows[rows["versus"] == versus] for versus in ("", "base"))
         value_model = methods.values(profile)[0]
         figure = style.plt.figure(figsize=(style.PAGE, 4.3))
-        top, bottom = figure.subfigures(2)
+        top, bottom = figure.subfigures(2, squeeze=False).ravel()
         draw_scores(top, level, value_model, profile)
         draw_gains(bottom, gains[gains["model"] != ""], value_model, profile)
         handles = style.handles(LOOKS, {value: f"{value} value model" for value in LOOKS})

@@ -109,7 +109,9 @@ class Mechanism(Figure):
         table = estimates.pooled(table)
         table = table[(table["objective"] == "all") & table["beta"].eq(1)]
         figure, axes = style.plt.subplots(3, 2, figsize=(style.PAGE, 6.3))
-        for axis, (title, curves) in zip(axes.flat, contrasts(table, profile).items()):
+        for axis, (title, curves) in zip(
+            axes.flat, contrasts(table, profile).items(), strict=False
+        ):
             for label, (colour, rows) in curves.items():
                 looks = {n: look._replace(colour=colour) for n, look in style.LOSS_LOOKS.items()}
                 rows = rows[rows["value_model"].isin(looks)]

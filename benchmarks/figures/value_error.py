@@ -215,7 +215,8 @@ def _quantities(
     """
     base = np.exp(cube["base_logprob"])
     base /= base.sum(1, keepdims=True)  # kept in float32, they add up to 1 but for rounding
-    columns, exact = {}, {}
+    columns: dict[Quantity, np.ndarray] = {}
+    exact: dict[Quantity, float] = {}
     for loss in ("mean", "token"):
         values, of = cube[f"value_{loss}"], partial(Quantity, f"value-{loss}")
         steered = tilted(base, values)

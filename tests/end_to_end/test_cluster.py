@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster  # noqa: E402
+from ray.cluster_utils import Cluster
 
-from benchmarks.runtime.ray_workers import RayWorkers  # noqa: E402
+from benchmarks.runtime.ray_workers import RayWorkers
 from tests.helpers import hub_folders
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")

@@ -9,6 +9,7 @@ does to it.
 import random
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.subjects.lab.grammar import Grammar
@@ -67,8 +68,8 @@ class World:
     @cached_property
     def words(self) -> list[str]:
         """Every word of every prompt and response, sorted."""
-        words = " ".join(sum(self.lexicon["prompts"].values(), [])).split()
-        template_words = {word for word in words if "{" not in word}
+        templates = chain.from_iterable(self.lexicon["prompts"].values())
+        template_words = {word for word in " ".join(templates).split() if "{" not in word}
         return sorted(self.grammar.words() | template_words | {"?", "for"})
 
     def prompt(

@@ -70,7 +70,8 @@ def test_no_damage_to_a_cell_goes_unseen(tmp_path_factory, place, bit, cut):
     path.write_bytes(content)
     with pytest.raises(
         ValueError,
-        match=r"a\.cell is damaged, its checksum is not that of its content: delete it and run again",
+        match=r"a\.cell is damaged, its checksum is not that of its content: "
+        "delete it and run again",
     ):
         files.read_cell(path)
 
@@ -83,7 +84,8 @@ def test_a_sealed_folder_is_what_was_written(tmp_path):
         (tmp_path / "weights").write_bytes(content)
         with pytest.raises(
             ValueError,
-            match=r"is damaged \(weights is not what was written\): delete the folder and run again",
+            match=r"is damaged \(weights is not what was written\): "
+            "delete the folder and run again",
         ):
             files.check_seal(tmp_path)
     (tmp_path / files.SEAL).write_text("{")
@@ -91,7 +93,8 @@ def test_a_sealed_folder_is_what_was_written(tmp_path):
         files.check_seal(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"base is missing \(was it removed, or the code edited, while this ran\?\): run again",
+        match=r"base is missing \(was it removed, or the code edited, while this ran\?\): "
+        "run again",
     ):
         files.check_seal(tmp_path / "base")
 

@@ -123,7 +123,8 @@ def test_a_folder_parquet_and_gzip_are_read_too(tmp_path):
     assert load_prompts(f"advbench={tmp_path / 'x.parquet'}") == [user("a")]
     with gzip.open(tmp_path / "y.jsonl.gz", "wt") as file:
         file.write(
-            '{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: yes\\n\\nHuman: no?\\n\\nAssistant: so", "rejected": "x"}\n'
+            '{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: yes\\n\\nHuman: no?\\n\\nAssistant: so",'
+            ' "rejected": "x"}\n'
         )
     expected = (
         {"role": "user", "content": "hi"},
@@ -149,7 +150,8 @@ def test_dialogues():
         (
             "nope",
             ValueError,
-            "unknown prompt set 'nope', expected one of: advbench, hex-phi, alpaca-eval, truthfulqa, hh-rlhf, shp, ",
+            "unknown prompt set 'nope', expected one of: advbench, hex-phi, alpaca-eval, "
+            "truthfulqa, hh-rlhf, shp, ",
         ),
         (
             "advbench={folder}/none.csv",
@@ -197,7 +199,8 @@ def test_a_set_of_the_hub_that_cannot_be_had(monkeypatch):
     for name, prompt_set in PROMPT_SETS.items():
         with pytest.raises(
             FileNotFoundError,
-            match=f"the data set {name} cannot be had: {prompt_set.hub_id} is not in the cache .*offline",
+            match=f"the data set {name} cannot be had: {prompt_set.hub_id} is not in the cache "
+            ".*offline",
         ):
             load_prompts(name)
 
@@ -214,7 +217,8 @@ def test_splits_are_fixed_disjoint_and_count_what_is_too_long():
     assert split_prompts("advbench", chats, long, 4, 4).test == split.test[:4]
     with pytest.raises(
         ValueError,
-        match=r"advbench has 16 prompts that are not too long \(4 are\), evaluation asks for 14 \+ 4",
+        match=r"advbench has 16 prompts that are not too long \(4 are\), "
+        r"evaluation asks for 14 \+ 4",
     ):
         split_prompts("advbench", chats, long, 14, 4)
 
@@ -243,6 +247,7 @@ def test_examples_of_every_form(tmp_path):
         load_examples(f"hh-rlhf={path}")
     with pytest.raises(
         ValueError,
-        match="unknown data 'nope', expected one of: wildguardmix, ultrafeedback, hh-rlhf, alpaca-eval",
+        match="unknown data 'nope', expected one of: wildguardmix, ultrafeedback, hh-rlhf, "
+        "alpaca-eval",
     ):
         load_examples("nope")
