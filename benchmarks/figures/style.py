@@ -233,6 +233,8 @@ def finish(
             frameon=False,
         )
     figure.text(0.01, 0.04 / height, text, ha="left", va="bottom", fontsize=7)
+    figure.draw_without_rendering()  # arranges the panels, once for both files
+    figure.set_layout_engine("none")
     png, pdf = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf"))
     write_atomically(png, lambda path: save_png(figure, path, caption))
     write_atomically(pdf, lambda path: figure.savefig(path, metadata={"CreationDate": None}))
@@ -245,5 +247,5 @@ def save_png(figure: Figure, path: Path, caption: str) -> None:
     buffer, texts = BytesIO(), PngInfo()
     figure.savefig(buffer, dpi=DPI, format="png")
     texts.add_itxt("Description", caption)
-    image = Image.open(buffer).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     image.save(path, format="png", optimize=True, dpi=(DPI, DPI), pnginfo=texts)

@@ -200,7 +200,11 @@ def test_a_gate_of_ones_own_works():
 
 
 def test_named_gates_are_registered_with_their_one_setting():
-    gates = {name: gate_class.from_setting(1.0) for name, gate_class in GATES.items()}
+    gates = {
+        name: gate_class.from_setting(1.0)
+        for name, gate_class in GATES.items()
+        if gate_class.__module__ == "sia.gates"  # whatever other tests register
+    }
     assert gates == {
         "entropy": EntropyGate(1.0),
         "entropy-rise": EntropyRiseGate(1.0),
@@ -259,7 +263,7 @@ TOKENS = "tokens must be a whole number of at least 0, got "
         (
             lambda: calibrate(RandomGate, BASE, 0.2),
             "calibrate needs one of the gates EntropyGate, EntropyRiseGate, AttentionGate, "
-            "AttentionRiseGate, PositionGate, got <class 'sia.gates.RandomGate'>",
+            "AttentionRiseGate, PositionGate",
         ),
         (
             lambda: respond(Steering(VALUES, AttentionGate(1.0, layers=(2,)))),
