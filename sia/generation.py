@@ -45,7 +45,7 @@ class Generation:
 
     @property
     def shifted(self) -> np.ndarray:
-        """Whether steering changed the token, bool: a causal effect, for the noise is the same."""
+        """Tokens that steering changed, bool: a causal effect, for the noise is the same."""
         return self.base_token != self.token_ids
 
     def signal(self, signal: Signal) -> np.ndarray:

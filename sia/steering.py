@@ -21,7 +21,7 @@ LARGEST_BETA = 1e9  # beyond it float32 rounds the logits away: that is math.inf
 
 @dataclass(frozen=True)
 class Steering:
-    """What to steer with, and when.
+    """The scorer, gate and strength of steering.
 
     Attributes:
         scorer: Gives each candidate y its value V(s·y), usually a `ValueModel`.

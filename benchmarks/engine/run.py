@@ -23,7 +23,7 @@ from benchmarks.subjects.lab.train import build, pending_tasks
 
 
 class MeasuredFigure(Protocol):
-    """What a run needs of a figure (see `benchmarks.figures.base.Figure`)."""
+    """The part of a figure that a run needs (see `benchmarks.figures.base.Figure`)."""
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return what the figure needs of a replicate."""
@@ -186,6 +186,6 @@ def cluster() -> ModuleType:
         from benchmarks.runtime import ray_workers
     except ImportError as error:
         raise ValueError(
-            f"EXECUTOR=ray needs Ray, which is not installed ({error}): pip install -e '.[ray]'"
+            f"EXECUTOR=ray needs Ray ({error}): pip install -e '.[bench,ray]'"
         ) from error
     return ray_workers

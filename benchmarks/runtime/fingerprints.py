@@ -25,7 +25,8 @@ ROWS = (
     "benchmarks/engine/traces.py",
 )
 DRAWING = (  # what all figures share
-    "figures/base", "figures/methods", "figures/style", "analysis/estimates", "analysis/labels",
+    "figures/base.py", "figures/methods.py", "figures/style.py", "analysis/divergence.py",
+    "analysis/estimates.py", "analysis/labels.py", "spec/methods.py",
 )  # fmt: skip
 REPORTING = ("quality.py", "theory.py", "lm_eval.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
@@ -54,8 +55,9 @@ def drawing_code(name: str) -> str:
     Args:
         name: Name of the figure, or "report".
     """
-    drawing = "report/render" if name == "report" else f"figures/{name.replace('-', '_')}"
-    return _digest(_sources([ROOT / f"benchmarks/{file}.py" for file in (drawing, *DRAWING)]))
+    report = ("report/render.py", "report/page.html.j2")
+    files = report if name == "report" else (f"figures/{name.replace('-', '_')}.py",)
+    return _digest(_sources([ROOT / "benchmarks" / file for file in (*files, *DRAWING)]))
 
 
 def _digest(parts: list[str]) -> str:

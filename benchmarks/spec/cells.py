@@ -22,7 +22,7 @@ LARGE_WORK = 2.5  # times the work of the usual size
 
 @dataclass(frozen=True)
 class Condition:
-    """What a requested and a measured cell have in common.
+    """Settings that a requested and a measured cell have in common.
 
     Args:
         replicate: Number of the replicate.

@@ -55,7 +55,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Training:
-    """How the lab trains its models.
+    """Training of the lab's models.
 
     Attributes:
         documents: Documents of the base corpus, read once.
@@ -100,7 +100,7 @@ class OtherWorld:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How responses are sampled; `candidates` are the K most probable tokens of a step."""
+    """Sampling of responses; `candidates` are the K most probable tokens of a step."""
 
     max_new_tokens: Count
     temperature: NonNegative
@@ -120,7 +120,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the figures sweep.
+    """Values that the figures sweep.
 
     Attributes:
         ratios: Shares of tokens to steer, besides all of them.
@@ -182,7 +182,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Profile(ABC):
-    """What every figure needs to know, whatever is measured.
+    """Settings that every figure needs, whatever is measured.
 
     Attributes:
         replicates: Worlds with their own training; 1 where the models are given.
@@ -294,7 +294,7 @@ class LabProfile(Profile):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is.
+    """Location of a model.
 
     Attributes:
         id: Id on the Hub, or a local folder.

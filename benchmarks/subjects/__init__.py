@@ -1,4 +1,4 @@
-"""What is measured: the lab's replicates, or the models of the Hub."""
+"""Subjects of measurement: the lab's replicates, or the models of the Hub."""
 
 from typing import TYPE_CHECKING
 

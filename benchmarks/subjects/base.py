@@ -1,4 +1,4 @@
-"""What the lab's replicates and the models of the Hub have in common as subjects of measurement."""
+"""Subjects of measurement: the interface of the lab's replicates and the models of the Hub."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence

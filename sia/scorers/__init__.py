@@ -1,4 +1,4 @@
-"""What a candidate token is worth: the `Scorer` interface and its implementations."""
+"""Values of candidate tokens: the `Scorer` interface and its implementations."""
 
 from sia.scorers.autoregressive import AutoregressiveScorer
 from sia.scorers.base import Scorer, Session

@@ -111,7 +111,7 @@ class RewardScorer(Scorer):
 
     @property
     def supports_caching(self) -> bool:
-        """Whether prefixes can be kept in a cache.
+        """True if prefixes can be kept in a cache.
 
         They can if the reward is a linear reading, `score`, of a decoder that follows masks.
         """

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,9 @@ from benchmarks.figures import base, methods, registry, style
 from benchmarks.report import render
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.spec.cells import OBJECTIVES
+from sia import calibrate
 from sia.gates import GATES, EntropyGate, Step
+from tests.helpers import tiny
 from tests.helpers.fake import SMOKE, FakeResults
 from tests.helpers.project import places
 
@@ -118,7 +121,16 @@ def test_a_new_gate_is_one_class(monkeypatch):
         def opens(self, step: Step) -> torch.Tensor:
             return ~super().opens(step)
 
+        @classmethod
+        def fit(cls, generations, ratio, **settings):
+            return super().fit(generations, 1 - ratio, **settings)
+
     try:
+        model, prompts = tiny.language_model("qwen3"), tiny.prompts(4)
+        generations = tiny.generate(model, prompts, max_new_tokens=40)
+        threshold = calibrate(LowEntropyGate, generations, 0.2).threshold
+        entropies = np.concatenate([generation.entropy for generation in generations])
+        assert 0.15 < (entropies < threshold).mean() <= 0.2
         request = methods.steered(0, "qwen3", "token", gate="low-entropy", ratio=0.2)
         assert request.method == "low-entropy"
         assert GATES["low-entropy"].calibrated
