@@ -27,7 +27,7 @@ FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
 .DEFAULT_GOAL := help
 .PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test faults lint format docs
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  One figure or table, drawn from its table (measured if there is none):"
 	@echo "make $(FIGURES)" | fold -s -w 100 | sed 's/^/    /'
@@ -36,7 +36,7 @@ help: ## this list
 	@echo "  Of profiles of real models: LIMIT=8 (prompts of each objective, for a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
 smoke: PROFILE = smoke
-smoke: $(READY) ## the whole road at small scale, from nothing to figures/smoke
+smoke: $(READY) ## everything at small scale, from training to verdicts and figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
 	$(RUN) reproduce $(OPTIONS)
 
@@ -52,19 +52,19 @@ figures: $(READY) ## draw every figure that has a table; measures nothing
 summaries: $(READY) ## write the summaries again from the rows of the tables, and draw
 	$(RUN) summaries $(OPTIONS)
 
-report: $(READY) ## one page with verdicts, junctions and every figure: figures/PROFILE/report.html
+report: $(READY) ## write one page with verdicts, junctions and every figure: figures/PROFILE/report.html
 	$(RUN) $@ $(OPTIONS)
 
-claims: $(READY) ## hold the paper's claims against the tables: reproduced, not reproduced, undecided
+claims: $(READY) ## print the verdict on every claim, write the pages of results
 	$(RUN) claims $(OPTIONS)
 
-check: $(READY_DEV) ## measure the check profile again and tell a broken metric from noise (FRESH=1: make what it compares with)
+check: $(READY_DEV) ## measure the check profile again and tell a broken metric from noise (FRESH=1 renews what it compares with)
 	$(BIN)/python -m benchmarks check $(if $(filter-out 0,$(FRESH)),--fresh)
 
 verify: $(READY_DEV) ## check that committed tables, summaries, verdicts and figures belong together
 	$(BIN)/python -m pytest -m committed tests/test_committed.py
 
-estimate: $(READY) ## GPU hours of the figures of a profile of real models
+estimate: $(READY) ## estimate GPU hours of the figures of a profile of real models
 	$(RUN) $@ $(OPTIONS)
 
 $(FIGURES): $(READY)
@@ -73,13 +73,13 @@ $(FIGURES): $(READY)
 speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 8 minutes
 	$(BIN)/python -m benchmarks.perf.speed
 
-test: $(READY_DEV) ## the test suite
+test: $(READY_DEV) ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 faults: $(READY_DEV) ## kill, damage and fill what runs, twenty times over, and lose nodes of a cluster: 15 to 24 minutes
 	$(BIN)/python -m pytest -m faults
 
-lint: $(READY_DEV) ## style and static checks
+lint: $(READY_DEV) ## check style, types and directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
