@@ -162,7 +162,7 @@ def row_differences(rows: dict[str, pd.DataFrame], committed: dict[str, pd.DataF
     differing = []
     for name, expected in committed.items():
         one, other = (
-            frame.drop(columns="seconds", errors="ignore").astype(object)
+            frame.drop(columns="seconds", errors="ignore").reset_index(drop=True).astype(object)
             for frame in (rows[name], expected)
         )
         if set(one) != set(other) or len(one) != len(other):

@@ -159,3 +159,10 @@ def test_the_command_passes_fails_and_says_why(committed, monkeypatch, capsys, t
     capsys.readouterr()
     assert main(["check"]) == 1
     assert "judge of sia moved by -3" in capsys.readouterr().out
+
+
+def test_rows_are_compared_in_their_order_whatever_their_index():
+    rows = pd.DataFrame({"judge": [1.0, np.nan], "seconds": [1.0, 2.0]})
+    measured = {"cost": rows.assign(seconds=3.0).set_index(pd.Index([4, 4]))}
+    assert regression.row_differences(measured, {"cost": rows}) == []
+    assert regression.row_differences(measured, {"cost": rows[::-1]}) == ["cost differs in judge"]
