@@ -13,7 +13,9 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -92,7 +94,7 @@ def measure_again(
         profile,
         range(1),
         run.RunOptions(),
-        lambda name, frame, _: rows.update({name: frame}),
+        lambda name, frame, _: rows.update({name: as_stored(frame)}),
     )
     seals = sorted((CACHE / profile.name / "models").glob(f"replicate*/*/{SEAL}"))
     models = {
@@ -102,6 +104,13 @@ def measure_again(
     }
     shutil.rmtree(CACHE / profile.name)
     return rows, models
+
+
+def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return rows as they come back from a file: types that a file does not keep apart are one."""
+    with TemporaryDirectory() as folder:
+        write_frame(Path(folder) / "rows.parquet", frame)
+        return read_frame(Path(folder) / "rows.parquet")
 
 
 def write(
