@@ -29,42 +29,42 @@ FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  One figure or table, drawn from its table (measured if there is none):"
-	@echo "make $(FIGURES)" | fold -s -w 100 | sed 's/^/    /'
+	@echo "  One figure, drawn from its table (measured if there is none), by make and a name of these:"
+	@echo "$(FIGURES)" | fold -s -w 100 | sed 's/^/    /'
 	@echo "  Options: PROFILE=$(PROFILE) (a file of benchmarks/spec/profiles), REPLICATES=$(REPLICATES), FRESH=1 (measure again),"
-	@echo "    KEEP=1 (keep the replicates that the tables have, and add the missing ones), EXECUTOR=ray (the cluster at RAY_ADDRESS)"
-	@echo "  Of profiles of real models: LIMIT=8 (prompts of each objective, for a trial), DEVICE=, DTYPE=, BATCH_SIZE="
+	@echo "    KEEP=1 (measure only replicates that the tables lack), EXECUTOR=ray (run on the cluster at RAY_ADDRESS)"
+	@echo "  For profiles of real models: LIMIT=8 (so many prompts of each objective, as a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
 smoke: PROFILE = smoke
 smoke: $(READY) ## everything at small scale, from training to verdicts and figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
 	$(RUN) reproduce $(OPTIONS)
 
-reproduce: $(READY) ## train the lab, measure every table, draw every figure: an hour and a quarter
+reproduce: $(READY) ## train the lab, measure every table, draw every figure: 75 minutes for each of REPLICATES
 	$(RUN) reproduce $(OPTIONS)
 
 models: $(READY) ## train the lab's models and report their quality
 	$(RUN) models $(OPTIONS)
 
-figures: $(READY) ## draw every figure that has a table; measures nothing
+figures: $(READY) ## draw every figure that has a table, and the report; measures nothing
 	$(RUN) figures $(OPTIONS)
 
-summaries: $(READY) ## write the summaries again from the rows of the tables, and draw
+summaries: $(READY) ## recompute the summaries (CSV) from the rows (parquet), and draw the figures
 	$(RUN) summaries $(OPTIONS)
 
 report: $(READY) ## write one page with verdicts, junctions and every figure: figures/PROFILE/report.html
 	$(RUN) $@ $(OPTIONS)
 
-claims: $(READY) ## print the verdict on every claim, write the pages of results
+claims: $(READY) ## print the verdict on every claim; of the lab, write docs/results.md and the README's table
 	$(RUN) claims $(OPTIONS)
 
-check: $(READY_DEV) ## measure the check profile again and tell a broken metric from noise (FRESH=1 renews what it compares with)
+check: $(READY_DEV) ## retrain a small profile and compare its metrics with the committed ones (FRESH=1 replaces these)
 	$(BIN)/python -m benchmarks check $(if $(filter-out 0,$(FRESH)),--fresh)
 
-verify: $(READY_DEV) ## check that committed tables, summaries, verdicts and figures belong together
+verify: $(READY_DEV) ## check that committed summaries, verdicts and figures follow from the committed rows
 	$(BIN)/python -m pytest -m committed tests/test_committed.py
 
-estimate: $(READY) ## estimate GPU hours of the figures of a profile of real models
+estimate: $(READY) ## estimate GPU hours of the figures of a profile of real models (PROFILE=qwen3-8b)
 	$(RUN) $@ $(OPTIONS)
 
 $(FIGURES): $(READY)
@@ -76,7 +76,7 @@ speed: $(READY) ## time decoding against model.generate, into results/speed.csv:
 test: $(READY_DEV) ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-faults: $(READY_DEV) ## kill, damage and fill what runs, twenty times over, and lose nodes of a cluster: 15 to 24 minutes
+faults: $(READY_DEV) ## test recovery: kill runs, damage files, fill the disk, lose nodes of a cluster; 15 to 24 minutes
 	$(BIN)/python -m pytest -m faults
 
 lint: $(READY_DEV) ## check style, types and directions of imports

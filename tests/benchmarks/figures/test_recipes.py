@@ -92,7 +92,7 @@ def test_make_finds_a_new_figure(tmp_path):
     (folder / "base_length.py").touch()
     command = ["make", "-s", "-C", tmp_path, "-f", ROOT / "Makefile", "help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    line = text[text.index("One figure or table") :].split()
+    line = text[text.index("One figure, drawn") :].split()
     assert "base-length" in line
     assert set(registry.FIGURES) <= set(line)
     assert not {"base", "methods", "registry", "style"} & set(line)
