@@ -95,11 +95,11 @@ format: $(READY_DEV) ## rewrite the sources in the project's style
 .DEFAULT:
 	@echo "there is no target '$@': make help lists them" >&2; exit 2
 
-# pip -qq shows errors and hides warnings. Bytecode of what is used is cached by one import, where the
-# environment forbids writing it too; that of all packages, for the tests, on all cores.
+# pip -qq shows errors and hides warnings. The first run caches the bytecode of what it uses, where the
+# environment forbids writing it too; for the tests that of all packages is made, on all cores.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt \
 	torch==2.13.0 --config-settings editable_mode=compat --editable
-CACHE_USED = @env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import benchmarks.__main__, benchmarks.engine.run'
 CACHE_ALL = @$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 
 $(READY): pyproject.toml constraints.txt
@@ -107,7 +107,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv (once: about a minute from a near mirror, and 2 GB of disk)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP_INSTALL) '.[bench]'
-	$(CACHE_USED)
 	@touch $(READY)
 
 $(READY_DEV): $(READY)

@@ -1,8 +1,11 @@
 """Command line of the suite: `python -m benchmarks COMMAND [options]`, as `make` calls it."""
 
 import argparse
+import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from benchmarks.report import render, results_page
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
+from benchmarks.runtime.workers import available_cores
 from benchmarks.spec.profile import Profile, load_profile
 
 # torch is imported only where something is measured: drawing takes seconds
@@ -123,12 +127,13 @@ def draw_one(profile: Profile, options: Options) -> None:
         reason = f"as {request} asks" if there else f"for {folder} has no table of it"
         print(f"{name}: measuring, {reason}")
         measure(profile, [name], options)
-    print(f"{name}: {', '.join(map(short, draw(name, profile))) or 'shown in the report'}")
+    (paths,) = draw([name], profile)
+    print(f"{name}: {', '.join(map(short, paths)) or 'shown in the report'}")
 
 
 def draw_figures(profile: Profile, options: Options) -> None:
     """Draw every figure that has a table, judge, and write the report."""
-    names = measured(profile)
+    names = require_tables(profile)
     for name in [name for name in supported(profile) if name not in names]:
         print(
             f"{name}: not drawn, {short(tables.folder(profile))} has no table of it "
@@ -139,7 +144,7 @@ def draw_figures(profile: Profile, options: Options) -> None:
 
 def rewrite_summaries(profile: Profile, options: Options) -> None:
     """Summarize the rows of tables again, draw, judge, and write the report."""
-    names = measured(profile)
+    names = require_tables(profile)
     for name in names:
         tables.rewrite_summary(profile, name, FIGURES[name].summarize)
     publish(profile, names)
@@ -147,7 +152,7 @@ def rewrite_summaries(profile: Profile, options: Options) -> None:
 
 def judge_claims(profile: Profile, options: Options) -> None:
     """Print the verdict on every claim, and write claims.csv."""
-    measured(profile)
+    require_tables(profile)
     verdicts = write_verdicts(profile)
     sentences = verdicts.apply(claims.sentence, axis=1)
     for source, of_source in sentences.groupby(verdicts["source"], sort=False):
@@ -159,7 +164,7 @@ def judge_claims(profile: Profile, options: Options) -> None:
 
 def write_report(profile: Profile, options: Options) -> None:
     """Write the page that shows verdicts, junctions and every figure."""
-    measured(profile)
+    require_tables(profile)
     render_report(profile)
 
 
@@ -251,7 +256,7 @@ def supported(profile: Profile) -> list[str]:
     return [name for name, figure in FIGURES.items() if not figure.why_unsupported(profile)]
 
 
-def measured(profile: Profile) -> list[str]:
+def require_tables(profile: Profile) -> list[str]:
     """Return the figures that have tables, once these are known to be whole.
 
     Raises:
@@ -287,23 +292,40 @@ def measure(
     run_experiment(figures, profile, range(options.replicates), run_options)
 
 
-def draw(name: str, profile: Profile) -> list[Path]:
-    """Draw a figure from its table and return the files written."""
-    summary, stale = tables.read_table(profile, name)
-    if stale:
-        print(
-            f"warning: {name}.csv was measured under other settings than profile {profile.name} "
-            "has now; it is drawn as stale",
-            file=sys.stderr,
-        )
-    paths = FIGURES[name].plot(summary, profile, stale, tables.FIGURES / profile.name)
-    tables.record_drawing(profile, name, paths)
-    return list(paths)
+def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
+    """Draw figures from their tables, each on a core, and return the files of each."""
+    tasks = []
+    for name in names:
+        summary, stale = tables.read_table(profile, name)
+        if stale:
+            print(
+                f"warning: {name}.csv was measured under other settings than profile "
+                f"{profile.name} has now; it is drawn as stale",
+                file=sys.stderr,
+            )
+        tasks.append((name, summary, profile, stale, tables.FIGURES / profile.name))
+    processes = min(available_cores(), len(tasks))
+    if processes == 1:
+        drawn = [plot(task) for task in tasks]
+    else:
+        context = multiprocessing.get_context("spawn")
+        ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process handles them
+        with ProcessPoolExecutor(processes, context, signal.signal, ignore_interrupts) as pool:
+            drawn = list(pool.map(plot, tasks))
+    for name, paths in zip(names, drawn, strict=True):
+        tables.record_drawing(profile, name, paths)
+    return drawn
+
+
+def plot(task: tuple[str, pd.DataFrame, Profile, bool, Path]) -> Sequence[Path]:
+    """Draw a figure: its name, then the arguments of `Figure.plot`."""
+    name, *arguments = task
+    return FIGURES[name].plot(*arguments)
 
 
 def publish(profile: Profile, names: Sequence[str]) -> None:
     """Draw figures, judge, print the count of verdicts, and write the report."""
-    drawn = [name for name in names if draw(name, profile)]
+    drawn = [name for name, paths in zip(names, draw(names, profile), strict=True) if paths]
     print(f"figures: {', '.join(drawn)} drawn in {short(tables.FIGURES / profile.name)}")
     verdicts = write_verdicts(profile)
     if profile.name == "smoke":
