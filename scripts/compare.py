@@ -34,7 +34,7 @@ from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import plain_text, question
 from sia import EntropyGate, Generation, Steering, ValueModel
-from sia.batch import check_options, start_decoding
+from sia.batch import start_decoding
 
 LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
 STEERED, SHIFTED = "underline", "underline bold red"
@@ -135,7 +135,6 @@ def compare(
     chat = question(prompt)
     if not chat:
         raise ValueError("a prompt needs at least one character, got an empty one")
-    check_options([prompt], options.temperature, max_new_tokens=options.max_new_tokens)
     if options.chat:
         ids = chat_ids(tokenizer, [chat], enable_thinking=False)
     else:

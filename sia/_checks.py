@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._kv_cache import check_positions
 from sia.scorers.base import Scorer
 from sia.steering import Steering
+
+MOST_PADDING = 1024  # rows of embeddings that models of one family have beyond their tokenizer
 
 
 def check_inputs(
@@ -15,14 +17,22 @@ def check_inputs(
     input_ids: Tensor,
     attention_mask: Tensor,
     value_prompts: Sequence[Sequence[int]],
+    value_vocabulary: int,
     prompt_indices: Sequence[int],
     max_new_tokens: int,
 ) -> None:
-    """Check the model and its prompts, padded on the left, before the first step."""
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"steering needs a decoder-only language model, got {type(model).__name__}"
-        )
+    """Check the model and its prompts, padded on the left, before the first step.
+
+    Args:
+        model: The language model.
+        input_ids: Prompts, `(prompts, length)`.
+        attention_mask: 1 for their tokens, of the same shape.
+        value_prompts: The prompts as the scorer reads them.
+        value_vocabulary: Number of tokens of the scorer.
+        prompt_indices: Numbers of the prompts in messages.
+        max_new_tokens: Longest response.
+    """
+    check_decoder(model)
     if len(value_prompts) != len(input_ids):
         raise ValueError(
             "value_prompts must be one per row: "
@@ -37,8 +47,8 @@ def check_inputs(
             'prompts must be padded on the left (tokenizer.padding_side = "left"), '
             "got padding on the right"
         )
-    vocabulary = vocabulary_size(model)
-    for ids in (input_ids.flatten().tolist(), *value_prompts):
+    read = [(input_ids.flatten().tolist(), vocabulary_size(model))]
+    for ids, vocabulary in [*read, *((prompt, value_vocabulary) for prompt in value_prompts)]:
         for token in (min(ids), max(ids)):
             if not 0 <= token < vocabulary:
                 raise ValueError(
@@ -48,29 +58,62 @@ def check_inputs(
     check_positions(model, max(lengths) + max_new_tokens - 1)  # the last token is never fed
 
 
-def check_steering(model: PreTrainedModel, steering: Steering | None, candidates: int) -> None:
-    """Check that K and the vocabulary of the scorer fit the model."""
-    vocabulary = vocabulary_size(model)
-    if candidates > vocabulary:
+def check_decoder(model: PreTrainedModel) -> None:
+    """Check that a model is a decoder-only language model."""
+    if model.config.is_encoder_decoder or not model.can_generate():
         raise ValueError(
-            f"candidates must be at most the vocabulary of {vocabulary} tokens, got {candidates}"
+            f"steering needs a decoder-only language model, got {type(model).__name__}"
         )
+
+
+def check_steering(
+    model: PreTrainedModel,
+    steering: Steering | None,
+    candidates: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> int:
+    """Check that K and the scorer fit the model; return the number of tokens that they share."""
+    shared = vocabulary_size(model)
     if steering is not None:
-        check_vocabulary(model, steering.scorer, "scorer")
+        shared = check_vocabulary(model, steering.scorer, "scorer", tokenizer)
+    if candidates > shared:
+        raise ValueError(
+            f"candidates must be at most the vocabulary of {shared} tokens, got {candidates}"
+        )
+    return shared
 
 
-def check_vocabulary(model: PreTrainedModel, scorer: Scorer, name: str) -> None:
-    """Check that the scorer, called `name` in messages, has the vocabulary of the model."""
+def check_vocabulary(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> int:
+    """Check that a scorer has the tokens of the model; return how many they share.
+
+    The rows of embeddings may be padded to different sizes, beyond the tokens of the tokenizer.
+
+    Args:
+        model: The language model.
+        scorer: What values its responses.
+        name: Of the scorer in messages.
+        tokenizer: Of the model; without one, sizes must be the same.
+    """
     if not isinstance(scorer, Scorer):
         raise TypeError(
             f"{name} must be a RewardScorer, a ValueModel or the like, got {type(scorer).__name__}"
         )
-    vocabulary = vocabulary_size(model)
-    if scorer.vocabulary_size != vocabulary:
+    sizes = vocabulary_size(model), scorer.vocabulary_size
+    if sizes[0] == sizes[1]:
+        return sizes[0]
+    tokens = None if tokenizer is None else len(tokenizer)
+    if tokens is None or not tokens <= min(sizes) <= max(sizes) <= tokens + MOST_PADDING:
+        of = "no tokenizer" if tokens is None else f"a tokenizer of {tokens}"
         raise ValueError(
-            f"model and {name} must share a vocabulary: the model has {vocabulary} tokens, "
-            f"the {name} {scorer.vocabulary_size}"
+            f"model and {name} must share a vocabulary, padding of at most {MOST_PADDING} rows "
+            f"aside: the model has {sizes[0]} tokens, the {name} {sizes[1]}, and there is {of}"
         )
+    return min(sizes)
 
 
 def check_values(

@@ -1,11 +1,11 @@
 """The decoding loop, driven by `generate`, by `SteeredGenerate` and by the searches.
 
-One step: forward pass of the language model (cached) → K candidates and their entropy → gate →
-values of the candidates where it opens → tilt → one token per row by Gumbel-max with keyed noise →
-finished rows leave the batch.
+One step: forward pass of the language model (cached) → logits processors → K candidates and their
+entropy → gate → values of the candidates where it opens → tilt → warpers → one token per row by
+Gumbel-max with keyed noise → finished rows leave the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
 from sia._attention import Observer, observe_attention
-from sia._checks import check_inputs, check_steering, check_values
+from sia._checks import check_inputs, check_steering, check_values, vocabulary_size
+from sia._hooks import Hooks
 from sia._kv_cache import backbone_of, preallocated_cache
+from sia._modes import evaluation_mode
 from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
@@ -37,43 +39,20 @@ COMPACT_BELOW = 7 / 8
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """Functions of the caller that take part in every step, if any.
-
-    They see every row to the end, ended ones with `pad_token`, as in transformers.
-
-    Attributes:
-        process: Logits processors: token ids so far `(rows, length)` and scores
-            `(rows, vocabulary)` in, scores out.
-        stop: Stopping criteria: token ids so far in, bool `(rows,)` out.
-        stream: Receives the newest tokens, `(rows,)`.
-        pad_token: Token of rows that have ended.
-    """
-
-    process: Callable[..., Tensor] | None = None
-    stop: Callable[[Tensor], Tensor] | None = None
-    stream: Callable[[Tensor], None] | None = None
-    pad_token: int = 0
-
-    @property
-    def used(self) -> bool:
-        return any((self.process, self.stop, self.stream))
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """The language model's view of the next token, before steering.
+class Prediction:
+    """The language model's prediction of the next token, after logits processors, unsteered.
 
     Attributes:
         logits: Of the whole vocabulary, float32 `(rows, vocabulary)`.
-        base: Logits of the K candidates in descending order, `(rows, K)`.
+        base_logits: Those of the K candidates in descending order, `(rows, K)`; −∞ where
+            processors left fewer than K.
         candidates: Their token ids, `(rows, K)`.
         entropy: Over the candidates in nats, `(rows,)`.
         signals: Those that are observed, `(rows,)` each.
     """
 
     logits: Tensor
-    base: Tensor
+    base_logits: Tensor
     candidates: Tensor
     entropy: Tensor
     signals: dict[Signal, Tensor]
@@ -87,17 +66,19 @@ class Decoding:
         input_ids: Prompts padded on the left, `(prompts, length)`. Each has `samples` rows in
             succession, which share its prefill.
         attention_mask: 1 for the tokens of the prompts, `(prompts, length)`.
-        row_keys: Keys of the noise, `(prompts,)`.
+        prompt_keys: Keys of the noise, `(prompts,)`.
         value_prompts: The prompts as the scorer reads them, token ids without padding.
         max_new_tokens: Longest response.
-        temperature: Divides the logits after the tilt; 0 is greedy.
         stop_tokens: Tokens that end a response.
         steering: None to sample from the K candidates of the model alone.
         candidates: K without a steering, 10 by default.
         samples: Number of responses to each prompt.
         prompt_indices: Numbers of the prompts in the caller's list, for messages.
         observe: Signals to record besides those of the gate.
-        hooks: Functions of the caller.
+        hooks: Functions of the caller, and the temperature.
+        tokenizer: Of the model, if there is one.
+        vocabulary: Number of tokens that responses may have; None for all that model and scorer
+            share.
     """
 
     def __init__(
@@ -106,10 +87,9 @@ class Decoding:
         input_ids: Tensor,
         attention_mask: Tensor,
         *,
-        row_keys: Tensor,
+        prompt_keys: Tensor,
         value_prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        temperature: float,
         stop_tokens: Sequence[int],
         steering: Steering | None = None,
         candidates: int | None = None,
@@ -117,18 +97,30 @@ class Decoding:
         prompt_indices: Sequence[int] | None = None,
         observe: Sequence[Signal] = (),
         hooks: Hooks | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         count, prompt_length = input_ids.shape
         device, rows = input_ids.device, count * samples
         self.candidates = candidate_count(steering, candidates)
         self.prompt_indices = range(count) if prompt_indices is None else prompt_indices
+        shared = check_steering(model, steering, self.candidates, tokenizer)
+        value_vocabulary = steering.scorer.vocabulary_size if steering else vocabulary_size(model)
         check_inputs(
-            model, input_ids, attention_mask, value_prompts, self.prompt_indices, max_new_tokens
+            model,
+            input_ids,
+            attention_mask,
+            value_prompts,
+            value_vocabulary,
+            self.prompt_indices,
+            max_new_tokens,
         )
-        check_steering(model, steering, self.candidates)
-        self.model, self.steering, self.samples = model, steering, samples
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.vocabulary = shared if vocabulary is None else min(shared, vocabulary)
         self.hooks = hooks or Hooks()
+        # whether fewer than K candidates may be possible
+        self.restricted = bool(self.hooks.process) or self.vocabulary < vocabulary_size(model)
+        self.model, self.steering, self.samples = model, steering, samples
+        self.max_new_tokens = max_new_tokens
         self.session: Session | None = None
         if steering is not None:
             self.session = steering.scorer.start_session(value_prompts, max_new_tokens, samples)
@@ -138,13 +130,14 @@ class Decoding:
         self.stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
         self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
         self.padded = not bool(attention_mask.all())
-        head = model.get_output_embeddings().weight
+        text = model.config.get_text_config()
+        head = torch.empty(text.vocab_size, text.hidden_size, device="meta")
         self.meter = Meter(Architecture.of(backbone_of(model), head), rows, device)
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
         self.step = 0  # number of tokens that every row has, or had when it ended
         # keys of every step, by row
-        self.keys = _sampling.step_keys(_sampling.sample_keys(row_keys, samples), max_new_tokens)
+        self.keys = _sampling.step_keys(_sampling.sample_keys(prompt_keys, samples), max_new_tokens)
         self.gate_keys = _sampling.gate_keys(self.keys)
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
         self.prompts = self.current = input_ids
@@ -153,7 +146,8 @@ class Decoding:
         # by row of the batch: which response, whether it goes on, and its signals one step before
         self.rows = torch.arange(rows, device=device)
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
-        self.previous = dict.fromkeys(self.signals, torch.full((rows,), torch.nan, device=device))
+        unknown = torch.full((rows,), torch.nan, dtype=torch.float32, device=device)
+        self.previous = dict.fromkeys(self.signals, unknown)
 
     @property
     def active_rows(self) -> Tensor:
@@ -166,8 +160,12 @@ class Decoding:
         start, rows = self.step, self.rows[self.alive]
         attentions = [signal for signal in self.signals if isinstance(signal, Attention)]
         # inference mode saves a tenth of the time, but hooks must get to see ordinary tensors
-        mode = torch.no_grad() if self.hooks.used else torch.inference_mode()
-        with mode, observe_attention(self.model, attentions) as observer:
+        mode = torch.no_grad() if self.hooks.see_rows else torch.inference_mode()
+        with (
+            mode,
+            evaluation_mode(self.model),
+            observe_attention(self.model, attentions) as observer,
+        ):
             while self.step < end and len(self.rows):
                 self._extend(observer)
             self.responses.lengths[self.rows[self.alive]] = self.step
@@ -185,9 +183,10 @@ class Decoding:
         """
         place = torch.zeros_like(sources)
         place[self.rows] = torch.arange(len(self.rows), device=sources.device)
-        targets = active.nonzero().squeeze(1)
-        self._keep(place[sources[targets]])
-        self.rows, self.alive = targets, torch.ones_like(targets, dtype=torch.bool)
+        # hooks see ended rows too
+        targets = self.rows if self.hooks.see_rows else active.nonzero().squeeze(1)
+        self._select_rows(place[sources[targets]])
+        self.rows, self.alive = targets, active[targets]
         self.responses.reorder(sources)
         if self.session is not None:
             self.session.reorder(sources)
@@ -203,24 +202,24 @@ class Decoding:
 
     def _extend(self, observer: Observer | None) -> None:
         """Make one step: the next token of every row of the batch."""
-        outlook = self._look_ahead(observer)
-        opened = self._gate(outlook)
-        steered, kl = self._steer(outlook, opened)
-        noise = _sampling.step_gumbel(self.keys[self.rows, self.step], outlook.candidates)
-        base_token = token = self._pick(outlook, outlook.base, noise)
-        if steered is not outlook.base:
-            token = self._pick(outlook, steered, noise)
-        if self.hooks.used:
+        prediction = self._forward(observer)
+        opened = self._gate(prediction)
+        steered, kl = self._steer(prediction, opened)
+        noise = _sampling.step_gumbel(self.keys[self.rows, self.step], prediction.candidates)
+        base_token = token = self._pick(prediction, prediction.base_logits, noise)
+        if steered is not prediction.base_logits:
+            token = self._pick(prediction, steered, noise)
+        if self.hooks.see_rows:
             token = token.where(self.alive, self.hooks.pad_token)
-        self._record(outlook, token, base_token, opened, kl)
+        self._record(prediction, token, base_token, opened, kl)
         if self.hooks.stream:
             self.hooks.stream(token)
-        self.previous = outlook.signals
+        self.previous = prediction.signals
         self.step += 1
         self.current, self.positions = token[:, None], self.positions[:, -1:] + 1
-        self._leave(token)
+        self._finish_rows(token)
 
-    def _look_ahead(self, observer: Observer | None) -> Outlook:
+    def _forward(self, observer: Observer | None) -> Prediction:
         """Run the language model on the newest tokens: at first of prompts, then of rows."""
         length = self.prompts.shape[1] + self.step
         outputs = self.model(
@@ -229,6 +228,7 @@ class Decoding:
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=True,
+            return_dict=True,
             logits_to_keep=1,
         )
         logits = outputs.logits[:, -1].float()
@@ -239,63 +239,76 @@ class Decoding:
             self.positions = self.positions.repeat_interleave(self.samples, 0)
             logits = logits.repeat_interleave(self.samples, 0)
             signals = {name: x.repeat_interleave(self.samples) for name, x in signals.items()}
-        base, candidates = logits.topk(self.candidates)
-        uncertainty = entropy(base)
+        if self.hooks.process:
+            logits = self.hooks.process(self._ids(), logits)
+        if self.restricted:
+            logits = self._possible(logits)
+        base_logits, candidates = logits.topk(self.candidates)
+        uncertainty = entropy(base_logits)
         for signal in self.signals:
             if isinstance(signal, Entropy):
                 signals[signal] = signal_entropy(signal, logits, uncertainty)
-        return Outlook(logits, base, candidates, uncertainty, signals)
+        return Prediction(logits, base_logits, candidates, uncertainty, signals)
 
-    def _gate(self, outlook: Outlook) -> Tensor | None:
+    def _gate(self, prediction: Prediction) -> Tensor | None:
         """Return where the gate opens, bool `(rows,)`; None without steering."""
         if self.steering is None:
             return None
         step = Step(
             self.step,
-            outlook.entropy,
-            outlook.logits,
+            prediction.entropy,
+            prediction.logits,
             self.gate_keys[self.rows, self.step],
-            outlook.signals,
+            prediction.signals,
             self.previous,
         )
         return self.steering.gate.opens(step) & self.alive
 
-    def _steer(self, outlook: Outlook, opened: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _steer(self, prediction: Prediction, opened: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the logits to sample from `(rows, K)` and their KL from the base `(rows,)`.
 
-        The logits are the very tensor `outlook.base`, and the KL is None, if no row is steered.
+        The logits are the very tensor `base_logits`, and the KL is None, if no row is steered.
         """
         if self.steering is None or self.session is None or opened is None:
-            return outlook.base, None
+            return prediction.base_logits, None
         places = opened.nonzero().squeeze(1)
         if len(places) == 0:
-            return outlook.base, None
-        rows, base = self.rows[places], outlook.base[places]
+            return prediction.base_logits, None
+        rows, base = self.rows[places], prediction.base_logits[places]
+        candidates = prediction.candidates[places]
+        if self.restricted:  # the scorer may not know impossible candidates: ask about the first
+            candidates = candidates.where(base > -torch.inf, candidates[:, :1])
         prefixes = self.responses.tokens[rows, : self.step]
-        values = self.session.score(rows, prefixes, outlook.candidates[places]).to(base.device)
+        values = self.session.score(rows, prefixes, candidates).to(base)
         check_values(values, rows, self.prompt_indices, self.samples, self.step)
         tilted = steer(base, values, self.steering)
-        steered = outlook.base.index_copy(0, places, tilted)
-        kl = torch.zeros_like(outlook.entropy)
+        steered = prediction.base_logits.index_copy(0, places, tilted)
+        kl = torch.zeros_like(prediction.entropy)
         return steered, kl.index_copy_(0, places, kl_divergence(tilted, base))
 
-    def _pick(self, outlook: Outlook, scores: Tensor, noise: Tensor) -> Tensor:
-        """Sample a token of each row `(rows,)` from the scores of the candidates `(rows, K)`.
+    def _pick(self, prediction: Prediction, scores: Tensor, noise: Tensor) -> Tensor:
+        """Sample a token of each row `(rows,)` from the scores of the candidates `(rows, K)`."""
+        if self.hooks.warp:
+            scores = self.hooks.warp(None, scores)
+        chosen = _sampling.choose(scores, noise, self.hooks.temperature)
+        return prediction.candidates.gather(1, chosen[:, None]).squeeze(1)
 
-        Logits processors of the caller come first; they see the whole vocabulary.
+    def _possible(self, logits: Tensor) -> Tensor:
+        """Return the logits, −∞ for tokens beyond the shared vocabulary.
+
+        Raises:
+            ValueError: If no token is left to a row.
         """
-        candidates = outlook.candidates
-        if self.hooks.process:
-            impossible = scores.new_full(outlook.logits.shape, -torch.inf)
-            everywhere = impossible.scatter(1, candidates, scores)
-            scores = self.hooks.process(self._ids(), everywhere).gather(1, candidates)
-            if bool(((scores == -torch.inf).all(1) & self.alive).any()):
-                raise ValueError(
-                    f"the logits processors ruled out all {scores.shape[1]} candidates of a row: "
-                    "ask for more candidates"
-                )
-        chosen = _sampling.choose(scores, noise, self.temperature)
-        return candidates.gather(1, chosen[:, None]).squeeze(1)
+        beyond = torch.arange(logits.shape[1], device=logits.device) >= self.vocabulary
+        logits = logits.masked_fill(beyond, -torch.inf)
+        stuck = (logits == -torch.inf).all(1) & self.alive
+        if bool(stuck.any()):
+            prompt = self.prompt_indices[int(self.rows[stuck][0]) // self.samples]
+            raise ValueError(
+                f"logits processors must leave a token, they ruled out all {self.vocabulary} "
+                f"at step {self.step} of prompt {prompt}"
+            )
+        return logits
 
     def _ids(self) -> Tensor:
         """Return prompts and responses so far of the rows of the batch."""
@@ -304,7 +317,7 @@ class Decoding:
 
     def _record(
         self,
-        outlook: Outlook,
+        prediction: Prediction,
         token: Tensor,
         base_token: Tensor,
         opened: Tensor | None,
@@ -315,16 +328,16 @@ class Decoding:
         # a slice writes twice as fast
         rows = slice(None) if len(self.rows) == len(responses.lengths) else self.rows
         responses.tokens[rows, step] = token
-        responses.entropy[rows, step] = outlook.entropy
+        responses.entropy[rows, step] = prediction.entropy
         responses.base_token[rows, step] = base_token
         if opened is not None:
             responses.steered[rows, step] = opened
         if kl is not None:
             responses.kl[rows, step] = kl
         for signal, column in responses.signals.items():
-            column[rows, step] = outlook.signals[signal]
+            column[rows, step] = prediction.signals[signal]
 
-    def _leave(self, token: Tensor) -> None:
+    def _finish_rows(self, token: Tensor) -> None:
         """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
         stopped = self.hooks.stop(self._ids()) & self.alive if self.hooks.stop else ended
@@ -335,11 +348,11 @@ class Decoding:
         self.responses.lengths[self.rows[done]] = self.step
         self.alive = self.alive & ~done
         keep = self.alive.nonzero().squeeze(1)
-        most = 0 if self.hooks.used else COMPACT_BELOW * len(self.alive)  # hooks see ended rows
+        most = 0 if self.hooks.see_rows else COMPACT_BELOW * len(self.alive)  # hooks see ended rows
         if len(keep) <= most:
-            self._keep(keep)
+            self._select_rows(keep)
 
-    def _keep(self, places: Tensor) -> None:
+    def _select_rows(self, places: Tensor) -> None:
         """Continue with the rows at these places of the batch."""
         if len(places):
             self.cache.batch_select_indices(places)

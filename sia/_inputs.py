@@ -1,10 +1,26 @@
-"""Inputs of models: padded token ids, and the tokens that end a response."""
+"""Inputs of models: token ids of prompts, padding, and the tokens that end a response."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from sia._numbers import as_number
+
+# what tokenizers return: the prompts, and what says nothing about them that a model would read
+READ_KEYS = {"input_ids", "attention_mask", "token_type_ids"}
+IGNORED_KEYS = {
+    "special_tokens_mask",
+    "offset_mapping",
+    "length",
+    "assistant_masks",
+    "overflow_to_sample_mapping",
+    "num_truncated_tokens",
+    "overflowing_tokens",
+}
 
 
 def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -31,3 +47,131 @@ def eos_token_ids(config: GenerationConfig, further: int | None = None) -> list[
     configured = config.eos_token_id
     ids = {*(configured if isinstance(configured, (list, tuple)) else [configured]), further}
     return sorted(token for token in ids if token is not None)
+
+
+def prompt_ids(
+    prompts: Any,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    padding: int | None = None,
+) -> list[list[int]]:
+    """Return the token ids of prompts, without padding.
+
+    Args:
+        prompts: Texts, chats or token ids, in a list, an array or a tensor; or what a tokenizer or
+            its chat template returns: a mapping with `input_ids` and, if padded, `attention_mask`.
+        name: Of one prompt, for messages.
+        tokenizer: Reads texts and chats.
+        padding: Token that pads a tensor without a mask.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If a prompt is empty, or there are inputs that would be ignored.
+    """
+    rows: Any
+    if isinstance(prompts, Mapping):
+        rows = _encoded_rows(prompts, name)
+    elif isinstance(prompts, np.ndarray | Tensor) and prompts.ndim == 2:
+        rows = [[token for token in row if token != padding] for row in prompts.tolist()]
+    elif isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        given = "a single text" if isinstance(prompts, str) else type(prompts).__name__
+        raise TypeError(f"{name}s must be a list of prompts, got {given}")
+    else:
+        rows = list(prompts)
+    ids = [_prompt_row(prompt, index, name, tokenizer) for index, prompt in enumerate(rows)]
+    for index, row in enumerate(ids):
+        if not row:
+            raise ValueError(f"a {name} needs at least one token, number {index} is empty")
+    return ids
+
+
+def _prompt_row(
+    prompt: Any, index: int, name: str, tokenizer: PreTrainedTokenizerBase | None
+) -> list[int]:
+    """Return the token ids of prompt number `index`: a text, a chat, token ids or a mapping."""
+    chat = _is_chat(prompt)
+    if (chat or isinstance(prompt, str)) and tokenizer is None:
+        raise TypeError(
+            f"a {name} must be a list of token ids where there is no tokenizer, "
+            f"number {index} is a {'chat' if chat else 'text'}"
+        )
+    if isinstance(prompt, str):
+        return _text_ids(tokenizer, prompt)
+    if chat:
+        return _chat_ids(tokenizer, prompt)
+    rows = _encoded_rows(prompt, name) if isinstance(prompt, Mapping) else _rows(prompt)
+    tokens = rows[0] if len(rows) == 1 else [None] if rows else []
+    ids = tokens if all(type(token) is int for token in tokens) else list(map(as_number, tokens))
+    if not all(isinstance(token, int) for token in ids):
+        given = "a list of other things" if isinstance(prompt, Sequence) else type(prompt).__name__
+        raise TypeError(
+            f"a {name} must be a text, a chat (a list of messages) or a list of token ids, "
+            f"number {index} is {given}"
+        )
+    return list(ids)
+
+
+def _encoded_rows(encoding: Mapping[str, Any], name: str) -> list[list[int]]:
+    """Return the token ids that a mapping holds under `input_ids`, those of its mask alone."""
+    if "input_ids" not in encoding:
+        raise TypeError(
+            f"{name}s in a mapping must have input_ids, as tokenizers return them, "
+            f"got {', '.join(map(str, encoding)) or 'an empty one'}"
+        )
+    types = (np.any(np.asarray(row)) for row in _rows(encoding.get("token_type_ids", [])))
+    ignored = [*(encoding.keys() - READ_KEYS - IGNORED_KEYS), *["token_type_ids"] * any(types)]
+    if ignored:
+        raise ValueError(
+            f"{name}s must be input_ids with their attention_mask alone, "
+            f"got {', '.join(sorted(ignored))} too, which steering would ignore"
+        )
+    ids = _rows(encoding["input_ids"])
+    masks = encoding.get("attention_mask")
+    if masks is None:
+        return ids
+    lengths = [list(map(len, rows)) for rows in (ids, _rows(masks))]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"the attention_mask of {name}s must have the shape of input_ids, rows of "
+            f"{lengths[0]} tokens, got {lengths[1]}"
+        )
+    return [
+        [token for token, kept in zip(row, mask, strict=True) if kept]
+        for row, mask in zip(ids, _rows(masks), strict=True)
+    ]
+
+
+def _rows(values: Any) -> list[list[Any]]:
+    """Return the rows of a tensor, an array or a list, of which one may stand alone."""
+    if isinstance(values, np.ndarray | Tensor):
+        values = values.tolist()
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        return [[None]]  # is no token
+    listed = [x.tolist() if isinstance(x, np.ndarray | Tensor) else x for x in values]
+    return [listed] if listed and not isinstance(listed[0], Sequence) else listed
+
+
+def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text, with special tokens unless it begins with BOS already."""
+    bos = tokenizer.bos_token
+    special = not (bos and text.startswith(bos))
+    return list(tokenizer(text, add_special_tokens=special).input_ids) if text else []
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Return whether this is a list of messages, each with a role."""
+    messages = prompt if isinstance(prompt, list | tuple) else []
+    return bool(messages) and all(isinstance(m, Mapping) and "role" in m for m in messages)
+
+
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the token ids of a chat by the template, up to where the assistant goes on."""
+    begun = chat[-1]["role"] == "assistant"
+    return list(
+        tokenizer.apply_chat_template(
+            list(chat),
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+            return_dict=False,
+        )
+    )

@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from sia._inputs import pad_right
 from sia._kv_cache import PrefixStore, check_positions, input_device
+from sia._modes import evaluation_mode
 from sia.cost import Architecture, Meter, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared mask
@@ -213,13 +214,14 @@ class CachedPrefixes:
         positions = (totals + depth)[:, None].expand_as(tokens)
         depths = torch.arange(depth + 1, device=device).repeat_interleave(count)
         keys = torch.cat([prefix.expand(len(rows), -1), depths + totals[:, None]], dim=1)
-        outputs = self.forward(
-            input_ids=tokens,
-            attention_mask=self._by_layer(seen, positions, keys),
-            position_ids=positions,
-            past_key_values=self.store.select(rows, start + count * depth),
-            last=count,
-        )
+        with evaluation_mode(self.backbone):
+            outputs = self.forward(
+                input_ids=tokens,
+                attention_mask=self._by_layer(seen, positions, keys),
+                position_ids=positions,
+                past_key_values=self.store.select(rows, start + count * depth),
+                last=count,
+            )
         self._count(rows, totals, totals)
         self.meter.count_branches(rows, positions + 1)
         return outputs
@@ -255,13 +257,14 @@ class CachedPrefixes:
             fresh.new_zeros(0, 0),
         )
         queries = torch.cat([columns, positions], dim=1)
-        output = self.forward(
-            input_ids=torch.cat([self.history[rows[:, None], columns], tokens], dim=1),
-            attention_mask=self._mask(cached, fresh, prefix, queries, sees),
-            position_ids=queries,
-            past_key_values=self.store.select(rows, prefix),
-            last=last,
-        )
+        with evaluation_mode(self.backbone):
+            output = self.forward(
+                input_ids=torch.cat([self.history[rows[:, None], columns], tokens], dim=1),
+                attention_mask=self._mask(cached, fresh, prefix, queries, sees),
+                position_ids=queries,
+                past_key_values=self.store.select(rows, prefix),
+                last=last,
+            )
         self.store.keep(columns, fresh)
         self._count(rows, cached, totals, outputs)
         self.cached[rows] = totals
@@ -389,7 +392,8 @@ def supports_tree_attention(backbone: PreTrainedModel, forward: Forward) -> bool
         return True
     if backbone not in _tried:
         try:
-            agrees = _branches_agree(backbone, forward)
+            with evaluation_mode(backbone):
+                agrees = _branches_agree(backbone, forward)
         except Exception:  # other people's models fail in ways of their own
             agrees = False
         if agrees is None:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sia._numbers import as_number
+
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _MASK = 2**64 - 1
@@ -34,10 +36,11 @@ def prompt_keys(
 ) -> Tensor:
     """Return a key per row, int64 `(rows,)`, from its seed and its prompt without padding."""
     length = max(len(prompt) for prompt in prompts)
-    padded = torch.tensor([[*prompt, *[-1] * (length - len(prompt))] for prompt in prompts])
+    rows = [[*prompt, *[-1] * (length - len(prompt))] for prompt in prompts]
+    padded = torch.tensor(rows, device="cpu")
     keys = mix(
-        torch.zeros(len(prompts), dtype=torch.int64),
-        torch.tensor([_signed(seed) for seed in seeds]),
+        torch.zeros(len(prompts), dtype=torch.int64, device="cpu"),
+        torch.tensor([_signed(seed) for seed in seeds], device="cpu"),
     )
     for column in padded.unbind(1):
         keys = torch.where(column >= 0, mix(keys, column), keys)
@@ -89,12 +92,18 @@ def step_gumbel(step_keys: Tensor, tokens: Tensor) -> Tensor:
     return uniform(mix(step_keys[:, None], tokens)).log_().neg_().log_().neg_()
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless the temperature is 0 or a finite number above it."""
-    if not 0 <= temperature < math.inf:
+def check_temperature(temperature: float) -> float:
+    """Return the temperature as a Python number.
+
+    Raises:
+        ValueError: Unless it is 0 or a finite number above it.
+    """
+    number = as_number(temperature)
+    if not 0 <= number < math.inf:
         raise ValueError(
             f"temperature must be 0 (greedy) or a finite number above it, got {temperature}"
         )
+    return number
 
 
 def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -1,6 +1,6 @@
 """`generate`: a list of prompts in, a list of generations out. The searches share its helpers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,15 +8,26 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia import _sampling
+from sia._checks import check_decoder
 from sia._decoding import Decoding
-from sia._inputs import eos_token_ids, pad_left
+from sia._hooks import checkpoint_hooks
+from sia._inputs import eos_token_ids, pad_left, prompt_ids
 from sia._kv_cache import input_device
+from sia._numbers import row_numbers, whole_number
+from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation
 from sia.signals import Signal
-from sia.steering import Steering
+from sia.steering import Steering, candidate_count
 
-Prompts = Sequence[str] | Sequence[Sequence[int]]
+Chat = Sequence[Mapping[str, Any]]
+Prompts = (
+    Sequence[str]
+    | Sequence[Chat]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | np.ndarray
+    | Mapping[str, Any]
+)
 
 
 def generate(
@@ -27,7 +38,7 @@ def generate(
     *,
     candidates: int | None = None,
     max_new_tokens: int = 128,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     value_prompts: Prompts | None = None,
@@ -36,15 +47,20 @@ def generate(
 ) -> list[Generation]:
     """Return one response per prompt, in the order given.
 
+    All else that the model's `generation_config` says is heeded as by `model.generate`: penalties
+    and suppressed tokens before the candidates are chosen, top-p and the like after the tilt.
+
     Args:
         model: The language model, decoder-only.
         tokenizer: Its tokenizer.
-        prompts: Texts or token ids. Texts get the tokenizer's special tokens unless they begin
-            with its BOS token already, as chat templates write it.
+        prompts: Texts, chats (lists of messages) or token ids, or what a tokenizer or its chat
+            template returns: a mapping with `input_ids` and `attention_mask`. Texts get the
+            tokenizer's special tokens unless they begin with its BOS token already.
         steering: What to steer with; None samples from the top candidates of the model alone.
         candidates: K without a steering, 10 by default. A steering has its own.
         max_new_tokens: Longest response.
-        temperature: Divides the logits after the tilt; 0 is greedy.
+        temperature: Divides the logits after the tilt; 0 is greedy. None for that of the model's
+            `generation_config`, 1 by default.
         seed: Together with the prompt it decides the noise: the same prompt and seed give the same
             response in any batch. A list has one seed per prompt: repeat a prompt under other
             seeds for further samples of it.
@@ -55,22 +71,16 @@ def generate(
             `calibrate`, besides those of the gate.
 
     Raises:
-        ValueError: For an empty prompt, a token or K beyond the vocabulary, vocabularies of
-            different sizes, and numbers out of range.
+        TypeError: For prompts of another kind.
+        ValueError: For an empty prompt, a token or K beyond the vocabulary, vocabularies that do
+            not fit together, numbers out of range, and settings of the `generation_config` that
+            steering does not have (beams).
         FloatingPointError: If a value is NaN or infinite.
     """
-    check_options(prompts, temperature, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    if isinstance(tokenizer, PreTrainedModel):
-        raise TypeError(
-            "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
-        )
-    ids = tokenize(tokenizer, prompts, "prompt")
-    value_ids = tokenize_template(tokenizer, value_prompts, "value", ids)
-    seeds = [seed] * len(ids) if isinstance(seed, int) else seed
-    if len(seeds) != len(ids):
-        raise ValueError(
-            f"seed must be one number, or one for each of the {len(ids)} prompts, got {len(seeds)}"
-        )
+    batch_size = whole_number("batch_size", batch_size, 1)
+    ids = read_prompts(model, tokenizer, prompts)
+    value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
+    seeds = row_numbers("seed", seed, len(ids), "prompts")
     generations: dict[int, Generation] = {}
     for indices in batches(ids, batch_size, "generate", progress):
         decoding = start_decoding(
@@ -86,7 +96,7 @@ def generate(
             temperature=temperature,
             observe=observe,
         )
-        decoding.run(max_new_tokens)
+        decoding.run(decoding.max_new_tokens)
         generations |= zip(indices, decoding.generations(tokenizer), strict=True)
     return [generations[i] for i in range(len(ids))]
 
@@ -110,35 +120,64 @@ def start_decoding(
     value_ids: Sequence[Sequence[int]],
     indices: Sequence[int],
     seeds: Sequence[int],
+    *,
+    steering: Steering | None = None,
+    candidates: int | None = None,
+    max_new_tokens: int,
+    temperature: float | None = None,
+    samples: int = 1,
     **settings: Any,
 ) -> Decoding:
-    """Prepare the decoding of the prompts at `indices`; settings as of `Decoding`."""
+    """Prepare the decoding of the prompts at `indices`; settings as of `generate` or `Decoding`."""
+    check_decoder(model)
+    count = candidate_count(steering, candidates)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     device = input_device(model)
     prompts = [ids[i] for i in indices]
     input_ids, attention_mask = pad_left(prompts, device)
+    stop_tokens = eos_token_ids(model.generation_config, tokenizer.eos_token_id)
+    hooks = checkpoint_hooks(
+        model,
+        tokenizer,
+        input_ids,
+        attention_mask,
+        stop_tokens=stop_tokens,
+        candidates=count,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=None if temperature is None else check_temperature(temperature),
+    )
     return Decoding(
         model,
         input_ids,
         attention_mask,
-        row_keys=_sampling.prompt_keys(prompts, [seeds[i] for i in indices], device),
+        prompt_keys=prompt_keys(prompts, [seeds[i] for i in indices], device),
         value_prompts=[value_ids[i] for i in indices],
         prompt_indices=indices,
-        stop_tokens=eos_token_ids(model.generation_config, tokenizer.eos_token_id),
+        stop_tokens=stop_tokens,
+        steering=steering,
+        candidates=candidates,
+        max_new_tokens=max_new_tokens,
+        samples=samples,
+        hooks=hooks,
+        tokenizer=tokenizer,
         **settings,
     )
 
 
-def check_options(prompts: Prompts, temperature: float, **counts: int) -> None:
-    """Check that prompts are a list, the temperature is in range and the counts are at least 1."""
-    if isinstance(prompts, str):
-        raise TypeError("prompts must be a list of prompts, got a single text")
-    _sampling.check_temperature(temperature)
-    for name, number in counts.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+def read_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
+) -> list[list[int]]:
+    """Return the token ids of prompts, without padding."""
+    if isinstance(tokenizer, PreTrainedModel):
+        raise TypeError(
+            "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
+        )
+    return prompt_ids(prompts, "prompt", tokenizer, padding_token(model))
 
 
-def tokenize_template(
+def read_template(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts | None,
     name: str,
@@ -147,44 +186,15 @@ def tokenize_template(
     """Return token ids of the prompts in another model's template; None stands for `default`."""
     if prompts is None:
         return default
-    if len(prompts) != len(default):
+    ids = prompt_ids(prompts, f"{name} prompt", tokenizer, padding_token(model))
+    if len(ids) != len(default):
         raise ValueError(
-            f"{name}_prompts must be as many as prompts: expected {len(default)}, "
-            f"got {len(prompts)}"
+            f"{name}_prompts must be as many as prompts: expected {len(default)}, got {len(ids)}"
         )
-    return tokenize(tokenizer, prompts, f"{name} prompt")
+    return ids
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, name: str) -> list[list[int]]:
-    """Return token ids without padding; ids pass through.
-
-    Raises:
-        TypeError: If a prompt is neither a text nor token ids.
-        ValueError: If a prompt is empty.
-    """
-    rows = []
-    for index, prompt in enumerate(prompts):
-        ids = token_ids(tokenizer, prompt)
-        if ids is None:
-            kind = type(prompt).__name__
-            given = "a list of other things" if isinstance(prompt, Sequence) else kind
-            raise TypeError(
-                f"a {name} must be a text or a list of token ids (apply chat templates first), "
-                f"number {index} is {given}"
-            )
-        if not ids:
-            raise ValueError(f"a {name} needs at least one token, number {index} is empty")
-        rows.append(ids)
-    return rows
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Any) -> list[int] | None:
-    """Return the token ids of a text, list, array or tensor; None if it is something else."""
-    if isinstance(prompt, str):
-        bos = tokenizer.bos_token
-        special = not (bos and prompt.startswith(bos))
-        return list(tokenizer(prompt, add_special_tokens=special).input_ids) if prompt else []
-    ids = prompt.tolist() if isinstance(prompt, Tensor | np.ndarray) else prompt
-    if not isinstance(ids, Sequence) or not all(isinstance(i, int | np.integer) for i in ids):
-        return None
-    return list(ids)
+def padding_token(model: PreTrainedModel) -> int | None:
+    """Return the token that pads prompts without a mask: the model's, unless it is EOS too."""
+    config = model.generation_config
+    return None if config.pad_token_id in eos_token_ids(config) else config.pad_token_id

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from sia._numbers import as_number
 from sia.gates import GATES, Gate
 from sia.generation import Generation
 
@@ -33,10 +34,11 @@ def calibrate(
     ):
         names = ", ".join(known.__name__ for known in GATES.values() if known.calibrated)
         raise TypeError(f"calibrate needs one of the gates {names}, got {gate_class!r}")
-    if not 0 < ratio <= 1:
+    share = as_number(ratio)
+    if not 0 < share <= 1:
         raise ValueError(f"ratio must be greater than 0 and at most 1, got {ratio}")
     if not isinstance(generations, Sequence):
         raise TypeError(f"generations must be a list of them, got {type(generations).__name__}")
     if not any(len(generation.token_ids) for generation in generations):
         raise ValueError("calibration needs at least one generated token, got none")
-    return gate_class.fit(generations, ratio, **settings)
+    return gate_class.fit(generations, share, **settings)

@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sia import _sampling
+from sia._numbers import as_number, whole_number
 from sia.generation import Generation
 from sia.signals import Attention, Entropy, Signal
 
@@ -155,10 +156,11 @@ class ThresholdGate(Gate):
     threshold: float
 
     def __post_init__(self) -> None:
-        number = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
-        if not (number and math.isfinite(self.threshold) and self.threshold >= self.minimum):
+        threshold = as_number(self.threshold)
+        if not (math.isfinite(threshold) and threshold >= self.minimum):
             least = "" if math.isinf(self.minimum) else f" of at least {self.minimum:g}"
             raise ValueError(f"threshold must be a finite number{least}, got {self.threshold!r}")
+        object.__setattr__(self, "threshold", threshold)
         hash(self.signal)  # the signal checks its own settings
 
     @property
@@ -283,13 +285,12 @@ class PositionGate(Gate):
     tokens: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 0:
-            raise ValueError(f"tokens must be a whole number of at least 0, got {self.tokens!r}")
+        object.__setattr__(self, "tokens", whole_number("tokens", self.tokens, 0))
 
     @classmethod
     @override
     def from_setting(cls, value: float) -> Self:
-        return cls(int(value))
+        return cls(int(value) if as_number(value) % 1 == 0 else value)
 
     @classmethod
     @override
@@ -322,8 +323,11 @@ class RandomGate(Gate):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ratio, int | float) or not 0 <= self.ratio <= 1:
+        ratio = as_number(self.ratio)
+        if not 0 <= ratio <= 1:
             raise ValueError(f"ratio must lie between 0 and 1, got {self.ratio!r}")
+        object.__setattr__(self, "ratio", ratio)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     @override
     def opens(self, step: Step) -> Tensor:

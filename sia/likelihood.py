@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sia import _sampling
-from sia._checks import check_inputs, check_steering, check_values
+from sia._checks import check_inputs, check_steering, check_values, vocabulary_size
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
+from sia._modes import evaluation_mode
 from sia.gates import Never, Step
 from sia.signals import Entropy, Signal
 from sia.steering import Steering, candidate_count, entropy, signal_entropy, steer
@@ -127,15 +128,24 @@ class _Batch:
         self.lengths = [len(response) for response in responses]
         self.tokens, self.written = pad_right(responses, device)
         rows, longest = self.tokens.shape
-        check_inputs(model, *pad_left(prompts, device), value_prompts, prompt_indices, longest)
         check_steering(model, steering, candidates)
+        value_vocabulary = steering.scorer.vocabulary_size if steering else vocabulary_size(model)
+        check_inputs(
+            model,
+            *pad_left(prompts, device),
+            value_prompts,
+            value_vocabulary,
+            prompt_indices,
+            longest,
+        )
         # padding is on the right and attention is causal: no token sees it, and no mask is needed
         pairs = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
         input_ids, _ = pad_right(pairs, device)
         starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
         first = int(starts.min()) - 1  # the first position that predicts a response token
         kept = torch.arange(first, input_ids.shape[1], device=device)
-        self.logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+        with evaluation_mode(model):
+            self.logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
         self.first_column = starts - 1 - first  # of the logits of each row
         self.session = (
             None if steering is None else steering.scorer.start_session(value_prompts, longest)
@@ -198,6 +208,6 @@ class _Batch:
         if self.steering is None or self.session is None or len(places) == 0:
             return scores
         prefixes = self.tokens[rows[places], :step]
-        values = self.session.score(rows[places], prefixes, candidates[places]).to(scores.device)
+        values = self.session.score(rows[places], prefixes, candidates[places]).to(scores)
         check_values(values, rows[places], self.prompt_indices, 1, step)
         return scores.index_copy(0, places, steer(scores[places], values, self.steering))

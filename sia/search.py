@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._checks import check_values, check_vocabulary
 from sia._decoding import Decoding
+from sia._numbers import whole_number
 from sia.batch import (
     Prompts,
     batches,
-    check_options,
+    read_prompts,
+    read_template,
     start_decoding,
-    tokenize,
-    tokenize_template,
 )
 from sia.generation import Generation
 from sia.scorers.base import Scorer, Session
@@ -39,7 +39,7 @@ def best_of_n(
     *,
     candidates: int | None = None,
     max_new_tokens: int = 128,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
     value_prompts: Prompts | None = None,
@@ -51,7 +51,7 @@ def best_of_n(
     The first of the n responses is that of `generate` with the same seed. Arguments, result and
     errors are those of `chunk_beam_search`.
     """
-    check_options(prompts, temperature, n=n, max_new_tokens=max_new_tokens)
+    n = whole_number("n", n, 1)
     return chunk_beam_search(
         model,
         tokenizer,
@@ -84,7 +84,7 @@ def chunk_beam_search(
     steering: Steering | None = None,
     candidates: int | None = None,
     max_new_tokens: int = 128,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
     value_prompts: Prompts | None = None,
@@ -100,7 +100,7 @@ def chunk_beam_search(
     Args:
         model: As of `generate`, like all arguments that are not listed here.
         tokenizer: Of the model.
-        prompts: Texts or token ids.
+        prompts: Texts, chats or token ids.
         reward: Scores responses as they stand: a `RewardScorer` as if they ended there, a
             `ValueModel` at their last token.
         width: W, responses kept per prompt.
@@ -109,7 +109,8 @@ def chunk_beam_search(
         steering: Steers every continuation.
         candidates: Tokens that take part without a steering.
         max_new_tokens: Longest response.
-        temperature: Above 0, for greedy continuations would all be the same.
+        temperature: Above 0, for greedy continuations would all be the same; None for that of the
+            model's `generation_config`, 1 by default.
         seed: Of the noise.
         batch_size: Number of responses decoded together; those of a prompt always are.
         value_prompts: The prompts in the template of the steering's scorer.
@@ -119,24 +120,18 @@ def chunk_beam_search(
     Returns:
         Generations with their `reward`, and with the `cost` of all that was tried.
     """
-    check_options(
-        prompts,
-        temperature,
-        width=width,
-        expansions=expansions,
-        chunk=chunk,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
+    width, expansions = whole_number("width", width, 1), whole_number("expansions", expansions, 1)
+    chunk, batch_size = whole_number("chunk", chunk, 1), whole_number("batch_size", batch_size, 1)
     if temperature == 0 and width * expansions > 1:
         raise ValueError(
             "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
         )
-    check_vocabulary(model, reward, "reward")
-    ids = tokenize(tokenizer, prompts, "prompt")
-    value_ids = tokenize_template(tokenizer, value_prompts, "value", ids)
-    reward_ids = tokenize_template(tokenizer, reward_prompts, "reward", ids)
-    samples, seeds = width * expansions, [seed] * len(ids)
+    vocabulary = check_vocabulary(model, reward, "reward", tokenizer)
+    ids = read_prompts(model, tokenizer, prompts)
+    value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
+    reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
+    samples, seeds = width * expansions, [whole_number("seed", seed)] * len(ids)
     generations: dict[int, Generation] = {}
     for indices in batches(ids, max(1, batch_size // samples), "search", progress):
         decoding = start_decoding(
@@ -151,6 +146,7 @@ def chunk_beam_search(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             samples=samples,
+            vocabulary=vocabulary,
         )
         session = reward.start_session([reward_ids[i] for i in indices], max_new_tokens, samples)
         rewards = _search(decoding, session, width, expansions, chunk)

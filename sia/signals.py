@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sia._numbers import python_value, whole_number
+
 
 @dataclass(frozen=True)
 class Entropy:
@@ -35,7 +37,9 @@ class Attention:
         for name, numbers in (("layers", self.layers), ("heads", self.heads)):
             if numbers is None:
                 continue
-            numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+            listed = python_value(numbers)
+            listed = (listed,) if isinstance(listed, int) else listed
+            numbers = tuple(whole_number(f"each of the {name}", number) for number in listed)
             object.__setattr__(self, name, numbers)  # a list is as good, but has no hash
             if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
                 raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from sia._numbers import as_number, whole_number
 from sia.gates import Gate
 from sia.scorers.base import Scorer
 from sia.signals import Entropy
@@ -51,31 +52,26 @@ class Steering:
                 "scorer must offer start_session(prompts, max_new_tokens), as a ValueModel does, "
                 f"got {type(self.scorer).__name__}"
             )
-        if not isinstance(self.beta, int | float) or not (
-            0 <= self.beta <= LARGEST_BETA or self.beta == math.inf
-        ):
+        beta, floor = as_number(self.beta), as_number(self.min_probability)
+        if not (0 <= beta <= LARGEST_BETA or beta == math.inf):
             raise ValueError(
                 f"beta must be 0 to {LARGEST_BETA:g}, or math.inf (values alone), got {self.beta!r}"
             )
-        check_candidates(self.candidates)
-        if not 0 <= self.min_probability < 1:
+        if not 0 <= floor < 1:
             raise ValueError(
-                f"min_probability must be at least 0 and less than 1, got {self.min_probability}"
+                f"min_probability must be at least 0 and less than 1, got {self.min_probability!r}"
             )
-
-
-def check_candidates(candidates: int) -> None:
-    """Raise ValueError unless K is a whole number of at least 1."""
-    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
-        raise ValueError(f"candidates must be a whole number of at least 1, got {candidates!r}")
+        count = whole_number("candidates", self.candidates, 1)
+        for name, number in (("beta", beta), ("min_probability", floor), ("candidates", count)):
+            object.__setattr__(self, name, number)
 
 
 def candidate_count(steering: Steering | None, candidates: int | None) -> int:
     """Return K: that of the steering or, without one, `candidates` (10 by default)."""
     if steering is None:
-        count = DEFAULT_CANDIDATES if candidates is None else candidates
-        check_candidates(count)
-        return count
+        return (
+            DEFAULT_CANDIDATES if candidates is None else whole_number("candidates", candidates, 1)
+        )
     if not isinstance(steering, Steering):
         raise TypeError(
             f"steering must be a Steering(scorer, gate, …), got {type(steering).__name__}"
@@ -117,14 +113,16 @@ def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:
     """Return logits of π*(y|s) ∝ π(y|s)·exp(β·V(s·y)): logits + β·values, or values at β = ∞.
 
     Args:
-        logits: Base logits, `(rows, K)`.
+        logits: Base logits, `(rows, K)`; −∞ stays −∞.
         values: Values V(s·y), `(rows, K)`.
         beta: Strength β.
 
     Returns:
         Logits that are not normalised, `(rows, K)`.
     """
-    return values.clone() if math.isinf(beta) else logits + beta * values
+    if math.isinf(beta):
+        return values.masked_fill(logits == -torch.inf, -torch.inf)
+    return logits + beta * values
 
 
 def drop_improbable(steered: Tensor, logits: Tensor, min_probability: float) -> Tensor:
@@ -160,7 +158,7 @@ def kl_divergence(logits_q: Tensor, logits_p: Tensor) -> Tensor:
 
     Args:
         logits_q: `(rows, K)`; −∞ stands for probability 0, and 0·ln 0 for 0.
-        logits_p: `(rows, K)`, finite.
+        logits_p: `(rows, K)`; −∞ only where those of q are too.
 
     Returns:
         Divergences, `(rows,)`.

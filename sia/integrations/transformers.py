@@ -1,8 +1,10 @@
 """Steering inside transformers: `model.generate(custom_generate=SteeredGenerate(steering), …)`."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from inspect import unwrap
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -10,30 +12,33 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.generation.logits_process import TopKLogitsWarper
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from sia import _sampling
-from sia._decoding import Decoding, Hooks
+from sia._decoding import Decoding
+from sia._hooks import Hooks, check_generation_config, refuse
+from sia._inputs import prompt_ids
 from sia._kv_cache import input_device
+from sia._numbers import python_value, row_numbers
 from sia.generation import Generation
 from sia.signals import Signal
 from sia.steering import Steering, candidate_count
 
-UNSUPPORTED_OUTPUTS = (
-    "output_scores",
-    "output_logits",
-    "output_attentions",
-    "output_hidden_states",
-)
+# arguments of generate that transformers keeps from callables, and what to do instead
+WITHHELD = {
+    "streamer": "takes a streamer as SteeredGenerate(steering, streamer=streamer)",
+    "assistant_model": "does not speculate",
+    "negative_prompt_ids": "has no classifier-free guidance",
+}
 SUPPORTED_MODEL_KWARGS = {
     "attention_mask",
     "position_ids",
@@ -60,9 +65,9 @@ class SteeredOutput(ModelOutput):
 class SteeredGenerate:
     """A decoding method for transformers: `model.generate(custom_generate=SteeredGenerate(…), …)`.
 
-    transformers prepares everything as for its own sampling. Its logits processors (temperature,
-    top-p, …) come after the tilt; on steered steps they are called twice, the second time about
-    the base scores, for the token that would have been picked unsteered.
+    transformers prepares everything as for its own sampling. Logits processors (penalties,
+    grammars, watermarks, those of the caller) decide what the candidates are; warpers (temperature,
+    top-p, …) come after the tilt.
 
     transformers keeps `tokenizer`, `streamer` and `assistant_model` of a `generate` call from any
     callable: give the first two here instead; there is no speculative decoding.
@@ -115,6 +120,7 @@ class SteeredGenerate:
         Returns:
             `SteeredOutput` with `return_dict_in_generate=True`, else sequences `(rows, length)`.
         """
+        _refuse_withheld()
         check_generation_config(generation_config)
         attention_mask = checked_mask(input_ids, model_kwargs)
         prompts = [
@@ -124,65 +130,59 @@ class SteeredGenerate:
         lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
         ends = [c.eos_token_id for c in stopping_criteria if isinstance(c, EosTokenCriteria)]
         max_new_tokens = min(lengths, default=generation_config.max_length) - input_ids.shape[1]
-        pad_token = generation_config.pad_token_id or 0
-        criteria = self._further_criteria(stopping_criteria, stop_strings)
         device, streamer = input_device(model), self.streamer
+        hooks = Hooks.prepared(
+            logits_processor,
+            StoppingCriteriaList([*stopping_criteria, *self._stop_criteria(stop_strings)]),
+            generation_config,
+            candidate_count(self.steering, self.candidates),
+            (lambda tokens: streamer.put(tokens.cpu())) if streamer else None,
+        )
         decoding = Decoding(
             model,
             input_ids.to(device),
             attention_mask.to(device),
             steering=self.steering,
             candidates=self.candidates,
-            row_keys=_sampling.prompt_keys(prompts, row_seeds(prompts, self.seed), device),
-            value_prompts=prompts if self.value_prompts is None else self.value_prompts,
+            prompt_keys=_sampling.prompt_keys(prompts, row_seeds(prompts, self.seed), device),
+            value_prompts=self._value_prompts(prompts),
             max_new_tokens=max_new_tokens,
-            temperature=1.0 if generation_config.do_sample else 0.0,
             stop_tokens=[token for tokens in ends for token in tokens.tolist()],
             observe=self.observe,
-            hooks=Hooks(
-                process=self._effective_processors(logits_processor),
-                stop=(lambda ids: criteria(ids, None)) if criteria else None,
-                stream=(lambda tokens: streamer.put(tokens.cpu())) if streamer else None,
-                pad_token=pad_token,
-            ),
+            hooks=hooks,
+            tokenizer=self.tokenizer,
         )
         if streamer:
             streamer.put(input_ids.cpu())
         decoding.run(max_new_tokens)
         if streamer:
             streamer.end()
-        sequences = decoding.responses.sequences(decoding.prompts, pad_token).to(input_ids.device)
+        sequences = decoding.responses.sequences(decoding.prompts, hooks.pad_token)
+        sequences = sequences.to(input_ids.device)
         if not generation_config.return_dict_in_generate:
             return sequences
         return SteeredOutput(sequences, decoding.generations(self.tokenizer))
 
-    def _effective_processors(
-        self, processors: LogitsProcessorList
-    ) -> Callable[..., Tensor] | None:
-        """Leave out a top-k that keeps all K candidates, as transformers' default of 50 does."""
-        count = candidate_count(self.steering, self.candidates)
-        kept = [p for p in processors if type(p) is not TopKLogitsWarper or p.top_k < count]
-        process: Callable[..., Tensor] = LogitsProcessorList(kept)
-        return process if kept else None
+    def _value_prompts(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Return the token ids of the prompts as the scorer reads them."""
+        if self.value_prompts is None:
+            return prompts
+        return prompt_ids(self.value_prompts, "value prompt", self.tokenizer)
 
-    def _further_criteria(
-        self, criteria: StoppingCriteriaList, stop_strings: str | Sequence[str]
-    ) -> StoppingCriteriaList:
-        """Return the criteria that the loop does not see to itself, stop strings included."""
-        built_in = EosTokenCriteria | MaxLengthCriteria
-        further = StoppingCriteriaList(c for c in criteria if not isinstance(c, built_in))
+    def _stop_criteria(self, stop_strings: str | Sequence[str]) -> list[StopStringCriteria]:
+        """Return a criterion for the stop strings, the object's own and those of the call."""
         texts: list[str] = []
         for given in (self.stop_strings, stop_strings):
             texts += [given] if isinstance(given, str) else given
         if not texts:
-            return further
+            return []
         if self.tokenizer is None:
             raise ValueError(
                 "stop strings need the tokenizer: expected "
                 f"custom_generate=SteeredGenerate(steering, tokenizer=tokenizer, "
                 f"stop_strings={texts}), got no tokenizer (transformers hands none to a callable)"
             )
-        return StoppingCriteriaList([*further, StopStringCriteria(self.tokenizer, texts)])
+        return [StopStringCriteria(self.tokenizer, texts)]
 
 
 def steered_generate(
@@ -221,16 +221,14 @@ def steered_generate(
 
 def row_seeds(prompts: Sequence[Sequence[int]], seed: int | Sequence[int] | None) -> list[int]:
     """Return a seed per row: seed, seed + 1, … for rows that share a prompt."""
+    seed = python_value(seed)
     if seed is None:
-        seed = int(torch.randint(2**62, (1,)))
-    if isinstance(seed, int):
-        repeats = Counter[tuple[int, ...]]()
-        return [seed + count_before(repeats, prompt) for prompt in prompts]
-    if len(seed) != len(prompts):
-        raise ValueError(
-            f"seed must be one number, or one for each of the {len(prompts)} rows, got {len(seed)}"
-        )
-    return list(seed)
+        seed = int(torch.randint(2**62, (1,), device="cpu"))
+    seeds = row_numbers("seed", seed, len(prompts), "rows")
+    if not isinstance(seed, int):
+        return seeds
+    repeats = Counter[tuple[int, ...]]()
+    return [number + count_before(repeats, row) for number, row in zip(seeds, prompts, strict=True)]
 
 
 def count_before(repeats: Counter[tuple[int, ...]], prompt: Sequence[int]) -> int:
@@ -246,45 +244,26 @@ def checked_mask(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
     cache = given.get("past_key_values", DynamicCache())
     own_cache = type(cache) is DynamicCache
     cached = cache.get_seq_length() if own_cache else 0
-    _refuse(
-        {
-            f"does not know what to do with {ignored}": ignored != "",
-            "needs input_ids of at least one token (inputs_embeds alone will not do)": (
-                input_ids.shape[1] == 0
-            ),
-            f"keeps its own dynamic cache, got a {type(cache).__name__}": not own_cache,
-            f"starts from an empty cache, got one with {cached} tokens": cached > 0,
-        }
-    )
+    refuse(f"does not know what to do with {ignored}", ignored != "")
+    embeds = "needs input_ids of at least one token (inputs_embeds alone will not do)"
+    refuse(embeds, input_ids.shape[1] == 0)
+    refuse(f"keeps its own dynamic cache, got a {type(cache).__name__}", not own_cache)
+    refuse(f"starts from an empty cache, got one with {cached} tokens", cached > 0)
     mask = given.get("attention_mask", torch.ones_like(input_ids))
     usual = (mask.cumsum(1) - 1).clamp(min=0)
     moved = not torch.equal(given.get("position_ids", usual) * mask, usual * mask)
-    _refuse({"counts positions from the first token of each prompt, got other position_ids": moved})
+    positions = "counts positions from the first token of each prompt, got other position_ids"
+    refuse(positions, moved)
     return mask
 
 
-def check_generation_config(config: GenerationConfig) -> None:
-    """Refuse settings of `generate` that this decoding does not have."""
-    cache, guidance = config.cache_implementation, config.guidance_scale
-    lookup = config.prompt_lookup_num_tokens
-    refused = {
-        f"samples or decodes greedily, got num_beams={config.num_beams}": config.num_beams > 1,
-        f'keeps its own dynamic cache, got cache_implementation="{cache}"': (
-            cache not in (None, "dynamic")
-        ),
-        f"has no classifier-free guidance, got guidance_scale={guidance}": (
-            guidance not in (None, 1)
-        ),
-        f"does not speculate, got prompt_lookup_num_tokens={lookup}": lookup is not None,
-    }
-    for name in UNSUPPORTED_OUTPUTS if config.return_dict_in_generate else ():
-        requested = bool(vars(config).get(name))
-        refused[f"returns sequences and generations, got {name}=True"] = requested
-    _refuse(refused)
+def _refuse_withheld() -> None:
+    """Refuse arguments of the running `generate` call that transformers keeps from callables.
 
-
-def _refuse(reasons: Mapping[str, bool]) -> None:
-    """Raise ValueError with the first of these reasons that holds."""
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(f"steered_generate {reason}")
+    They stand in its frame alone.
+    """
+    code = unwrap(GenerationMixin.generate).__code__
+    frames = (frame for frame, _ in walk_stack(None) if frame.f_code is code)
+    caller = next(frames, None)
+    for name, instead in WITHHELD.items() if caller else ():
+        refuse(f"{instead}, got {name}", caller.f_locals.get(name) is not None)

@@ -126,16 +126,17 @@ class CachedSession(BranchSession):
         depths, sees = branch_layout(*branches.shape[1:], device)
         rows, responses, branches = rows.to(device), responses.to(device), branches.to(device)
         lengths = torch.full_like(rows, responses.shape[1])
-        outputs = torch.empty(branches.shape, device=device)
+        outputs = torch.empty(branches.shape, dtype=torch.float32, device=device)
         for group in prefixes.group_by_lag(rows, lengths, depths.numel()):
-            outputs[group] = prefixes.branch(
+            read = prefixes.branch(
                 rows[group],
                 responses[group],
                 lengths[group],
                 branches[group].flatten(1),
                 depths,
                 sees,
-            ).view(-1, *branches.shape[1:])
+            )
+            outputs[group] = read.view(-1, *branches.shape[1:]).float()  # half under autocast
         return outputs.gather(2, ends.to(device)[:, :, None]).squeeze(2)
 
 

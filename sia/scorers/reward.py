@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from sia._inputs import pad_right
 from sia._kv_cache import backbone_of, check_positions, input_device
+from sia._modes import evaluation_mode
 from sia._prefix_cache import CachedPrefixes, check_attention, supports_tree_attention
 from sia.cost import Architecture, Meter
 from sia.scorers.base import BranchSession, CachedSession, Scorer
@@ -237,7 +238,8 @@ class WholeRewards(BranchSession):
         rewards = []
         for start in range(0, len(sequences), BATCH):
             input_ids, mask = pad_right(sequences[start : start + BATCH], device, padding)
-            logits = scorer.model(input_ids=input_ids, attention_mask=mask).logits
+            with evaluation_mode(scorer.model):
+                logits = scorer.model(input_ids=input_ids, attention_mask=mask).logits
             rewards.append(logits.float().squeeze(-1))
         self._count(rows.to(device), [len(sequence) for sequence in sequences])
         return torch.cat(rewards)

@@ -30,7 +30,7 @@ PROMPTS = tiny.prompts(6)
 generate = partial(tiny.generate, MODEL)
 
 EMPTY = "a prompt needs at least one token, number 1 is empty"
-PROMPT = "a prompt must be a text or a list of token ids (apply chat templates first), number 0 is "
+PROMPT = "a prompt must be a text, a chat (a list of messages) or a list of token ids, number 0 is "
 IDS = "token ids must be at least 0 and below the vocabulary of 60 tokens, got "
 TEMPERATURE = "temperature must be 0 (greedy) or a finite number above it, got "
 OBSERVE = "observe must be a list of signals, such as [Attention()], got "
@@ -42,7 +42,7 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
         (lambda: generate(["w7", ""]), EMPTY),
         (lambda: generate([[7], []]), EMPTY),
         (lambda: generate([7, 8]), PROMPT + "int"),
-        (lambda: generate([[{"role": "user"}]]), PROMPT + "a list of other things"),
+        (lambda: generate([[{"text": "w7"}]]), PROMPT + "a list of other things"),
         (lambda: generate("w7"), "prompts must be a list of prompts, got a single text"),
         (
             lambda: sia.generate(tiny.tokenizer(), MODEL, ["w7"]),
@@ -70,13 +70,20 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
             "candidates must be at most the vocabulary of 60 tokens, got 61",
         ),
         (
-            lambda: generate([[7]], Steering(tiny.value_model("qwen3", vocabulary=70), Never())),
-            "model and scorer must share a vocabulary: the model has 60 tokens, the scorer 70",
+            lambda: generate([[7]], Steering(tiny.value_model("qwen3", vocabulary=50), Never())),
+            "model and scorer must share a vocabulary, padding of at most 1024 rows aside: "
+            "the model has 60 tokens, the scorer 50, and there is a tokenizer of 60",
         ),
         (lambda: generate([[7]], temperature=-1.0), TEMPERATURE + "-1.0"),
         (lambda: generate([[7]], temperature=math.nan), TEMPERATURE + "nan"),
-        (lambda: generate([[7]], max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
-        (lambda: generate([[7]], batch_size=0), "batch_size must be at least 1, got 0"),
+        (
+            lambda: generate([[7]], max_new_tokens=0),
+            "max_new_tokens must be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: generate([[7]], batch_size=0),
+            "batch_size must be a whole number of at least 1, got 0",
+        ),
         (
             lambda: generate([[7]], candidates=0),
             "candidates must be a whole number of at least 1, got 0",

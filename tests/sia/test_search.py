@@ -32,10 +32,9 @@ def continuation(prompt, key, steering, start, tokens, max_new_tokens):
         input_ids,
         mask,
         steering=steering,
-        row_keys=key,
+        prompt_keys=key,
         value_prompts=[prompt],
         max_new_tokens=max_new_tokens,
-        temperature=1.0,
         stop_tokens=[tiny.EOS],
     )
     forced, pick = iter(start), decoding._pick
@@ -151,18 +150,18 @@ def test_selection_keeps_the_best_and_fills_rows():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: best_of_n([[7]], REWARD, 0), "n must be at least 1, got 0"),
+        (lambda: best_of_n([[7]], REWARD, 0), "n must be a whole number of at least 1, got 0"),
         (
             lambda: search([[7]], REWARD, width=0, expansions=2, chunk=3),
-            "width must be at least 1, got 0",
+            "width must be a whole number of at least 1, got 0",
         ),
         (
             lambda: search([[7]], REWARD, width=2, expansions=0, chunk=3),
-            "expansions must be at least 1, got 0",
+            "expansions must be a whole number of at least 1, got 0",
         ),
         (
             lambda: search([[7]], REWARD, width=2, expansions=2, chunk=0),
-            "chunk must be at least 1, got 0",
+            "chunk must be a whole number of at least 1, got 0",
         ),
         (
             lambda: best_of_n([[7]], REWARD, 2, temperature=0.0),
@@ -178,8 +177,9 @@ def test_selection_keeps_the_best_and_fills_rows():
             "reward_prompts must be as many as prompts: expected 1, got 0",
         ),
         (
-            lambda: best_of_n([[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=70)), 2),
-            "model and reward must share a vocabulary: the model has 60 tokens, the reward 70",
+            lambda: best_of_n([[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=50)), 2),
+            "model and reward must share a vocabulary, padding of at most 1024 rows aside: "
+            "the model has 60 tokens, the reward 50, and there is a tokenizer of 60",
         ),
     ],
 )

@@ -244,26 +244,26 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ask(num_beams=3), "steered_generate samples or decodes greedily, got num_beams=3"),
+        (lambda: ask(num_beams=3), "steered decoding samples or decodes greedily, got num_beams=3"),
         (
             lambda: ask(cache_implementation="static"),
-            'steered_generate keeps its own dynamic cache, got cache_implementation="static"',
+            "steered decoding keeps its own dynamic cache, got cache_implementation='static'",
         ),
         (
             lambda: ask(past_key_values=StaticCache(config=MODEL.config, max_cache_len=8)),
-            "steered_generate keeps its own dynamic cache, got a StaticCache",
+            "steered decoding keeps its own dynamic cache, got a StaticCache",
         ),
         (
             lambda: ask(past_key_values=MODEL(torch.tensor([[7, 8]])).past_key_values),
-            "steered_generate starts from an empty cache, got one with 2 tokens",
+            "steered decoding starts from an empty cache, got one with 2 tokens",
         ),
         (
             lambda: ask(guidance_scale=1.5),
-            "steered_generate has no classifier-free guidance, got guidance_scale=1.5",
+            "steered decoding has no classifier-free guidance, got guidance_scale=1.5",
         ),
         (
             lambda: ask(prompt_lookup_num_tokens=2),
-            "steered_generate does not speculate, got prompt_lookup_num_tokens=2",
+            "steered decoding does not speculate, got prompt_lookup_num_tokens=2",
         ),
         (
             lambda: ask(stop_strings="a"),
@@ -273,7 +273,7 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
         ),
         (
             lambda: ask(tiny.language_model("gpt2"), token_type_ids=torch.tensor([[3, 4]])),
-            "steered_generate does not know what to do with token_type_ids",
+            "steered decoding does not know what to do with token_type_ids",
         ),
         (
             lambda: MODEL.generate(
@@ -281,11 +281,11 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
                 custom_generate=steered_generate,
                 max_new_tokens=2,
             ),
-            "steered_generate does not know what to do with inputs_embeds",
+            "steered decoding does not know what to do with inputs_embeds",
         ),
         (
             lambda: ask(position_ids=torch.tensor([[4, 5]])),
-            "steered_generate counts positions from the first token of each prompt, "
+            "steered decoding counts positions from the first token of each prompt, "
             "got other position_ids",
         ),
         (
@@ -294,11 +294,11 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
         ),
         (
             lambda: ask(return_dict_in_generate=True, output_scores=True),
-            "steered_generate returns sequences and generations, got output_scores=True",
+            "steered decoding returns sequences and generations, got output_scores=True",
         ),
         (
             lambda: ask(return_dict_in_generate=True, output_hidden_states=True),
-            "steered_generate returns sequences and generations, got output_hidden_states=True",
+            "steered decoding returns sequences and generations, got output_hidden_states=True",
         ),
         (
             lambda: ask(value_prompts=[[7], [8]]),
@@ -311,7 +311,7 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
         ),
         (
             lambda: ask(suppress_tokens=list(range(60))),
-            "the logits processors ruled out all 10 candidates of a row: ask for more candidates",
+            "logits processors must leave a token, they ruled out all 60 at step 0 of prompt 0",
         ),
     ],
 )
