@@ -75,8 +75,8 @@ class Calibrator:
         first = dict.fromkeys(unsteered(v) for v in steered if needs_thresholds(v))
         return list(first), steered
 
-    def with_initial_thresholds(self, request: CellRequest) -> Cell:
-        """Return a validation cell with thresholds from unsteered responses."""
+    def initial_cell(self, request: CellRequest) -> Cell:
+        """Return the validation cell of a request, its thresholds from unsteered responses."""
         if not needs_thresholds(request):
             return request.resolve(request.beta)
         measured = self._measured_thresholds(unsteered(request), request)
@@ -100,7 +100,7 @@ class Calibrator:
         New thresholds move scores too little to bring up another: of the 36 tuned cells of a lab
         replicate none was chosen otherwise.
         """
-        cells = [self.with_initial_thresholds(v) for v in self.validation_requests(request)]
+        cells = [self.initial_cell(v) for v in self.validation_requests(request)]
         return sorted(cells, key=self.score, reverse=True)[:2]
 
     def resolve(self, request: CellRequest) -> Cell:

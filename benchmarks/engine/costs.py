@@ -33,11 +33,11 @@ def total_costs(
         models["value"] = (scorer.backbone, scorer.head.weight)
     kinds = {"model": cell.model, "reward": REWARD, "value": cell.scorer}
     prefill = {}
-    for name, parts in models.items():
+    for name, (backbone, head) in models.items():
         ids = subject.encode(prompts, str(kinds[name]))
         # value and reward models share a prompt but for its last token, which each response reads
         shared = ids if name == "model" else [prompt[:-1] for prompt in ids]
-        prefill[name] = reading_costs(*parts, shared, with_output=name == "model")
+        prefill[name] = reading_costs(backbone, head, shared, with_output=name == "model")
     totals, value_has_read = [Cost()] * len(prompts), [False] * len(prompts)
     for number, responses in enumerate(samples):
         conversations = subject.conversations(prompts, responses, REWARD)

@@ -141,9 +141,11 @@ def measure_rows(
     with workers_for(profile_here, options.executor) as workers:
         sweep = Sweep(profile_here, workers, since)
         training = (
-            sum(task.work for stage in pending_tasks(models) for task in stage) if models else 0.0
+            sum(task.estimated_seconds for stage in pending_tasks(models) for task in stage)
+            if models
+            else 0.0
         )
-        with workers.progress(training + sweep.work(needs)):
+        with workers.progress(training + sweep.estimated_seconds(needs)):
             if models:
                 build(models, workers)
             if options.quality:

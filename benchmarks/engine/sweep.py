@@ -61,7 +61,7 @@ class Sweep:
         calibrator = self.calibrator
         unsteered, steered = calibrator.stages(needs.requests)
         self.measure_missing(unsteered, "sweep 1/5: thresholds")
-        initial = map(calibrator.with_initial_thresholds, steered)
+        initial = map(calibrator.initial_cell, steered)
         self.measure_missing(initial, "sweep 2/5: validation")
         best = [cell for request in needs.requests for cell in calibrator.best_two_betas(request)]
         recalibrated = map(calibrator.recalibrated, best)
@@ -86,11 +86,11 @@ class Sweep:
             _measure,
             [(measurement, self.profile, shard) for shard in missing],
             description=description,
-            keep=lambda task, rows: store.write(task[2], measurement, rows),
+            on_result=lambda task, rows: store.write(task[2], measurement, rows),
         )
 
-    def work(self, needs: FigureCells) -> float:
-        """Return about how many seconds of one core it takes to measure everything anew."""
+    def estimated_seconds(self, needs: FigureCells) -> float:
+        """Return the estimated seconds of one core to measure everything anew."""
         evaluation, sweep = self.profile.evaluation, self.profile.sweep
         unsteered, steered = self.calibrator.stages(needs.requests)
         validation = evaluation.validation_prompts_per_objective
@@ -132,11 +132,11 @@ class Sweep:
         return table.astype(dict.fromkeys(texts, "category"))
 
     def words(self, tokens: Sequence[int]) -> list[str]:
-        """Return how token ids are written, as readers are shown them."""
+        """Return the word of each token id, as shown to readers."""
         return subject_of(self.profile, 0).words(tokens)
 
     def random_instances(self, replicates: Sequence[int]) -> pd.DataFrame:
-        """Return what the laws of the theory come to on random steps and trees."""
+        """Return regrets, divergences and bounds on random steps and trees (see `theory`)."""
         return random_instances(replicates)
 
     def timings(self, requests: Sequence[CellRequest], rounds: int) -> pd.DataFrame:

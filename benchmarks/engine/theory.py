@@ -12,7 +12,7 @@ STEPS, TREES, CANDIDATES, DRAWS = 3000, 1000, 10, 64
 
 
 def random_instances(replicates: Sequence[int]) -> pd.DataFrame:
-    """Return the rows of `random_steps`, then those of `random_trees`, of each replicate."""
+    """Return the rows of `random_steps` of all replicates, then those of `random_trees`."""
     return pd.concat(
         [
             instances(replicate).assign(replicate=replicate)
@@ -24,7 +24,7 @@ def random_instances(replicates: Sequence[int]) -> pd.DataFrame:
 
 
 def random_steps(replicate: int) -> pd.DataFrame:
-    """Return single steps: entropy, regret of leaving them alone, divergences and bounds.
+    """Return random single steps: entropy, regret of not steering, divergences and bounds.
 
     π comes from normal logits of spread 0 to 4, V is normal of spread 0 to 3, β from 0.1 to 4.
     noise_regret_SD: mean loss, over DRAWS, of steering by V with independent normal errors.

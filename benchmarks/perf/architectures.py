@@ -31,17 +31,12 @@ from benchmarks.spec.profile import PROFILES
 from sia import EveryToken, Gate, RandomGate, Steering, best_of_n, chunk_beam_search
 
 NAME = "architectures"
+PLAIN = ("plain", "plain")  # kind and label
 REPORTED = {
     "sia 20%": 2.0,
     "dense": 10.0,
     "best of 8": 8.0,
 }  # times a plain pass, as reported for the paper
-COLOURS = {
-    "sia": "sia",
-    "dense": "dense",
-    "best": "best-of-n",
-    "chunk": "beams",
-}  # first word of a method → its colour
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,14 @@ def scaled_down(shape: dict) -> dict:
     return shape | smaller | {"num_key_value_heads": max(1, shape["num_key_value_heads"] // 4)}
 
 
-def methods(models: Models, settings: Settings, batch: int, tokens: int) -> dict[str, Run]:
-    """Return the runs to time; each makes `tokens` tokens for each of `batch` prompts."""
+def methods(
+    models: Models, settings: Settings, batch: int, tokens: int
+) -> dict[tuple[str, str], Run]:
+    """Return how each method generates `tokens` tokens for each of `batch` prompts.
+
+    Returns:
+        Runs by kind (as in `benchmarks.spec.methods`) and label of the method.
+    """
     prompts = models.prompts(batch)
 
     def steered(gate: Gate) -> Run:
@@ -105,11 +106,11 @@ def methods(models: Models, settings: Settings, batch: int, tokens: int) -> dict
     width, chunk = settings.beam_width, settings.chunk
     expansions = settings.responses // width
     return {
-        "plain": transformers_run(models, batch, tokens, top_k=settings.candidates),
-        **{f"sia {ratio:.0%}": steered(RandomGate(ratio)) for ratio in settings.ratios},
-        "dense": steered(EveryToken()),
-        f"best of {settings.responses}": search(best_of_n, settings.responses),
-        f"chunk beam search, {settings.responses}": search(
+        PLAIN: transformers_run(models, batch, tokens, top_k=settings.candidates),
+        **{("sia", f"sia {ratio:.0%}"): steered(RandomGate(ratio)) for ratio in settings.ratios},
+        ("dense", "dense"): steered(EveryToken()),
+        ("best-of-n", f"best of {settings.responses}"): search(best_of_n, settings.responses),
+        ("beams", f"chunk beam search, {settings.responses}"): search(
             chunk_beam_search, width=width, expansions=expansions, chunk=chunk
         ),
     }
@@ -130,7 +131,7 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
             runs = methods(models, settings, batch, tokens)
             counted = {
                 method: reduce(add, (generation.cost for generation in run(0)))
-                for method, run in (runs | {"plain": sia_run(models, batch, tokens, None)}).items()
+                for method, run in (runs | {PLAIN: sia_run(models, batch, tokens, None)}).items()
             }
             times = in_turns(runs, models.device, settings.rounds, f"{name}, batch of {batch}")
             records += [
@@ -138,7 +139,8 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
                     "architecture": name,
                     "parameters": models.parameters,
                     "batch": batch,
-                    "method": method,
+                    "kind": method[0],
+                    "method": method[1],
                     "positions": cost.model_tokens + cost.value_tokens,
                     "flops": cost.model_flops + cost.value_flops,
                     "round": turn,
@@ -152,13 +154,13 @@ def measure(settings: Settings, device: str, tokens: int) -> pd.DataFrame:
 
 
 def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
-    """Return milliseconds per token, and ratios to plain decoding of the same round.
+    """Return time, token positions and FLOPs of each method as ratios to plain decoding.
 
-    Ratios (median, lowest, highest) are of time; counted token positions and FLOPs stand beside,
-    and `reported` is as REPORTED.
+    Times are compared within a round (median, lowest and highest ratio), and also given in
+    milliseconds per token. `reported`: the ratio that was reported for the paper.
     """
     keys = ["architecture", "parameters", "batch"]
-    plain = rows[rows["method"] == "plain"].drop(columns="method")
+    plain = rows[rows["method"] == "plain"].drop(columns=["kind", "method"])
     pairs = rows.merge(plain, on=[*keys, "round"], suffixes=("", "_plain"))
     pairs = pairs.assign(
         ms=1000 * pairs["seconds"] / (pairs["batch"] * tokens),
@@ -166,7 +168,7 @@ def summarize(rows: pd.DataFrame, tokens: int) -> pd.DataFrame:
         positions=pairs["positions"] / pairs["positions_plain"],
         flops=pairs["flops"] / pairs["flops_plain"],
     )
-    table = pairs.groupby([*keys, "method"], sort=False, as_index=False).agg(
+    table = pairs.groupby([*keys, "kind", "method"], sort=False, as_index=False).agg(
         ms_per_token=("ms", "median"),
         time=("ratio", "median"),
         time_low=("ratio", "min"),
@@ -183,9 +185,9 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     steered = table[table["method"] != "plain"]
     names = table["architecture"].unique()
     shades: dict[str, str] = {}
-    for kind in steered["method"].unique():
-        colour = style.COLOURS[COLOURS[kind.split()[0]]]
-        shades[kind] = "#003B5C" if colour in shades.values() else colour
+    for kind, method in steered[["kind", "method"]].drop_duplicates().itertuples(index=False):
+        colour = style.COLOURS[kind]
+        shades[method] = "#003B5C" if colour in shades.values() else colour
     figure, axes = style.plt.subplots(
         1,
         table["batch"].nunique(),
@@ -194,9 +196,9 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     )
     width = 0.8 / len(shades)
     for axis, (batch, panel) in zip(axes[0], steered.groupby("batch", sort=False), strict=True):
-        for i, (kind, rows) in enumerate(panel.groupby("method", sort=False)):
+        for i, (method, rows) in enumerate(panel.groupby("method", sort=False)):
             places = np.arange(len(names)) + (i - (len(shades) - 1) / 2) * width
-            axis.bar(places, rows["time"], width, color=shades[kind])
+            axis.bar(places, rows["time"], width, color=shades[method])
             axis.vlines(places, rows["time_low"], rows["time_high"], color="#222222", linewidth=0.9)
             axis.plot(places, rows["flops"], "_", color="#D00000", markersize=5)
             axis.plot(places, rows["reported"], "x", color="#888888", markersize=4)
@@ -206,8 +208,8 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     axes[0, 0].set_ylabel("time / plain decoding")
     marks = {"FLOPs, counted": ("_", "#D00000"), "reported accounting": ("x", "#888888")}
     handles = [
-        style.plt.Rectangle((0, 0), 1, 1, color=shade, label=kind.replace("sia", "SIA"))
-        for kind, shade in shades.items()
+        style.plt.Rectangle((0, 0), 1, 1, color=shade, label=method.replace("sia", "SIA"))
+        for method, shade in shades.items()
     ] + [
         style.Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
         for label, (marker, colour) in marks.items()

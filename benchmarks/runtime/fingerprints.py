@@ -60,17 +60,17 @@ def drawing_code(name: str) -> str:
     return _digest(_sources([ROOT / "benchmarks" / file for file in (*files, *DRAWING)]))
 
 
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def _sources(paths: list[Path]) -> list[str]:
     """Return the name of each file, followed by its text."""
-    parts = []
+    sources = []
     for path in paths:
         text = path.read_text(encoding="utf-8")
-        parts += [path.name, _without_docstrings(text) if path.suffix == ".py" else text]
-    return parts
+        sources += [path.name, _without_docstrings(text) if path.suffix == ".py" else text]
+    return sources
 
 
 def _without_docstrings(source: str) -> str:

@@ -98,7 +98,12 @@ class RayWorkers:
             self._bar.update(max(0.0, total - self._bar.n))
 
     def run(
-        self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None
+        self,
+        function: Callable,
+        tasks: Sequence,
+        *,
+        description: str,
+        on_result: Callable | None = None,
     ) -> list:
         """Run a function on every task, as `Workers.run` does."""
         waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
@@ -137,8 +142,8 @@ class RayWorkers:
                 continue
             result, units = answer
             self._bar.update(min(units, self._bar.total - self._bar.n))
-            if keep:
-                keep(tasks[number], result)
+            if on_result:
+                on_result(tasks[number], result)
             else:
                 results[number] = result
-        return [] if keep else results
+        return [] if on_result else results

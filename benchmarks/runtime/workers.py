@@ -116,7 +116,12 @@ class Workers:
                 drain.join()
 
     def run(
-        self, function: Callable, tasks: Sequence, *, description: str, keep: Callable | None = None
+        self,
+        function: Callable,
+        tasks: Sequence,
+        *,
+        description: str,
+        on_result: Callable | None = None,
     ) -> list:
         """Run a function on every task, inside `progress`.
 
@@ -126,10 +131,10 @@ class Workers:
             function: Called in a worker with one task.
             tasks: Arguments of the function.
             description: Name of the work beside the bar.
-            keep: Called here with each task and its result as soon as that is there.
+            on_result: Called here with each task and its result as soon as that is there.
 
         Returns:
-            The results in the order of the tasks; nothing if `keep` took them.
+            The results in the order of the tasks; nothing if `on_result` took them.
 
         Raises:
             ValueError: If a worker was killed.
@@ -143,8 +148,8 @@ class Workers:
             for finished, future in enumerate(as_completed(numbers), start=1):
                 number, result = numbers[future], future.result()
                 self._bar.set_description(counted(description, finished, len(tasks)), refresh=False)
-                if keep:
-                    keep(tasks[number], result)
+                if on_result:
+                    on_result(tasks[number], result)
                 else:
                     results[number] = result
         except BrokenProcessPool as error:
@@ -155,7 +160,7 @@ class Workers:
         finally:
             for future in numbers:
                 future.cancel()
-        return [] if keep else results
+        return [] if on_result else results
 
 
 def counted(description: str, finished: int, tasks: int) -> str:

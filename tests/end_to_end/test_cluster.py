@@ -80,7 +80,7 @@ def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
                 twice,
                 [1, 2],
                 description="keep",
-                keep=lambda task, result: kept.update({task: result}),
+                on_result=lambda task, result: kept.update({task: result}),
             )
             == []
         )

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
+from benchmarks.spec.model_kinds import INSTRUCT, ModelKind
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
@@ -285,11 +286,11 @@ class HubModels(Subject):
 
     @override
     def encode(self, prompts: Sequence[Chat], kind: str) -> list[list[int]]:
-        if kind.startswith("base"):
+        if ModelKind.parse(kind).name == "base":
             return self.tokenizer([plain_text(chat) for chat in prompts]).input_ids
         # rollouts are read, and made, in the reward model's template
         tokenizer = tokenizer_of(self.profile.models[REWARD if kind == str(ROLLOUT) else kind])
-        options = {"enable_thinking": False} if kind.startswith("instruct") else {}
+        options = {"enable_thinking": False} if kind == str(INSTRUCT) else {}
         return chat_ids(tokenizer, prompts, **options)
 
     @override

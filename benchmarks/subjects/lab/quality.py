@@ -54,13 +54,13 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
     for label, family in (model for stage in stages(replicate.profile) for model in stage):
         kind = ModelKind.parse(label)
         if kind.name in ("base", "instruct", "instruct-reward"):
-            metrics = heldout.language_model(kind, family)
+            metrics = heldout.language_model_metrics(kind, family)
         elif label in (REWARD, EVALUATION_REWARD):
-            metrics = heldout.reward_model(label)
+            metrics = heldout.reward_model_metrics(label)
         elif label == str(AUTOREGRESSIVE):
-            metrics = heldout.autoregressive_reward(label, family)
+            metrics = heldout.autoregressive_reward_metrics(label, family)
         elif kind.name == "value":
-            metrics = heldout.value_model(kind, family)
+            metrics = heldout.value_model_metrics(kind, family)
         else:
             continue
         labels = {"replicate": replicate.index, "family": family, "model": label}
@@ -82,7 +82,7 @@ class _Heldout:
         # by kind and family: two responses to each prompt, and the judge's scores
         self.responses: dict[tuple[str, str], tuple[list[list[int]], np.ndarray]] = {}
 
-    def language_model(self, kind: ModelKind, family: str) -> Metrics:
+    def language_model_metrics(self, kind: ModelKind, family: str) -> Metrics:
         replicate, prompts, ids = self.replicate, self.prompts, self.ids
         rng = random.Random(f"heldout responses {replicate.index}")
         writer = replicate.other_world(kind.world)
@@ -115,7 +115,7 @@ class _Heldout:
         agree = (first > second) == (judged[0] > judged[1])
         return "pair_accuracy", agree[differ].mean(), int(differ.sum())
 
-    def reward_model(self, kind: str) -> Metrics:
+    def reward_model_metrics(self, kind: str) -> Metrics:
         replicate, (first, second, judged) = self.replicate, self.pairs
         model = replicate.reward_model(kind)
         rewards = np.stack([replicate.rewards(kind, model, side) for side in (first, second)])
@@ -127,7 +127,7 @@ class _Heldout:
         yield "judge_correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size
         yield "preference_loss", loss.mean(), loss.size
 
-    def autoregressive_reward(self, kind: str, family: str) -> Metrics:
+    def autoregressive_reward_metrics(self, kind: str, family: str) -> Metrics:
         first, second, _ = self.pairs
         model = self.replicate.language_model(kind, family)
         starts = [len(prompt) for prompt in self.ids] * len(self.replicate.profile.families)
@@ -135,7 +135,7 @@ class _Heldout:
             *(sequence_log_likelihoods(model, side, starts) for side in (first, second))
         )
 
-    def value_model(self, kind: ModelKind, family: str) -> Metrics:
+    def value_model_metrics(self, kind: ModelKind, family: str) -> Metrics:
         replicate, prompts = self.replicate, self.ids * 2
         tokens, scores = self.responses[str(ModelKind("base", world=kind.world)), family]
         sequences = [[*p, *r] for p, r in zip(prompts, tokens, strict=True)]

@@ -46,7 +46,7 @@ class Task:
         return self.replicate.path(self.kind, self.family).exists()
 
     @property
-    def work(self) -> float:
+    def estimated_seconds(self) -> float:
         """Estimated seconds of one core."""
         settings, kind = self.replicate.profile.training, ModelKind.parse(self.kind)
         samples = 2 * (settings.world_prompts if kind.world else settings.sampled_prompts)

@@ -53,7 +53,7 @@ def test_a_threshold_is_kept_interpolated_or_calibrated_again(ratios, expected):
 def test_thresholds_are_calibrated_on_steered_responses():
     (validation,) = CALIBRATOR.validation_requests(REQUEST)
     assert validation == replace(REQUEST, split="validation")
-    first = CALIBRATOR.with_initial_thresholds(validation)
+    first = CALIBRATOR.initial_cell(validation)
     assert first.thresholds == (1.0, 1.0, 1.0)
     # honesty alone was off target
     assert CALIBRATOR.recalibrated(first).thresholds == (1.0, 1.0, 2.0)
@@ -110,7 +110,7 @@ def test_of_the_two_best_strengths_the_better_one_after_calibration_is_chosen():
     calibrator = Calibrator(profile, lambda shard: read_validation(shard, score))
     tuned = replace(REQUEST, tuned=True)
     validations = calibrator.validation_requests(tuned)
-    scores = {c.beta: score(c) for c in map(calibrator.with_initial_thresholds, validations)}
+    scores = {c.beta: score(c) for c in map(calibrator.initial_cell, validations)}
     assert scores == first
     assert [cell.beta for cell in calibrator.best_two_betas(tuned)] == [4.0, 2.0]
     assert calibrator.resolve(tuned).beta == 2.0

@@ -25,7 +25,7 @@ def test_stages_are_measured_one_after_the_other():
     unsteered, steered = calibrator.stages([tuned])
     assert stages == [
         ("rows", unsteered),
-        ("rows", [calibrator.with_initial_thresholds(request) for request in steered]),
+        ("rows", [calibrator.initial_cell(request) for request in steered]),
         ("rows", [calibrator.recalibrated(cell) for cell in calibrator.best_two_betas(tuned)]),
         ("rows", [calibrator.resolve(tuned)]),
         ("rollouts", []),
@@ -36,7 +36,10 @@ def test_stages_are_measured_one_after_the_other():
 
 def test_work_grows_with_what_is_open():
     sweep = Sweep(SMOKE)
-    works = [sweep.work(FigureCells(cells=[cell])) for cell in (CellRequest(0, "qwen3"), REQUEST)]
+    works = [
+        sweep.estimated_seconds(FigureCells(cells=[cell]))
+        for cell in (CellRequest(0, "qwen3"), REQUEST)
+    ]
     assert 0 < works[0] < works[1]
 
 
