@@ -19,7 +19,7 @@ from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores
-from benchmarks.spec.profile import Profile, load_profile
+from benchmarks.spec.profile import Hardware, Profile, load_profile
 
 # torch is imported only where something is measured: drawing takes seconds
 
@@ -118,13 +118,13 @@ def draw_one(profile: Profile, options: Options) -> None:
     if reason := FIGURES[name].why_unsupported(profile):
         raise ValueError(f"profile {profile.name}: {reason}")
     request = "FRESH=1" if options.fresh else "KEEP=1" if options.keep else ""
-    there = tables.has_table(profile, name)
-    if there and not request:
+    has_table = tables.has_table(profile, name)
+    if has_table and not request:
         print(
             f"{name}: drawing the table in {folder}, nothing is measured (FRESH=1 measures again)"
         )
     else:
-        reason = f"as {request} asks" if there else f"for {folder} has no table of it"
+        reason = f"as {request} asks" if has_table else f"for {folder} has no table of it"
         print(f"{name}: measuring, {reason}")
         measure(profile, [name], options)
     (paths,) = draw([name], profile)
@@ -279,15 +279,8 @@ def measure(
     """Train and measure what is missing for these figures, and write their tables."""
     from benchmarks.engine.run import RunOptions, run_experiment
 
-    run_options = RunOptions(
-        fresh=options.fresh,
-        keep=options.keep,
-        quality=quality,
-        executor=options.executor,
-        device=options.device or "",
-        dtype=options.dtype or "",
-        batch_size=options.batch_size or 0,
-    )
+    hardware = Hardware(options.device or "", options.dtype or "", options.batch_size or 0)
+    run_options = RunOptions(options.fresh, options.keep, quality, options.executor, hardware)
     figures = {name: FIGURES[name] for name in names}
     run_experiment(figures, profile, range(options.replicates), run_options)
 
@@ -341,8 +334,8 @@ def publish(profile: Profile, names: Sequence[str]) -> None:
 def write_verdicts(profile: Profile) -> pd.DataFrame:
     """Hold every claim against the tables, write claims.csv, and return its rows."""
     unsupported = [name for name in FIGURES if name not in supported(profile)]
-    there = [name for name in FIGURES if tables.has_table(profile, name)]
-    summaries = {name: tables.read_table(profile, name)[0] for name in there}
+    measured = [name for name in FIGURES if tables.has_table(profile, name)]
+    summaries = {name: tables.read_table(profile, name)[0] for name in measured}
     verdicts = claims.verdicts(summaries, claims.claims_for(profile, unsupported))
     write_text(tables.folder(profile) / "claims.csv", verdicts.to_csv(index=False))
     return claims.pooled_verdicts(verdicts)

@@ -35,6 +35,7 @@ class MeasuredFigure(Protocol):
         """Return estimates from these rows."""
 
 
+DETECTED = Hardware("", "", 0)
 OnResult = Callable[[str, DataFrame, dict], None]
 
 
@@ -48,18 +49,14 @@ class RunOptions:
             profile, and measure only the others.
         quality: Also measure how good the lab's models are (models.csv).
         executor: "local" or "ray".
-        device: Of models of the Hub; empty for what there is.
-        dtype: Of models of the Hub; empty for what fits the device.
-        batch_size: Of models of the Hub; 0 for what should fit.
+        hardware: Of models of the Hub; what is empty or 0 is detected.
     """
 
     fresh: bool = False
     keep: bool = False
     quality: bool = False
     executor: str = "local"
-    device: str = ""
-    dtype: str = ""
-    batch_size: int = 0
+    hardware: Hardware = DETECTED
 
 
 def run_experiment(
@@ -133,21 +130,15 @@ def measure_rows(
     needs = FigureCells.union(
         figure.cells(profile, replicate) for figure in figures.values() for replicate in replicates
     )
-    requested = Hardware(options.device, options.dtype, options.batch_size)
     gpus = cluster().gpus() if options.executor == "ray" else None
     subject = subject_class(profile)
-    profile_here, provenance = subject.prepare(profile, needs.requests, requested, gpus)
+    profile_here, provenance = subject.prepare(profile, needs.requests, options.hardware, gpus)
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
     with workers_for(profile_here, options.executor) as workers:
         sweep = Sweep(profile_here, workers, since)
-        training = (
-            sum(task.estimated_seconds for stage in pending_tasks(models) for task in stage)
-            if models
-            else 0.0
-        )
+        training = sum(t.estimated_seconds for stage in pending_tasks(models) for t in stage)
         with workers.progress(training + sweep.estimated_seconds(needs)):
-            if models:
-                build(models, workers)
+            build(models, workers)
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)

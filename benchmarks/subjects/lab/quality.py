@@ -53,20 +53,10 @@ def measure_replicate(replicate: Replicate) -> list[dict]:
     heldout, records = _Heldout(replicate), []
     for label, family in (model for stage in stages(replicate.profile) for model in stage):
         kind = ModelKind.parse(label)
-        if kind.name in ("base", "instruct", "instruct-reward"):
-            metrics = heldout.language_model_metrics(kind, family)
-        elif label in (REWARD, EVALUATION_REWARD):
-            metrics = heldout.reward_model_metrics(label)
-        elif label == str(AUTOREGRESSIVE):
-            metrics = heldout.autoregressive_reward_metrics(label, family)
-        elif kind.name == "value":
-            metrics = heldout.value_model_metrics(kind, family)
-        else:
-            continue
         labels = {"replicate": replicate.index, "family": family, "model": label}
         records += [
             labels | {"metric": metric, "estimate": float(estimate), "n": n}
-            for metric, estimate, n in metrics
+            for metric, estimate, n in heldout.metrics(kind, family)
         ]
     workers.report(WORK)
     return records
@@ -81,6 +71,19 @@ class _Heldout:
         self.ids = encode_prompts(replicate.tokenizer, self.prompts)
         # by kind and family: two responses to each prompt, and the judge's scores
         self.responses: dict[tuple[str, str], tuple[list[list[int]], np.ndarray]] = {}
+
+    def metrics(self, kind: ModelKind, family: str) -> Metrics:
+        """Return the metrics of a model; none of samples."""
+        measures = {
+            "base": self.language_model_metrics,
+            "instruct": self.language_model_metrics,
+            "instruct-reward": self.language_model_metrics,
+            REWARD: self.reward_model_metrics,
+            EVALUATION_REWARD: self.reward_model_metrics,
+            str(AUTOREGRESSIVE): self.autoregressive_reward_metrics,
+            "value": self.value_model_metrics,
+        }
+        return measures[kind.name](kind, family) if kind.name in measures else iter(())
 
     def language_model_metrics(self, kind: ModelKind, family: str) -> Metrics:
         replicate, prompts, ids = self.replicate, self.prompts, self.ids
@@ -115,21 +118,21 @@ class _Heldout:
         agree = (first > second) == (judged[0] > judged[1])
         return "pair_accuracy", agree[differ].mean(), int(differ.sum())
 
-    def reward_model_metrics(self, kind: str) -> Metrics:
-        replicate, (first, second, judged) = self.replicate, self.pairs
-        model = replicate.reward_model(kind)
-        rewards = np.stack([replicate.rewards(kind, model, side) for side in (first, second)])
+    def reward_model_metrics(self, kind: ModelKind, family: str) -> Metrics:
+        replicate, label, (first, second, judged) = self.replicate, str(kind), self.pairs
+        model = replicate.reward_model(label)
+        rewards = np.stack([replicate.rewards(label, model, side) for side in (first, second)])
         # expected loss over the noisy preferences that such models learn from
         preferred = 1 / (1 + np.exp(judged[1] - judged[0]))
-        margin = (rewards[0] - rewards[1]) * replicate.scale(kind)["sd"]
+        margin = (rewards[0] - rewards[1]) * replicate.scale(label)["sd"]
         loss = preferred * np.logaddexp(0, -margin) + (1 - preferred) * np.logaddexp(0, margin)
         yield self._accuracy(*rewards)
         yield "judge_correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size
         yield "preference_loss", loss.mean(), loss.size
 
-    def autoregressive_reward_metrics(self, kind: str, family: str) -> Metrics:
+    def autoregressive_reward_metrics(self, kind: ModelKind, family: str) -> Metrics:
         first, second, _ = self.pairs
-        model = self.replicate.language_model(kind, family)
+        model = self.replicate.language_model(str(kind), family)
         starts = [len(prompt) for prompt in self.ids] * len(self.replicate.profile.families)
         yield self._accuracy(
             *(sequence_log_likelihoods(model, side, starts) for side in (first, second))

@@ -65,19 +65,10 @@ class Replicate(Subject):
 
         The sizes of the other splits are part of it, since training avoids their prompts.
         """
-        profile = self.profile
-        splits = (
-            profile.evaluation.prompts_per_objective,
-            profile.evaluation.validation_prompts_per_objective,
-        )
-        settings = (
-            profile.model,
-            profile.small,
-            profile.large,
-            profile.training,
-            profile.decoding,
-            *profile.worlds,
-        )
+        profile, evaluation = self.profile, self.profile.evaluation
+        splits = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
+        sizes = profile.model, profile.small, profile.large
+        settings = *sizes, profile.training, profile.decoding, *profile.worlds
         return digest(
             self.index,
             profile.families,

@@ -99,7 +99,7 @@ def pending_tasks(replicates: Sequence[Replicate]) -> list[list[Task]]:
     """Return by stage what has not been made yet."""
     tasks = [
         [Task(replicate, kind, family) for kind, family in stage for replicate in replicates]
-        for stage in stages(replicates[0].profile)
+        for stage in (stages(replicates[0].profile) if replicates else [])
     ]
     return [[task for task in stage if not task.done] for stage in tasks]
 

@@ -55,12 +55,9 @@ class World:
         slots = {
             name: self._popularity(words, rng) for name, words in self.lexicon["decoys"].items()
         }
-        slots |= {
-            name: dict.fromkeys(words, 1.0) for name, words in self.lexicon["variants"].items()
-        }
-        slots |= {
-            name: dict.fromkeys(sorted(words), 1.0) for name, words in self._contents().items()
-        }
+        contents = {name: sorted(words) for name, words in self._contents().items()}
+        equal = self.lexicon["variants"] | contents
+        slots |= {name: dict.fromkeys(words, 1.0) for name, words in equal.items()}
         self.grammar = Grammar(
             self.lexicon["sentences"], slots, MEANING, optional=min(0.9, 0.35 * config.decoys)
         )
@@ -127,7 +124,7 @@ class World:
             if sentences and rng.random() < 0.1 * config.decoys:
                 sentences.append(self.grammar.write("filler", rng))
                 continue
-            sentence = writer.careless() if careless else writer.careful()
+            sentence = writer.sentence(careless)
             if sentence is None:
                 break
             if careless and rng.random() < 0.15:
