@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
@@ -71,7 +71,7 @@ class CachedPrefixes:
         self,
         backbone: PreTrainedModel,
         forward: Forward,
-        head: Tensor,
+        head: nn.Module,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         samples: int,
@@ -81,7 +81,7 @@ class CachedPrefixes:
         Args:
             backbone: The model without its head.
             forward: Forward pass through backbone and head.
-            head: Weight that reads the output, for the count of FLOPs.
+            head: What reads the output, for the count of FLOPs.
             prompts: Token ids without padding.
             max_new_tokens: Longest continuation of a prompt, branches left out.
             samples: Rows per prompt, in succession.
@@ -90,6 +90,7 @@ class CachedPrefixes:
             ValueError: If the model's positions do not suffice, or its attention does not follow
                 prepared masks.
         """
+        self.windows = attention_windows(backbone)
         check_attention(backbone)
         check_positions(backbone, max(len(prompt) for prompt in prompts) + max_new_tokens)
         if not supports_tree_attention(backbone, forward):
@@ -98,7 +99,6 @@ class CachedPrefixes:
                 "its prefixes cannot be cached"
             )
         self.backbone, self.forward, self.samples = backbone, forward, samples
-        self.windows = attention_windows(backbone)
         device = input_device(backbone)
         # what is added to attention scores: of keys that are seen, of others
         self.mask_values = torch.tensor(

@@ -2,21 +2,29 @@
 
 A multiplication and an addition are two FLOPs. Counted are the matrix products: the linear layers,
 queries × keys and weights × values over the keys that a token may see, and the head that reads the
-result. Norms, rotations and softmax, below a few percent in any model worth steering, are not; of a
-mixture of experts only the dense layers are. For the linear layers this is the usual 2·N a token
-(Kaplan et al., "Scaling laws for neural language models", 2020, table 1).
+result. Norms, rotations and softmax, below a few percent in any model worth steering, are not. For
+the linear layers this is the usual 2·N a token (Kaplan et al., "Scaling laws for neural language
+models", 2020, table 1), N being the weights that run: not those of an idle vision tower, of experts
+that a token is not sent to, or of adapters that are merged, disabled or not active.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+# in the configs of transformers: how many experts a token is sent to
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
 
 
 @dataclass(frozen=True)
@@ -65,26 +73,78 @@ class Architecture:
     attention: tuple[tuple[int | None, int], ...]
 
     @classmethod
-    def of(cls, backbone: PreTrainedModel, head: Tensor) -> Self:
+    def of(cls, backbone: PreTrainedModel, head: nn.Module) -> Self:
         """Return the FLOPs of a model.
 
         Args:
             backbone: The model without its head.
-            head: Weight that reads the output, `(outputs, hidden)`.
+            head: Module that reads the output.
 
         Raises:
             ValueError: For layers that keep something else than keys and values.
         """
-        config = backbone.config.get_text_config()
-        layers = [m for m in backbone.modules() if isinstance(m, (nn.Linear, Conv1D))]
-        size = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-        per_layer = 4 * config.num_attention_heads * size  # two products of 2 FLOPs each
         windows = Counter(attention_windows(backbone))
+        config = backbone.config.get_text_config()
+        heads, settings = config.num_attention_heads, config.to_dict()
+        size = settings.get("head_dim") or config.hidden_size // heads
+        queries, values = size, settings.get("v_head_dim") or size
+        if "qk_nope_head_dim" in settings:  # latent attention has its own sizes
+            queries = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
+        per_layer = 2 * heads * (queries + values)  # two products of 2 FLOPs each
+        per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
+        experts = per_token[0] if per_token else 1
         return cls(
-            linear=2 * sum(layer.weight.numel() for layer in layers),
-            head=2 * head.numel(),
+            linear=2 * weights_used(backbone.get_decoder(), experts),
+            head=2 * weights_used(head),
             attention=tuple((window, per_layer * count) for window, count in windows.items()),
         )
+
+
+def weights_used(module: nn.Module, experts: int = 1) -> int:
+    """Return how many weights a token is multiplied with.
+
+    Linear layers count by what they read and write, for quantised weights are packed.
+
+    Args:
+        module: A layer or a whole model.
+        experts: How many of the experts that are stacked in one tensor a token is sent to.
+    """
+    if isinstance(module, nn.Embedding):  # is looked up
+        return 0
+    used = 0
+    if isinstance(module, Conv1D):
+        used = module.weight.numel()
+    elif not _is_adapted(module) and {"in_features", "out_features"} <= vars(module).keys():
+        return int(vars(module)["in_features"] * vars(module)["out_features"])
+    elif not isinstance(module, nn.Conv1d):
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.ndim == 3:  # (experts, inputs, outputs)
+                used += weight.numel() // len(weight) * min(experts, len(weight))
+            elif weight.ndim == 2 and name == "weight":  # of a router
+                used += weight.numel()
+    return used + sum(weights_used(child, experts) for child in _running_children(module))
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Return whether PEFT has put adapters beside this layer."""
+    if "peft" not in sys.modules:  # takes seconds to import
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
+def _running_children(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the children of a module that take part in its forward pass."""
+    if not _is_adapted(module):
+        yield from module.children()
+        return
+    layer = cast("BaseTunerLayer", module)
+    yield layer.get_base_layer()
+    if not (layer.disable_adapters or layer.merged):
+        for adapters in module.children():
+            if isinstance(adapters, nn.ModuleDict):
+                yield from (adapters[name] for name in layer.active_adapters if name in adapters)
 
 
 def attention_windows(model: PreTrainedModel) -> list[int | None]:
@@ -92,8 +152,12 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
 
     Raises:
         ValueError: For layers that keep something else than keys and values (linear attention,
-            state spaces).
+            state spaces, recurrences).
     """
+    if not hasattr(model.config.get_text_config(), "num_attention_heads"):
+        raise ValueError(
+            f"prefixes can be cached in layers of attention only, {type(model).__name__} has none"
+        )
     windows: list[int | None] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicSlidingWindowLayer:

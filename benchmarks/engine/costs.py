@@ -25,12 +25,12 @@ def total_costs(
         return [response.cost for response in samples[0]]
     model, reward = language_model(subject, cell.model, cell.family), reward_model(subject, REWARD)
     models = {
-        "model": (model.base_model, model.get_output_embeddings().weight),
-        "reward": (reward.base_model, reward.score.weight),
+        "model": (model.base_model, model.get_output_embeddings()),
+        "reward": (reward.base_model, reward.score),
     }
     if cell.gate != "never":
         scorer = cast(ValueModel, scorer_of(subject, cell.scorer, cell.family))
-        models["value"] = (scorer.backbone, scorer.head.weight)
+        models["value"] = (scorer.backbone, scorer.head)
     kinds = {"model": cell.model, "reward": REWARD, "value": cell.scorer}
     prefill = {}
     for name, (backbone, head) in models.items():
@@ -60,7 +60,7 @@ def total_costs(
 
 def reading_costs(
     backbone: PreTrainedModel,
-    head: torch.Tensor,
+    head: torch.nn.Module,
     sequences: list[list[int]],
     with_output: bool = True,
 ) -> list[tuple[int, float]]:

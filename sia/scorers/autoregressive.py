@@ -51,7 +51,7 @@ class AutoregressiveSession(Session):
         self.prefixes = CachedPrefixes(
             backbone_of(model),
             logits_forward(model),
-            model.get_output_embeddings().weight,
+            model.get_output_embeddings(),
             prompts,
             max_new_tokens,
             samples,

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, Cache, PreTrainedModel
 from typing_extensions import override
 
@@ -156,7 +156,7 @@ class CachedRewards(CachedSession):
             CachedPrefixes(
                 backbone_of(model),
                 scorer.read,
-                model.score.weight,
+                model.score,
                 prompts,
                 max_new_tokens + 1,
                 samples,
@@ -208,7 +208,7 @@ class WholeRewards(BranchSession):
         check_positions(model, max(len(prompt) for prompt in prompts) + max_new_tokens + 1)
         self.scorer = scorer
         self.prompts = [prompt for prompt in prompts for _ in range(samples)]
-        head = torch.empty(1, model.config.get_text_config().hidden_size)
+        head = nn.Linear(model.config.get_text_config().hidden_size, 1, device="meta")
         architecture = Architecture.of(backbone_of(model), head)
         self.meters = [Meter(architecture, len(self.prompts), input_device(model))]
 

@@ -97,7 +97,7 @@ class RolloutSession(Session):
         self.prefixes = CachedPrefixes(
             backbone_of(model),
             logits_forward(model),
-            model.get_output_embeddings().weight,
+            model.get_output_embeddings(),
             prompts,
             longest,
             samples,

@@ -170,9 +170,8 @@ class ValueModel(nn.Module, Scorer):
         def forward(*, last: int, **inputs: Any) -> Tensor:
             return self(**inputs)[:, -last:]
 
-        head = self.head.weight
         return ValueSession(
-            CachedPrefixes(self.backbone, forward, head, prompts, max_new_tokens, samples)
+            CachedPrefixes(self.backbone, forward, self.head, prompts, max_new_tokens, samples)
         )
 
 

@@ -5,10 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    RwkvConfig,
+)
 
-from sia import EntropyGate, EveryToken, Steering
-from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows
+from sia import EntropyGate, EveryToken, Steering, ValueModel
+from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows, weights_used
 from tests.helpers import tiny
 
 
@@ -39,7 +51,7 @@ def test_flops_of_steering_are_those_that_torch_counts(family):
     generation, flops = decode_and_count(
         tiny.language_model(family), Steering(values, EveryToken())
     )
-    key = Architecture.of(values.backbone, values.head.weight).attention[0][1]
+    key = Architecture.of(values.backbone, values.head).attention[0][1]
     siblings = len(generation.token_ids) * 10 * 9 * key
     candidates_seen_from_the_prefix = len(generation.token_ids) * 10 * key
     counted = generation.cost.model_flops + generation.cost.value_flops
@@ -110,3 +122,111 @@ def test_layers_without_keys_are_refused():
         "LinearAttention",
     ):
         attention_windows(Qwen3NextForCausalLM(config))
+
+
+def llama(**settings):
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            **settings,
+        )
+    ).eval()
+
+
+def lora(*, merged=False, enabled=True):
+    """A model with two adapters, of which the smaller is active."""
+    peft = pytest.importorskip("peft")
+    sizes = {"other": 32, "active": 8}
+    settings = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    configs = {name: peft.LoraConfig(r=r, **settings) for name, r in sizes.items()}
+    model = peft.get_peft_model(llama(), configs["other"], "other")
+    model.add_adapter("active", configs["active"])
+    model.set_adapter("active")
+    if merged:
+        model.merge_adapter()
+    if not enabled:
+        model.base_model.disable_adapter_layers()
+    return model.eval()
+
+
+def multimodal():
+    """A text decoder beside a vision tower that is larger."""
+    text = tiny.config("gemma3").to_dict()
+    vision = {"hidden_size": 64, "intermediate_size": 512, "num_attention_heads": 4}
+    vision |= {"num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def mixture():
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            num_local_experts=8,
+            num_experts_per_tok=2,
+        )
+    ).eval()
+    model.set_experts_implementation("eager")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's use of transformers
+@pytest.mark.parametrize(
+    "build",
+    [
+        llama,
+        lambda: llama(tie_word_embeddings=True),
+        lambda: lora(),
+        lambda: lora(merged=True),
+        lambda: lora(enabled=False),
+        multimodal,
+        mixture,
+    ],
+    ids=["plain", "tied", "adapter", "merged", "disabled", "multimodal", "experts"],
+)
+def test_weights_count_if_they_run(build):
+    generation, flops = decode_and_count(build())
+    assert generation.cost.model_flops == pytest.approx(flops, rel=0.05)
+
+
+def test_quantised_layers_count_as_what_they_stand_for():
+    class Packed(torch.nn.Linear):
+        """Two weights in a byte, as of bitsandbytes."""
+
+        def __init__(self, inputs, outputs):
+            super().__init__(inputs, outputs, device="meta")
+            self.weight = torch.nn.Parameter(
+                torch.empty(inputs * outputs // 2, 1, dtype=torch.uint8), requires_grad=False
+            )
+
+    assert weights_used(torch.nn.Sequential(Packed(32, 48), torch.nn.ReLU())) == 32 * 48
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_model_quantised_by_torch_decodes_and_counts_as_before():
+    model = torch.ao.quantization.quantize_dynamic(llama(), {torch.nn.Linear}, dtype=torch.qint8)
+    usual = model.generate(torch.tensor([[7]]), do_sample=False, max_new_tokens=2)
+    (generation,) = tiny.generate(model, [[7]], max_new_tokens=2, temperature=0)
+    assert generation.token_ids.tolist() == usual[0, 1:].tolist()
+    plain = Architecture.of(llama().model, llama().lm_head)
+    assert Architecture.of(model.model, model.lm_head) == plain
+
+
+@pytest.mark.parametrize("config_class", [RwkvConfig, MambaConfig])
+def test_models_without_attention_are_refused_in_one_sentence(config_class):
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2}
+    model = AutoModelForCausalLM.from_config(config_class(**sizes)).eval()
+    with pytest.raises(ValueError, match=r"prefixes can be cached in layers of .*attention only, "):
+        tiny.generate(model, [[7]])
+    values = ValueModel.from_backbone(model)
+    with pytest.raises(ValueError, match=r"prefixes can be cached in layers of .*attention only, "):
+        values.start_session([[7]], 4)
