@@ -22,28 +22,17 @@ GOLDEN = "tests/golden/test_decoding.py"
 
 @dataclass(frozen=True)
 class Fault:
-    """A function that is replaced.
-
-    Args:
-        owner: Module or class that holds it.
-        name: Its name there.
-        change: What stands in its place; gets the original and its arguments.
-        caught_by: Tests that fail, each of them.
-    """
+    """A function of a module or class; what replaces it, given it and its arguments."""
 
     owner: Any
     name: str
     change: Callable
-    caught_by: tuple[str, ...] = (REFERENCE, GOLDEN)
+    caught_by: tuple[str, ...] = (REFERENCE, GOLDEN)  # tests, each of which fails
 
     def plant(self) -> None:
         """Replace the function for the rest of this process."""
         original = getattr(self.owner, self.name)
-
-        def faulty(*arguments, **options):
-            return self.change(original, *arguments, **options)
-
-        setattr(self.owner, self.name, faulty)
+        setattr(self.owner, self.name, lambda *arguments: self.change(original, *arguments))
 
 
 def mask_of_another_row(original, self, cached, fresh, prefix, *arguments):

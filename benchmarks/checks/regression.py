@@ -298,12 +298,10 @@ def visible(difference: np.ndarray, spread: float, tolerance: float, tests: int)
 
 def holm(p: np.ndarray) -> np.ndarray:
     """Return which p-values `(tests,)` Holm's procedure rejects at LEVEL; NaN is no test."""
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN comes last
+    below = p[order] <= LEVEL / np.arange(len(order), 0, -1)
     rejected = np.zeros(len(p), bool)
-    order = [i for i in np.argsort(p, kind="stable") if np.isfinite(p[i])]
-    for rank, i in enumerate(order):
-        if p[i] > LEVEL / (len(order) - rank):
-            break
-        rejected[i] = True
+    rejected[order] = np.logical_and.accumulate(below)
     return rejected
 
 
@@ -314,18 +312,15 @@ def time_faults(cost: pd.DataFrame) -> list[str]:
     candidate longer than none.
     """
     timed = cost[cost["seconds"].notna()]
-    base = timed["method"] == "base"
-    seconds = {
-        name: timed["seconds"][mask].median()
-        for name, mask in (
-            ("one", base & (timed["best_of"] == 1)),
-            ("best of several", base & (timed["best_of"] > 1)),
-            ("dense steering", timed["method"] == "dense"),
-        )
+    base, several = timed["method"] == "base", timed["best_of"] > 1
+    seconds = timed["seconds"]
+    plain = seconds[base & ~several].median()
+    ratios = {
+        "best of several": seconds[base & several].median() / plain,
+        "dense steering": seconds[timed["method"] == "dense"].median() / plain,
     }
-    plain = seconds.pop("one")
     return [
-        f"{name} took {value / plain:.2f} times as long as one plain response, less than {LONGER}"
-        for name, value in seconds.items()
-        if value < LONGER * plain
+        f"{name} took {ratio:.2f} times as long as one plain response, less than {LONGER}"
+        for name, ratio in ratios.items()
+        if ratio < LONGER
     ]

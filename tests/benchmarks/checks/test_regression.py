@@ -57,9 +57,8 @@ def test_the_same_models_must_give_the_same_rows(committed, capsys):
 
 
 def test_noise_passes_and_a_shift_is_named(committed, capsys):
-    for seed in range(2):
-        rows = moved(committed, 1.0, 0.0, seed)
-        assert regression.compare(rows, OTHER_MODELS, committed, MODELS) == []
+    rows = [moved(committed, 1.0, 0.0, seed) for seed in range(2)]
+    assert [regression.compare(r, OTHER_MODELS, committed, MODELS) for r in rows] == [[], []]
     printed = capsys.readouterr().out
     assert "models: 0 of 26 are the committed ones to the last bit" in printed
     assert "visible" in printed
@@ -73,24 +72,15 @@ def test_noise_passes_and_a_shift_is_named(committed, capsys):
 
 
 def test_metrics_that_went_or_came_are_named(committed):
-    fewer = {
-        name: frame[frame["method"] != "random"]
-        for name, frame in committed.items()
-        if "judge" in frame
-    }
-    rows = {name: committed[name] for name in fewer}
-    lost = [
-        f"{metric} of random is no longer measured on every prompt"
-        for metric in ("judge", "kl", "reward", "steered")
-    ]
-    assert regression.compare(fewer, OTHER_MODELS, rows, MODELS) == lost
-    assert regression.compare(rows, OTHER_MODELS, fewer, MODELS) == [
-        text.replace(
-            "is no longer measured on every prompt",
-            "is measured on prompts that have no committed value",
-        )
-        for text in lost
-    ]
+    scored = {name: frame for name, frame in committed.items() if "judge" in frame}
+    fewer = {name: frame[frame["method"] != "random"] for name, frame in scored.items()}
+    for rows, before, change in (
+        (fewer, scored, "is no longer measured on every prompt"),
+        (scored, fewer, "is measured on prompts that have no committed value"),
+    ):
+        assert regression.compare(rows, OTHER_MODELS, before, MODELS) == [
+            f"{metric} of random {change}" for metric in ("judge", "kl", "reward", "steered")
+        ]
 
 
 def test_about_sixty_hypotheses_are_tested(committed):
@@ -104,25 +94,23 @@ def test_about_sixty_hypotheses_are_tested(committed):
 
 @given(st.lists(st.floats(0, 0.02), min_size=1, max_size=12))
 def test_holm_rejects_step_by_step(p):
-    rejected, left = np.zeros(len(p), bool), list(range(len(p)))
+    rejected, left = [False] * (len(p) + 1), set(range(len(p)))
     while left and min(p[i] for i in left) <= regression.LEVEL / len(left):
         smallest = min(left, key=lambda i: p[i])
         rejected[smallest] = True
         left.remove(smallest)
-    assert (regression.holm(np.array([*p, np.nan])) == [*rejected, False]).all()
+    assert regression.holm(np.array([*p, np.nan])).tolist() == rejected
 
 
 @pytest.mark.parametrize("prompts", [24, 45])
 def test_a_visible_difference_is_mostly_seen_and_noise_is_not(prompts):
     """At the level that the first of 60 hypotheses meets."""
-    rng, seen, alarms, runs = np.random.default_rng(prompts), 0, 0, 16
-    for _ in range(runs):
-        noise = rng.normal(size=prompts)
-        shifted = noise + regression.visible(noise, 0.0, 0.1, 60)
-        seen += regression.p_value(shifted, 0.1) <= regression.LEVEL / 60
-        alarms += regression.p_value(noise, 0.0) <= 0.1
-    assert 0.6 * runs <= seen <= 0.98 * runs
-    assert alarms <= 0.3 * runs
+    noises = np.random.default_rng(prompts).normal(size=(16, prompts))
+    shifted = [noise + regression.visible(noise, 0.0, 0.1, 60) for noise in noises]
+    seen = [regression.p_value(x, 0.1) <= regression.LEVEL / 60 for x in shifted]
+    alarms = [regression.p_value(noise, 0.0) <= 0.1 for noise in noises]
+    assert 0.6 <= np.mean(seen) <= 0.98
+    assert np.mean(alarms) <= 0.3
 
 
 def test_a_difference_within_the_tolerance_is_no_change():
