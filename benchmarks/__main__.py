@@ -296,24 +296,20 @@ def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
                 f"{profile.name} has now; it is drawn as stale",
                 file=sys.stderr,
             )
-        tasks.append((name, summary, profile, stale, tables.FIGURES / profile.name))
+        folder = tables.FIGURES / profile.name
+        tasks.append((FIGURES[name].plot, summary, profile, stale, folder))
     processes = min(available_cores(), len(tasks))
     if processes == 1:
-        drawn = [plot(task) for task in tasks]
+        drawn = [plot(*arguments) for plot, *arguments in tasks]
     else:
         context = multiprocessing.get_context("spawn")
         ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process handles them
         with ProcessPoolExecutor(processes, context, signal.signal, ignore_interrupts) as pool:
-            drawn = list(pool.map(plot, tasks))
+            futures = [pool.submit(*task) for task in tasks]
+            drawn = [future.result() for future in futures]
     for name, paths in zip(names, drawn, strict=True):
         tables.record_drawing(profile, name, paths)
     return drawn
-
-
-def plot(task: tuple[str, pd.DataFrame, Profile, bool, Path]) -> Sequence[Path]:
-    """Draw a figure: its name, then the arguments of `Figure.plot`."""
-    name, *arguments = task
-    return FIGURES[name].plot(*arguments)
 
 
 def publish(profile: Profile, names: Sequence[str]) -> None:

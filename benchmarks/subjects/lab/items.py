@@ -45,12 +45,6 @@ class Prompt:
     item: Item
 
 
-def parse_steps(text: str) -> tuple[Step, ...]:
-    """Return (("mix", "stir"), "flour"), (("heat",), "oven") for "mix,stir:flour; heat:oven"."""
-    pairs = (step.strip().split(":") for step in text.split(";"))
-    return tuple((tuple(verbs.split(",")), thing) for verbs, thing in pairs)
-
-
 def read_lexicon() -> dict:
     """Return the content of lexicon.toml."""
     return tomllib.loads(LEXICON.read_text(encoding="utf-8"))
@@ -58,17 +52,9 @@ def read_lexicon() -> dict:
 
 def read_items(lexicon: dict) -> list[Item]:
     """Return all items of a lexicon."""
-    items = [
-        Item(kind, topic, parse_steps(steps))
-        for kind in ("howto", "benign")
-        for topic, steps in lexicon[kind].items()
-    ]
-    for topic, text in lexicon["harmful"].items():
-        steps, victim, alternative = (field.strip() for field in text.split("|"))
-        items.append(Item("harmful", topic, parse_steps(steps), victim, alternative))
-    for topic, text in lexicon["facts"].items():
-        entity, attribute, truth, myth = (field.strip() for field in text.split("|"))
-        items.append(
-            Item("fact", topic, entity=entity, attribute=attribute, truth=truth, myth=myth)
-        )
+    items = []
+    for kind in ("howto", "benign", "harmful", "fact"):
+        for topic, fields in lexicon[kind].items():
+            steps = tuple((tuple(verbs), thing) for verbs, thing in fields.get("steps", ()))
+            items.append(Item(kind, topic, **fields | {"steps": steps}))
     return items
