@@ -12,7 +12,7 @@ same random numbers.
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.columns import Columns
@@ -32,7 +32,7 @@ from benchmarks.runtime.command_line import Parser
 from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
-from benchmarks.subjects.hub.prompts import plain_text, question
+from benchmarks.subjects.hub.prompts import Chat, plain_text, question
 from sia import EntropyGate, Generation, Steering, ValueModel
 from sia.batch import start_decoding
 
@@ -47,18 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0, 2 for bad input.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
     add = parser.add_argument
-    add("--model", help="Hub id or folder of the language model (default: the lab's)")
-    add("--value-model", help="Hub id or folder of a value model for it")
-    add("--subfolder", default="", help="of the value model")
-    add("--backbone", default="", help="of the value model, if it does not name its own")
     add("--threshold", type=float, default=1.0, help="steer from this entropy on (nats; 1.0)")
     add("--beta", type=float, default=4.0, help="strength; inf: values alone (4.0)")
     add("--candidates", type=int, default=10, help="tokens to choose from (10)")
     add("--max-new-tokens", type=int, default=80)
     add("--temperature", type=float, default=1.0)
     add("--seed", type=int, default=0)
-    add("--chat", action="store_true", help="use the model's chat template (lab models always do)")
     add("--prompt", help="answer this prompt and exit; otherwise prompts are read one by one")
     options = parser.parse_args(arguments)
     console = Console()
@@ -78,6 +74,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, EOFError):
         console.print()
     return 0
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `load` reads."""
+    add = parser.add_argument
+    add("--model", help="Hub id or folder of the language model (default: the lab's)")
+    add("--value-model", help="Hub id or folder of a value model for it")
+    add("--subfolder", default="", help="of the value model")
+    add("--backbone", default="", help="of the value model, if it does not name its own")
+    add("--chat", action="store_true", help="use the model's chat template (lab models always do)")
 
 
 def load(
@@ -116,6 +122,15 @@ def load(
     return model, tokenizer_of(source), value_model, tokenizer_of(values)
 
 
+def model_prompts(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], template: bool
+) -> list[list[int]]:
+    """Return prompts of the language model, in its chat template or as plain texts."""
+    if template:
+        return chat_ids(tokenizer, chats, enable_thinking=False)
+    return tokenizer([plain_text(chat) for chat in chats]).input_ids
+
+
 def read_prompts(console: Console) -> Iterator[str]:
     """Yield prompts until an empty one."""
     while prompt := console.input("[bold]prompt[/bold] (empty to exit): ").strip():
@@ -135,10 +150,7 @@ def compare(
     chat = question(prompt)
     if not chat:
         raise ValueError("a prompt needs at least one character, got an empty one")
-    if options.chat:
-        ids = chat_ids(tokenizer, [chat], enable_thinking=False)
-    else:
-        ids = tokenizer([plain_text(chat)]).input_ids
+    ids = model_prompts(tokenizer, [chat], options.chat)
     limits = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
     value_ids = chat_ids(value_tokenizer, [chat])
     policies: list[dict[str, Any]] = [{"candidates": options.candidates}, {"steering": steering}]

@@ -9,14 +9,23 @@ model.generate(**inputs, custom_generate=SteeredGenerate(steering), do_sample=Tr
 from sia.batch import generate
 from sia.calibration import calibrate
 from sia.cost import Cost
+from sia.fitting import (
+    HeadFit,
+    JunctionFit,
+    fit_junction_gate,
+    fit_q_head,
+    fit_vocabulary_value_model,
+)
 from sia.gates import (
     GATES,
     AttentionGate,
     AttentionRiseGate,
+    DivergenceGate,
     EntropyGate,
     EntropyRiseGate,
     EveryToken,
     Gate,
+    JunctionGate,
     Never,
     PositionGate,
     RandomGate,
@@ -28,14 +37,16 @@ from sia.integrations.transformers import SteeredGenerate, SteeredOutput, steere
 from sia.likelihood import Likelihood, log_likelihoods
 from sia.scorers import (
     AutoregressiveScorer,
+    QHead,
     RewardScorer,
     RolloutScorer,
     Scorer,
     Session,
     ValueModel,
+    VocabularyValueModel,
 )
 from sia.search import best_of_n, chunk_beam_search
-from sia.signals import Attention, Entropy, Signal
+from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
 from sia.steering import Steering
 from sia.training import distill
 
@@ -46,15 +57,22 @@ __all__ = [
     "AttentionRiseGate",
     "AutoregressiveScorer",
     "Cost",
+    "Divergence",
+    "DivergenceGate",
     "Entropy",
     "EntropyGate",
     "EntropyRiseGate",
     "EveryToken",
     "Gate",
     "Generation",
+    "HeadFit",
+    "JunctionFit",
+    "JunctionGate",
     "Likelihood",
     "Never",
     "PositionGate",
+    "PredictedDivergence",
+    "QHead",
     "RandomGate",
     "RewardScorer",
     "RolloutScorer",
@@ -67,10 +85,14 @@ __all__ = [
     "Step",
     "ThresholdGate",
     "ValueModel",
+    "VocabularyValueModel",
     "best_of_n",
     "calibrate",
     "chunk_beam_search",
     "distill",
+    "fit_junction_gate",
+    "fit_q_head",
+    "fit_vocabulary_value_model",
     "generate",
     "log_likelihoods",
     "steered_generate",

@@ -1,12 +1,13 @@
 """Checks of models, prompts and values, each of which fails with one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._kv_cache import check_positions
-from sia.scorers.base import Scorer
+from sia.scorers.base import HiddenStateSession, Scorer, Session
+from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering
 
 MOST_PADDING = 1024  # rows of embeddings that models of one family have beyond their tokenizer
@@ -131,3 +132,16 @@ def check_values(
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Return the number of tokens of the model."""
     return int(model.config.get_text_config().vocab_size)
+
+
+def check_readers(
+    model: PreTrainedModel, signals: Iterable[Signal], session: Session | None
+) -> bool:
+    """Return whether something reads hidden states, after checking that it fits the model."""
+    predictors = [s.predictor for s in signals if isinstance(s, PredictedDivergence)]
+    for predictor in predictors:
+        predictor.model.check(model, "junction gate")
+    if isinstance(session, HiddenStateSession):
+        session.check_model(model)
+        return True
+    return bool(predictors)

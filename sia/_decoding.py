@@ -5,7 +5,7 @@ entropy → gate → values of the candidates where it opens → tilt → warper
 Gumbel-max with keyed noise → finished rows leave the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
 from sia._attention import Observer, observe_attention
-from sia._checks import check_inputs, check_steering, check_values, vocabulary_size
+from sia._checks import (
+    check_inputs,
+    check_readers,
+    check_steering,
+    check_values,
+    vocabulary_size,
+)
+from sia._hidden_states import HiddenStates, observe_hidden_states
 from sia._hooks import Hooks
 from sia._kv_cache import backbone_of, preallocated_cache
 from sia._modes import evaluation_mode
@@ -23,11 +30,12 @@ from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
 from sia.generation import Generation
-from sia.scorers.base import Session
-from sia.signals import Attention, Entropy, Signal
+from sia.scorers.base import HiddenStateSession, Session
+from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
 from sia.steering import (
     Steering,
     candidate_count,
+    divergence,
     entropy,
     kl_divergence,
     signal_entropy,
@@ -49,6 +57,7 @@ class Prediction:
         candidates: Their token ids, `(rows, K)`.
         entropy: Over the candidates in nats, `(rows,)`.
         signals: Those that are observed, `(rows,)` each.
+        hidden: Last hidden states `(rows, hidden)`, None where nothing reads them.
     """
 
     logits: Tensor
@@ -56,6 +65,7 @@ class Prediction:
     candidates: Tensor
     entropy: Tensor
     signals: dict[Signal, Tensor]
+    hidden: Tensor | None
 
 
 class Decoding:
@@ -79,6 +89,9 @@ class Decoding:
         tokenizer: Of the model, if there is one.
         vocabulary: Number of tokens that responses may have; None for all that model and scorer
             share.
+        record_states: Called at every step with row numbers, responses so far, hidden states, base
+            logits of the candidates, candidates and their values, `(n, …)` each, of the rows that
+            go on; needs the signal `Divergence`.
     """
 
     def __init__(
@@ -99,6 +112,7 @@ class Decoding:
         hooks: Hooks | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         vocabulary: int | None = None,
+        record_states: Callable[..., None] | None = None,
     ) -> None:
         count, prompt_length = input_ids.shape
         device, rows = input_ids.device, count * samples
@@ -116,7 +130,7 @@ class Decoding:
             max_new_tokens,
         )
         self.vocabulary = shared if vocabulary is None else min(shared, vocabulary)
-        self.hooks = hooks or Hooks()
+        self.hooks, self.record_states = hooks or Hooks(), record_states
         # whether fewer than K candidates may be possible
         self.restricted = bool(self.hooks.process) or self.vocabulary < vocabulary_size(model)
         self.model, self.steering, self.samples = model, steering, samples
@@ -125,6 +139,8 @@ class Decoding:
         if steering is not None:
             self.session = steering.scorer.start_session(value_prompts, max_new_tokens, samples)
         self.signals = observed_signals(observe, steering)
+        reads_hidden = check_readers(model, self.signals, self.session)
+        self.reads_hidden = reads_hidden or record_states is not None
         recorded = [signal for signal in self.signals if signal != Entropy()]
         self.responses = Responses.empty(rows, max_new_tokens, recorded, device)
         self.stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
@@ -164,9 +180,10 @@ class Decoding:
             mode,
             evaluation_mode(self.model),
             observe_attention(self.model, attentions) as observer,
+            observe_hidden_states(self.model, self.reads_hidden) as hidden,
         ):
             while self.step < end and len(self.rows):
-                self._extend(observer)
+                self._extend(observer, hidden)
             self.responses.lengths[self.rows[self.alive]] = self.step
             steps = torch.arange(start, self.step, device=rows.device)
             written = steps < self.responses.lengths[rows, None]
@@ -199,11 +216,12 @@ class Decoding:
         meters = [] if self.session is None else self.session.meters
         return costs(self.meter, [*meters, *further], self.junctions)
 
-    def _extend(self, observer: Observer | None) -> None:
+    def _extend(self, observer: Observer | None, hidden: HiddenStates | None) -> None:
         """Make one step: the next token of every row of the batch."""
-        prediction = self._forward(observer)
+        prediction = self._forward(observer, hidden)
+        everywhere = self._steer_everywhere(prediction)
         opened = self._gate(prediction)
-        steered, kl = self._steer(prediction, opened)
+        steered, kl = self._steer(prediction, opened, everywhere)
         noise = _sampling.step_gumbel(self.keys[self.rows, self.step], prediction.candidates)
         base_token = token = self._pick(prediction, prediction.base_logits, noise)
         if steered is not prediction.base_logits:
@@ -218,7 +236,7 @@ class Decoding:
         self.current, self.positions = token[:, None], self.positions[:, -1:] + 1
         self._finish_rows(token)
 
-    def _forward(self, observer: Observer | None) -> Prediction:
+    def _forward(self, observer: Observer | None, observed: HiddenStates | None) -> Prediction:
         """Run the language model on the newest tokens: at first of prompts, then of rows."""
         length = self.prompts.shape[1] + self.step
         outputs = self.model(
@@ -232,12 +250,14 @@ class Decoding:
         )
         logits = outputs.logits[:, -1].float()
         signals = {} if observer is None else observer.signals(self.positions[:, -1])
+        hidden = None if observed is None else observed.newest
         if self.step == 0 and self.samples > 1:  # the samples of a prompt share its first pass
             self.cache.batch_repeat_interleave(self.samples)
             self.mask = self.mask.repeat_interleave(self.samples, 0)
             self.positions = self.positions.repeat_interleave(self.samples, 0)
             logits = logits.repeat_interleave(self.samples, 0)
             signals = {name: x.repeat_interleave(self.samples) for name, x in signals.items()}
+            hidden = None if hidden is None else hidden.repeat_interleave(self.samples, 0)
         if self.hooks.process:
             logits = self.hooks.process(self._ids(), logits)
         if self.restricted:
@@ -247,7 +267,9 @@ class Decoding:
         for signal in self.signals:
             if isinstance(signal, Entropy):
                 signals[signal] = signal_entropy(signal, logits, uncertainty)
-        return Prediction(logits, base_logits, candidates, uncertainty, signals)
+            elif isinstance(signal, PredictedDivergence) and hidden is not None:
+                signals[signal] = signal.predictor.predict(hidden)
+        return Prediction(logits, base_logits, candidates, uncertainty, signals, hidden)
 
     def _gate(self, prediction: Prediction) -> Tensor | None:
         """Return where the gate opens, bool `(rows,)`; None without steering."""
@@ -263,27 +285,59 @@ class Decoding:
         )
         return self.steering.gate.opens(step) & self.alive
 
-    def _steer(self, prediction: Prediction, opened: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _steer_everywhere(self, prediction: Prediction) -> Tensor | None:
+        """Tilt every row that goes on, `(rows, K)`, if the divergence is asked for."""
+        if Divergence() not in self.signals or self.steering is None:
+            return None
+        places = self.alive.nonzero().squeeze(1)
+        base, values = prediction.base_logits, self._values(prediction, places)
+        steered = base.index_copy(0, places, steer(base[places], values, self.steering))
+        prediction.signals[Divergence()] = divergence(base, steered)
+        if self.record_states and prediction.hidden is not None:
+            rows, columns = self.rows[places], (prediction.hidden, base, prediction.candidates)
+            prefixes = self.responses.tokens[rows, : self.step]
+            self.record_states(rows, prefixes, *(column[places] for column in columns), values)
+        return steered
+
+    def _steer(
+        self, prediction: Prediction, opened: Tensor | None, everywhere: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the logits to sample from `(rows, K)` and their KL from the base `(rows,)`.
 
         The logits are the very tensor `base_logits`, and the KL is None, if no row is steered.
+
+        Args:
+            prediction: Of the language model.
+            opened: Where the gate opens, `(rows,)`.
+            everywhere: The tilt of every row `(rows, K)`, if it is known already.
         """
-        if self.steering is None or self.session is None or opened is None:
+        if self.steering is None or opened is None:
             return prediction.base_logits, None
         places = opened.nonzero().squeeze(1)
         if len(places) == 0:
             return prediction.base_logits, None
-        rows, base = self.rows[places], prediction.base_logits[places]
-        candidates = prediction.candidates[places]
-        if self.restricted:  # the scorer may not know impossible candidates: ask about the first
-            candidates = candidates.where(base > -torch.inf, candidates[:, :1])
-        prefixes = self.responses.tokens[rows, : self.step]
-        values = self.session.score(rows, prefixes, candidates).to(base)
-        check_values(values, rows, self.prompt_indices, self.samples, self.step)
-        tilted = steer(base, values, self.steering)
+        base = prediction.base_logits[places]
+        if everywhere is None:
+            tilted = steer(base, self._values(prediction, places), self.steering)
+        else:
+            tilted = everywhere[places]
         steered = prediction.base_logits.index_copy(0, places, tilted)
         kl = torch.zeros_like(prediction.entropy)
         return steered, kl.index_copy_(0, places, kl_divergence(tilted, base))
+
+    def _values(self, prediction: Prediction, places: Tensor) -> Tensor:
+        """Return the values of the candidates of the rows at `places`, `(n, K)`."""
+        assert self.session is not None
+        rows, candidates = self.rows[places], prediction.candidates[places]
+        if isinstance(self.session, HiddenStateSession) and prediction.hidden is not None:
+            self.session.observe(prediction.hidden[places])
+        if self.restricted:  # the scorer may not know impossible candidates: ask about the first
+            possible = prediction.base_logits[places] > -torch.inf
+            candidates = candidates.where(possible, candidates[:, :1])
+        prefixes = self.responses.tokens[rows, : self.step]
+        values = self.session.score(rows, prefixes, candidates).to(prediction.base_logits)
+        check_values(values, rows, self.prompt_indices, self.samples, self.step)
+        return values
 
     def _pick(self, prediction: Prediction, scores: Tensor, noise: Tensor) -> Tensor:
         """Sample a token of each row `(rows,)` from the scores of the candidates `(rows, K)`."""

@@ -8,7 +8,8 @@ the paper (arXiv 2602.21215), dense steering and none. To add one, subclass `Gat
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,11 +18,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from sia import _sampling
+from sia._checkpoints import read_checkpoint, write_checkpoint
+from sia._model_identity import ModelIdentity
 from sia._numbers import as_number, whole_number
 from sia.generation import Generation
-from sia.signals import Attention, Entropy, Signal
+from sia.junctions import JunctionPredictor
+from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
 
 GATES: dict[str, "type[Gate]"] = {}
+GATE_FILE = "junction_gate"
 
 
 @dataclass(frozen=True)
@@ -271,6 +276,62 @@ class AttentionRiseGate(AttentionGate):
     @override
     def level(self, current: Tensor, previous: Tensor) -> Tensor:
         return current / previous
+
+
+@dataclass(frozen=True)
+class DivergenceGate(ThresholdGate):
+    """Open where the divergence KL(π‖π*) of the tilt is at least `threshold` nats: the oracle.
+
+    It asks the scorer at every step, and so costs as much as dense steering: for analysis.
+    """
+
+    @property
+    @override
+    def signal(self) -> Divergence:
+        return Divergence()
+
+
+@dataclass(frozen=True)
+class JunctionGate(ThresholdGate):
+    """Open where a predictor expects a divergence KL(π‖π*) of at least `threshold` nats.
+
+    `sia.fit_junction_gate` fits the predictor to a language model and a scorer.
+
+    Attributes:
+        threshold: In nats.
+        predictor: Reads the hidden states of one language model; others are refused.
+    """
+
+    predictor: JunctionPredictor
+
+    @property
+    @override
+    def signal(self) -> PredictedDivergence:
+        return PredictedDivergence(self.predictor)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the gate into a folder: weights (safetensors), threshold and model (JSON)."""
+        settings = {"threshold": self.threshold, "model": asdict(self.predictor.model)}
+        write_checkpoint(path, GATE_FILE, self.predictor.weights, settings)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, subfolder: str = "", revision: str | None = None
+    ) -> Self:
+        """Read what `save_pretrained` wrote.
+
+        Args:
+            path: Local folder or Hub id.
+            subfolder: Folder within `path`.
+            revision: Of the Hub repository.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or a file is missing.
+            ValueError: If a file is damaged.
+        """
+        weights, settings = read_checkpoint(path, GATE_FILE, subfolder, revision)
+        model = ModelIdentity(**settings["model"])
+        return cls(settings["threshold"], JunctionPredictor.from_weights(weights, model))
 
 
 @dataclass(frozen=True)

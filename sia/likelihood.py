@@ -14,12 +14,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sia import _sampling
-from sia._checks import check_inputs, check_steering, check_values, vocabulary_size
+from sia._checks import (
+    check_inputs,
+    check_readers,
+    check_steering,
+    check_values,
+    vocabulary_size,
+)
+from sia._hidden_states import observe_hidden_states
 from sia._inputs import pad_left, pad_right
 from sia._kv_cache import input_device
 from sia._modes import evaluation_mode
 from sia.gates import Never, Step
-from sia.signals import Entropy, Signal
+from sia.scorers.base import HiddenStateSession
+from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
 from sia.steering import Steering, candidate_count, entropy, signal_entropy, steer
 
 TokenIds = Sequence[Sequence[int]]
@@ -82,9 +90,10 @@ def log_likelihoods(
     _sampling.check_temperature(temperature)
     if temperature == 0:
         raise ValueError("temperature must be above 0: a greedy policy has no likelihoods")
-    if any(not isinstance(signal, Entropy) for signal in gate.signals):
+    if any(isinstance(signal, Attention | Divergence) for signal in gate.signals):
         raise ValueError(
-            f"log-likelihoods need a gate that looks at entropies, positions or noise, got {gate}"
+            "log-likelihoods need a gate that looks at entropies, hidden states, positions or "
+            f"noise, got {gate}"
         )
     _check_lengths(prompts, responses, value_prompts)
     likelihoods: dict[int, Likelihood] = {}
@@ -144,12 +153,17 @@ class _Batch:
         starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
         first = int(starts.min()) - 1  # the first position that predicts a response token
         kept = torch.arange(first, input_ids.shape[1], device=device)
-        with evaluation_mode(model):
+        # what the output embeddings read is narrowed to `kept` too
+        with evaluation_mode(model), observe_hidden_states(model, read=True) as states:
             self.logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+        assert states is not None
+        assert states.latest is not None
+        self.hidden = states.latest
         self.first_column = starts - 1 - first  # of the logits of each row
         self.session = (
             None if steering is None else steering.scorer.start_session(value_prompts, longest)
         )
+        check_readers(model, self.gate.signals, self.session)
         prompt_keys = _sampling.prompt_keys(prompts, [seed] * rows, device)
         self.keys = _sampling.gate_keys(_sampling.step_keys(prompt_keys, longest))
         self.previous = {
@@ -173,9 +187,12 @@ class _Batch:
     def _read_step(self, step: int, temperature: float) -> None:
         """Read token number `step` of the responses that have one."""
         rows = self.written[:, step].nonzero().squeeze(1)
-        logits = self.logits[rows, self.first_column[rows] + step].float()
+        columns = self.first_column[rows] + step
+        logits, hidden = self.logits[rows, columns].float(), self.hidden[rows, columns]
         scores, candidates = logits.topk(self.candidates)
-        opened = self._gate(step, rows, logits, scores)
+        opened = self._gate(step, rows, logits, scores, hidden)
+        if isinstance(self.session, HiddenStateSession):
+            self.session.observe(hidden[opened])
         scores = self._steer(step, rows, opened, scores, candidates)
         target = candidates == self.tokens[rows, step : step + 1]  # (n, K)
         log_probabilities = (scores / temperature).log_softmax(-1)
@@ -184,7 +201,9 @@ class _Batch:
         self.greedy[rows, step] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         self.steered[rows, step] = opened
 
-    def _gate(self, step: int, rows: Tensor, logits: Tensor, scores: Tensor) -> Tensor:
+    def _gate(
+        self, step: int, rows: Tensor, logits: Tensor, scores: Tensor, hidden: Tensor
+    ) -> Tensor:
         """Return where the gate opens, bool `(n,)`."""
         uncertainty = entropy(scores)
         signals: dict[Signal, Tensor] = {
@@ -192,6 +211,9 @@ class _Batch:
             for signal in self.gate.signals
             if isinstance(signal, Entropy)
         }
+        for signal in self.gate.signals:
+            if isinstance(signal, PredictedDivergence):
+                signals[signal] = signal.predictor.predict(hidden)
         previous = {signal: values[rows] for signal, values in self.previous.items()}
         opened = self.gate.opens(
             Step(step, uncertainty, logits, self.keys[rows, step], signals, previous)

@@ -1,9 +1,10 @@
-"""The signals that a gate may look at, one number per step: entropy and attention."""
+"""The signals that a gate may look at, one number per step: entropy, attention and divergence."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from sia._numbers import python_value, whole_number
+from sia.junctions import JunctionPredictor
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,23 @@ class Attention:
                 )
 
 
-Signal = Entropy | Attention
+@dataclass(frozen=True)
+class Divergence:
+    """KL(π‖π*) over the candidates in nats: what leaving the step unsteered costs, times β.
+
+    The scorer is asked at every step (Lemma 2.1 of the paper).
+    """
+
+
+@dataclass(frozen=True)
+class PredictedDivergence:
+    """KL(π‖π*) in nats as predicted from the language model's hidden state.
+
+    Attributes:
+        predictor: Fitted to this language model.
+    """
+
+    predictor: JunctionPredictor
+
+
+Signal = Entropy | Attention | Divergence | PredictedDivergence

@@ -166,3 +166,18 @@ def kl_divergence(logits_q: Tensor, logits_p: Tensor) -> Tensor:
     log_q, log_p = logits_q.log_softmax(-1), logits_p.log_softmax(-1)
     terms = log_q.exp() * (log_q - log_p)
     return torch.where(log_q.isinf(), 0.0, terms).sum(-1).clamp(min=0.0)
+
+
+def divergence(logits: Tensor, steered: Tensor) -> Tensor:
+    """Return KL(π‖π*) in nats: β times the regret of leaving a step unsteered (Lemma 2.1).
+
+    Candidates that steering rules out take no part in either distribution.
+
+    Args:
+        logits: Base logits, `(rows, K)`.
+        steered: Logits after the tilt, `(rows, K)`; −∞ stands for probability 0.
+
+    Returns:
+        Divergences, `(rows,)`.
+    """
+    return kl_divergence(logits.masked_fill(steered == -math.inf, -math.inf), steered)

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from sia._prefix_cache import CachedPrefixes
@@ -50,6 +51,18 @@ class Session(Protocol):
 
     def reorder(self, sources: Tensor) -> None:
         """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
+
+
+class HiddenStateSession(Session):
+    """A session that reads hidden states of the language model, which decoding hands over."""
+
+    @abstractmethod
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise ValueError unless the hidden states of this language model can be read."""
+
+    @abstractmethod
+    def observe(self, hidden: Tensor) -> None:
+        """Receive the hidden states `(n, hidden)` of the rows of the next call of `score`."""
 
 
 @runtime_checkable

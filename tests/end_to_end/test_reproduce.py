@@ -207,7 +207,7 @@ def test_the_documentation_steers_a_model(checkout):
     """The lab's quickstart of the README, and the session of the usage page, on the tiny lab."""
     readme = python_blocks("README.md")[-1]
     usage = "\n".join(python_blocks("docs/usage.md"))
-    for code, lines in ((readme, 2), (usage, 5)):
+    for code, lines in ((readme, 2), (usage, 10)):
         assert ".cache/smoke/models" in code
         code = code.replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
         done = subprocess.run(

@@ -1,0 +1,88 @@
+"""Small checkpoints: a folder with tensors (safetensors) and their settings (JSON)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def write_checkpoint(
+    path: str | Path, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> None:
+    """Write `name`.safetensors and, once that is whole, `name`.json.
+
+    A save that was cut off has no settings, so that `read_checkpoint` refuses it.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{name}.json"
+    final.unlink(missing_ok=True)
+    save_file(
+        {key: tensor.contiguous() for key, tensor in tensors.items()},
+        folder / f"{name}.safetensors",
+    )
+    unfinished = folder / f".{name}.json"
+    unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(final)
+
+
+def read_checkpoint(
+    path: str | Path, name: str, subfolder: str = "", revision: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and settings that `write_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or a file is missing.
+        ValueError: If a file is damaged.
+    """
+    title = name.replace("_", " ")
+    folder = local_folder(path, title, subfolder, revision)
+    weights, settings = folder / f"{name}.safetensors", folder / f"{name}.json"
+    for file in (settings, weights):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no {title} in {folder}: expected {settings.name} and {weights.name}, "
+                f"{file.name} is missing"
+            )
+    try:
+        return load_file(weights), json.loads(settings.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"the {title} in {folder} cannot be read, a file is damaged or truncated: {error}"
+        ) from error
+
+
+def local_folder(
+    path: str | Path, title: str, subfolder: str = "", revision: str | None = None
+) -> Path:
+    """Return a local folder as it is, a repository of the Hub after downloading it.
+
+    Args:
+        path: Local folder or Hub id.
+        title: Name of what is loaded, for messages.
+        subfolder: Folder within `path`.
+        revision: Of the Hub repository.
+
+    Raises:
+        FileNotFoundError: If it is neither a folder here nor can be had from the Hub.
+    """
+    if Path(path).is_dir():
+        return Path(path) / subfolder
+    if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
+        raise FileNotFoundError(
+            f"no {title} in {path}: there is no such folder, and a Hub id has the form owner/name"
+        )
+    patterns = [f"{subfolder}/*"] if subfolder else None
+    try:
+        folder = snapshot_download(str(path), revision=revision, allow_patterns=patterns)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"no {title} in {path}: it is no folder here, and the Hub does not give it ({reason})"
+        ) from error
+    return Path(folder) / subfolder

@@ -1,0 +1,64 @@
+"""The identity of a language model, kept with what was fitted to its hidden states."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from transformers import PreTrainedModel
+
+TOLERANCE = 0.02  # relative; bfloat16 rounds weights by at most 0.004
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A name for messages, and the first entry of each floating-point parameter.
+
+    The entries tell apart models of one architecture, and survive another dtype or quantised linear
+    layers.
+
+    Attributes:
+        name: Path or Hub id.
+        first_entries: First entry of each parameter, by its name.
+    """
+
+    name: str
+    first_entries: dict[str, float]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self:
+        """Read the identity of a model."""
+        parameters = {
+            name: parameter[(0,) * parameter.dim()].float()
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta
+        }
+        device = model.device
+        entries = torch.stack([entry.to(device) for entry in parameters.values()]).tolist()
+        return cls(str(model.name_or_path or ""), dict(zip(parameters, entries, strict=True)))
+
+    def check(self, model: PreTrainedModel, fitted: str) -> None:
+        """Check that a model is this one.
+
+        Args:
+            model: The language model to steer.
+            fitted: Name of what was fitted, for the message.
+
+        Raises:
+            ValueError: If the model is another one, or has further parameters such as adapters.
+        """
+        other = ModelIdentity.of(model)
+        shared = self.first_entries.keys() & other.first_entries.keys()
+        same = bool(shared) and other.first_entries.keys() <= self.first_entries.keys()
+        same = same and all(
+            math.isclose(
+                self.first_entries[name], other.first_entries[name], rel_tol=TOLERANCE, abs_tol=1e-6
+            )
+            for name in shared
+        )
+        if not same:
+            fitted_to = self.name or "the model it was fitted to"
+            raise ValueError(
+                f"this {fitted} reads the hidden states of {fitted_to}, got "
+                f"{other.name or type(model).__name__} with other weights: fit one to this model"
+            )

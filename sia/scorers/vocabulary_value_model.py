@@ -1,0 +1,134 @@
+"""A value model that values the whole vocabulary in one plain cached pass.
+
+A `ValueModel` reads each candidate as a token of its own. Here the value of every candidate comes
+from the state before it, by a head of low rank (`sia.scorers.candidate_values`), distilled from the
+value model on whose backbone it sits (`sia.fit_vocabulary_value_model`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, PreTrainedModel
+from typing_extensions import override
+
+from sia._checkpoints import local_folder, read_checkpoint, write_checkpoint
+from sia._prefix_cache import CachedPrefixes
+from sia.scorers.base import Scorer, Session
+from sia.scorers.candidate_values import CandidateValues
+
+HEAD_FILE = "vocabulary_head"
+
+
+class VocabularyValueModel(Scorer):
+    """A backbone of its own, and a head that values candidates from the state before them.
+
+    Args:
+        backbone: A transformers model without its head.
+        values: The head.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, values: CandidateValues) -> None:
+        self.backbone, self.values = backbone.eval(), values.eval().requires_grad_(False)
+
+    @property
+    @override
+    def vocabulary_size(self) -> int:
+        return self.values.tokens.num_embeddings
+
+    @override
+    def start_session(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
+    ) -> "VocabularySession":
+        return VocabularySession(self, prompts, max_new_tokens, samples)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the backbone as transformers does, and the head beside it (safetensors)."""
+        self.backbone.save_pretrained(path)
+        write_checkpoint(path, HEAD_FILE, self.values.state_dict(), {"sizes": self.values.sizes})
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, subfolder: str = "", revision: str | None = None, **options: Any
+    ) -> Self:
+        """Read what `save_pretrained` wrote.
+
+        Args:
+            path: Local folder or Hub id.
+            subfolder: Folder within `path`.
+            revision: Of the Hub repository.
+            **options: For transformers' from_pretrained (dtype, device_map, …).
+
+        Raises:
+            FileNotFoundError: If there is no such folder or a file is missing.
+            ValueError: If a file is damaged.
+        """
+        weights, settings = read_checkpoint(path, HEAD_FILE, subfolder, revision)
+        folder = local_folder(path, "vocabulary value model", subfolder, revision)
+        backbone = AutoModel.from_pretrained(folder, local_files_only=True, **options)
+        values = CandidateValues.from_weights(weights, settings["sizes"])
+        return cls(backbone, values.to(backbone.device))
+
+
+class VocabularySession(Session):
+    """Values along one batch of responses: one pass over the tokens not seen yet per call."""
+
+    def __init__(
+        self,
+        model: VocabularyValueModel,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        samples: int,
+    ) -> None:
+        self.values = model.values
+        self.prefixes = hidden_prefixes(
+            model.backbone, model.values, prompts, max_new_tokens, samples
+        )
+        self.meters = [self.prefixes.meter]
+
+    @override
+    @torch.inference_mode()
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        lengths = torch.full_like(rows, responses.shape[1])
+        hidden = self.prefixes.last(rows, responses, lengths)
+        return self.values(hidden, candidates.to(hidden.device))
+
+    @override
+    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a VocabularyValueModel values candidates from the state before them, it cannot value "
+            "whole responses: expected a reward model or value model"
+        )
+
+    @override
+    @torch.inference_mode()
+    def reorder(self, sources: Tensor) -> None:
+        self.prefixes.reorder(sources)
+
+
+def hidden_prefixes(
+    backbone: PreTrainedModel,
+    head: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    samples: int = 1,
+) -> CachedPrefixes:
+    """Return prefixes whose output is the last hidden states, `(n, hidden)`.
+
+    Args:
+        backbone: A transformers model without its head.
+        head: Reads the output, for the count of FLOPs.
+        prompts: Token ids without padding.
+        max_new_tokens: Longest continuation.
+        samples: Rows per prompt, in succession.
+    """
+
+    def forward(*, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
+        outputs = backbone(
+            **inputs, past_key_values=past_key_values, use_cache=past_key_values is not None
+        )
+        return outputs.last_hidden_state[:, -last:]
+
+    return CachedPrefixes(backbone, forward, head, prompts, max_new_tokens, samples)

@@ -1,0 +1,399 @@
+"""Gates and values that read hidden states, against slow passes over whole sequences."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sia import (
+    DivergenceGate,
+    EntropyGate,
+    EveryToken,
+    JunctionGate,
+    Never,
+    QHead,
+    RandomGate,
+    SteeredGenerate,
+    Steering,
+    VocabularyValueModel,
+    best_of_n,
+    calibrate,
+    fit_junction_gate,
+    fit_q_head,
+    fit_vocabulary_value_model,
+    log_likelihoods,
+)
+from sia._model_identity import ModelIdentity
+from sia.fitting import auroc, captured_shares
+from sia.junctions import JunctionPredictor
+from sia.scorers.candidate_values import CandidateValues
+from sia.signals import Divergence, PredictedDivergence
+from sia.states import collect_states
+from tests.helpers import tiny
+from tests.helpers.reference import whole_values
+
+MODEL, VALUES, PROMPTS = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(8)
+K = 8
+
+
+def predictor(model=MODEL, seed=0):
+    """Random weights whose predictions spread over the states of a tiny model."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        "first.weight": torch.randn(6, 32, generator=generator) / 4,
+        "first.bias": torch.randn(6, generator=generator),
+        "second.weight": torch.randn(1, 6, generator=generator),
+        "second.bias": torch.zeros(1),
+    }
+    return JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
+
+
+def head(seed=0):
+    """A head of rank 4 whose values spread."""
+    values = tiny.seeded(lambda: CandidateValues(32, tiny.VOCABULARY, 4), seed)
+    with torch.no_grad():
+        for parameter in values.parameters():
+            parameter.mul_(2)
+    return values
+
+
+def q_head(model=MODEL, seed=0):
+    return QHead(head(seed), ModelIdentity.of(model))
+
+
+@torch.no_grad()
+def whole_state(model, prefix):
+    """Hidden state and logits at the end of a sequence, read without a cache."""
+    outputs = model(input_ids=torch.tensor([prefix]), output_hidden_states=True)
+    return outputs.hidden_states[-1][0, -1], outputs.logits[0, -1]
+
+
+def states_of(generations):
+    """The prefix before every token of some responses, in order."""
+    for prompt, generation in zip(PROMPTS, generations, strict=True):
+        for step in range(len(generation.token_ids)):
+            yield [*prompt, *generation.token_ids[:step].tolist()], generation, step
+
+
+def slow_divergence(base, values, beta):
+    p, q = base.softmax(0).tolist(), (base + beta * values).softmax(0).tolist()
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(0.5, 0.45), (2.0, 4.0)])
+def test_divergence_gate_opens_by_the_regret_of_whole_sequences(beta, threshold):
+    steering = Steering(VALUES, DivergenceGate(threshold), beta, candidates=K)
+    generations = tiny.generate(MODEL, PROMPTS, steering, seed=3)
+    for prefix, generation, step in states_of(generations):
+        base, candidates = whole_state(MODEL, prefix)[1].topk(K)
+        values = whole_values(VALUES, prefix, candidates.tolist())
+        divergence = generation.signal(Divergence())[step]
+        assert divergence == pytest.approx(slow_divergence(base, values, beta), abs=1e-4)
+        assert generation.steered[step] == (divergence >= threshold)
+    assert 0 < np.mean([generation.intervention_ratio for generation in generations]) < 1
+    for generation in generations:  # the oracle asks at every step
+        assert generation.cost.value_forwards == len(generation.token_ids)
+
+
+def test_divergence_leaves_out_candidates_that_are_dropped():
+    steering = Steering(VALUES, DivergenceGate(0.0), 2.0, candidates=K, min_probability=0.1)
+    generations = tiny.generate(MODEL, PROMPTS, steering)
+    for prefix, generation, step in states_of(generations):
+        base, candidates = whole_state(MODEL, prefix)[1].topk(K)
+        values = whole_values(VALUES, prefix, candidates.tolist())
+        kept = (base.softmax(0) >= 0.1) | (base == base.max())
+        expected = slow_divergence(base[kept], values[kept], 2.0)
+        assert generation.signal(Divergence())[step] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_junction_gate_reads_the_last_hidden_state(family):
+    model = tiny.language_model(family)
+    scorer, observe = tiny.value_model(family), [PredictedDivergence(predictor(model))]
+    unsteered = tiny.generate(model, PROMPTS, Steering(scorer, Never()), observe=observe)
+    gate = calibrate(JunctionGate, unsteered, 0.4, predictor=predictor(model))
+    steering = Steering(scorer, gate, candidates=K)
+    generations = tiny.generate(model, PROMPTS, steering, seed=3)
+    weights = gate.predictor.weights
+    for prefix, generation, step in states_of(generations):
+        hidden, _ = whole_state(model, prefix)
+        inner = torch.nn.functional.gelu(weights["first.weight"] @ hidden + weights["first.bias"])
+        log_divergence = weights["second.weight"] @ inner + weights["second.bias"]
+        expected = log_divergence.clamp(-14, 5).exp().item()
+        predicted = generation.signal(gate.signal)[step]
+        assert predicted == pytest.approx(expected, rel=1e-2)
+        assert generation.steered[step] == (predicted >= gate.threshold)
+    assert 0 < np.mean([generation.intervention_ratio for generation in generations]) < 1
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_q_head_values_candidates_by_the_last_hidden_state(family):
+    model = tiny.language_model(family)
+    scorer = q_head(model)
+    steering = Steering(scorer, EntropyGate(1.0), 1.5, candidates=K)
+    generations = tiny.generate(model, PROMPTS, steering, temperature=0)
+    for prefix, generation, step in states_of(generations):
+        hidden, logits = whole_state(model, prefix)
+        base, candidates = logits.topk(K)
+        values = torch.stack([scorer.values(hidden[None], c.view(1, 1))[0, 0] for c in candidates])
+        scores = base + 1.5 * values if generation.steered[step] else base
+        assert generation.token_ids[step] == candidates[scores.argmax()]
+    shifted = sum(int(generation.shifted.sum()) for generation in generations)
+    assert shifted > 0
+    assert generations[0].cost.value_forwards == 0  # no second model
+
+
+def vocabulary_value_model():
+    return VocabularyValueModel(VALUES.backbone, head())
+
+
+def test_vocabulary_value_model_reads_its_backbone_before_the_candidates():
+    scorer = vocabulary_value_model()
+    value_prompts = tiny.prompts(8, seed=4)
+    steering = Steering(scorer, RandomGate(0.4), 1.5, candidates=K)
+    generations = tiny.generate(
+        MODEL, PROMPTS, steering, temperature=0, value_prompts=value_prompts
+    )
+    for prefix, generation, step in states_of(generations):
+        base, candidates = whole_state(MODEL, prefix)[1].topk(K)
+        number = next(i for i, other in enumerate(generations) if other is generation)
+        read = torch.tensor([[*value_prompts[number], *generation.token_ids[:step].tolist()]])
+        with torch.no_grad():
+            hidden = VALUES.backbone(input_ids=read).last_hidden_state[:, -1]
+        scores = base + 1.5 * scorer.values(hidden, candidates[None])[0]
+        chosen = scores if generation.steered[step] else base
+        assert generation.token_ids[step] == candidates[chosen.argmax()]
+    for generation in generations:
+        assert generation.cost.value_forwards == generation.cost.junctions > 0
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        Steering(VALUES, JunctionGate(1.0, predictor()), candidates=K),
+        Steering(q_head(), EveryToken(), candidates=K),
+        Steering(vocabulary_value_model(), JunctionGate(1.0, predictor()), candidates=K),
+    ],
+    ids=["junction gate", "Q-head", "vocabulary head"],
+)
+def test_the_same_alone_in_a_batch_and_through_transformers(steering):
+    together = tiny.generate(MODEL, PROMPTS, steering, seed=5)
+    alone = [tiny.generate(MODEL, [prompt], steering, seed=5)[0] for prompt in PROMPTS]
+    through = [
+        MODEL.generate(
+            torch.tensor([prompt]),
+            custom_generate=SteeredGenerate(steering, seed=5),
+            do_sample=True,
+            max_new_tokens=12,
+        )[0, len(prompt) :].tolist()
+        for prompt in PROMPTS
+    ]
+    assert tiny.tokens(together) == tiny.tokens(alone) == through
+    likelihoods = log_likelihoods(MODEL, steering, PROMPTS, tiny.tokens(together))
+    for generation, likelihood in zip(together, likelihoods, strict=True):
+        assert likelihood.steered.tolist() == generation.steered.tolist()
+        assert np.isfinite(likelihood.total)
+
+
+def test_likelihoods_under_a_q_head_follow_the_chain_rule():
+    scorer, prompt = q_head(), PROMPTS[0]
+    steering = Steering(scorer, EveryToken(), 0.7, candidates=K)
+    (generation,) = tiny.generate(MODEL, [prompt], steering)
+    expected, prefix = 0.0, list(prompt)
+    for token in generation.token_ids.tolist():
+        hidden, logits = whole_state(MODEL, prefix)
+        base, candidates = logits.topk(K)
+        scores = (base + 0.7 * scorer.values(hidden[None], candidates[None])[0]).log_softmax(0)
+        expected += scores[candidates == token].item()
+        prefix.append(token)
+    (likelihood,) = log_likelihoods(MODEL, steering, [prompt], tiny.tokens([generation]))
+    assert likelihood.total == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_search_without_a_choice_is_generate():
+    steering = Steering(q_head(), JunctionGate(1.0, predictor()), candidates=K)
+    reward = tiny.value_model("qwen3", seed=9)
+    options = {"max_new_tokens": 6, "progress": False, "seed": 4}
+    best = best_of_n(MODEL, tiny.tokenizer(), PROMPTS, reward, 1, steering, **options)
+    assert tiny.tokens(best) == tiny.tokens(tiny.generate(MODEL, PROMPTS, steering, **options))
+
+
+def test_calibration_reaches_the_share():
+    observe = [PredictedDivergence(predictor()), Divergence()]
+    steering = Steering(VALUES, Never(), candidates=K)
+    generations = tiny.generate(MODEL, tiny.prompts(40), steering, observe=observe)
+    for gate_class, settings in (
+        (JunctionGate, {"predictor": predictor()}),
+        (DivergenceGate, {}),
+    ):
+        gate = calibrate(gate_class, generations, 0.25, **settings)
+        levels = np.concatenate([generation.signal(gate.signal) for generation in generations])
+        assert (levels >= gate.threshold).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_saved_and_loaded_to_the_last_bit(tmp_path):
+    gate, scorer, vocabulary = JunctionGate(1.0, predictor()), q_head(), vocabulary_value_model()
+    for saved in (gate, scorer, vocabulary):
+        saved.save_pretrained(tmp_path)
+    steerings = [Steering(scorer, gate), Steering(vocabulary, gate)]
+    loaded_gate = JunctionGate.from_pretrained(tmp_path)
+    assert loaded_gate == gate
+    assert repr(loaded_gate) == repr(gate)
+    again = [
+        Steering(QHead.from_pretrained(tmp_path), loaded_gate),
+        Steering(VocabularyValueModel.from_pretrained(tmp_path), loaded_gate),
+    ]
+    for before, after in zip(steerings, again, strict=True):
+        one, other = (tiny.generate(MODEL, PROMPTS, s, seed=1) for s in (before, after))
+        assert tiny.tokens(one) == tiny.tokens(other)
+        for first, second in zip(one, other, strict=True):
+            np.testing.assert_allclose(first.kl, second.kl, atol=1e-6)
+    for name, tensor in scorer.values.state_dict().items():
+        assert again[0].scorer.values.state_dict()[name].equal(tensor)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "title"),
+    [
+        (JunctionGate.from_pretrained, "junction_gate", "junction gate"),
+        (QHead.from_pretrained, "q_head", "q head"),
+        (VocabularyValueModel.from_pretrained, "vocabulary_head", "vocabulary head"),
+    ],
+)
+def test_missing_and_damaged_files_are_refused(load, name, title, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no {title} in .*: there is no such folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=f"{name}.json is missing"):
+        load(tmp_path)
+    JunctionGate(1.0, predictor()).save_pretrained(tmp_path)
+    q_head().save_pretrained(tmp_path)
+    vocabulary_value_model().save_pretrained(tmp_path)
+    weights = tmp_path / f"{name}.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"the {title} in .* cannot be read, a file is damaged"):
+        load(tmp_path)
+
+
+def test_another_model_is_refused():
+    other = tiny.language_model("qwen3", seed=7)
+    for steering, fitted in (
+        (Steering(VALUES, JunctionGate(1.0, predictor())), "junction gate"),
+        (Steering(q_head(), EveryToken()), "Q-head"),
+    ):
+        with pytest.raises(ValueError, match=f"this {fitted} reads the hidden states of .* fit"):
+            tiny.generate(other, PROMPTS, steering)
+        with pytest.raises(ValueError, match=f"this {fitted} reads the hidden states of"):
+            log_likelihoods(other, steering, [[7]], [[8]])
+
+
+def test_identity_survives_another_dtype_but_no_adapters():
+    identity = ModelIdentity.of(MODEL)
+    identity.check(tiny.language_model("qwen3").to(torch.bfloat16), "gate")
+    adapted = tiny.language_model("qwen3")
+    adapted.adapter = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="with other weights: fit one to this model"):
+        identity.check(adapted, "gate")
+
+
+@cache
+def fits():
+    """A gate and heads fitted to the values of a head on the model's own hidden state."""
+    teacher, options = q_head(), {"max_new_tokens": 12, "progress": False, "candidates": K}
+    prompts = tiny.prompts(60, seed=1)
+    tokenizer = tiny.tokenizer()
+    gate = fit_junction_gate(MODEL, tokenizer, teacher, prompts, epochs=60, **options)
+    student = fit_q_head(MODEL, tokenizer, teacher, prompts, rank=8, epochs=100, **options)
+    return gate, student
+
+
+def test_fitted_gate_captures_more_than_entropy():
+    fit, _ = fits()
+    captured = {ranking.name: ranking.captured[0.2] for ranking in fit.rankings}
+    assert captured["random"] < 0.35
+    assert captured["entropy"] + 0.1 < captured["predictor"] <= captured["oracle"]
+    assert fit.gate.threshold > 0
+    assert sum(fit.states) > 500
+
+
+def test_fitted_head_explains_its_teacher():
+    _, fit = fits()
+    assert 0.6 < fit.explained < 1
+    captured = {ranking.name: ranking.captured[0.2] for ranking in fit.rankings}
+    assert captured["entropy"] < captured["head"] <= captured["oracle"]
+
+
+def test_vocabulary_head_is_fitted_to_its_own_backbone():
+    teacher = tiny.value_model("qwen3")
+    for layer in teacher.backbone.layers:  # values that depend on the candidate alone
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    prompts, options = tiny.prompts(40, seed=1), {"max_new_tokens": 8, "progress": False}
+    fit = fit_vocabulary_value_model(
+        MODEL, tiny.tokenizer(), teacher, prompts, rank=4, epochs=100, **options
+    )
+    assert fit.scorer.backbone is teacher.backbone
+    assert 0.8 < fit.explained < 1
+
+
+def test_fits_repeat_under_a_seed_and_change_with_it():
+    prompts, options = tiny.prompts(10), {"max_new_tokens": 4, "progress": False, "epochs": 2}
+    gates = [
+        fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, prompts, seed=seed, **options).gate
+        for seed in (0, 0, 1)
+    ]
+    assert gates[0] == gates[1] != gates[2]
+
+
+def test_states_are_those_of_both_policies():
+    options = {"candidates": K, "max_new_tokens": 6, "seed": 2, "progress": False}
+    states = collect_states(MODEL, tiny.tokenizer(), VALUES, PROMPTS, beta=2.0, **options)
+    policies = [Steering(VALUES, gate, 2.0, candidates=K) for gate in (Never(), EveryToken())]
+    expected = []
+    for steering in policies:
+        generations = tiny.generate(MODEL, PROMPTS, steering, seed=2, max_new_tokens=6)
+        for prefix, _, _ in states_of(generations):
+            hidden, logits = whole_state(MODEL, prefix)
+            base, candidates = logits.topk(K)
+            values = whole_values(VALUES, prefix, candidates.tolist())
+            expected.append(torch.cat([hidden, base, candidates, values]))
+    columns = (states.hidden, states.logits, states.candidates, states.values)
+    rows = torch.cat(columns, dim=1)
+
+    def ordered(rows):
+        return rows[rows[:, 0].argsort()]
+
+    torch.testing.assert_close(ordered(rows), ordered(torch.stack(expected)), atol=1e-3, rtol=1e-3)
+    few = collect_states(MODEL, tiny.tokenizer(), VALUES, PROMPTS, max_states=20, **options)
+    assert 5 < len(few) < 40
+
+
+def test_a_scorer_without_preferences_is_refused():
+    flat = q_head()
+    with torch.no_grad():
+        flat.values.tokens.weight.zero_()
+        flat.values.bias.weight.zero_()
+    with pytest.raises(ValueError, match="steering changes no state: the scorer gives all"):
+        fit_junction_gate(MODEL, tiny.tokenizer(), flat, PROMPTS, max_new_tokens=3, progress=False)
+    with pytest.raises(ValueError, match="share must be greater than 0 and at most 1, got 0"):
+        fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, share=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_auroc_counts_pairs(pairs):
+    score, positive = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    wins = [
+        (a > b) + (a == b) / 2 for a, first in pairs for b, second in pairs if first and not second
+    ]
+    result = auroc(score, positive)
+    assert math.isnan(result) if not wins else result == pytest.approx(np.mean(wins))
+
+
+def test_captured_share_is_that_of_the_top_states():
+    gain = torch.tensor([1.0, 5.0, 2.0, 2.0])
+    score = torch.tensor([0.0, 3.0, 2.0, 1.0])
+    captured = captured_shares(score, gain, [0.25, 0.5, 1.0])
+    assert captured == pytest.approx({0.25: 0.5, 0.5: 0.7, 1.0: 1.0})
