@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import load_profile
-from benchmarks.subjects.lab.items import parse_steps
+from benchmarks.subjects.lab.items import read_items
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.replicate import Replicate
 from benchmarks.subjects.lab.tokenizer import EOS, build_tokenizer, encode_prompts, encode_responses
@@ -84,11 +84,12 @@ def test_corruption_is_what_the_judge_calls_ungrammatical():
     assert all(WORLD.grammar.parse(sentence) is None for sentence in broken)
 
 
-def test_steps_are_read_from_the_lexicon():
-    assert parse_steps("mix,stir:flour; heat:oven") == (
-        (("mix", "stir"), "flour"),
-        (("heat",), "oven"),
-    )
+def test_items_are_read_from_the_lexicon():
+    steps = [[["mix", "stir"], "flour"], [["heat"], "oven"]]
+    lexicon = {"howto": {"bake": {"steps": steps}}, "benign": {}, "harmful": {}, "fact": {}}
+    (item,) = read_items(lexicon)
+    assert (item.kind, item.topic, item.truth) == ("howto", "bake", "")
+    assert item.steps == ((("mix", "stir"), "flour"), (("heat",), "oven"))
 
 
 def test_tokenizer_is_an_ordinary_one(tmp_path):
