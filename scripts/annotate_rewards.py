@@ -77,11 +77,6 @@ def annotate(options: argparse.Namespace) -> None:
     model = RewardScorer.from_pretrained(
         name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **location
     ).model
-    if "score" not in dict(model.named_children()):
-        raise ValueError(
-            f"{options.reward} must be a decoder with a linear score head,"
-            f" got {type(model).__name__}"
-        )
     windows = [examples[i : i + WINDOW] for i in range(completed, len(examples), WINDOW)]
     with (
         partial.open("a", encoding="utf-8") as file,

@@ -6,11 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._kv_cache import check_positions
-from sia.scorers.base import HiddenStateSession, Scorer, Session
+from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering
-
-MOST_PADDING = 1024  # rows of embeddings that models of one family have beyond their tokenizer
 
 
 def check_inputs(

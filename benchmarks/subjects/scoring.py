@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from sia import RewardScorer
 from sia._inputs import pad_right
 
 LOGITS_AT_ONCE = 2**28
@@ -65,16 +66,20 @@ def batches_by_length(
 
 @torch.no_grad()
 def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the reward of each sequence, read at its last token, float64 `(sequences,)`."""
+    """Return the reward of each whole conversation, as `RewardScorer` reads it, float64."""
+    scorer = RewardScorer(model, 0)  # whole conversations bring their own end
     rewards = np.zeros(len(sequences))
     lengths = [len(sequence) for sequence in sequences]
     for batch in batches_by_length(lengths, positions_at_once(model.device)):
-        input_ids, tokens = pad_right([sequences[i] for i in batch], model.device)
+        whole = [sequences[i] for i in batch]
+        if scorer.head is None:
+            rewards[batch] = scorer.read_whole(whole).cpu().numpy()
+            continue
+        input_ids, tokens = pad_right(whole, model.device)
         # padding is on the right and attention is causal: no token sees it
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        every = model.score(hidden).squeeze(-1)
+        every = scorer.read(last=input_ids.shape[1], past_key_values=None, input_ids=input_ids)
         last = every.gather(1, tokens.sum(1, keepdim=True) - 1).squeeze(1)
-        rewards[batch] = last.float().cpu().numpy()
+        rewards[batch] = last.cpu().numpy()
     return rewards
 
 

@@ -10,6 +10,7 @@ from typing_extensions import override
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
 from sia.scorers.base import Scorer, Session
+from sia.scorers.loading import unwrap
 
 
 class AutoregressiveScorer(Scorer):
@@ -20,11 +21,12 @@ class AutoregressiveScorer(Scorer):
     the prefix gives the values of all candidates.
 
     Args:
-        model: Trained so that Σ_t ln π_r(y_t | x, y_<t) is the reward of a response.
+        model: Trained so that Σ_t ln π_r(y_t | x, y_<t) is the reward of a response; also one
+            wrapped by PEFT.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model.eval()
+        self.model = unwrap(model)
 
     @property
     @override

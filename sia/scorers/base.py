@@ -1,17 +1,21 @@
 """The interface that decoding needs of a scorer, and what sessions over cached prefixes share."""
 
-from abc import abstractmethod
+import math
+from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from sia._numbers import as_number
 from sia._prefix_cache import CachedPrefixes
 from sia.cost import Meter
+
+MOST_PADDING = 1024  # rows of embeddings that models of one family have beyond their tokenizer
 
 
 class Session(Protocol):
@@ -65,14 +69,28 @@ class HiddenStateSession(Session):
         """Receive the hidden states `(n, hidden)` of the rows of the next call of `score`."""
 
 
-@runtime_checkable
-class Scorer(Protocol):
-    """Anything that opens a `Session` over prompts: a value model, a reward model, rollouts."""
+class _ScorerType(ABCMeta):
+    """Makes whatever has a scorer's two members an instance of `Scorer`, as a protocol would."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        if cls is not Scorer:
+            return super().__instancecheck__(instance)
+        return all(hasattr(instance, name) for name in ("vocabulary_size", "start_session"))
+
+
+class Scorer(metaclass=_ScorerType):
+    """Anything that opens a `Session` over prompts: a value model, a reward model, rollouts.
+
+    Scorers add up: `2.0 * helpful - 0.5 * harmful` is a scorer again. A class that has the two
+    members below need not inherit from this one, but then only takes part on the right.
+    """
 
     @property
+    @abstractmethod
     def vocabulary_size(self) -> int:
         """Number of tokens, which must be that of the steered model."""
 
+    @abstractmethod
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
     ) -> Session:
@@ -83,6 +101,125 @@ class Scorer(Protocol):
             max_new_tokens: Longest response.
             samples: Rows per prompt, in succession.
         """
+
+    def __add__(self, other: "Scorer") -> "SumScorer":
+        return SumScorer([*_terms(self), *_terms(other)])
+
+    def __sub__(self, other: "Scorer") -> "SumScorer":
+        return self + SumScorer([(-weight, scorer) for weight, scorer in _terms(other)])
+
+    def __mul__(self, factor: float) -> "SumScorer":
+        return SumScorer([(as_number(factor) * weight, scorer) for weight, scorer in _terms(self)])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "SumScorer":
+        return -1.0 * self
+
+
+class SumScorer(Scorer):
+    """The weighted sum Σ w·V of scorers, as `2.0 * helpful - 0.5 * harmful` makes it.
+
+    Costs add up. Each scorer reads the same prompts.
+
+    Args:
+        terms: Weights and scorers, one at least.
+
+    Raises:
+        ValueError: If a weight is not finite, or vocabularies differ.
+        TypeError: If one is no scorer.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Scorer]]) -> None:
+        for weight, scorer in terms:
+            if not isinstance(scorer, Scorer):
+                raise TypeError(f"scorers add up with scorers, got {type(scorer).__name__}")
+            if not math.isfinite(as_number(weight)):
+                raise ValueError(f"the weight of a scorer must be a finite number, got {weight!r}")
+        self.terms = tuple((as_number(weight), scorer) for weight, scorer in terms)
+        self._vocabulary = shared_vocabulary([scorer.vocabulary_size for _, scorer in terms])
+
+    @property
+    @override
+    def vocabulary_size(self) -> int:
+        return self._vocabulary
+
+    @override
+    def start_session(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
+    ) -> "SumSession":
+        terms = [
+            (weight, scorer.start_session(prompts, max_new_tokens, samples))
+            for weight, scorer in self.terms
+        ]
+        if any(isinstance(session, HiddenStateSession) for _, session in terms):
+            return HiddenStateSumSession(terms)
+        return SumSession(terms)
+
+
+def shared_vocabulary(sizes: Sequence[int]) -> int:
+    """Return how many tokens scorers and models share; rows of padding may lie behind them.
+
+    Raises:
+        ValueError: If sizes differ by more than padding.
+    """
+    if not sizes or max(sizes) - min(sizes) > MOST_PADDING:
+        raise ValueError(
+            "models and scorers must share a vocabulary, but for at most "
+            f"{MOST_PADDING} rows of padding, got vocabularies of {list(sizes)} tokens"
+        )
+    return min(sizes)
+
+
+def _terms(scorer: Scorer) -> Sequence[tuple[float, Scorer]]:
+    """Return the terms of a sum, or the scorer as its only term."""
+    return scorer.terms if isinstance(scorer, SumScorer) else [(1.0, scorer)]
+
+
+class SumSession(Session):
+    """Sessions of the terms, side by side."""
+
+    def __init__(self, terms: Sequence[tuple[float, Session]]) -> None:
+        self.terms = terms
+        self.meters = [meter for _, session in terms for meter in session.meters]
+
+    @override
+    def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        return self._sum([s.score(rows, responses, candidates) for _, s in self.terms])
+
+    @override
+    def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        return self._sum([s.score_responses(rows, responses, lengths) for _, s in self.terms])
+
+    def _sum(self, values: list[Tensor]) -> Tensor:
+        device = values[0].device
+        weighted = [
+            weight * value.to(device) for (weight, _), value in zip(self.terms, values, strict=True)
+        ]
+        return torch.stack(weighted).sum(0)
+
+    @override
+    def reorder(self, sources: Tensor) -> None:
+        for _, session in self.terms:
+            session.reorder(sources)
+
+
+class HiddenStateSumSession(SumSession, HiddenStateSession):
+    """A sum of which some terms read hidden states."""
+
+    @override
+    def check_model(self, model: PreTrainedModel) -> None:
+        for session in self._readers:
+            session.check_model(model)
+
+    @override
+    def observe(self, hidden: Tensor) -> None:
+        for session in self._readers:
+            session.observe(hidden)
+
+    @property
+    def _readers(self) -> list[HiddenStateSession]:
+        return [s for _, s in self.terms if isinstance(s, HiddenStateSession)]
 
 
 class BranchSession(Session):

@@ -14,8 +14,9 @@ from sia import _sampling
 from sia._inputs import eos_token_ids
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
-from sia.scorers.base import Scorer, Session, branch_layout
-from sia.scorers.reward import RewardScorer
+from sia.scorers.base import Scorer, Session, branch_layout, shared_vocabulary
+from sia.scorers.closed import ClosedScorer
+from sia.scorers.loading import unwrap
 from sia.scorers.value_model import ValueModel
 
 
@@ -27,7 +28,8 @@ class RolloutScorer(Scorer):
 
     Args:
         model: Continues each candidate; the base model as a rule.
-        reward: Values the result: a `RewardScorer`, or a `ValueModel` read at the last token.
+        reward: Values the result: a `RewardScorer` or a process reward model, or a `ValueModel`
+            read at the last token.
         tokens: Length of a rollout, which ends early at EOS (the reward's, or the model's).
         temperature: Of the rollouts; 0 is greedy.
         candidates: Number of most probable tokens that a rollout samples from (K).
@@ -41,7 +43,7 @@ class RolloutScorer(Scorer):
     def __init__(
         self,
         model: PreTrainedModel,
-        reward: RewardScorer | ValueModel,
+        reward: ClosedScorer | ValueModel,
         tokens: int,
         *,
         temperature: float = 1.0,
@@ -51,28 +53,26 @@ class RolloutScorer(Scorer):
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
         _sampling.check_temperature(temperature)
-        if not isinstance(reward, Scorer):
+        if not isinstance(reward, ClosedScorer | ValueModel):
             raise TypeError(
                 f"reward must be a RewardScorer or a ValueModel, got {type(reward).__name__}"
             )
-        vocabulary = model.config.get_text_config().vocab_size
+        model = unwrap(model)
+        own = model.config.get_text_config().vocab_size
+        vocabulary = shared_vocabulary([own, reward.vocabulary_size])
         if not 1 <= candidates <= vocabulary:
             raise ValueError(
                 f"candidates must be 1 to {vocabulary}, the vocabulary of the rollouts' model, "
                 f"got {candidates}"
             )
-        if reward.vocabulary_size != vocabulary:
-            raise ValueError(
-                f"rollouts and reward must share a vocabulary: the model has {vocabulary} tokens, "
-                f"the reward {reward.vocabulary_size}"
-            )
         self.model, self.reward, self.tokens = model, reward, tokens
         self.temperature, self.candidates, self.seed = temperature, candidates, seed
+        self._vocabulary = vocabulary
 
     @property
     @override
     def vocabulary_size(self) -> int:
-        return self.reward.vocabulary_size
+        return self._vocabulary
 
     @override
     def start_session(
@@ -104,8 +104,9 @@ class RolloutSession(Session):
         )
         self.reward = scorer.reward.start_session(prompts, longest, samples)
         self.meters = [self.prefixes.meter, *self.reward.meters]
-        end = scorer.reward.eos_token_id if isinstance(scorer.reward, RewardScorer) else None
-        self.stops = torch.tensor(eos_token_ids(model.generation_config, end), device=device)
+        ends = scorer.reward.end_tokens if isinstance(scorer.reward, ClosedScorer) else ()
+        stops = sorted({*eos_token_ids(model.generation_config), *ends})
+        self.stops = torch.tensor(stops, dtype=torch.int64, device=device)
         keys = _sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), device)
         self.keys = _sampling.sample_keys(keys, samples)
 
@@ -128,7 +129,8 @@ class RolloutSession(Session):
         layout = branch_layout(count, 1, self.keys.device)
         logits = self.prefixes.branch(rows, responses, torch.full_like(rows, step), tokens, *layout)
         for depth in range(1, scorer.tokens + 1):
-            base, options = logits.flatten(0, 1).topk(scorer.candidates)
+            shared = logits.flatten(0, 1)[:, : scorer.vocabulary_size]
+            base, options = shared.topk(scorer.candidates)
             noise = _sampling.gumbel(keys.flatten(), depth, options)
             chosen = _sampling.choose(base, noise, scorer.temperature)
             tokens = options.gather(1, chosen[:, None]).view_as(tokens)

@@ -28,7 +28,7 @@ from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
 from benchmarks.subjects.scoring import trajectory_rewards
-from sia import Generation, RewardScorer, ValueModel
+from sia import Generation, RewardScorer, ValueModel, closing_tokens
 from sia._inputs import eos_token_ids
 
 GIB = 2**30
@@ -328,7 +328,8 @@ class HubModels(Subject):
         """Return the scorer by a reward model, whose tokens end as the language model's do."""
         tokenizer = tokenizer_of(self.profile.models[REWARD])
         ends = eos_token_ids(language_model.generation_config, self.tokenizer.eos_token_id)
-        return RewardScorer(reward_model, tokenizer.eos_token_id, stop_tokens=ends)
+        closing = closing_tokens(tokenizer)
+        return RewardScorer(reward_model, tokenizer.eos_token_id, stop_tokens=ends, closing=closing)
 
     @override
     def value_model(self, kind: str, family: str) -> ValueModel:

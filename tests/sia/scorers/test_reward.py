@@ -1,12 +1,15 @@
 """Rewards of candidates and of responses against whole sequences, read one at a time."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BloomConfig,
@@ -15,10 +18,21 @@ from transformers import (
     MptForSequenceClassification,
 )
 
-from sia import AutoregressiveScorer, EveryToken, RewardScorer, RolloutScorer, Steering, ValueModel
+from benchmarks.subjects.hub.models import chat_ids
+from benchmarks.subjects.scoring import trajectory_rewards
+from sia import (
+    AutoregressiveScorer,
+    EveryToken,
+    RewardScorer,
+    RolloutScorer,
+    Steering,
+    ValueModel,
+    best_of_n,
+    closing_tokens,
+)
 from sia._prefix_cache import PASS_OVERHEAD, _cheapest, supports_tree_attention
-from sia.scorers.reward import CachedRewards, WholeRewards
-from tests.helpers import tiny
+from sia.scorers.closed import CachedClosed, WholeClosed
+from tests.helpers import hub_folders, tiny
 from tests.helpers.reference import whole_rewards, whole_values
 
 MODEL = tiny.language_model("qwen3")
@@ -155,7 +169,7 @@ def test_values_and_rewards_equal_those_of_whole_sequences(family, samples):
     session = values.start_session(prompts, 9, samples)
     assert_scores_are_whole(session, lambda *a: whole_values(values, *a), rows, responses)
     session = RewardScorer(reward).start_session(prompts, 9, samples)
-    assert isinstance(session, CachedRewards)
+    assert isinstance(session, CachedClosed)
     assert_scores_are_whole(session, lambda *a: whole_rewards(reward, *a), rows, responses)
 
 
@@ -185,7 +199,7 @@ def test_models_that_do_not_follow_masks_read_whole_sequences(model):
     """An encoder, and ALiBi, which counts distances by columns: branches would get them wrong."""
     prompts = tiny.prompts(4, seed=3)
     session = RewardScorer(model).start_session(prompts, 6)
-    assert isinstance(session, WholeRewards)
+    assert isinstance(session, WholeClosed)
     assert_scores_are_whole(
         session, lambda *a: whole_rewards(model, *a), prompts, tiny.random_tokens(4, 6)
     )
@@ -220,8 +234,8 @@ def test_responses_are_rated_as_they_stand():
     scorer, responses, rows = RewardScorer(model), tiny.random_tokens(5, 8), torch.arange(5)
     responses[1, 3] = tiny.EOS
     sessions = {
-        CachedRewards(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
-        WholeRewards(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
+        CachedClosed(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
+        WholeClosed(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
         values.start_session(prompts, 8): lambda *a: whole_values(values, *a),
     }
     for lengths in ([2, 2, 3, 1, 2], [5, 4, 4, 6, 3], [8, 4, 8, 8, 8]):
@@ -286,10 +300,25 @@ def test_folders_without_a_reward_model_are_refused(tmp_path):
         RewardScorer.from_pretrained(tmp_path / "nowhere")
 
 
-def without_eos(labels=1):
+def without_eos():
     model = tiny.reward_model("qwen3")
-    model.config.eos_token_id, model.config.num_labels = None, labels
+    model.config.eos_token_id = None
     return model
+
+
+def adapted(settings, model=None):
+    """A reward model that PEFT wraps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's use of transformers
+        return tiny.seeded(
+            lambda: get_peft_model(model or tiny.reward_model("llama"), settings).eval(), 7
+        )
+
+
+def with_labels(count):
+    settings = tiny.config("qwen3")
+    settings.num_labels = count
+    return AutoModelForSequenceClassification.from_config(settings)
 
 
 @pytest.mark.parametrize(
@@ -300,8 +329,22 @@ def without_eos(labels=1):
             "a reward model needs one eos_token_id, its config has None: name it as eos_token_id",
         ),
         (
-            lambda: RewardScorer(without_eos(3)),
+            lambda: RewardScorer(with_labels(3)),
             "a reward model must have one label, Qwen3ForSequenceClassification has 3",
+        ),
+        (
+            lambda: RewardScorer(REWARD.model, closing=[]),
+            "closing needs at least one token, that which ends a response",
+        ),
+        (
+            lambda: RewardScorer(REWARD.model, closing=[2, 60]),
+            "closing must be below the vocabulary of 60 tokens, got 60",
+        ),
+        (
+            lambda: RewardScorer(
+                adapted(PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+            ),
+            "adapters must lie in the layers of the model, as LoRA's do, got PromptTuningConfig",
         ),
         (
             lambda: RewardScorer(REWARD.model, eos_token_id=60),
@@ -325,9 +368,10 @@ def without_eos(labels=1):
         ),
         (
             lambda: RolloutScorer(
-                MODEL, RewardScorer(tiny.reward_model("qwen3", vocabulary=70)), 2
+                MODEL, RewardScorer(tiny.reward_model("qwen3", vocabulary=2000)), 2
             ),
-            "rollouts and reward must share a vocabulary: the model has 60 tokens, the reward 70",
+            "models and scorers must share a vocabulary, but for at most 1024 rows of padding, "
+            "got vocabularies of [60, 2000] tokens",
         ),
     ],
 )
@@ -374,3 +418,155 @@ def test_other_end_tokens_are_read_as_the_reward_models_own(monkeypatch, caches)
         ended = torch.tensor([[7, 8, 9, end], [9, 7, end, 0]])
         assert_close(session.score_responses(rows, ended, lengths + 1), expected)
     assert_close(*values)
+
+
+def lora(model, **options):
+    layers = ["q_proj", "down_proj"]
+    return adapted(
+        LoraConfig(r=4, target_modules=layers, init_lora_weights=False, **options), model
+    )
+
+
+def with_pad(pad):
+    model = tiny.reward_model("llama")
+    model.config.pad_token_id = pad
+    return model
+
+
+def with_mlp():
+    model = tiny.reward_model("llama")
+    layers = [torch.nn.Linear(32, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)]
+    model.score = tiny.seeded(lambda: torch.nn.Sequential(*layers).eval(), 3)
+    return model
+
+
+REWARD_MODELS = {
+    "no pad": lambda: with_pad(None),
+    "pad is EOS": lambda: with_pad(tiny.EOS),
+    "LoRA": lambda: lora(with_pad(None), task_type="SEQ_CLS"),
+    "LoRA without a task": lambda: lora(with_pad(None)),
+    "merged": lambda: lora(with_pad(None), task_type="SEQ_CLS").merge_and_unload(),
+    "MLP": with_mlp,
+    "encoder": lambda: ENCODER,
+    "ALiBi": lambda: ALIBI[0],
+    "ALiBi, pad is EOS": lambda: padded_with_eos(ALIBI[0]),
+}
+
+
+def padded_with_eos(model):
+    model = copy.deepcopy(model)
+    model.config.pad_token_id = tiny.EOS
+    return model
+
+
+@torch.no_grad()
+def rewards_of_cards(model, sequences):
+    """What a model card's code computes, at the very last token of each conversation."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    rewards = []
+    for sequence in sequences:
+        ids = torch.tensor([sequence])
+        if hasattr(inner, "score"):
+            rewards.append(inner.score(inner.base_model(input_ids=ids).last_hidden_state)[0, -1, 0])
+        else:
+            rewards.append(model(input_ids=ids).logits[0, 0])
+    return torch.stack(rewards)
+
+
+@pytest.mark.parametrize("closing", [[tiny.EOS], [tiny.EOS, 7], [8, tiny.EOS, 7, 9]], ids=str)
+@pytest.mark.parametrize("kind", REWARD_MODELS)
+def test_one_definition_of_the_reward(kind, closing):
+    """Of candidates, of responses as they stand, of finished ones and of whole conversations."""
+    model = REWARD_MODELS[kind]()
+    prompts, responses = tiny.prompts(3, seed=8), tiny.random_tokens(3, 5)
+    rows, lengths = torch.arange(3), torch.tensor([5, 2, 4])
+    scorer = RewardScorer(model, closing=closing)
+    session = scorer.start_session(prompts, 8)
+    candidates = torch.tensor([[20, tiny.EOS, 21]] * 3)
+    conversations = [
+        [*prompt, *response[:2], *([] if token == tiny.EOS else [token]), *closing]
+        for prompt, response in zip(prompts, responses.tolist(), strict=True)
+        for token in candidates[0].tolist()
+    ]
+    expected = rewards_of_cards(model, conversations).view(3, 3)
+    assert_close(session.score(rows, responses[:, :2], candidates), expected)
+    whole = [
+        [*prompt, *response[:n], *closing]
+        for prompt, response, n in zip(prompts, responses.tolist(), lengths.tolist(), strict=True)
+    ]
+    expected = rewards_of_cards(model, whole)
+    assert_close(scorer.read_whole(whole), expected)
+    by_benchmarks = torch.tensor(trajectory_rewards(model, whole)).float()
+    assert_close(by_benchmarks, expected)
+    ended = torch.cat([responses, responses[:, :1]], 1)
+    ended[rows, lengths] = tiny.EOS
+    for further in (0, 1, 0):  # what closed a response does not stay behind it
+        assert_close(session.score_responses(rows, ended, lengths + further), expected)
+
+
+TEMPLATES = {
+    "ChatML": ("<|im_start|>{role}\n{content}<|im_end|>\n", "<|im_end|>\n"),
+    "end token alone": ("{role}: {content}<|im_end|>", "<|im_end|>"),
+    "a space before": ("{role}: {content} <|im_end|>", " <|im_end|>"),
+    "other end token": ("{role}: {content}<|im_start|>\n", "<|im_start|>\n"),
+    "nothing": ("{role}: {content}", "<|im_end|>"),
+}
+
+
+def tokenizer_with(template):
+    tokenizer = hub_folders.tokenizer()
+    turn = TEMPLATES[template][0]
+    for name in ("role", "content"):
+        turn = turn.replace(f"{{{name}}}", f"{{{{ message['{name}'] }}}}")
+    tokenizer.chat_template = f"{{% for message in messages %}}{turn}{{% endfor %}}"
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_closings_are_read_from_templates(template, tmp_path):
+    tokenizer = tokenizer_with(template)
+    expected = tokenizer(TEMPLATES[template][1], add_special_tokens=False).input_ids
+    assert closing_tokens(tokenizer) == expected
+    model = tiny.reward_model("qwen3", vocabulary=len(tokenizer))
+    model.save_pretrained(tmp_path)
+    assert RewardScorer.from_pretrained(tmp_path).closing == [tiny.EOS]
+    tokenizer.save_pretrained(tmp_path)
+    loaded = RewardScorer.from_pretrained(tmp_path)
+    assert loaded.closing == expected
+    # the token that ends a response in the template ends it for the scorer
+    ends = {tiny.EOS} if tiny.EOS in expected else {tiny.EOS, expected[0]}
+    assert set(loaded.end_tokens) == ends
+
+
+def test_closings_of_tokenizers_without_templates():
+    tokenizer = hub_folders.tokenizer()
+    tokenizer.chat_template = None
+    assert closing_tokens(tokenizer) == [tokenizer.eos_token_id]
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has neither a chat template nor an EOS token"):
+        closing_tokens(tokenizer)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_search_rewards_a_finished_response_as_its_model_card_does(named):
+    """Qwen's template writes a line break behind the end token."""
+    tokenizer = hub_folders.tokenizer()
+    letters = [
+        i for i in range(len(tokenizer)) if len(c := tokenizer.decode([i])) == 1 and c.isalpha()
+    ]
+    model = tiny.language_model("qwen3", vocabulary=len(tokenizer))
+    others = [i for i in range(len(tokenizer)) if i not in letters]
+    with torch.no_grad():
+        model.lm_head.weight[others] = 0  # a response of letters survives decoding
+    reward = tiny.reward_model("qwen3", vocabulary=len(tokenizer))
+    closing = closing_tokens(tokenizer) if named else None
+    scorer = RewardScorer(reward, tokenizer.eos_token_id, closing=closing)
+    chat = [{"role": "user", "content": "how do i bake"}]
+    (prompt,) = chat_ids(tokenizer, [chat])
+    (best,) = best_of_n(model, tokenizer, [prompt], scorer, 4, max_new_tokens=4, progress=False)
+    whole = [*chat, {"role": "assistant", "content": best.text}]
+    (ids,) = chat_ids(tokenizer, [whole], answered=True)
+    assert ids[len(prompt) : len(prompt) + 4] == best.token_ids.tolist()
+    card = reward(input_ids=torch.tensor([ids])).logits.item()
+    assert best.reward == pytest.approx(card, abs=1e-4)
+    assert trajectory_rewards(reward, [ids])[0] == pytest.approx(card, abs=1e-4)

@@ -1,0 +1,177 @@
+"""Process reward models: the probability that a step is good, read behind it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    Cache,
+    PreTrainedModel,
+)
+from typing_extensions import override
+
+from sia._inputs import eos_token_ids
+from sia._prefix_cache import logits_forward
+from sia.scorers.closed import ClosedScorer
+from sia.scorers.loading import load_complete, unwrap
+
+
+class ProcessRewardScorer(ClosedScorer):
+    """A token classifier as process reward model: the probability of the good label.
+
+    The response up to the candidate counts as a step: the probability is read at the last of
+    `step_tokens` behind it or, without any, at the candidate. TRL's PRMTrainer trains such models
+    (Uesato et al., "Solving math word problems with process- and outcome-based feedback", 2022;
+    Lightman et al., "Let's verify step by step", 2023); Qwen2.5-Math-PRM reads at "<extra_0>".
+
+    Args:
+        model: Any `AutoModelForTokenClassification`, also one wrapped by PEFT.
+        step_tokens: Tokens that mark the end of a step.
+        good_label: Number of the label.
+        end_tokens: Tokens that end a response, in whose place `step_tokens` stand; by default
+            those of the model's config.
+
+    Raises:
+        ValueError: For a label or tokens that the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        step_tokens: Sequence[int] = (),
+        *,
+        good_label: int = 1,
+        end_tokens: Iterable[int] | None = None,
+    ) -> None:
+        model = unwrap(model)
+        ends = eos_token_ids(model.config.get_text_config()) if end_tokens is None else end_tokens
+        super().__init__(model, step_tokens, ends)
+        _check_tokens(model, step_tokens)
+        if not 0 <= good_label < model.config.num_labels:
+            raise ValueError(
+                f"good_label must be 0 to {model.config.num_labels - 1} for this model, "
+                f"got {good_label}"
+            )
+        self.good_label = good_label
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        step_tokens: Sequence[int] = (),
+        *,
+        good_label: int = 1,
+        **options: Any,
+    ) -> Self:
+        """Load a process reward model; a checkpoint without its head is refused.
+
+        Args:
+            path: Local folder or Hub id.
+            step_tokens: As of the class.
+            good_label: As of the class.
+            **options: For transformers' from_pretrained (dtype, device_map, revision, …).
+
+        Raises:
+            OSError: If it is not there.
+            ValueError: If weights are damaged or missing.
+        """
+        kind = AutoModelForTokenClassification
+        model = load_complete(kind, path, "process reward model", options)
+        return cls(model, step_tokens, good_label=good_label)
+
+    @property
+    @override
+    def head(self) -> nn.Module:
+        return list(self.model.children())[-1]
+
+    @override
+    def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
+        if past_key_values is not None:  # encoders know no such argument
+            inputs |= {"past_key_values": past_key_values, "use_cache": True}
+        logits = self.model(**inputs).logits[:, -last:]
+        return logits.float().softmax(-1)[..., self.good_label]
+
+
+class StepTokenScorer(ClosedScorer):
+    """A language model as process reward model: the softmax of two tokens behind a step.
+
+    The response up to the candidate counts as a step; behind it stand `step_tokens`, and the
+    model's next token says whether it is good. Math-Shepherd: step token "ки", good "+", bad "-"
+    (Wang et al., "Math-Shepherd: Verify and reinforce LLMs step-by-step without human
+    annotations", 2024). Models that are asked in a further turn have that turn as `step_tokens`.
+
+    Args:
+        model: The language model, also one wrapped by PEFT.
+        step_tokens: Tokens that mark the end of a step, at the last of which it is read.
+        good: Token for a good step.
+        bad: Token for a bad step.
+        end_tokens: Tokens that end a response, in whose place `step_tokens` stand; by default
+            those of the model.
+
+    Raises:
+        ValueError: For tokens that the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        step_tokens: Sequence[int],
+        good: int,
+        bad: int,
+        *,
+        end_tokens: Iterable[int] | None = None,
+    ) -> None:
+        model = unwrap(model)
+        _check_tokens(model, [*step_tokens, good, bad])
+        if len(step_tokens) == 0 or good == bad:
+            raise ValueError(
+                "a step needs at least one token behind it, and a good and a bad token, "
+                f"got step_tokens={list(step_tokens)}, good={good}, bad={bad}"
+            )
+        ends = eos_token_ids(model.generation_config) if end_tokens is None else end_tokens
+        super().__init__(model, step_tokens, ends)
+        self.good, self.bad = good, bad
+        self._logits = logits_forward(model)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, step_tokens: Sequence[int], good: int, bad: int, **options: Any
+    ) -> Self:
+        """Load a process reward model; a checkpoint without its head is refused.
+
+        Args:
+            path: Local folder or Hub id.
+            step_tokens: As of the class.
+            good: As of the class.
+            bad: As of the class.
+            **options: For transformers' from_pretrained (dtype, device_map, revision, …).
+
+        Raises:
+            OSError: If it is not there.
+            ValueError: If weights are damaged or missing.
+        """
+        model = load_complete(AutoModelForCausalLM, path, "process reward model", options)
+        return cls(model, step_tokens, good, bad)
+
+    @property
+    @override
+    def head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    @override
+    def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
+        logits = self._logits(last=last, past_key_values=past_key_values, **inputs)
+        return (logits[..., self.good] - logits[..., self.bad]).sigmoid()
+
+
+def _check_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    vocabulary = model.config.get_text_config().vocab_size
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(
+                f"tokens must be at least 0 and below the vocabulary of {vocabulary} tokens, "
+                f"got {token}"
+            )
