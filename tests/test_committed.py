@@ -31,11 +31,7 @@ def assert_follows(table: pd.DataFrame, committed: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(written, committed, check_dtype=False, **TOLERANCE)
 
 
-def name_of(path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-@pytest.mark.parametrize("path", PROVENANCES, ids=name_of)
+@pytest.mark.parametrize("path", PROVENANCES, ids=str)
 def test_tables_are_the_files_that_their_provenance_describes(path):
     provenance = read_json(path)
     assert set(provenance) >= KEYS
@@ -52,14 +48,14 @@ def test_every_table_has_a_provenance():
     assert {path for path in TRACKED if path.suffix in (".csv", ".parquet")} == described | derived
 
 
-@pytest.mark.parametrize("path", SUMMARIES, ids=name_of)
+@pytest.mark.parametrize("path", SUMMARIES, ids=str)
 def test_summaries_follow_from_rows(path):
     profile, name = load_profile(path.parent.name), path.stem
     summary = tables.summarized(profile, name, FIGURES[name].summarize)
     assert_follows(summary, pd.read_csv(path.with_suffix(".csv")))
 
 
-@pytest.mark.parametrize("path", DRAWN, ids=name_of)
+@pytest.mark.parametrize("path", DRAWN, ids=str)
 def test_verdicts_figures_and_report_follow_from_summaries(path):
     profile = load_profile(path.parent.name)
     summaries = {

@@ -41,16 +41,7 @@ LONGER = 1.2
 
 
 def run(profile: Profile, figures: Mapping[str, Figure], fresh: bool) -> int:
-    """Compare new rows with the committed ones, or replace those.
-
-    Args:
-        profile: Profile that is measured.
-        figures: Figures by name, whose rows are measured.
-        fresh: Commit new rows instead of comparing.
-
-    Returns:
-        Exit code: 0, or 1 where something has changed.
-    """
+    """Return the exit code of comparing new rows with the committed ones, or replace these."""
     folder, start = tables.folder(profile), time.monotonic()
     committed = {} if fresh else read_committed(profile, figures)
     rows, models = measure_again(figures, profile)
@@ -81,21 +72,15 @@ def read_committed(profile: Profile, figures: Mapping[str, Figure]) -> dict[str,
 def measure_again(
     figures: Mapping[str, Figure], profile: Profile
 ) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """Train and measure everything from nothing.
-
-    Returns:
-        Rows by figure, and the hash of every trained model by its name.
-    """
+    """Train and measure from nothing; return rows by figure, and hashes of models by name."""
     from benchmarks.engine import run
 
     rows: dict[str, pd.DataFrame] = {}
-    run.measure_rows(
-        figures,
-        profile,
-        range(1),
-        run.RunOptions(),
-        lambda name, frame, _: rows.update({name: as_stored(frame)}),
-    )
+
+    def keep(name: str, frame: pd.DataFrame, _) -> None:
+        rows[name] = as_stored(frame)
+
+    run.measure_rows(figures, profile, range(1), run.RunOptions(), keep)
     seals = sorted((CACHE / profile.name / "models").glob(f"replicate*/*/{SEAL}"))
     models = {
         path.parent.name: tables.sha256(path)
@@ -142,10 +127,8 @@ def compare(
     """Compare exactly where all models are the committed ones, else by paired tests.
 
     Args:
-        rows: New rows by figure.
-        models: Hashes of the models that gave them.
-        committed: Committed rows by figure.
-        expected: Hashes of the models that gave the committed rows.
+        rows: New rows by figure, from `models` (hashes by name).
+        committed: Committed rows by figure, from the `expected` models.
 
     Returns:
         One sentence per difference.

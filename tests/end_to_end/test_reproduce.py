@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -137,10 +138,12 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def test_reproduce_leaves_tables_and_figures(checkout):
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "md": b"# Table", "tex": b"% Estim"}
     for name in FIGURES:
         assert (checkout / f"results/tiny/{name}.json").stat().st_size > 0
         for suffix in {"table1": ("md", "tex"), "junctions": ()}.get(name, ("png", "pdf")):
-            assert (checkout / f"figures/tiny/{name}.{suffix}").stat().st_size > 0
+            content = (checkout / f"figures/tiny/{name}.{suffix}").read_bytes()
+            assert content.startswith(starts[suffix]), name
     page = (checkout / "figures/tiny/report.html").read_text(encoding="utf-8")
     assert all(f'<section id="{name}">' in page for name in FIGURES if name != "junctions")
     assert '"prompts":{"harmlessness":[' in page  # the viewer's
@@ -165,20 +168,10 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     assert sparse["threshold"].notna().all()
     assert sparse.groupby("tuned")["threshold"].nunique().max() > 1  # each objective has its own
     models = pd.read_csv(checkout / "results/tiny/models.csv")
-    assert {
-        "corpus_loss",
-        "pair_accuracy",
-        "judge_correlation_at_10",
-        "judge_correlation_at_50",
-        "judge_correlation_at_100",
-    } <= set(models["metric"])
-    assert {
-        "base-large",
-        "base@many-decoys",
-        "value-mean-early",
-        "value-token@many-decoys",
-        "autoregressive-reward",
-    } <= set(models["model"])
+    correlations = {f"judge_correlation_at_{percent}" for percent in (10, 50, 100)}
+    assert {"corpus_loss", "pair_accuracy"} | correlations <= set(models["metric"])
+    further = {"base-large", "base@many-decoys", "value-mean-early", "value-token@many-decoys"}
+    assert further | {"autoregressive-reward"} <= set(models["model"])
     scale = models[models["metric"] == "scaled_reward_sd"]["estimate"]
     assert len(scale) > 0
     assert scale.between(0.5, 6.0).all()
@@ -239,23 +232,29 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
     assert (checkout / "figures/tiny/figure4.pdf").read_bytes() == figure
 
 
-@pytest.mark.faults
-def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
-    expected, expected_cells = table(checkout), cells(checkout)
+def start_measuring(checkout: Path, count: int, *arguments: str) -> subprocess.Popen:
+    """Start a command without any cell, and return when it has measured so many."""
     shutil.rmtree(checkout / ".cache/tiny/cells")
-    for name in ("figure3.json", "figure3.csv", "figure3.parquet"):
-        (checkout / "results/tiny" / name).unlink()
     process = subprocess.Popen(
-        command("figure3"),
+        command(*arguments),
         cwd=checkout,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while len(cells(checkout)) < 20 and time.monotonic() < deadline:
+    while len(cells(checkout)) < count and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
+    return process
+
+
+@pytest.mark.faults
+def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
+    expected, expected_cells = table(checkout), cells(checkout)
+    for name in ("figure3.json", "figure3.csv", "figure3.parquet"):
+        (checkout / "results/tiny" / name).unlink()
+    process = start_measuring(checkout, 20, "figure3")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = cells(checkout)
@@ -274,18 +273,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
 
 @pytest.mark.faults
 def test_workers_leave_with_their_parent(checkout):
-    shutil.rmtree(checkout / ".cache/tiny/cells")
-    process = subprocess.Popen(
-        command("figure3", "--fresh"),
-        cwd=checkout,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while len(cells(checkout)) < 2 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = start_measuring(checkout, 2, "figure3", "--fresh")
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
@@ -312,8 +300,16 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     alone = table(checkout, "threshold")
     run(checkout, "threshold", "--fresh", "--replicates", "2")
     together = table(checkout, "threshold")
-    summary = pd.read_csv(checkout / "results/tiny/threshold.csv", dtype={"replicate": str})
-    assert set(summary["replicate"]) == {"all", "0", "1"}
+    labels = ["family", "model", "value_model", "method", "target_ratio", "metric", "tau", "versus"]
+    texts = dict.fromkeys([*labels, "replicate"], str)
+    path = checkout / "results/tiny/threshold.csv"
+    summary = pd.read_csv(path, dtype=texts, keep_default_na=False)
+    pooled = summary[summary["objective"] == "all"]
+    by_replicate = pooled.pivot(index=labels, columns="replicate", values="estimate")
+    assert set(by_replicate) == {"all", "0", "1"}
+    assert by_replicate.notna().all(axis=None)
+    mean = by_replicate[["0", "1"]].mean(axis="columns")
+    np.testing.assert_allclose(by_replicate["all"], mean, rtol=0, atol=1.5e-4)
 
     before, models = cells(checkout), checkout / ".cache/tiny/models"
     trained = {path: path.stat().st_mtime_ns for path in models.rglob("*")}

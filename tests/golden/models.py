@@ -8,11 +8,10 @@ from transformers import PreTrainedModel
 
 from benchmarks.spec.profile import ModelSize
 from benchmarks.subjects.lab import models
-from benchmarks.subjects.lab.tokenizer import build_tokenizer
 from sia import ValueModel
+from tests.helpers.tiny import VOCABULARY
 
 SIZE = ModelSize(hidden_size=32, layers=2, heads=4, key_value_heads=2, feed_forward=48)
-VOCABULARY = 60
 # float32 sums in another order, and numbers written with five digits
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 
@@ -41,10 +40,6 @@ def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> Val
 def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     model = models.new_reward_model(language_model(family, vocabulary=vocabulary), family)
     return fill(model.double(), seed)
-
-
-def tokenizer():
-    return build_tokenizer([f"w{i}" for i in range(6, VOCABULARY)])
 
 
 def prompts(count: int) -> list[list[int]]:

@@ -3,30 +3,21 @@
 import pandas as pd
 import pytest
 
-from sia import (
-    AttentionGate,
-    AttentionRiseGate,
-    EntropyGate,
-    EntropyRiseGate,
-    EveryToken,
-    PositionGate,
-    RandomGate,
-    Steering,
-    generate,
-)
-from tests.golden.models import TOLERANCE, language_model, prompts, tokenizer, value_model
+import sia
+from tests.golden.models import TOLERANCE, language_model, prompts, value_model
+from tests.helpers import tiny
 
 STEERING = {
-    "attention": {"gate": AttentionGate(4.0)},
-    "attention-rise": {"gate": AttentionRiseGate(1.02)},
-    "dense": {"gate": EveryToken(), "beta": 2.0},
-    "entropy": {"gate": EntropyGate(2.0)},
-    "entropy-of-vocabulary": {"gate": EntropyGate(3.0, over="vocabulary")},
-    "entropy-rise": {"gate": EntropyRiseGate(0.05)},
-    "floor": {"gate": EveryToken(), "beta": 2.0, "min_probability": 0.08},
-    "inverted-entropy": {"gate": ~EntropyGate(2.0)},
-    "position": {"gate": PositionGate(4)},
-    "random": {"gate": RandomGate(0.4, seed=3)},
+    "attention": {"gate": sia.AttentionGate(4.0)},
+    "attention-rise": {"gate": sia.AttentionRiseGate(1.02)},
+    "dense": {"gate": sia.EveryToken(), "beta": 2.0},
+    "entropy": {"gate": sia.EntropyGate(2.0)},
+    "entropy-of-vocabulary": {"gate": sia.EntropyGate(3.0, over="vocabulary")},
+    "entropy-rise": {"gate": sia.EntropyRiseGate(0.05)},
+    "floor": {"gate": sia.EveryToken(), "beta": 2.0, "min_probability": 0.08},
+    "inverted-entropy": {"gate": ~sia.EntropyGate(2.0)},
+    "position": {"gate": sia.PositionGate(4)},
+    "random": {"gate": sia.RandomGate(0.4, seed=3)},
     "unsteered": None,
 }
 
@@ -34,18 +25,9 @@ STEERING = {
 @pytest.mark.parametrize("name", STEERING)
 def test_decoding(name, dataframe_regression):
     settings = STEERING[name]
-    steering = settings and Steering(value_model("qwen3"), **settings)
-    generations = generate(
-        language_model("qwen3"),
-        tokenizer(),
-        prompts(3),
-        steering,
-        batch_size=2,
-        max_new_tokens=12,
-        seed=1,
-        temperature=0.8,
-        progress=False,
-    )
+    steering = settings and sia.Steering(value_model("qwen3"), **settings)
+    options = {"batch_size": 2, "seed": 1, "temperature": 0.8}
+    generations = tiny.generate(language_model("qwen3"), prompts(3), steering, **options)
     frame = pd.concat(
         pd.DataFrame(
             {

@@ -55,13 +55,12 @@ class Untrained(Replicate):
     def small(cls, index: int = 0) -> "Untrained":
         smoke = load_profile("smoke")
         counts = {"prompts_per_objective": 3, "validation_prompts_per_objective": 3}
+        decoding = {"max_new_tokens": 10, "batch_size": 7, "temperature": 0.8, "candidates": 9}
         profile = replace(
             smoke,
             name="untrained",
             worlds=(OtherWorld("odd", decoys=2.0, habits=(0.8, 0.95), drift=0.5),),
-            decoding=replace(
-                smoke.decoding, max_new_tokens=10, batch_size=7, temperature=0.8, candidates=9
-            ),
+            decoding=replace(smoke.decoding, **decoding),
             evaluation=replace(smoke.evaluation, **counts),
             training=replace(smoke.training, heldout_prompts=6),
             sweep=replace(smoke.sweep, probes=2, rollout_prompts=1, rollout_tokens=2),
@@ -130,7 +129,7 @@ def test_the_second_replicate(data_regression):
     chosen, rejected, starts = preferences(second, REWARD, 0)
     data_regression.check(
         {
-            "prompts": {split: asked[0].text for split, asked in second.prompts.items()},
+            "prompts": {split: first.text for split, (first, *_) in second.prompts.items()},
             "corpus": {
                 world or "usual": [text for _, text in second.corpus(3, "qwen3", world)]
                 for world in ("", "odd")

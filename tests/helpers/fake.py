@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,12 @@ from benchmarks.spec.profile import Profile, load_profile
 SMOKE = load_profile("smoke")
 ROUNDED = 1e-4  # as summaries are written
 Effect = Callable[[SimpleNamespace], float]  # of the labels of a cell, as tables have them
+
+
+@cache
+def noise_of(key: str) -> float:
+    """Return the normal number that belongs to a key."""
+    return np.random.default_rng(zlib.crc32(key.encode())).normal()
 
 
 class FakeResults(Sweep):
@@ -53,7 +60,7 @@ class FakeResults(Sweep):
     def _responses(self, cell: Cell) -> pd.DataFrame:
         places = self._places(cell)
         keys = [f"{cell.replicate} {p.objective} {p.prompt} {p.seed}" for p in places.itertuples()]
-        noise = np.array([np.random.default_rng(zlib.crc32(key.encode())).normal() for key in keys])
+        noise = np.array([noise_of(key) for key in keys])
         frames, thresholds = [], set(vars(cell).get("thresholds", ()))
         labels = vars(cell) | {
             "model": str(cell.model),
@@ -193,19 +200,15 @@ def table_of(module, effect: Effect = lambda cell: 0.0, replicates: int = 2) -> 
     return module.summarize(rows.sample(frac=1, random_state=0), SMOKE)
 
 
-def pick(table: pd.DataFrame, **wanted) -> pd.Series:
+def pick(table: pd.DataFrame, **labels) -> pd.Series:
     """The one row with these labels, over all replicates; empty and missing are the same."""
-    wanted = {"replicate": "all"} | wanted
-    mask = np.logical_and.reduce(
-        [
-            table[name].isna() | (table[name] == "")
-            if value in (None, "")
-            else table[name] == value
-            for name, value in wanted.items()
-        ]
-    )
-    assert mask.sum() == 1, table[mask]
-    return table[mask].iloc[0]
+    rows = table
+    for name, value in ({"replicate": "all"} | labels).items():
+        values = rows[name]
+        empty = values.isna() | (values == "")
+        rows = rows[empty if value in (None, "") else values == value]
+    assert len(rows) == 1, rows
+    return rows.iloc[0]
 
 
 def ends(row: pd.Series) -> list[float]:

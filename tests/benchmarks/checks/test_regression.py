@@ -1,6 +1,7 @@
 """`make check`: what is equal passes, noise passes, and a metric that moved is named."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ OTHER_MODELS = dict.fromkeys(MODELS, "trained on another processor")
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch):
-    monkeypatch.setattr(regression, "RESAMPLES", 29_999)  # enough for one of 60 hypotheses
+    monkeypatch.setattr(regression, "RESAMPLES", 20_999)  # enough for one of 60 hypotheses
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,12 @@ def committed() -> dict[str, pd.DataFrame]:
 
 def moved(rows: dict[str, pd.DataFrame], noise: float, shift: float, seed: int = 0) -> dict:
     """Move the score of each response by chance, under the entropy gate by `shift` too."""
-    rng = np.random.default_rng(seed)
-    return rows | {
-        name: frame.assign(
-            judge=frame["judge"]
-            + noise * rng.normal(size=len(frame))
-            + shift * (frame["gate"] == "entropy")
-        )
-        for name, frame in rows.items()
-        if "judge" in frame
-    }
+    rng, scored = np.random.default_rng(seed), {}
+    for name, frame in rows.items():
+        if "judge" in frame:
+            change = noise * rng.normal(size=len(frame)) + shift * (frame["gate"] == "entropy")
+            scored[name] = frame.assign(judge=frame["judge"] + change)
+    return rows | scored
 
 
 def test_the_same_models_must_give_the_same_rows(committed, capsys):
@@ -63,12 +60,9 @@ def test_noise_passes_and_a_shift_is_named(committed, capsys):
     assert "models: 0 of 26 are the committed ones to the last bit" in printed
     assert "visible" in printed
     faults = regression.compare(moved(committed, 1.0, 1.5), OTHER_MODELS, committed, MODELS)
-    assert [fault.split(" moved by ")[0] for fault in faults] == [
-        "judge of sia",
-        "judge of sia, best of several",
-    ]
-    assert faults[0].startswith("judge of sia moved by +1.")
-    assert "(p = " in faults[0]
+    first, second = faults
+    assert re.fullmatch(r"judge of sia moved by \+1\..* \(p = .*\)", first)
+    assert second.startswith("judge of sia, best of several moved by ")
 
 
 def test_metrics_that_went_or_came_are_named(committed):

