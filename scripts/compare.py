@@ -33,7 +33,7 @@ from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import Chat, plain_text, question
-from sia import EntropyGate, Generation, Steering, ValueModel
+from sia import EntropyGate, Gate, Generation, JunctionGate, QHead, Scorer, Steering, ValueModel
 from sia.batch import start_decoding
 
 LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_model_arguments(parser)
     add = parser.add_argument
     add("--threshold", type=float, default=1.0, help="steer from this entropy on (nats; 1.0)")
+    add("--junction-gate", help="folder or Hub id of a junction gate, in place of the threshold")
+    add("--q-head", help="folder or Hub id of a Q-head, in place of the value model's values")
     add("--beta", type=float, default=4.0, help="strength; inf: values alone (4.0)")
     add("--candidates", type=int, default=10, help="tokens to choose from (10)")
     add("--max-new-tokens", type=int, default=80)
@@ -60,9 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         model, tokenizer, value_model, value_tokenizer = load(options)
+        gate: Gate = EntropyGate(options.threshold)
+        if options.junction_gate:
+            gate = JunctionGate.from_pretrained(options.junction_gate)
+        scorer: Scorer = value_model
+        if options.q_head:
+            scorer = QHead.from_pretrained(options.q_head, device=model.device)
         steering = Steering(
-            value_model,
-            EntropyGate(options.threshold),
+            scorer,
+            gate,
             options.beta,
             candidates=options.candidates,
         )

@@ -11,7 +11,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.perf.published_loop import published_loop
 from benchmarks.perf.timing import Run
 from benchmarks.subjects.lab.models import ARCHITECTURES as FAMILIES
-from sia import Generation, RandomGate, Steering, ValueModel, generate
+from sia import (
+    Generation,
+    JunctionGate,
+    QHead,
+    RandomGate,
+    Steering,
+    ValueModel,
+    VocabularyValueModel,
+    generate,
+)
+from sia._model_identity import ModelIdentity
+from sia.junctions import JunctionPredictor
+from sia.scorers.candidate_values import CandidateValues
 
 PROMPT, CANDIDATES = 24, 10
 
@@ -76,6 +88,40 @@ def random_models(
     words = {f"w{i}": i for i in range(settings["vocab_size"])}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "w0")))
     return Models(language_model(0), value.eval(), tokenizer, prompt_tokens)
+
+
+def random_head(models: Models, rank: int = 64) -> CandidateValues:
+    """Return a head of random weights for hidden states of the models' size."""
+    config = models.language.config
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        head = CandidateValues(config.hidden_size, config.vocab_size, rank)
+    return head.to(models.device)
+
+
+def random_q_head(models: Models) -> QHead:
+    """Return a Q-head of the language model with random weights."""
+    return QHead(random_head(models), ModelIdentity.of(models.language))
+
+
+def random_vocabulary_value_model(models: Models) -> VocabularyValueModel:
+    """Return a vocabulary head with random weights on the value model's backbone."""
+    assert models.value is not None
+    return VocabularyValueModel(models.value.backbone, random_head(models))
+
+
+def random_junction_gate(models: Models, threshold: float, width: int = 64) -> JunctionGate:
+    """Return a junction gate of the language model with random weights."""
+    generator = torch.Generator().manual_seed(3)
+    size = models.language.config.hidden_size
+    weights = {
+        "first.weight": torch.randn(width, size, generator=generator) / size**0.5,
+        "first.bias": torch.zeros(width),
+        "second.weight": torch.randn(1, width, generator=generator) / width**0.5,
+        "second.bias": torch.zeros(1),
+    }
+    predictor = JunctionPredictor.from_weights(weights, ModelIdentity.of(models.language))
+    return JunctionGate(threshold, predictor)
 
 
 def transformers_run(models: Models, batch: int, tokens: int, **options: object) -> Run:

@@ -22,7 +22,9 @@ from benchmarks.perf.random_models import (
     CANDIDATES,
     Models,
     published_run,
+    random_junction_gate,
     random_models,
+    random_q_head,
     sia_run,
     transformers_run,
 )
@@ -46,11 +48,18 @@ SMALL = {
     "tie_word_embeddings": True,
     "initializer_range": 0.05,
 }
+OVER_PLAIN = ("time_junction_gate", "time_q_head", "time_junction_q_head")  # multiples of time_off
 GOALS = {  # by batch, measure and ratio
     (1, "time_off", 0): "≤ 1.0",
     (64, "time_off", 0): "≤ 1.0",
     (1, "time_steered", 0.2): "≤ 1.3",
     (64, "time_steered", 0.2): "≤ 3.0",
+    (1, "time_junction_gate", 0): "≤ 1.02",
+    (64, "time_junction_gate", 0): "≤ 1.02",
+    (1, "time_q_head", 1.0): "≤ 1.1",
+    (64, "time_q_head", 1.0): "≤ 1.1",
+    (1, "time_junction_q_head", ""): "≤ 1.1",
+    (64, "time_junction_q_head", ""): "≤ 1.1",
 }
 MEMORY_KINDS = ("import", "plain", "off", "steered")
 PAGE = ROOT / "docs" / "performance.md"
@@ -70,6 +79,9 @@ LABELS = {  # of measures, which are multiples of those of `model.generate` unle
     "time_off_transformers": "time of `steered_generate` without steering",
     "time_steered": "time of steering {ratio:.0%} of the tokens",
     "time_attention": "time of an attention gate that never opens",
+    "time_junction_gate": "time of a junction gate that never opens, against no steering",
+    "time_q_head": "time of a Q-head at every token, against no steering",
+    "time_junction_q_head": "time of a junction gate with a Q-head, against no steering",
     "time_published": "time of the published loop, without caches, against steering {ratio:.0%}",
     "growth_of_time": (
         "growth of the time per token from 128 to 512 tokens, against that of `model.generate`"
@@ -128,13 +140,21 @@ def batch_rows(
     if batch == 1:
         dense = Steering(models.value, EveryToken())
         runs["time_steered", 1.0] = sia_run(models, batch, tokens, dense)
+    q_head, closed = random_q_head(models), random_junction_gate(models, threshold=1e9)
+    runs["time_junction_gate", 0] = sia_run(models, batch, tokens, Steering(models.value, closed))
+    runs["time_q_head", 1.0] = sia_run(models, batch, tokens, Steering(q_head, EveryToken()))
+    predicted = replace(closed, threshold=1.0)  # opens on about half of the tokens
+    runs["time_junction_q_head", ""] = sia_run(models, batch, tokens, Steering(q_head, predicted))
     times = in_turns(runs, models.device, rounds, f"batch of {batch}")
     base = times["seconds_generate", ""]
+    baselines = dict.fromkeys(OVER_PLAIN, times["time_off", 0])
     settings |= {"batch": batch, "new_tokens": tokens}
     return [
         row(
             measure,
-            ratios(base, seconds) if measure != "seconds_generate" else base,
+            ratios(baselines.get(measure, base), seconds)
+            if measure != "seconds_generate"
+            else base,
             GOALS.get((batch, measure, ratio), ""),
             **settings,
             ratio=ratio,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from scripts import fit_junction_gate
+from scripts import compare, fit_junction_gate
 from sia import JunctionGate, QHead
 from tests.helpers import hub_folders
 
@@ -40,6 +40,10 @@ def test_the_folder_holds_gate_head_table_and_plot(arguments, tmp_path, capsys):
     assert (output / "captured.png").stat().st_size > 1000
     assert JunctionGate.from_pretrained(output).threshold > 0
     assert QHead.from_pretrained(output).vocabulary_size > 100
+    models = arguments[: arguments.index("--prompts")]
+    steering = ["--junction-gate", str(output), "--q-head", str(output), "--prompt", "hi"]
+    assert compare.main([*models, *steering, "--max-new-tokens", "4"]) == 0
+    assert "% steered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
