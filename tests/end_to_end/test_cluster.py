@@ -27,15 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def cluster():
     """Two nodes on this machine, with a core each beside the head, which has none."""
     quiet = {"worker_niceness": 0}  # by default workers wait for everything else on a busy machine
-    made = Cluster(
+    ray_cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": quiet},
     )
-    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
-    os.environ["RAY_ADDRESS"] = made.address
-    yield made, nodes
+    nodes = [ray_cluster.add_node(num_cpus=1) for _ in range(2)]
+    os.environ["RAY_ADDRESS"] = ray_cluster.address
+    yield ray_cluster, nodes
     ray.shutdown()
-    made.shutdown()
+    ray_cluster.shutdown()
     del os.environ["RAY_ADDRESS"]
 
 
@@ -71,7 +71,7 @@ def meanwhile(folder: Path, begun: int, do) -> None:
 
 @pytest.mark.faults
 def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
-    made, nodes = cluster
+    ray_cluster, nodes = cluster
     kept = {}
     with RayWorkers() as workers, workers.progress(10.0):
         assert workers.run(twice, range(12), description="double") == [2 * n for n in range(12)]
@@ -91,24 +91,25 @@ def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
         meanwhile(
             tmp_path, 3, lambda process: (lost.append(process), os.kill(process, signal.SIGKILL))
         )
-        found = workers.run(
+        results = workers.run(
             slowly, [(n, str(tmp_path)) for n in range(6)], description="lose a worker"
         )
-        assert [number for number, _ in found] == list(range(6))
+        assert [number for number, _ in results] == list(range(6))
         begun = [path.name.split("-") for path in tmp_path.iterdir()]
         assert len(begun) == 7  # the task in hand, and no other, was begun again
         assert str(lost[0]) in {process for _, process in begun}
         # tasks that were over before their worker was lost are not done again
         assert all(
-            str(process) in {p for n, p in begun if n == str(number)} for number, process in found
+            str(process) in {p for n, p in begun if n == str(number)} for number, process in results
         )
 
         again = tmp_path / "again"
         again.mkdir()
-        meanwhile(again, 3, lambda process: made.remove_node(nodes.pop(), allow_graceful=False))
-        found = workers.run(slowly, [(n, str(again)) for n in range(8)], description="lose a node")
-        assert [number for number, _ in found] == list(range(8))
-    nodes.append(made.add_node(num_cpus=1))
+        meanwhile(again, 3, lambda _: ray_cluster.remove_node(nodes.pop(), allow_graceful=False))
+        tasks = [(number, str(again)) for number in range(8)]
+        results = workers.run(slowly, tasks, description="lose a node")
+        assert [number for number, _ in results] == list(range(8))
+    nodes.append(ray_cluster.add_node(num_cpus=1))
 
 
 @pytest.mark.faults

@@ -67,9 +67,9 @@ def trained(whole, tmp_path) -> Path:
     return tmp_path
 
 
-def run(checkout: Path, *arguments: str, **how) -> subprocess.CompletedProcess:
+def run(checkout: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(*arguments), cwd=checkout, capture_output=True, text=True, timeout=LIMIT, **how
+        command(*arguments), cwd=checkout, capture_output=True, text=True, timeout=LIMIT, **options
     )
 
 
@@ -133,11 +133,11 @@ def test_twenty_kills_at_random_moments_end_in_the_same_tables(fresh, whole):
     """Of training, sweep and drawing, each several times; what was finished stays untouched."""
     rng, kills = random.Random(0), dict.fromkeys(SPANS, 0)
     while sum(kills.values()) < KILLS or min(kills.values()) < KILLS // 5:
-        wanted = min(kills, key=lambda name: kills[name])
-        if list(SPANS).index(phase(fresh)) > list(SPANS).index(wanted):
+        target = min(kills, key=lambda name: kills[name])
+        if list(SPANS).index(phase(fresh)) > list(SPANS).index(target):
             for folder in (
                 (".cache", "results", "figures")
-                if wanted == "training"
+                if target == "training"
                 else (".cache/tiny/cells", "results", "figures")
             ):
                 shutil.rmtree(fresh / folder)
@@ -149,10 +149,10 @@ def test_twenty_kills_at_random_moments_end_in_the_same_tables(fresh, whole):
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        while phase(fresh) != wanted and process.poll() is None:
+        while phase(fresh) != target and process.poll() is None:
             time.sleep(0.02)
         try:
-            process.wait(rng.uniform(0, SPANS[wanted]))
+            process.wait(rng.uniform(0, SPANS[target]))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -196,9 +196,9 @@ def test_damaged_cells_are_named_and_measured_again(trained, whole):
     for _ in range(4):
         path = rng.choice(sorted((trained / ".cache/tiny/cells").glob("*/*.cell")))
         damage(path, rng)
-        said = sentence(run(trained, "reproduce"))
-        assert f"{path} is damaged" in said
-        assert "delete it and run again" in said
+        error = sentence(run(trained, "reproduce"))
+        assert f"{path} is damaged" in error
+        assert "delete it and run again" in error
         assert check_tables(trained, whole) == 1  # of the models, which is first
         path.unlink()
     assert run(trained, "reproduce").returncode == 0
@@ -213,9 +213,9 @@ def test_damaged_models_are_named_and_trained_again(trained, whole):
         path = rng.choice(sorted(folder.iterdir()))
         content = path.read_bytes()
         damage(path, rng)
-        said = sentence(run(trained, "figure2"))
-        assert f"{folder} is damaged (" in said
-        assert "delete the folder and run again" in said
+        error = sentence(run(trained, "figure2"))
+        assert f"{folder} is damaged (" in error
+        assert "delete the folder and run again" in error
         assert check_tables(trained, whole) == 0
         path.write_bytes(content)
     shutil.rmtree(folder)
@@ -241,8 +241,8 @@ def test_damaged_tables_are_named_and_not_drawn(whole, tmp_path, number):
     ):  # a bit of what is told and not checked, as of the time it took
         assert picture.read_bytes() == (whole / "figures/tiny/figure2.png").read_bytes()
         return
-    said = sentence(done)
-    assert "figure2" in said
+    error = sentence(done)
+    assert "figure2" in error
     assert not picture.exists()
 
 
@@ -313,12 +313,12 @@ def test_files_that_may_not_grow_are_one_sentence_and_lose_nothing(fresh, whole,
 def test_a_write_that_was_cut_off_is_finished_by_the_next_command(whole, tmp_path):
     """Killed when one of a table's files had been moved into place and the others not."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True, symlinks=True)
-    where = tmp_path / "results/tiny"
-    aside = where / ".figure2.written"
+    folder = tmp_path / "results/tiny"
+    aside = folder / ".figure2.written"
     aside.mkdir()
     for name in ("figure2.json", "figure2.parquet"):
-        (where / name).rename(aside / name)
-        (where / name).write_text("old")
+        (folder / name).rename(aside / name)
+        (folder / name).write_text("old")
     started = time.monotonic()
     assert run(tmp_path, "figure2").returncode == 0
     assert time.monotonic() - started < 60  # drawn, not measured

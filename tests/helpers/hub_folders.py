@@ -40,11 +40,9 @@ FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 
 def tokenizer(vocabulary: int = 320, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
     """Byte-level pairs, as in Qwen3 and Llama 3. Base models and chat templates end differently."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -53,9 +51,9 @@ def tokenizer(vocabulary: int = 320, eos: str = "<|im_end|>") -> PreTrainedToken
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    made.train_from_iterator([WORDS], trainer)
+    bpe.train_from_iterator([WORDS], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=bpe,
         eos_token=eos,
         pad_token="<|endoftext|>",
         additional_special_tokens=special[1:2],
@@ -212,5 +210,5 @@ def save_hub(folder: Path, family: str) -> dict[str, Path]:
     }
 
 
-def profile_text(family: str, made: dict[str, Path]) -> str:
-    return PROFILE.format(family=family, **made)
+def profile_text(family: str, paths: dict[str, Path]) -> str:
+    return PROFILE.format(family=family, **paths)

@@ -70,16 +70,16 @@ def test_an_interrupted_annotation_goes_on(places, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(annotate_rewards, "trajectory_rewards", interrupted)
     assert annotate(places, output) == 130
-    part = output.with_name("out.jsonl.part")
-    assert len(part.read_text().splitlines()) == 1 + 3
-    with part.open("a") as file:
+    partial = output.with_name("out.jsonl.part")
+    assert len(partial.read_text().splitlines()) == 1 + 3
+    with partial.open("a") as file:
         file.write('{"prompt": [{"ro')  # as a kill leaves it
     assert annotate(places, output) == 0
     assert calls == [3, 3, 3, 2]
     assert [json.loads(line)["response"] for line in output.read_text().splitlines()] == [
         json.loads(line)["response"] for line in data.read_text().splitlines()
     ]
-    assert not part.exists()
+    assert not partial.exists()
 
 
 def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys):

@@ -210,15 +210,15 @@ def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
         2  # steered responses are cheaper there
     )
     table = FIGURES["best-of-n"].summarize(rows, SMOKE)
-    wanted = {"method": "sia", "target_ratio": 0.2, "versus": "base-at-equal-cost", "best_of": 1}
+    labels = {"method": "sia", "target_ratio": 0.2, "versus": "base-at-equal-cost", "best_of": 1}
     # one response at 20% takes 70 positions (50 of honesty), base responses 30 each: between the
     # best of 2 and of 4 (of 1 and 2)
     for objective, expected in (("helpfulness", 2 + 2 * 10 / 60), ("honesty", 1 + 20 / 30)):
-        assert ends(pick(table, **wanted, objective=objective, metric="judge")) == pytest.approx(
+        assert ends(pick(table, **labels, objective=objective, metric="judge")) == pytest.approx(
             [-expected] * 3, abs=ROUNDED
         )
     for objective in ("harmlessness", "helpfulness", "honesty", "all"):
-        assert pick(table, **wanted, objective=objective, metric="positions")[
+        assert pick(table, **labels, objective=objective, metric="positions")[
             "estimate"
         ] == pytest.approx(0, abs=ROUNDED)
     beyond = (
@@ -235,14 +235,14 @@ def test_one_threshold_is_chosen_over_all_models_of_a_loss():
     table = table_of(
         FIGURES["threshold"], lambda cell: likes.get((cell.family, cell.model, cell.threshold), 0.0)
     )
-    wanted = {
+    labels = {
         "value_model": "value-mean",
         "versus": "best-tau-of-each-by-best-of-all",
         "objective": "all",
         "metric": "judge",
     }
     for family, lost in (("qwen3", 0.0), ("llama", -1.0), ("all", -0.5)):
-        assert ends(pick(table, **wanted, family=family)) == pytest.approx([lost] * 3, abs=ROUNDED)
+        assert ends(pick(table, **labels, family=family)) == pytest.approx([lost] * 3, abs=ROUNDED)
     of_all = table[(table["versus"] == "best-tau-of-all") & (table["value_model"] == "value-mean")]
     assert set(of_all["chosen"]) == {1.0}
     likes["qwen3", "base-large", 1.5] = (
@@ -284,7 +284,7 @@ def test_mechanism_isolates_one_cause_at_a_time():
         "value_model": "value-mean@many-decoys",
         "family": "qwen3",
     }
-    for wanted, expected in (
+    for labels, expected in (
         (usual | {"family": "all", "floor": 0.0, "versus": "inverted-entropy"}, 0.75),
         (usual | {"family": "all", "floor": 0.02, "versus": "no-floor"}, 0.5),
         (usual | {"family": "all", "floor": 0.02, "versus": "dense"}, 1.0),
@@ -292,9 +292,9 @@ def test_mechanism_isolates_one_cause_at_a_time():
         (world | {"versus": "dense"}, 1.0),
         (world | {"versus": "base"}, 1.0),
     ):
-        assert ends(pick(table, **common, **wanted)) == pytest.approx(
+        assert ends(pick(table, **common, **labels)) == pytest.approx(
             [expected] * 3, abs=ROUNDED
-        ), wanted
+        ), labels
 
 
 # --- costs

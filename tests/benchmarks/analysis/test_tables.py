@@ -109,15 +109,15 @@ def test_nothing_is_drawn_beside_a_damaged_table(table, capsys):
 
 def test_a_table_that_was_not_moved_whole_is_finished(table):
     """Written aside by a process that was killed while it moved the files into place."""
-    where = table / "results/smoke"
-    whole = {path.name: path.read_bytes() for path in where.glob("figure3.*")}
-    aside = where / ".figure3.written"
+    folder = table / "results/smoke"
+    whole = {path.name: path.read_bytes() for path in folder.glob("figure3.*")}
+    aside = folder / ".figure3.written"
     aside.mkdir()
     for name in ("figure3.json", "figure3.parquet"):
-        (where / name).rename(aside / name)
-        (where / name).write_text("old")
+        (folder / name).rename(aside / name)
+        (folder / name).write_text("old")
     tables.finish_interrupted_writes(SMOKE)
-    assert {path.name: path.read_bytes() for path in where.glob("figure3.*")} == whole
+    assert {path.name: path.read_bytes() for path in folder.glob("figure3.*")} == whole
     assert not aside.exists()
 
 

@@ -40,13 +40,12 @@ def test_what_costs_more_is_estimated_higher():
         replace(dense, scorer=ARGS),
         replace(dense, scorer=ROLLOUT),
     ]
-    found = [cell_seconds(PROFILE, cell, 100, 1) for cell in ladder]
-    assert found == sorted(found)
-    assert len(set(found)) == len(found)
-    assert (
-        cell_seconds(PROFILE, replace(PLAIN, search="best-of", responses=8), 100, 1) > 7 * found[0]
-    )
-    assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * found[0], rel=0.1)
+    estimates = [cell_seconds(PROFILE, cell, 100, 1) for cell in ladder]
+    assert estimates == sorted(estimates)
+    assert len(set(estimates)) == len(estimates)
+    searched = replace(PLAIN, search="best-of", responses=8)
+    assert cell_seconds(PROFILE, searched, 100, 1) > 7 * estimates[0]
+    assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * estimates[0], rel=0.1)
     assert gpu_hours(PROFILE, [PLAIN], [SPARSE]) > gpu_hours(PROFILE, [PLAIN], [])
 
 
@@ -54,12 +53,12 @@ def test_the_command_prints_each_figure_and_all(capsys):
     assert main(["estimate", "--profile", "qwen3-4b"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert "an estimate, not measured" in first
-    found = {line.split()[0]: float(line.split()[1]) for line in lines}
-    assert {"figure1", "figure2", "best-of-n", "all"} <= set(found)
+    estimates = {line.split()[0]: float(line.split()[1]) for line in lines}
+    assert {"figure1", "figure2", "best-of-n", "all"} <= set(estimates)
     assert (
-        max(found[name] for name in found if name != "all")
-        < found["all"]
-        < sum(found[name] for name in found if name != "all") + 0.1
+        max(estimates[name] for name in estimates if name != "all")
+        < estimates["all"]
+        < sum(estimates[name] for name in estimates if name != "all") + 0.1
     )
     assert main(["estimate"]) == 2
     assert (

@@ -47,20 +47,22 @@ class Lab:
 
 @pytest.fixture
 def models(monkeypatch):
-    made = {
+    tiny_models = {
         "base": tiny.language_model("qwen3"),
         "reward": tiny.reward_model("qwen3"),
         "value": tiny.value_model("qwen3"),
     }
 
     def scorer_of(subject, kind, family):
-        return made["value"] if kind.name == "value" else RewardScorer(made["reward"])
+        return tiny_models["value"] if kind.name == "value" else RewardScorer(tiny_models["reward"])
 
     for module in (measure, costs):
-        monkeypatch.setattr(module, "language_model", lambda subject, kind, family: made["base"])
-        monkeypatch.setattr(module, "reward_model", lambda subject, kind: made["reward"])
+        monkeypatch.setattr(
+            module, "language_model", lambda subject, kind, family: tiny_models["base"]
+        )
+        monkeypatch.setattr(module, "reward_model", lambda subject, kind: tiny_models["reward"])
         monkeypatch.setattr(module, "scorer_of", scorer_of)
-    return made
+    return tiny_models
 
 
 def test_rewards_steer_on_the_scale_that_values_are_learned_on(models):
@@ -120,8 +122,8 @@ def test_the_best_try_is_the_earliest_of_highest_reward(models, monkeypatch):
 
 
 def test_bigrams_are_counted_over_the_samples_of_a_prompt():
-    said = [np.array([1, 2, 1, 2]), np.array([7, 8]), np.array([1, 2, 3]), np.array([9])]
-    assert measure.distinct_bigrams([0, 1, 0, 2], said) == [3 / 5, 1.0, 3 / 5, 0.0]
+    responses = [np.array([1, 2, 1, 2]), np.array([7, 8]), np.array([1, 2, 3]), np.array([9])]
+    assert measure.distinct_bigrams([0, 1, 0, 2], responses) == [3 / 5, 1.0, 3 / 5, 0.0]
 
 
 def test_of_validation_prompts_the_score_and_the_lengths_are_measured_and_nothing_else(

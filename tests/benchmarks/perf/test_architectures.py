@@ -26,8 +26,8 @@ def test_shapes_are_those_of_the_public_configurations():
         layer = hidden * size * (2 * heads + 2 * groups) + 3 * hidden * shape["intermediate_size"]
         embedding = shape["vocab_size"] * hidden * (1 if shape["tie_word_embeddings"] else 2)
         billions = (shape["num_hidden_layers"] * layer + embedding) / 1e9
-        said = float(name.split("-")[-1].removesuffix("B"))
-        assert billions == pytest.approx(said, rel=0.25), name
+        named = float(name.split("-")[-1].removesuffix("B"))
+        assert billions == pytest.approx(named, rel=0.25), name
 
 
 def test_scaled_down_models_keep_the_family_and_its_ratios():

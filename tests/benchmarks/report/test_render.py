@@ -107,13 +107,13 @@ def test_the_viewer_shows_what_the_table_holds(project, monkeypatch):
     assert list(data["prompts"]) == ["harmlessness", "helpfulness", "honesty"]
     assert "sia value-mean 0.2" in data["methods"]
     response = data["prompts"]["honesty"][1]["responses"]["sia value-mean 0.2"]
-    part = rows.query(
+    view = rows.query(
         "replicate == 0 and objective == 'honesty' and prompt == 1 and value_model == 'value-mean' "
         "and method == 'sia' and target_ratio == 0.2"
     )
-    assert len(response["tokens"]) == part["step"].nunique()
+    assert len(response["tokens"]) == view["step"].nunique()
     for step, token in enumerate(response["tokens"]):
-        here = part[part["step"] == step].set_index("rank")
+        here = view[view["step"] == step].set_index("rank")
         assert token["steered"] == here["steered"].iloc[0]
         assert here.loc[token["chosen"], "chosen"]
         assert here.loc[token["unsteered"], "unsteered"]
@@ -167,14 +167,14 @@ def browse(page: Path, tmp_path: Path, script: str, width: int = 1200, dark: boo
     done = subprocess.run(
         [CHROMIUM, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=60
     )
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr
-    return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    shown = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert shown, done.stderr
+    return json.loads(shown[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
 
 def test_a_reader_picks_objective_prompt_and_method(page, tmp_path, project, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", project / "results")
-    found = browse(page, tmp_path, """
+    shown = browse(page, tmp_path, """
         const pick = (id, value) => {
             const one = document.getElementById(id);
             one.value = value; one.dispatchEvent(new Event("change"));
@@ -188,20 +188,20 @@ def test_a_reader_picks_objective_prompt_and_method(page, tmp_path, project, mon
     """)  # fmt: skip
     data = render.view_data(SMOKE)
     one = data["prompts"]["honesty"][1]
-    assert found["asked"] == one["asked"]
-    assert found["names"] == [data["methods"]["base"], data["methods"]["sia value-mean 0.2"]]
+    assert shown["asked"] == one["asked"]
+    assert shown["names"] == [data["methods"]["base"], data["methods"]["sia value-mean 0.2"]]
     for place, key in (("left", "base"), ("right", "sia value-mean 0.2")):
         tokens = one["responses"][key]["tokens"]
-        assert [word for word, _ in found[place]] == [
+        assert [word for word, _ in shown[place]] == [
             data["words"][token["candidates"][token["chosen"]][0]] for token in tokens
         ]
-        for (_, marks), token in zip(found[place], tokens, strict=True):
+        for (_, marks), token in zip(shown[place], tokens, strict=True):
             assert ("junction" in marks) == token["steered"]
             assert ("shifted" in marks) == (token["chosen"] != token["unsteered"])
 
 
 def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
-    found = browse(page, tmp_path, """
+    shown = browse(page, tmp_path, """
         const all = [...document.querySelectorAll("#right .token")];
         const panel = () => document.getElementById("looking");
         const state = () => ({
@@ -219,14 +219,14 @@ def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
         const head = [...panel().querySelectorAll("thead th")].map((cell) => cell.textContent);
         return { states, count: all.length, head };
     """)  # fmt: skip
-    numbers = [int(re.match(r"Token (\d+)", state["title"])[1]) for state in found["states"]]
-    assert numbers == [2, 3, 1, 1, found["count"]]
-    assert {(state["rows"], state["stops"]) for state in found["states"]} == {(4, 1)}
-    assert found["head"] == ["candidate", "base", "value", "steered"]
+    numbers = [int(re.match(r"Token (\d+)", state["title"])[1]) for state in shown["states"]]
+    assert numbers == [2, 3, 1, 1, shown["count"]]
+    assert {(state["rows"], state["stops"]) for state in shown["states"]} == {(4, 1)}
+    assert shown["head"] == ["candidate", "base", "value", "steered"]
 
 
 def test_verdicts_can_be_narrowed_down(page, tmp_path, project):
-    found = browse(page, tmp_path, """
+    shown = browse(page, tmp_path, """
         const shown = document.getElementById("shown");
         const visible = () => [...document.querySelectorAll("#verdicts tr[data-verdict]")]
             .filter((row) => row.offsetParent !== null).map((row) => row.dataset.verdict);
@@ -235,14 +235,14 @@ def test_verdicts_can_be_narrowed_down(page, tmp_path, project):
         return { all, some: visible() };
     """)  # fmt: skip
     verdicts = pooled_verdicts(project)
-    assert sorted(found["all"]) == sorted(verdicts)
-    assert found["some"] == ["reproduced"] * (verdicts == "reproduced").sum()
+    assert sorted(shown["all"]) == sorted(verdicts)
+    assert shown["some"] == ["reproduced"] * (verdicts == "reproduced").sum()
 
 
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
     """On a phone too, whose width a frame gives: a window of Chromium is never so narrow."""
-    found = browse(page, tmp_path, f"""
+    shown = browse(page, tmp_path, f"""
         const frame = element("iframe", "", {{ width: "{width}", height: "800" }});
         const source = document.documentElement.outerHTML;
         document.body.append(frame);
@@ -257,8 +257,8 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
         const columns = pair.gridTemplateColumns.split(" ").length;
         return {{ wide: inside.documentElement.scrollWidth, columns }};
     """)  # fmt: skip
-    assert found["wide"] <= width
-    assert found["columns"] == (1 if width < 700 else 2)
+    assert shown["wide"] <= width
+    assert shown["columns"] == (1 if width < 700 else 2)
 
 
 def test_dark_and_light_are_legible(page, tmp_path):

@@ -27,8 +27,8 @@ def stay(_):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
-    def fail(made):
-        made.write_text("half")
+    def fail(target):
+        target.write_text("half")
         raise RuntimeError("disk full")
 
     path = tmp_path / "folder" / "table.csv"
@@ -45,9 +45,9 @@ def test_frames_come_back_with_their_notes(tmp_path):
     for name in ("one", "two"):
         files.write_frame(tmp_path / name, frame)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    found = files.read_frame(tmp_path / "one")
-    pd.testing.assert_frame_equal(found, frame)
-    assert found.attrs == frame.attrs
+    loaded = files.read_frame(tmp_path / "one")
+    pd.testing.assert_frame_equal(loaded, frame)
+    assert loaded.attrs == frame.attrs
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
@@ -58,15 +58,15 @@ def test_no_damage_to_a_cell_goes_unseen(tmp_path_factory, place, bit, cut):
     frame = pd.DataFrame({"a": np.arange(50, dtype=np.int8)})
     frame.attrs["thresholds"] = {"0.2": 1.25}
     files.write_cell(path, frame)
-    found = files.read_cell(path)
-    pd.testing.assert_frame_equal(found, frame)
-    assert found.attrs == frame.attrs
+    loaded = files.read_cell(path)
+    pd.testing.assert_frame_equal(loaded, frame)
+    assert loaded.attrs == frame.attrs
     content = bytearray(path.read_bytes())
-    where = int(place * len(content))
+    offset = int(place * len(content))
     if cut:
-        del content[where:]
+        del content[offset:]
     else:
-        content[where] ^= 1 << bit
+        content[offset] ^= 1 << bit
     path.write_bytes(content)
     with pytest.raises(
         ValueError,
@@ -100,9 +100,9 @@ def test_a_sealed_folder_is_what_was_written(tmp_path):
 
 
 def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
-    def write(made, text="mine"):
-        made.mkdir()
-        (made / "file").write_text(text)
+    def write(target, text="mine"):
+        target.mkdir()
+        (target / "file").write_text(text)
         if text == "mine":
             files.write_atomically(tmp_path / "model", lambda other: write(other, "theirs"))
 

@@ -50,7 +50,7 @@ HARDWARE = Hardware("cpu", "float32", 4)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama"])
-def made(request, tmp_path_factory) -> tuple[str, dict[str, Path]]:
+def hub(request, tmp_path_factory) -> tuple[str, dict[str, Path]]:
     return request.param, hub_folders.save_hub(
         tmp_path_factory.mktemp(request.param), request.param
     )
@@ -354,8 +354,8 @@ def test_shards_are_ranges_of_prompts(qwen, project):
 # --- the whole path
 
 
-def test_annotate_train_and_figure_2(made, project, tmp_path, capsys, monkeypatch):
-    family, places = made
+def test_annotate_train_and_figure_2(hub, project, tmp_path, capsys, monkeypatch):
+    family, places = hub
     data = tmp_path / "annotated.jsonl"
     source = f"alpaca-eval={places['helpfulness']}"
     reward = str(places["reward"])

@@ -116,8 +116,8 @@ def test_files_of_the_public_form(tmp_path, name, file, content, expected):
 
 
 def test_a_folder_parquet_and_gzip_are_read_too(tmp_path):
-    for part in (1, 2):
-        write(tmp_path, f"category_{part}.csv", f'"prompt {part}"\n')
+    for number in (1, 2):
+        write(tmp_path, f"category_{number}.csv", f'"prompt {number}"\n')
     assert load_prompts(f"hex-phi={tmp_path}") == [user("prompt 1"), user("prompt 2")]
     pd.DataFrame({"prompt": ["a"], "target": ["b"]}).to_parquet(tmp_path / "x.parquet")
     assert load_prompts(f"advbench={tmp_path / 'x.parquet'}") == [user("a")]

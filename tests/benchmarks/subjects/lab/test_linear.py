@@ -43,17 +43,17 @@ def numbers(*shape: int) -> torch.Tensor:
     ids=["vector", "rows", "batch", "last positions", "strided", "empty"],
 )
 def test_outputs_and_gradients_are_those_of_torch(x, bias):
-    found = []
+    results = []
     for layer in pair(7, 9, bias):
         x_again = x.clone().requires_grad_()
         y = layer(x_again)
         (y * (y - 1)).sum().backward()
         with torch.inference_mode():
             torch.testing.assert_close(layer(x), y.detach())
-        found.append(
+        results.append(
             [y.detach(), x_again.grad, *(parameter.grad for parameter in layer.parameters())]
         )
-    for ours, theirs in zip(*found, strict=True):
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -89,8 +89,8 @@ def test_every_lab_model_computes_by_onednn_and_learns_the_same(family):
         if isinstance(layer, OneDnnLinear):
             layer.__class__ = nn.Linear
     reward = models.new_reward_model(model, family)
-    for made in (model, reward, ValueModel.from_backbone(model).backbone):
-        layers = [layer for layer in made.modules() if isinstance(layer, nn.Linear)]
+    for each in (model, reward, ValueModel.from_backbone(model).backbone):
+        layers = [layer for layer in each.modules() if isinstance(layer, nn.Linear)]
         assert len(layers) >= 7 * SIZE.layers
         assert all(type(layer) is OneDnnLinear for layer in layers)
     sequences = [[3 + (i * j) % 47 for j in range(1, 12)] for i in range(1, 9)]
