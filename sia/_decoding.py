@@ -24,7 +24,7 @@ from sia._checks import (
 )
 from sia._hidden_states import HiddenStates, observe_hidden_states
 from sia._hooks import Hooks
-from sia._kv_cache import backbone_of, preallocated_cache
+from sia._kv_cache import backbone_of, check_extended, preallocated_cache, rotary_switch
 from sia._modes import evaluation_mode
 from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
@@ -150,6 +150,14 @@ class Decoding:
         self.meter = Meter(Architecture.of(backbone_of(model), head), rows, device)
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
+        lengths = self.prompt_lengths
+        self.switch = rotary_switch(model, int(lengths.min()), int(lengths.max()) + max_new_tokens)
+        if self.switch is not None and self.padded:
+            raise ValueError(
+                f"{type(model).__name__} uses other rotary frequencies beyond {self.switch} "
+                "tokens: where responses may come to that, the prompts of a batch must be of one "
+                f"length, got {int(lengths.min())} to {int(lengths.max())} tokens"
+            )
         self.step = 0  # number of tokens that every row has, or had when it ended
         # keys of every step, by row
         self.keys = _sampling.step_keys(_sampling.sample_keys(prompt_keys, samples), max_new_tokens)
@@ -239,6 +247,8 @@ class Decoding:
     def _forward(self, observer: Observer | None, observed: HiddenStates | None) -> Prediction:
         """Run the language model on the newest tokens: at first of prompts, then of rows."""
         length = self.prompts.shape[1] + self.step
+        if self.switch is not None and self.step > 0 and length == self.switch + 1:
+            self._start_over()
         outputs = self.model(
             input_ids=self.current,
             attention_mask=self.mask[:, :length] if self.padded else None,
@@ -248,6 +258,8 @@ class Decoding:
             return_dict=True,
             logits_to_keep=1,
         )
+        if self.step == 0:
+            check_extended(self.cache, self.model)
         logits = outputs.logits[:, -1].float()
         signals = {} if observer is None else observer.signals(self.positions[:, -1])
         hidden = None if observed is None else observed.newest
@@ -270,6 +282,17 @@ class Decoding:
             elif isinstance(signal, PredictedDivergence) and hidden is not None:
                 signals[signal] = signal.predictor.predict(hidden)
         return Prediction(logits, base_logits, candidates, uncertainty, signals, hidden)
+
+    def _start_over(self) -> None:
+        """Let the next forward pass compute all tokens so far anew."""
+        self.current = self._ids()
+        length = self.current.shape[1]
+        self.cache = preallocated_cache(self.model.config, length + self.max_new_tokens - self.step)
+        positions = torch.arange(length, device=self.current.device)
+        self.positions = positions.expand(len(self.rows), -1)
+        rows = self.rows[self.alive]
+        zeros = torch.zeros_like(rows)
+        self.meter.count(rows, zeros, zeros, zeros + length - 1, zeros)
 
     def _gate(self, prediction: Prediction) -> Tensor | None:
         """Return where the gate opens, bool `(rows,)`; None without steering."""

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
@@ -25,22 +25,59 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model without its head."""
-    return cast(PreTrainedModel, model.base_model)
+    backbone = model.base_model
+    if backbone is model and model.get_output_embeddings() is not None:
+        # Llama 4 calls it otherwise than its class says
+        parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
+        backbone = next(parts, model)
+    return cast(PreTrainedModel, backbone)
 
 
 def check_positions(model: PreTrainedModel, tokens: int) -> None:
-    """Check that a table of learned positions has room for this many tokens.
+    """Check that the positions of a model have room for this many tokens.
 
     Raises:
-        ValueError: If it has not. Rotary models have no such table.
+        ValueError: If a table of learned positions is too short, or rotary frequencies would change
+            with every token. Other rotary models have no limit.
     """
     config = model.config.get_text_config().to_dict()
     positions = config.get("max_position_embeddings", config.get("n_positions"))
+    dynamic = any(kind.get("rope_type") == "dynamic" for kind in _rotary_kinds(model))
+    if dynamic and tokens > positions:
+        raise ValueError(
+            f'the rotary scaling "dynamic" of {type(model).__name__} changes with every token '
+            f"beyond {positions}, which cached keys cannot follow: prompt and response may take "
+            f"{positions} tokens, here they may take {tokens}"
+        )
     if "rope_parameters" not in config and positions is not None and tokens > positions:
         raise ValueError(
             f"prompt and response must fit into the {positions} positions of "
             f"{type(model).__name__}, they may take {tokens}"
         )
+
+
+def rotary_switch(model: PreTrainedModel, shortest: int, longest: int) -> int | None:
+    """Return the length beyond which a model uses other rotary frequencies (longrope).
+
+    Keys that were computed with the first frequencies do not fit the others, nor do rows on both
+    sides into one forward pass, which uses those of its largest position.
+
+    Args:
+        model: The model.
+        shortest: Smallest number of tokens in a forward pass.
+        longest: Largest number. The result is None if the switch is not between the two.
+    """
+    for kind in _rotary_kinds(model):
+        if kind.get("rope_type") == "longrope":
+            switch = int(kind["original_max_position_embeddings"])
+            return switch if shortest <= switch < longest else None
+    return None
+
+
+def _rotary_kinds(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Return the settings of rotary embeddings: one, or one by kind of layer, if any."""
+    settings = model.config.get_text_config().to_dict().get("rope_parameters") or {}
+    return [kind for kind in settings.values() if isinstance(kind, dict)] or [settings]
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -95,6 +132,15 @@ class PreallocatedLayer(DynamicLayer):
     def batch_repeat_interleave(self, repeats: int) -> None:
         rows = torch.arange(len(self.key_buffer), device=self.key_buffer.device)
         self.batch_select_indices(rows.repeat_interleave(repeats))
+
+
+def check_extended(cache: Cache, model: PreTrainedModel) -> None:
+    """Raise ValueError if the first forward pass left no keys in the cache."""
+    if not any(layer.is_initialized for layer in cache.layers):
+        raise ValueError(
+            f"steering needs a model that extends transformers' caches, {type(model).__name__} "
+            "does not"
+        )
 
 
 def preallocated_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:

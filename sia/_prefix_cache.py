@@ -15,7 +15,13 @@ from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from sia._inputs import pad_right
-from sia._kv_cache import PrefixStore, check_positions, input_device
+from sia._kv_cache import (
+    PrefixStore,
+    check_extended,
+    check_positions,
+    input_device,
+    rotary_switch,
+)
 from sia._modes import evaluation_mode
 from sia.cost import Architecture, Meter, attention_windows
 
@@ -23,6 +29,7 @@ MASKED_ATTENTION = ("sdpa", "eager")  # the implementations that heed a prepared
 # model types for which the test suite shows that branches equal whole sequences
 VERIFIED_MODEL_TYPES = ("qwen3", "llama", "mistral", "gemma2", "gemma3_text", "gpt2")
 PASS_OVERHEAD = 300  # about what a forward pass costs on a processor beside its tokens, in tokens
+WHOLE_BATCH = 64  # whole sequences that share a forward pass
 USUAL_BRANCHES = 16  # branch tokens that the store has room for from the start
 
 Mask = Tensor | dict[str, Tensor] | None
@@ -36,7 +43,7 @@ class Forward(Protocol):
         *,
         input_ids: Tensor,
         attention_mask: Mask,
-        position_ids: Tensor,
+        position_ids: Tensor | None,
         past_key_values: Cache | None,
         last: int,
     ) -> Tensor:
@@ -87,17 +94,21 @@ class CachedPrefixes:
             samples: Rows per prompt, in succession.
 
         Raises:
-            ValueError: If the model's positions do not suffice, or its attention does not follow
-                prepared masks.
+            ValueError: If the model's positions do not suffice, or it has other layers than of
+                attention.
         """
         self.windows = attention_windows(backbone)
         check_attention(backbone)
-        check_positions(backbone, max(len(prompt) for prompt in prompts) + max_new_tokens)
-        if not supports_tree_attention(backbone, forward):
-            raise ValueError(
-                f"the attention of {type(backbone).__name__} does not follow prepared masks: "
-                "its prefixes cannot be cached"
-            )
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths) + max_new_tokens
+        check_positions(backbone, longest)
+        layer_types = backbone.config.get_text_config().to_dict().get("layer_types")
+        # whether every sequence is read by itself
+        self.whole = (
+            rotary_switch(backbone, min(lengths) - 1, longest + 1) is not None
+            or not set(layer_types or ()) <= {"full_attention", "sliding_attention"}
+            or not supports_tree_attention(backbone, forward)
+        )
         self.backbone, self.forward, self.samples = backbone, forward, samples
         device = input_device(backbone)
         # what is added to attention scores: of keys that are seen, of others
@@ -115,6 +126,7 @@ class CachedPrefixes:
         self.store = PrefixStore(rows, self.capacity + USUAL_BRANCHES, len(self.windows))
         # of the last pass: rows, their whole lengths, first column of their branches
         self.last_branches: tuple[Tensor, Tensor, int] | None = None
+        self.last_tokens: list[Tensor] = []  # of those branches, `(n, K)` each, if read whole
         self.meter = Meter(Architecture.of(backbone, head), rows, device)
 
     def reorder(self, sources: Tensor) -> None:
@@ -160,6 +172,8 @@ class CachedPrefixes:
             lengths: How many of them count, `(n,)`.
         """
         rows, totals = self._remember(rows, responses, lengths)
+        if self.whole:
+            return self._read_whole(rows, totals, torch.zeros(len(rows), 1, 0)).squeeze(1)
         # to read a token it must be computed
         self.cached[rows] = torch.minimum(self.cached[rows], totals - 1)
         unseen = totals - self.cached[rows]
@@ -186,6 +200,9 @@ class CachedPrefixes:
             sees: Which branch tokens each one sees, itself included, bool `(B, B)`.
         """
         rows, totals = self._remember(rows, responses, lengths)
+        if self.whole:
+            self.last_branches, self.last_tokens = (rows, totals, 0), [tokens]
+            return self._read_whole(rows, totals, [[row[seen] for seen in sees] for row in tokens])
         branches = (tokens, totals[:, None] + depths, sees)
         outputs = self._catch_up(rows, totals, last=tokens.shape[1], branches=branches)
         self.meter.count_branches(rows, totals[:, None] + sees.sum(1))
@@ -206,6 +223,9 @@ class CachedPrefixes:
         """
         assert self.last_branches is not None, "grow must follow branch"
         rows, totals, start = self.last_branches
+        if self.whole:
+            self.last_tokens.append(tokens)
+            return self._read_whole(rows, totals, torch.stack(self.last_tokens, 2))
         count, device = tokens.shape[1], rows.device
         prefix = torch.arange(start, device=device)
         in_prefix = (prefix < totals[:, None])[:, None].expand(-1, count, -1)
@@ -225,6 +245,42 @@ class CachedPrefixes:
         self._count(rows, totals, totals)
         self.meter.count_branches(rows, positions + 1)
         return outputs
+
+    def _read_whole(
+        self, rows: Tensor, totals: Tensor, tails: Tensor | Sequence[Sequence[Tensor]]
+    ) -> Tensor:
+        """Return the output at the end of sequences, each computed by itself, `(n, B, …)`.
+
+        Sequences of one length share a forward pass, which needs no mask.
+
+        Args:
+            rows: Row numbers `(n,)`.
+            totals: Lengths of their prefixes, `(n,)`.
+            tails: What follows the prefix: B sequences of tokens for each row.
+        """
+        sequences = [
+            [*self.history[row, :total].tolist(), *tail.tolist()]
+            for row, total, of_row in zip(rows.tolist(), totals.tolist(), tails, strict=True)
+            for tail in of_row
+        ]
+        outputs: dict[int, Tensor] = {}
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=rows.device)
+        for length in lengths.unique():
+            for places in (lengths == length).nonzero().squeeze(1).split(WHOLE_BATCH):
+                output = self.forward(
+                    input_ids=torch.tensor([sequences[i] for i in places], device=rows.device),
+                    attention_mask=None,
+                    position_ids=None,
+                    past_key_values=None,
+                    last=1,
+                )
+                outputs |= zip(places.tolist(), output[:, 0], strict=True)
+        branches = len(sequences) // len(rows)
+        zeros = torch.zeros_like(lengths)
+        self.meter.count(rows.repeat_interleave(branches), zeros + 1, zeros, lengths, zeros + 1)
+        return torch.stack([outputs[i] for i in range(len(sequences))]).unflatten(
+            0, (len(rows), branches)
+        )
 
     def _catch_up(
         self,
@@ -265,6 +321,7 @@ class CachedPrefixes:
                 past_key_values=self.store.select(rows, prefix),
                 last=last,
             )
+        check_extended(self.store, self.backbone)
         self.store.keep(columns, fresh)
         self._count(rows, cached, totals, outputs)
         self.cached[rows] = totals
@@ -288,7 +345,7 @@ class CachedPrefixes:
 
     def _share_prompts(self, rows: Tensor) -> None:
         """Compute prompts of these rows once, but for their last tokens, for all their samples."""
-        if self.samples == 1 or bool(self.begun[rows // self.samples].all()):
+        if self.whole or self.samples == 1 or bool(self.begun[rows // self.samples].all()):
             return
         prompts = torch.unique(rows // self.samples)
         prompts = prompts[~self.begun[prompts]]
@@ -411,7 +468,7 @@ def _branches_agree(backbone: PreTrainedModel, forward: Forward) -> bool | None:
     expected = forward(
         input_ids=torch.tensor([[*prefix, branch] for branch in branches], device=device),
         attention_mask=None,
-        position_ids=torch.arange(4, device=device).expand(len(branches), -1),
+        position_ids=None,  # as the model numbers them by itself
         past_key_values=None,
         last=1,
     )[:, 0]

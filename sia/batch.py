@@ -12,7 +12,7 @@ from sia._checks import check_decoder
 from sia._decoding import Decoding
 from sia._hooks import checkpoint_hooks
 from sia._inputs import eos_token_ids, pad_left, prompt_ids
-from sia._kv_cache import input_device
+from sia._kv_cache import input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
 from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation
@@ -82,7 +82,7 @@ def generate(
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     seeds = row_numbers("seed", seed, len(ids), "prompts")
     generations: dict[int, Generation] = {}
-    for indices in batches(ids, batch_size, "generate", progress):
+    for indices in batches(model, ids, max_new_tokens, batch_size, "generate", progress):
         decoding = start_decoding(
             model,
             tokenizer,
@@ -102,13 +102,26 @@ def generate(
 
 
 def batches(
-    ids: Sequence[Sequence[int]], batch_size: int, description: str, progress: bool
+    model: PreTrainedModel,
+    ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    description: str,
+    progress: bool,
 ) -> Iterator[list[int]]:
-    """Yield the indices of prompts to decode together, of like length for little padding."""
+    """Yield the indices of prompts to decode together, of like length for little padding.
+
+    They are of one length where rotary frequencies may change on the way.
+    """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with tqdm(total=len(ids), desc=description, unit="prompt", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        while order:
+            shortest = len(ids[order[0]])
+            indices = order[:batch_size]
+            longest = len(ids[indices[-1]]) + max_new_tokens
+            if rotary_switch(model, shortest, longest) is not None:
+                indices = [i for i in indices if len(ids[i]) == shortest]
+            order = order[len(indices) :]
             yield indices
             bar.update(len(indices))
 

@@ -23,7 +23,7 @@ from sia._checks import (
 )
 from sia._hidden_states import observe_hidden_states
 from sia._inputs import pad_left, pad_right
-from sia._kv_cache import input_device
+from sia._kv_cache import input_device, rotary_switch
 from sia._modes import evaluation_mode
 from sia.gates import Never, Step
 from sia.scorers.base import HiddenStateSession
@@ -117,6 +117,16 @@ def _check_lengths(prompts: TokenIds, responses: TokenIds, value_prompts: TokenI
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
 
 
+def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits, and the hidden states that they are read from, at the positions `kept`."""
+    # what the output embeddings read is narrowed to `kept` too
+    with evaluation_mode(model), observe_hidden_states(model, read=True) as states:
+        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+    assert states is not None
+    assert states.latest is not None
+    return logits, states.latest
+
+
 class _Batch:
     """Responses that are read together, step by step, after one forward pass of the model."""
 
@@ -153,12 +163,13 @@ class _Batch:
         starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
         first = int(starts.min()) - 1  # the first position that predicts a response token
         kept = torch.arange(first, input_ids.shape[1], device=device)
-        # what the output embeddings read is narrowed to `kept` too
-        with evaluation_mode(model), observe_hidden_states(model, read=True) as states:
-            self.logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
-        assert states is not None
-        assert states.latest is not None
-        self.hidden = states.latest
+        self.logits, self.hidden = _read(model, input_ids, kept)
+        switch = rotary_switch(model, first + 1, input_ids.shape[1])
+        if switch is not None:  # longer sequences change the frequencies of earlier tokens too
+            early = switch - first
+            self.logits[:, :early], self.hidden[:, :early] = _read(
+                model, input_ids[:, :switch], kept[:early]
+            )
         self.first_column = starts - 1 - first  # of the logits of each row
         self.session = (
             None if steering is None else steering.scorer.start_session(value_prompts, longest)

@@ -136,7 +136,9 @@ def chunk_beam_search(
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
     samples, seeds = width * expansions, [whole_number("seed", seed)] * len(ids)
     generations: dict[int, Generation] = {}
-    for indices in batches(ids, max(1, batch_size // samples), "search", progress):
+    for indices in batches(
+        model, ids, max_new_tokens, max(1, batch_size // samples), "search", progress
+    ):
         decoding = start_decoding(
             model,
             tokenizer,

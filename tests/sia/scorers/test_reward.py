@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -206,13 +207,14 @@ def test_models_that_do_not_follow_masks_read_whole_sequences(model):
 
 
 @pytest.mark.parametrize("model", ALIBI, ids=["bloom", "mpt"])
-def test_a_value_model_that_does_not_follow_masks_is_refused(model):
+def test_a_value_model_that_does_not_follow_masks_reads_whole_sequences(model):
     values = ValueModel.from_backbone(model)
-    torch.nn.init.ones_(values.head.weight)
-    with pytest.raises(
-        ValueError, match="does not follow prepared masks: its prefixes cannot be cached"
-    ):
-        values.start_session([[7, 8, 9]], 4)
+    torch.nn.init.normal_(values.head.weight)
+    prompts = tiny.prompts(4, seed=3)
+    session = values.start_session(prompts, 6)
+    assert_scores_are_whole(
+        session, partial(whole_values, values), prompts, tiny.random_tokens(4, 6)
+    )
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
