@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -287,7 +288,7 @@ def measure(
 
 def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
     """Draw figures from their tables, each on a core, and return the files of each."""
-    tasks = []
+    tasks: list[tuple[Any, ...]] = []  # methods of figures, and their arguments
     for name in names:
         summary, stale = tables.read_table(profile, name)
         if stale:
@@ -305,7 +306,7 @@ def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
         context = multiprocessing.get_context("spawn")
         ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process handles them
         with ProcessPoolExecutor(processes, context, signal.signal, ignore_interrupts) as pool:
-            futures = [pool.submit(*task) for task in tasks]
+            futures = [pool.submit(plot, *arguments) for plot, *arguments in tasks]
             drawn = [future.result() for future in futures]
     for name, paths in zip(names, drawn, strict=True):
         tables.record_drawing(profile, name, paths)
