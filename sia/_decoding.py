@@ -163,7 +163,9 @@ class Decoding:
         self.keys = _sampling.step_keys(_sampling.sample_keys(prompt_keys, samples), max_new_tokens)
         self.gate_keys = _sampling.gate_keys(self.keys)
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
-        self.prompts = self.current = input_ids
+        self.prompts = self.current = self.processed_prompts = input_ids
+        if self.hooks.padding is not None:
+            self.processed_prompts = input_ids.where(attention_mask == 1, self.hooks.padding)
         self.mask = pad(attention_mask, (0, max_new_tokens), value=1)
         self.positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         # by row of the batch: which response, whether it goes on, and its signals one step before
@@ -186,7 +188,7 @@ class Decoding:
         mode = torch.no_grad() if self.hooks.see_rows else torch.inference_mode()
         with (
             mode,
-            evaluation_mode(self.model),
+            evaluation_mode(self.model.modules()),
             observe_attention(self.model, attentions) as observer,
             observe_hidden_states(self.model, self.reads_hidden) as hidden,
         ):
@@ -271,7 +273,7 @@ class Decoding:
             signals = {name: x.repeat_interleave(self.samples) for name, x in signals.items()}
             hidden = None if hidden is None else hidden.repeat_interleave(self.samples, 0)
         if self.hooks.process:
-            logits = self.hooks.process(self._ids(), logits)
+            logits = self.hooks.process(self._ids(self.processed_prompts), logits)
         if self.restricted:
             logits = self._possible(logits)
         base_logits, candidates = logits.topk(self.candidates)
@@ -386,9 +388,9 @@ class Decoding:
             )
         return logits
 
-    def _ids(self) -> Tensor:
-        """Return prompts and responses so far of the rows of the batch."""
-        prompts = self.prompts[self.rows // self.samples]
+    def _ids(self, prompts: Tensor) -> Tensor:
+        """Return prompts and responses so far of the rows of the batch; prompts: by prompt."""
+        prompts = prompts[self.rows // self.samples]
         return torch.cat([prompts, self.responses.tokens[self.rows, : self.step]], dim=1)
 
     def _record(
@@ -416,7 +418,9 @@ class Decoding:
     def _finish_rows(self, token: Tensor) -> None:
         """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
-        stopped = self.hooks.stop(self._ids()) & self.alive if self.hooks.stop else ended
+        stopped = (
+            self.hooks.stop(self._ids(self.prompts)) & self.alive if self.hooks.stop else ended
+        )
         done = ended | stopped
         if not bool(done.any()):
             return

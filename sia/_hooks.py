@@ -5,7 +5,7 @@ Logits processors (penalties, grammars, suppressed tokens) decide what the K can
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -83,6 +83,8 @@ class Hooks:
         stop: Token ids so far in, bool `(rows,)` out.
         stream: Receives the newest tokens, `(rows,)`.
         pad_token: Token of rows that have ended.
+        padding: Stands for the padding of prompts in the token ids that processors see, so that
+            it is no token to them; None leaves what is there, as transformers does.
     """
 
     process: LogitsProcessorList = field(default_factory=LogitsProcessorList)
@@ -91,6 +93,7 @@ class Hooks:
     stop: Callable[[Tensor], Tensor] | None = None
     stream: Callable[[Tensor], None] | None = None
     pad_token: int = 0
+    padding: int | None = None
 
     @property
     def see_rows(self) -> bool:
@@ -184,7 +187,9 @@ def checkpoint_hooks(
     if settings.stop_strings:
         criteria.append(StopStringCriteria(tokenizer, settings.stop_strings))
     check_generation_config(config)
-    return Hooks.prepared(processors, criteria, config, candidates)
+    hooks = Hooks.prepared(processors, criteria, config, candidates)
+    # transformers' own processors know this one as no token
+    return replace(hooks, padding=model.config.get_text_config().vocab_size)
 
 
 def _captured(

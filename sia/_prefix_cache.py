@@ -110,6 +110,7 @@ class CachedPrefixes:
             or not supports_tree_attention(backbone, forward)
         )
         self.backbone, self.forward, self.samples = backbone, forward, samples
+        self.modules = list(backbone.modules())
         device = input_device(backbone)
         # what is added to attention scores: of keys that are seen, of others
         self.mask_values = torch.tensor(
@@ -234,7 +235,7 @@ class CachedPrefixes:
         positions = (totals + depth)[:, None].expand_as(tokens)
         depths = torch.arange(depth + 1, device=device).repeat_interleave(count)
         keys = torch.cat([prefix.expand(len(rows), -1), depths + totals[:, None]], dim=1)
-        with evaluation_mode(self.backbone):
+        with evaluation_mode(self.modules):
             outputs = self.forward(
                 input_ids=tokens,
                 attention_mask=self._by_layer(seen, positions, keys),
@@ -313,7 +314,7 @@ class CachedPrefixes:
             fresh.new_zeros(0, 0),
         )
         queries = torch.cat([columns, positions], dim=1)
-        with evaluation_mode(self.backbone):
+        with evaluation_mode(self.modules):
             output = self.forward(
                 input_ids=torch.cat([self.history[rows[:, None], columns], tokens], dim=1),
                 attention_mask=self._mask(cached, fresh, prefix, queries, sees),
@@ -449,7 +450,7 @@ def supports_tree_attention(backbone: PreTrainedModel, forward: Forward) -> bool
         return True
     if backbone not in _tried:
         try:
-            with evaluation_mode(backbone):
+            with evaluation_mode(backbone.modules()):
                 agrees = _branches_agree(backbone, forward)
         except Exception:  # other people's models fail in ways of their own
             agrees = False

@@ -120,7 +120,7 @@ def _check_lengths(prompts: TokenIds, responses: TokenIds, value_prompts: TokenI
 def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits, and the hidden states that they are read from, at the positions `kept`."""
     # what the output embeddings read is narrowed to `kept` too
-    with evaluation_mode(model), observe_hidden_states(model, read=True) as states:
+    with evaluation_mode(model.modules()), observe_hidden_states(model, read=True) as states:
         logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
     assert states is not None
     assert states.latest is not None

@@ -59,7 +59,7 @@ class ClosedScorer(Scorer):
         for start in range(0, len(sequences), batch):
             input_ids, mask = pad_right(sequences[start : start + batch], device, padding)
             inputs = {"input_ids": input_ids, "attention_mask": mask}
-            with evaluation_mode(model):
+            with evaluation_mode(model.modules()):
                 if self.head is None:
                     values.append(model(**inputs).logits.float().squeeze(-1))
                 else:

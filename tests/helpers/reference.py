@@ -34,6 +34,13 @@ class Look:
         )
 
 
+def apply(processors, ids: Tensor, scores: Tensor) -> Tensor:
+    """Scores of one row, `(tokens,)`, after all processors."""
+    for processor in processors:
+        scores = processor(ids, scores)
+    return scores[0]
+
+
 def nats(p: Tensor) -> float:
     return -sum(x * math.log(x) for x in p.tolist() if x > 0)
 
@@ -59,6 +66,8 @@ def decode(
     value_prompt=None,
     min_probability=0.0,
     attentive=False,
+    process=(),
+    warp=(),
 ) -> dict[str, list]:
     """Decode one response.
 
@@ -66,6 +75,8 @@ def decode(
         values: Gives the values of candidate tokens: (prefix, candidates) → values.
         opens: The gate, given the looks at each step so far.
         attentive: Whether the gate looks at attention.
+        process: Logits processors, which decide what the candidates are.
+        warp: Warpers, which come after the tilt.
 
     Returns:
         The attributes of a `Generation` that has the same steps.
@@ -76,7 +87,7 @@ def decode(
     response, trace, looks = [], [], []
     while len(response) < max_new_tokens and response[-1:] != [EOS]:
         step, ids = len(response), torch.tensor([prompt + response])
-        logits = model(input_ids=ids).logits[0, -1]
+        logits = apply(process, ids, model(input_ids=ids).logits[:, -1])
         attentions = eager(input_ids=ids, output_attentions=True).attentions if attentive else None
         base, tokens = logits.topk(candidates)
         p = base.softmax(0)
@@ -85,11 +96,12 @@ def decode(
         if steered:
             values_now = values([*(value_prompt or prompt), *response], tokens.tolist())
             scores = values_now if math.isinf(beta) else base + beta * values_now
-            scores = torch.where((p >= min_probability) | (p == p.max()), scores, -math.inf)
+            kept = (base > -math.inf) & ((p >= min_probability) | (p == p.max()))
+            scores = torch.where(kept, scores, -math.inf)
         noise = _sampling.gumbel(key, step, tokens[None])[0]
         token, base_token = (
             tokens[(s.double() / temperature + noise if temperature else s).argmax()].item()
-            for s in (scores, base)
+            for s in (apply(warp, ids, scores[None]), apply(warp, ids, base[None]))
         )
         q = scores.softmax(0)
         kl = sum((a * (a / b).log()).item() for a, b in zip(q, p, strict=True) if a > 0)

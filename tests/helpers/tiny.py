@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     Gemma2Config,
@@ -15,6 +16,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -101,6 +103,15 @@ def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def tokenizer(vocabulary: int = VOCABULARY):
     return build_tokenizer([f"w{i}" for i in range(6, vocabulary)])
+
+
+def letters():
+    """A byte-level tokenizer of single letters, as transformers' stop strings need one."""
+    vocabulary = {chr(ord("A") + i): i for i in range(VOCABULARY - 3)}
+    backend = Tokenizer(models.BPE(vocabulary | {"Ġ": 57, "<s>": 58, "</s>": 59}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
 def generate(model, prompts, steering=None, **options) -> list[sia.Generation]:

@@ -16,6 +16,7 @@ from huggingface_hub import constants, snapshot_download
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -313,7 +314,15 @@ class HubModels(Subject):
     @override
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
         name, options = self._place(kind)
-        return AutoModelForCausalLM.from_pretrained(name, **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
+        # the profile says how to decode, not the checkpoint (its top-p, its penalties)
+        own = model.generation_config
+        model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=own.pad_token_id,
+        )
+        return model
 
     @override
     def reward_model(self, kind: str) -> PreTrainedModel:

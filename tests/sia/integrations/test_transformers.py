@@ -7,9 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    PreTrainedTokenizerFast,
     StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -119,17 +117,8 @@ def test_sequences_are_a_tensor_unless_a_dict_is_requested():
     ]
 
 
-def letters():
-    """A byte-level tokenizer of single letters, as transformers' stop strings need one."""
-    vocabulary = {chr(ord("A") + i): i for i in range(tiny.VOCABULARY - 3)}
-    backend = Tokenizer(models.BPE(vocabulary | {"Ġ": 57, "<s>": 58, "</s>": 59}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-
-
 def test_stop_strings_end_a_response():
-    usual, tokenizer = responses(), letters()
+    usual, tokenizer = responses(), tiny.letters()
     text = tokenizer.decode(usual[0][2:4])
     out = configured(tokenizer=tokenizer, stop_strings=text, return_dict_in_generate=True)
     for before, after in zip(usual, tiny.tokens(out.generations), strict=True):
