@@ -115,7 +115,8 @@ def test_value_prompts_count():
         ),
         (
             {"steering": Steering(VALUES, AttentionGate(1.0))},
-            "log-likelihoods need a gate that looks at entropies, hidden states, positions or noise",
+            "log-likelihoods need a gate that looks at entropies, hidden states, positions or "
+            "noise",
         ),
         ({"steering": None, "candidates": 61}, "candidates"),
     ],
