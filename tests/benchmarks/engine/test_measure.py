@@ -96,7 +96,7 @@ def test_samples_cost_what_best_of_n_counts(models, gate):
         for seed in range(count)
     ]
     assert {len(g.token_ids) for responses in samples for g in responses} == {6}
-    reward = RewardScorer(models["reward"])
+    reward = RewardScorer(models["reward"], closing=[tiny.EOS])
     best = best_of_n(models["base"], tokenizer, prompts, reward, count, steering, **options)
     costs = total_costs(Lab(), cell, prompts, samples)
     for cost, expected in zip(costs, [response.cost for response in best], strict=True):
