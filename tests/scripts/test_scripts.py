@@ -306,39 +306,33 @@ script.main({training(places, data, output)!r})
 
 
 def test_training_refuses(places, data, trained, tmp_path, capsys):
-    def error(*arguments: str) -> str:
-        assert train_value_model.main(list(arguments)) == 2
+    def error(data: Path, output: Path, *further: str) -> str:
+        assert train_value_model.main(training(places, data, output, *further)) == 2
         return capsys.readouterr().err.strip().splitlines()[-1]
 
-    assert (
-        error(*training(places, data, trained))
-        == f"error: {trained} has a value model already: name another output, or delete it"
-    )
-    assert "--epochs must be at least 1, got 0" in error(
-        *training(places, data, tmp_path / "x", "--epochs", "0")
-    )
-    assert "--heldout must be at least 0 and below 1, got 1.5" in error(
-        *training(places, data, tmp_path / "x", "--heldout", "1.5")
-    )
+    there = f"error: {trained} has a value model already: name another output, or delete it"
+    assert error(data, trained) == there
+    for option, value, message in (
+        ("--epochs", "0", "--epochs must be at least 1, got 0"),
+        ("--heldout", "1.5", "--heldout must be at least 0 and below 1, got 1.5"),
+        ("--longest", "3", "is short enough"),
+    ):
+        assert message in error(data, tmp_path / "x", option, value)
     wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text('{"prompt": [], "response": "a"}\n')
-    assert "must have the columns prompt, response and reward, reward missing" in error(
-        *training(places, wrong, tmp_path / "x")
-    )
-    wrong.write_text(
-        '{"prompt": [{"role": "user", "content": "a"}], "response": "a", "reward": null}\n'
-    )
-    assert "the reward of example 0 must be a finite number, got None" in error(
-        *training(places, wrong, tmp_path / "x")
-    )
-    assert "no data in " in error(*training(places, tmp_path / "none.jsonl", tmp_path / "x"))
-    assert "is short enough" in error(*training(places, data, tmp_path / "x", "--longest", "3"))
+    for line, message in (
+        ('{"prompt": [], "response": "a"}',
+         "must have the columns prompt, response and reward, reward missing"),
+        ('{"prompt": [{"role": "user", "content": "a"}], "response": "a", "reward": null}',
+         "the reward of example 0 must be a finite number, got None"),
+    ):  # fmt: skip
+        wrong.write_text(line + "\n")
+        assert message in error(wrong, tmp_path / "x")
+    assert "no data in " in error(tmp_path / "none.jsonl", tmp_path / "x")
     torn = tmp_path / "torn" / "checkpoints"
     (torn / "checkpoint-1").mkdir(parents=True)
     (torn / "checkpoint-1/trainer_state.json").write_text("{")
-    assert f"{torn / 'checkpoint-1'} is damaged: delete {torn} to begin anew" in error(
-        *training(places, data, torn.parent)
-    )
+    message = f"{torn / 'checkpoint-1'} is damaged: delete {torn} to begin anew"
+    assert message in error(data, torn.parent)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(places, data, tmp_path, monkeypatch, capsys):
