@@ -40,12 +40,12 @@ def test_what_costs_more_is_estimated_higher():
         replace(dense, scorer=ARGS),
         replace(dense, scorer=ROLLOUT),
     ]
-    estimates = [cell_seconds(PROFILE, cell, 100, 1) for cell in ladder]
-    assert estimates == sorted(estimates)
-    assert len(set(estimates)) == len(estimates)
+    seconds = [cell_seconds(PROFILE, cell, 100, 1) for cell in ladder]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) == len(seconds)
     searched = replace(PLAIN, search="best-of", responses=8)
-    assert cell_seconds(PROFILE, searched, 100, 1) > 7 * estimates[0]
-    assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * estimates[0], rel=0.1)
+    assert cell_seconds(PROFILE, searched, 100, 1) > 7 * seconds[0]
+    assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * seconds[0], rel=0.1)
     assert gpu_hours(PROFILE, [PLAIN], [SPARSE]) > gpu_hours(PROFILE, [PLAIN], [])
 
 
@@ -53,13 +53,10 @@ def test_the_command_prints_each_figure_and_all(capsys):
     assert main(["estimate", "--profile", "qwen3-4b"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert "an estimate, not measured" in first
-    estimates = {line.split()[0]: float(line.split()[1]) for line in lines}
-    assert {"figure1", "figure2", "best-of-n", "all"} <= set(estimates)
-    assert (
-        max(estimates[name] for name in estimates if name != "all")
-        < estimates["all"]
-        < sum(estimates[name] for name in estimates if name != "all") + 0.1
-    )
+    hours = {line.split()[0]: float(line.split()[1]) for line in lines}
+    total = hours.pop("all")
+    assert {"figure1", "figure2", "best-of-n"} <= set(hours)
+    assert max(hours.values()) < total < sum(hours.values()) + 0.1
     assert main(["estimate"]) == 2
     assert (
         "error: GPU hours are estimated for profiles of real models, lab is not one"
