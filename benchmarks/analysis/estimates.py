@@ -119,7 +119,7 @@ def method_scores(rows: pd.DataFrame, metrics: Sequence[str]) -> list[MethodScor
         ValueError: A method was not measured on the same prompts and seeds throughout.
     """
     fixed = ~rows["gate"].isin(["never"]) & has_fixed_threshold(rows)
-    rows = with_rates(rows).assign(
+    rows = with_kl_per_token(rows).assign(
         tau=rows["threshold"].where(fixed),
         requested_beta=rows["beta"].where(~rows["tuned"].astype(bool), 0.0),
     )
@@ -156,7 +156,7 @@ def has_fixed_threshold(rows: pd.DataFrame) -> pd.Series:
     return rows["target_ratio"] == 0
 
 
-def with_rates(rows: pd.DataFrame) -> pd.DataFrame:
+def with_kl_per_token(rows: pd.DataFrame) -> pd.DataFrame:
     """Add the KL per token where there is a KL."""
     return rows.assign(kl_per_token=rows["kl"] / rows["tokens"]) if "kl" in rows else rows
 
@@ -289,9 +289,9 @@ def _intervals(
     return records
 
 
-def _alone(part: np.ndarray, judged: bool, profile: Profile) -> np.ndarray:
-    """Return the mean of one replicate, with its interval where it is judged: on all objectives."""
-    if judged:
+def _alone(part: np.ndarray, with_interval: bool, profile: Profile) -> np.ndarray:
+    """Return the mean of one replicate, with its interval if asked for."""
+    if with_interval:
         return mean_and_interval(part, profile)
     return part.reshape(np.prod(part.shape[:4]), -1).mean(0).reshape(1, *part.shape[4:])
 

@@ -147,7 +147,7 @@ def _write(
         entries = {"intervals": intervals(profile), "sha256": provenance["sha256"] | hashes}
         (aside / f"{name}.json").write_text(_to_json(provenance | entries), encoding="utf-8")
 
-    with _lock(profile):
+    with _tables_lock(profile):
         _move_staged(target)
         write_atomically(target / f".{name}{STAGING_SUFFIX}", write)
         _move_staged(target)
@@ -158,7 +158,7 @@ def finish_interrupted_writes(profile: Profile) -> None:
     for path in (CACHE / profile.name, folder(profile), FIGURES / profile.name):
         remove_leftovers(path)
     if any(folder(profile).glob(f".*{STAGING_SUFFIX}")):
-        with _lock(profile):
+        with _tables_lock(profile):
             _move_staged(folder(profile))
 
 
@@ -204,14 +204,14 @@ def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
 
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
     """Return a summary, and whether it was measured under other settings than today's."""
-    with _lock(profile):  # else another run might be changing it
+    with _tables_lock(profile):  # else another run might be changing it
         stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
         return read_summary(folder(profile) / f"{name}.csv"), stale
 
 
 def record_drawing(profile: Profile, name: str, paths: Sequence[Path], table: str = "") -> None:
     """Record from which table (NAME.csv if none is given) and by which code files were drawn."""
-    with _lock(profile):
+    with _tables_lock(profile):
         drawn = read_drawings(profile) | {
             name: {
                 "table": sha256(folder(profile) / (table or f"{name}.csv")),
@@ -232,7 +232,7 @@ def read_drawings(profile: Profile) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def _lock(profile: Profile) -> FileLock:
+def _tables_lock(profile: Profile) -> FileLock:
     return locked(CACHE / profile.name / LOCK)
 
 

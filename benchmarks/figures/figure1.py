@@ -100,7 +100,7 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
     figure.supylabel(labels.metric_label(profile, profile.score))
     caption = (
         "Six gates at matched shares of steered tokens, β = 1; every curve ends in dense steering. "
-        f"Intervals of two gates. {style.sample_size_note(level, profile)}"
+        f"Intervals are drawn for two gates. {style.sample_size_note(level, profile)}"
     )
     handles = [style.handle(method) for method in (*gates, "base")]
     return style.finish(figure, handles, caption, folder, "figure1", stale=stale, legend_columns=4)

@@ -80,7 +80,7 @@ class Figure2(Figure):
             for family in profile.families:
                 usual = (profile.score, profile.families[0])
                 name = "-".join(["figure2", *(x for x in (metric, family) if x not in usual)])
-                data = plotted(table, profile, metric, family)
+                data = rows_to_plot(table, profile, metric, family)
                 paths += draw(data, profile, stale, folder, name)
         return paths
 
@@ -104,7 +104,7 @@ def settings(profile: Profile) -> list[tuple[str, bool]]:
     ]
 
 
-def plotted(table: pd.DataFrame, profile: Profile, metric: str, family: str) -> pd.DataFrame:
+def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str) -> pd.DataFrame:
     """Return the rows that one picture shows; `setting` is empty for static baselines.
 
     Rows of single replicates, which have no realised ratio, stand at that of all together.
@@ -126,7 +126,7 @@ def plotted(table: pd.DataFrame, profile: Profile, metric: str, family: str) -> 
 
 
 def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: str) -> list[Path]:
-    """Draw one picture from the rows that `plotted` returns."""
+    """Draw one picture from the rows that `rows_to_plot` returns."""
     pooled, single = (data[(data["replicate"] == "all") == whole] for whole in (True, False))
     steered = style.ordered(pooled[pooled["setting"] != ""], setting=SETTINGS.values())
     dense = steered[steered["method"] == "dense"]

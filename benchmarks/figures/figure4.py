@@ -228,8 +228,8 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
     names = {ratio: f"{ratio:.0%}" if ratio < 1 else "dense" for ratio in ratios}
     handles = [*style.handles(looks, names), style.handle("base")]
     caption = (
-        "Lines: shares of tokens steered. β = ∞: values in place of the logits. Framed: β chosen "
-        f"on validation prompts, one for each replicate. {style.sample_size_note(rows, profile)}"
+        "One line per share of steered tokens. β = ∞: values replace the logits. Framed: β chosen "
+        f"on validation prompts, in each replicate. {style.sample_size_note(rows, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure4", stale=stale)
 
@@ -367,8 +367,8 @@ def draw_sparse_against_dense(
         axis.axvline(0, color=style.ZERO, linewidth=0.8)
         axis.axvline(-0.1, color=style.ZERO, linewidth=0.8, linestyle=":")
     caption = (
-        "Right of 0 sparse steering is better than dense; dotted: −0.1, the margin within which it "
-        f"counts as reaching dense. Ticks: single replicates. "
+        "Sparse minus dense steering: right of 0, sparse is better; dotted: the margin (−0.1) of "
+        f"reaching dense. Ticks: single replicates. "
         f"{style.sample_size_note(rows, profile, 'Bars')}"
     )
     handles = style.handles(looks)

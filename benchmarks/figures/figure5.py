@@ -124,10 +124,9 @@ class Figure5(Figure):
         bar.outline.set_visible(False)
         first = table.iloc[0]
         caption = (
-            f"Junctions by position, {style.first_loss(profile)}, β = 1. Base responses: where the "
-            f"same gate would open. Grey: fewer than {REACHED:.0%} of the responses get there. "
-            f"No intervals; n = {first['n']:.0f} prompts × {first['seeds']:.0f} samples a row, "
-            f"{labels.plural(int(first['replicates']), 'replicate')}, profile {profile.name}."
+            f"Junctions by position, {style.first_loss(profile)}, β = 1. Base: where the "
+            f"gate would open. Grey: fewer than {REACHED:.0%} of the responses are so long. "
+            f"No intervals; each row: {style.sample_size(first)}, profile {profile.name}."
         )
         return style.finish(figure, [], caption, folder, "figure5", stale=stale)
 

@@ -144,8 +144,8 @@ class Mechanism(Figure):
             axis.set_ylabel("difference (judge points)")
         handles = style.handles(style.LOSS_LOOKS, {n: LOSSES[n] for n in style.LOSS_LOOKS})
         caption = (
-            "Paired differences, β = 1, all objectives; gates, floor and fluency: both families, "
-            f"the rest {family_label(profile.families[0])}. "
+            "Paired differences, β = 1, all objectives; gates, floor and fluency: both families; "
+            f"other panels: {family_label(profile.families[0])} only. "
             f"{style.sample_size_note(table, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "mechanism", stale=stale)

@@ -187,14 +187,22 @@ def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Band
     Args:
         shown: How the figure shows intervals.
     """
-    first = summary[summary["n"].notna()].iloc[0]
-    several = summary["objective"].eq("all").any() and summary["objective"].nunique() > 1
-    each = f" ({summary['n'].max() / len(OBJECTIVES):.0f} per objective)" if several else ""
+    rows = summary[summary["n"].notna()]
     return (
         f"{shown}: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; "
-        f"n = {summary['n'].max():.0f} prompts × {plural(int(first['seeds']), 'sample')}{each}, "
-        f"{plural(int(first['replicates']), 'replicate')}, profile {profile.name}."
+        f"{sample_size(rows.loc[rows['n'].astype(int).idxmax()])}, profile {profile.name}."
     )
+
+
+def sample_size(row: pd.Series) -> str:
+    """Return the n of a row of a summary, its factors and the samples of each prompt."""
+    n, replicates = int(row["n"]), int(row["replicates"])
+    objectives = len(OBJECTIVES) if row["objective"] == "all" else 1
+    prompts = plural(n // (replicates * objectives), "prompt")
+    factors = [plural(replicates, "replicate")]
+    factors += [plural(objectives, "objective")] if objectives > 1 else []
+    samples = plural(int(row["seeds"]), "sample")
+    return f"n = {n} ({' × '.join([*factors, prompts])}), {samples} each"
 
 
 def finish(

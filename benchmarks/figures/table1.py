@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import family_label, method_label, objective_label, plural
-from benchmarks.figures import methods
+from benchmarks.analysis.labels import family_label, method_label, objective_label
+from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -36,9 +36,9 @@ BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions
 DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
 TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
 NOTE = (
-    "{stale}Estimates with {level:.0%} bootstrap intervals; n = {n:.0f} prompts × {samples} for "
-    "each objective, {replicates} of profile {profile} (Transfer Q*: {rollout_prompts} prompts a "
-    "replicate). Bold: best of its column, as it is written. β = 1 unless it says best β (chosen "
+    "{stale}Estimates with {level:.0%} bootstrap intervals; for each objective, {size}, "
+    "profile {profile} (Transfer Q*: {rollout_prompts} prompts per replicate and objective). "
+    "Bold: best of its column, as it is written. β = 1 unless it says best β (chosen "
     "on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base "
     "under the same noise, ties half. KL: against the base, of steered steps, without what a "
     "search's choice adds (never bold there); of instruct models the log-likelihood ratio of the "
@@ -102,9 +102,7 @@ class Table1(Figure):
             if stale
             else "",
             level=profile.statistics.level,
-            n=first["n"],
-            samples=plural(int(first["seeds"]), "sample"),
-            replicates=plural(int(first["replicates"]), "replicate"),
+            size=style.sample_size(first),
             profile=profile.name,
             rollout_prompts=profile.sweep.rollout_prompts,
         )

@@ -116,9 +116,9 @@ class Theory(Figure):
         figure, axes = style.plt.subplots(3, 2, figsize=(style.PAGE, 6.9))
         _draw_laws(axes[0, 0], table)
         _draw_noise(axes[0, 1], table)
-        _draw_sums(axes[1, 0], lab, "unsteered_kl", profile)
+        _draw_metric_by_state_policy(axes[1, 0], lab, "unsteered_kl", profile)
         axes[1, 0].set(ylabel="nats per response", title="KL of unsteered steps (Theorem 2.2)")
-        _draw_sums(axes[1, 1], lab, "junction_kl_share", profile)
+        _draw_metric_by_state_policy(axes[1, 1], lab, "junction_kl_share", profile)
         axes[1, 1].set(ylabel="share of the KL of all steps", title="KL at junctions")
         _draw_losses(axes[2, 0], lab, profile)
         _draw_bounds(axes[2, 1], lab, profile)
@@ -162,7 +162,7 @@ def _draw_noise(axis, table: pd.DataFrame) -> None:
     axis.legend(frameon=False, fontsize=style.SMALL, loc="lower right")
 
 
-def _draw_sums(axis, lab: pd.DataFrame, metric: str, profile: Profile) -> None:
+def _draw_metric_by_state_policy(axis, lab: pd.DataFrame, metric: str, profile: Profile) -> None:
     """Draw one metric by family, ratio and the policy whose states are visited."""
     rows = lab[(lab["metric"] == metric) & (lab["value_model"] == "value-token")]
     rows = rows[rows["target_ratio"].isin(profile.sweep.reduced_ratios)]

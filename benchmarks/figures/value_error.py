@@ -34,7 +34,7 @@ STRETCHES = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
 COLUMNS = ("entropy", "base_logprob", "value_mean", "value_token", "worth", "worth_error")
 PANELS = {
     "steering_gain": "gain in J",
-    "reward_gained": "reward gained (SD 2)",
+    "reward_gained": "reward gained (reward scaled to SD 2)",
     "kl_paid": "KL paid (nats)",
     "value_error_weighted": "squared error of V,\nby base probability",
     "value_error_uniform": "squared error of V,\ncandidates alike",
@@ -182,7 +182,7 @@ class ErrorOfValues(Figure):
             ),
         ]
         caption = (
-            "Steering one step, against rollouts of the base model: J = expected reward (SD 2) − "
+            "Steering one step, against rollouts of the base model: J = expected reward (reward scaled to SD 2) − "
             f"KL, β = 1. Bands: {profile.statistics.level:.0%} bootstrap intervals over "
             f"replicates and states; "
             f"n = {table['n'].min():.0f} to {table['n'].max():.0f} states per "

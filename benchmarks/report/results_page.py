@@ -59,7 +59,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str,
         parts.append(f"## {title}\n")
         for path in pictures_of(profile, name)[:1]:
             parts.append(f"![{title}]({os.path.relpath(path, RESULTS_PAGE.parent)})\n")
-        parts += [_claim(claim) for _, claim in rows.groupby("claim", sort=False)]
+        parts += [claim_markdown(claim) for _, claim in rows.groupby("claim", sort=False)]
     return "\n".join(parts)
 
 
@@ -87,7 +87,7 @@ def _cell(row: pd.Series) -> str:
     return f"{MARKS[row['verdict']]} {interval_text(row, '.2f')}".replace("-", "−")
 
 
-def _claim(rows: pd.DataFrame) -> str:
+def claim_markdown(rows: pd.DataFrame) -> str:
     """Return one claim with its verdicts, a line for each condition."""
     first = rows.iloc[0]
     statement = textwrap.fill(f"**{first['statement']}**", 100)

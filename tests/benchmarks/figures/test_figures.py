@@ -92,7 +92,7 @@ def test_a_reader_finds_labels_a_legend_and_the_sample_size(drawn, name):
         assert len(set(picture.legend)) == len(picture.legend)
         assert not {label for label in picture.legend if not label or label.startswith("_")}
         assert len(picture.caption) <= 2 * style.CHARACTERS * picture.width
-        assert re.search(r"n = \d+ prompts × \d+ sample", picture.caption)
+        assert re.search(r"n = \d+ \(\d+ replicate.* prompts?\), \d+ samples? each", picture.caption)
         assert re.search("bootstrap intervals|No intervals", picture.caption)
         for x, y, shares_x, shares_y in picture.panels:
             assert x or shares_x, picture
@@ -101,7 +101,7 @@ def test_a_reader_finds_labels_a_legend_and_the_sample_size(drawn, name):
 
 def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
     table = drawn["figure2"].summary
-    data = figure2.plotted(table, SMOKE, "judge", "llama")
+    data = figure2.rows_to_plot(table, SMOKE, "judge", "llama")
     assert set(data["method"]) == {"sia", "dense", "random", *figure2.STATIC}
     assert (data.loc[data["setting"] == "", "method"].isin(figure2.STATIC)).all()
     assert set(data["setting"]) == {"", *figure2.SETTINGS.values()}
