@@ -183,7 +183,8 @@ class ErrorOfValues(Figure):
         ]
         caption = (
             "Steering one step, against rollouts of the base model: "
-            f"J = expected reward (reward scaled to SD 2) − KL, β = 1. Bands: {profile.statistics.level:.0%} bootstrap intervals over "
+            f"J = expected reward (reward scaled to SD 2) − KL, β = 1. "
+            f"Bands: {profile.statistics.level:.0%} bootstrap intervals over "
             f"replicates and states; "
             f"n = {table['n'].min():.0f} to {table['n'].max():.0f} states per "
             f"point, {plural(int(table['replicates'].max()), 'replicate')}, profile {profile.name}."
