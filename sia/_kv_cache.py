@@ -28,6 +28,9 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     backbone = model.base_model
     if backbone is model and model.get_output_embeddings() is not None:
         # Llama 4 calls it otherwise than its class says
+        decoder = model.get_decoder()
+        if decoder is not model:
+            return backbone_of(decoder)
         parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
         backbone = next(parts, model)
     return cast(PreTrainedModel, backbone)

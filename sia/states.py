@@ -128,7 +128,8 @@ def collect_states(
     parts: list[States] = []
     for gate in (Never(), EveryToken()):
         steering = Steering(scorer, gate, beta, candidates=candidates)
-        for indices in batches(ids, batch_size, f"responses, steering: {gate.label}", progress):
+        description = f"responses, steering: {gate.label}"
+        for indices in batches(model, ids, max_new_tokens, batch_size, description, progress):
             prefixes = None
             if backbone is not None:
                 prompts_of_batch = [value_ids[i] for i in indices]

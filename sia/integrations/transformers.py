@@ -239,7 +239,7 @@ def count_before(repeats: Counter[tuple[int, ...]], prompt: Sequence[int]) -> in
 
 def checked_mask(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
     """Return the attention mask `(rows, length)`, after refusing inputs that would be ignored."""
-    given = {name: value for name, value in model_kwargs.items() if value is not None}
+    given = {name: value for name, value in model_kwargs.items() if not _is_blank(name, value)}
     ignored = ", ".join(sorted(given.keys() - SUPPORTED_MODEL_KWARGS))
     cache = given.get("past_key_values", DynamicCache())
     own_cache = type(cache) is DynamicCache
@@ -251,10 +251,18 @@ def checked_mask(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
     refuse(f"starts from an empty cache, got one with {cached} tokens", cached > 0)
     mask = given.get("attention_mask", torch.ones_like(input_ids))
     usual = (mask.cumsum(1) - 1).clamp(min=0)
-    moved = not torch.equal(given.get("position_ids", usual) * mask, usual * mask)
+    # multimodal models number height and width too, which are alike in texts
+    moved = bool(((given.get("position_ids", usual) - usual) * mask).any())
     positions = "counts positions from the first token of each prompt, got other position_ids"
     refuse(positions, moved)
     return mask
+
+
+def _is_blank(name: str, value: object) -> bool:
+    """Return whether an argument says nothing, as those that multimodal models add to a text."""
+    if isinstance(value, Tensor):
+        return name.endswith("token_type_ids") and not bool(value.any())
+    return value is None or value == {}
 
 
 def _refuse_withheld() -> None:
