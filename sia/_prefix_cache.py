@@ -59,6 +59,7 @@ def logits_forward(model: PreTrainedModel) -> Forward:
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             logits_to_keep=last,
+            return_dict=True,
         ).logits
         return logits[:, -last:].float()
 
@@ -174,7 +175,9 @@ class CachedPrefixes:
         """
         rows, totals = self._remember(rows, responses, lengths)
         if self.whole:
-            return self._read_whole(rows, totals, torch.zeros(len(rows), 1, 0)).squeeze(1)
+            return self._read_whole(
+                rows, totals, torch.zeros(len(rows), 1, 0, device=rows.device)
+            ).squeeze(1)
         # to read a token it must be computed
         self.cached[rows] = torch.minimum(self.cached[rows], totals - 1)
         unseen = totals - self.cached[rows]
@@ -413,7 +416,7 @@ def _cheapest(tokens: Tensor) -> list[tuple[int, int]]:
     tokens: of each row, `(n,)`, ascending.
     """
     # tokens of padding that a split after so many rows saves, less what a further pass costs
-    count = torch.arange(1, len(tokens))
+    count = torch.arange(1, len(tokens), device=tokens.device)
     saved = count * (tokens[-1] - tokens[:-1]) - PASS_OVERHEAD
     if len(saved) == 0 or int(saved.max()) <= 0:
         return [(0, len(tokens))]

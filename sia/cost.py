@@ -249,7 +249,8 @@ def costs(model: Meter, scorers: Iterable[Meter], junctions: Tensor) -> list[Cos
         junctions: Steps of each row at which the gate was open, `(rows,)`.
     """
     forwards, tokens, flops = (column.tolist() for column in model.totals())
-    none = [torch.zeros(len(junctions), dtype=d) for d in (torch.int64, torch.int64, torch.float64)]
+    dtypes = (torch.int64, torch.int64, torch.float64)
+    none = [torch.zeros(len(junctions), dtype=dtype, device="cpu") for dtype in dtypes]
     totals = [none, *([column.cpu() for column in meter.totals()] for meter in scorers)]
     value_forwards, value_tokens, value_flops = (
         torch.stack(columns).sum(0).tolist() for columns in zip(*totals, strict=True)

@@ -121,7 +121,8 @@ def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tens
     """Return logits, and the hidden states that they are read from, at the positions `kept`."""
     # what the output embeddings read is narrowed to `kept` too
     with evaluation_mode(model.modules()), observe_hidden_states(model, read=True) as states:
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+        outputs = model(input_ids=input_ids, use_cache=False, return_dict=True, logits_to_keep=kept)
+        logits = outputs.logits
     assert states is not None
     assert states.latest is not None
     return logits, states.latest
@@ -178,9 +179,12 @@ class _Batch:
         prompt_keys = _sampling.prompt_keys(prompts, [seed] * rows, device)
         self.keys = _sampling.gate_keys(_sampling.step_keys(prompt_keys, longest))
         self.previous = {
-            signal: torch.full((rows,), torch.nan, device=device) for signal in self.gate.signals
+            signal: torch.full((rows,), torch.nan, dtype=torch.float32, device=device)
+            for signal in self.gate.signals
         }
-        self.log_probabilities = torch.full((rows, longest), torch.nan, device=device)
+        self.log_probabilities = torch.full(
+            (rows, longest), torch.nan, dtype=torch.float32, device=device
+        )
         self.greedy = torch.zeros(rows, longest, dtype=torch.bool, device=device)
         self.steered = torch.zeros_like(self.greedy)
 

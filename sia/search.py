@@ -169,7 +169,7 @@ def _search(
     """
     responses, samples = decoding.responses, width * expansions
     shape, device = (len(decoding.prompts), samples), responses.tokens.device
-    rewards = torch.full(shape, -torch.inf, device=device)
+    rewards = torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
     while len(rows := decoding.active_rows):
         decoding.run(chunk)
         step = decoding.step

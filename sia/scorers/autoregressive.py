@@ -61,7 +61,10 @@ class AutoregressiveSession(Session):
         self.meters = [self.prefixes.meter]
         # sums[row, t]: ln π_r of the first t tokens, known up to t = summed[row]
         self.sums = torch.zeros(
-            len(self.prefixes.cached), max_new_tokens + 1, device=input_device(model)
+            len(self.prefixes.cached),
+            max_new_tokens + 1,
+            dtype=torch.float32,
+            device=input_device(model),
         )
         self.summed = torch.zeros_like(self.prefixes.cached)
 

@@ -61,7 +61,7 @@ class ClosedScorer(Scorer):
             inputs = {"input_ids": input_ids, "attention_mask": mask}
             with evaluation_mode(model.modules()):
                 if self.head is None:
-                    values.append(model(**inputs).logits.float().squeeze(-1))
+                    values.append(model(**inputs, return_dict=True).logits.float().squeeze(-1))
                 else:
                     every = self.read(last=input_ids.shape[1], past_key_values=None, **inputs)
                     values.append(every.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1))

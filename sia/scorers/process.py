@@ -91,7 +91,7 @@ class ProcessRewardScorer(ClosedScorer):
     def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
         if past_key_values is not None:  # encoders know no such argument
             inputs |= {"past_key_values": past_key_values, "use_cache": True}
-        logits = self.model(**inputs).logits[:, -last:]
+        logits = self.model(**inputs, return_dict=True).logits[:, -last:]
         return logits.float().softmax(-1)[..., self.good_label]
 
 

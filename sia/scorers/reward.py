@@ -145,7 +145,10 @@ class RewardScorer(ClosedScorer):
     @override
     def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
         outputs = backbone_of(self.model)(
-            **inputs, past_key_values=past_key_values, use_cache=past_key_values is not None
+            **inputs,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            return_dict=True,
         )
         return self.model.score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
 

@@ -159,6 +159,7 @@ class ValueModel(nn.Module, Scorer):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
+            return_dict=True,
         ).last_hidden_state
         return self.head(hidden.to(self.head.weight.device, torch.float32)).squeeze(-1)
 

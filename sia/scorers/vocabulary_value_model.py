@@ -127,7 +127,10 @@ def hidden_prefixes(
 
     def forward(*, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
         outputs = backbone(
-            **inputs, past_key_values=past_key_values, use_cache=past_key_values is not None
+            **inputs,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            return_dict=True,
         )
         return outputs.last_hidden_state[:, -last:]
 

@@ -1,0 +1,172 @@
+"""Responses do not depend on settings around the call, and models are left as they were found."""
+
+import warnings
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from sia import (
+    AutoregressiveScorer,
+    EntropyGate,
+    EveryToken,
+    RewardScorer,
+    RolloutScorer,
+    Steering,
+    ValueModel,
+    best_of_n,
+    generate,
+    log_likelihoods,
+)
+from tests.helpers import tiny
+
+PROMPTS = tiny.prompts(4)
+LORA = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights=False)
+
+
+def adapted(build):
+    """The model with a LoRA whose dropout would change every response."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers
+        return tiny.seeded(lambda: get_peft_model(build, LORA).eval(), 0)
+
+
+MODEL = tiny.language_model("qwen3")
+VALUES = ValueModel.from_backbone(adapted(tiny.language_model("qwen3", seed=1)))
+VALUES.eval()
+nn.init.normal_(VALUES.head.weight, generator=torch.Generator().manual_seed(0))
+REWARD = RewardScorer(tiny.reward_model("qwen3"))
+EXPERT = AutoregressiveScorer(adapted(tiny.language_model("llama", seed=4)))
+MODELS = [MODEL, VALUES, REWARD.model, EXPERT.model]
+CONFIGS = [MODEL.config, VALUES.backbone.config, REWARD.model.config, EXPERT.model.config]
+
+
+def steered(scorer, gate=None):
+    steering = Steering(scorer, gate or EveryToken(), 2.0)
+    return tiny.tokens(tiny.generate(MODEL, PROMPTS, steering, max_new_tokens=6))
+
+
+WAYS = {
+    "values": lambda: steered(VALUES, EntropyGate(1.5)),
+    "rewards": lambda: steered(REWARD),
+    "likelihoods of an expert": lambda: steered(EXPERT),
+    "rollouts": lambda: steered(RolloutScorer(MODEL, REWARD, 2)),
+    "best of n": lambda: tiny.tokens(
+        best_of_n(
+            MODEL, tiny.tokenizer(), PROMPTS, REWARD, 2, Steering(VALUES, EveryToken()),
+            max_new_tokens=4, progress=False,
+        )
+    ),
+    "log-likelihoods": lambda: [
+        x.total for x in log_likelihoods(MODEL, Steering(VALUES, EveryToken(), candidates=60),
+                                         PROMPTS, [[7, 8]] * 4)
+    ],
+}  # fmt: skip
+EXPECTED = {name: act() for name, act in WAYS.items()}
+
+
+@contextmanager
+def default_dtype(dtype):
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@contextmanager
+def training():
+    for model in MODELS:
+        model.train()
+    MODEL.gradient_checkpointing_enable()
+    try:
+        yield
+        assert all(module.training for model in MODELS for module in model.modules())
+    finally:
+        MODEL.gradient_checkpointing_disable()
+        for model in MODELS:
+            model.eval()
+
+
+@contextmanager
+def configured(name, value):
+    usual = [getattr(config, name) for config in CONFIGS]
+    for config in CONFIGS:
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, setting in zip(CONFIGS, usual, strict=True):
+            setattr(config, name, setting)
+
+
+SETTINGS = {
+    "double by default": lambda: default_dtype(torch.float64),
+    "half by default": lambda: default_dtype(torch.bfloat16),
+    "another device by default": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+    "training": training,
+    "no cache": lambda: configured("use_cache", False),
+    "hidden states": lambda: configured("output_hidden_states", True),
+    "nothing": nullcontext,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_responses_do_not_depend_on_ambient_settings(setting, way):
+    with SETTINGS[setting]():
+        assert WAYS[way]() == EXPECTED[way]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_reaches_the_models_as_in_transformers(way):
+    with torch.autocast("cpu", torch.bfloat16):
+        result = WAYS[way]()
+        greedy = tiny.generate(MODEL, [[7, 8]], temperature=0, max_new_tokens=4)
+        usual = MODEL.generate(torch.tensor([[7, 8]]), do_sample=False, max_new_tokens=4)
+    assert np.shape(result[0]) == np.shape(EXPECTED[way][0])
+    assert tiny.tokens(greedy) == usual[:, 2:].tolist()
+    if way == "log-likelihoods":
+        np.testing.assert_allclose(result, EXPECTED[way], rtol=0.05)
+
+
+def test_modes_are_restored_after_an_error_too():
+    model, values = tiny.language_model("qwen3"), tiny.value_model("qwen3")
+    model.train()
+    model.lm_head.eval()  # frozen by its owner
+    values.train()
+    with torch.no_grad():
+        values.head.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="at step 0 of prompt 0"):
+        tiny.generate(model, [[7]], Steering(values, EveryToken()))
+    assert all(module.training for module in values.modules())
+    assert [name for name, m in model.named_modules() if not m.training] == ["lm_head"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("layers", ["all", "head"])
+def test_models_that_torch_quantises_for_the_processor_decode(layers):
+    """Bookkeeping does not ask for weights that such layers do not have."""
+    model = tiny.language_model("llama")
+    kinds = {nn.Linear} if layers == "all" else {"lm_head"}
+    quantised = torch.ao.quantization.quantize_dynamic(model, kinds, dtype=torch.qint8)
+    usual = quantised.generate(torch.tensor([[7, 8]]), do_sample=False, max_new_tokens=6)
+    (generation,) = tiny.generate(quantised, [[7, 8]], temperature=0, max_new_tokens=6)
+    assert generation.token_ids.tolist() == usual[0, 2:].tolist()
+    values = tiny.value_model("llama")
+    values.backbone = torch.ao.quantization.quantize_dynamic(values.backbone, {nn.Linear})
+    for scorer in (values, AutoregressiveScorer(quantised)):
+        (generation,) = generate(
+            quantised, tiny.tokenizer(), [[7, 8]], Steering(scorer, EveryToken()),
+            max_new_tokens=3, progress=False,
+        )  # fmt: skip
+        assert generation.steered.all()
+        assert generation.cost.value_flops > 0
