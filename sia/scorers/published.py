@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from sia._kv_cache import backbone_of
 
 CONFIG_FILE, ADAPTER_FOLDER, HEAD_FILE = "model_config.json", "lora_weights", "token_reward_head.pt"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # either will do
 KINDS = {
     "causal_lm": AutoModelForCausalLM,
@@ -56,7 +56,7 @@ def read(
     """
     adapter = folder / ADAPTER_FOLDER
     _check_complete(folder, adapter)
-    settings = _read_json(folder / CONFIG_FILE)
+    settings = read_json(folder / CONFIG_FILE)
     kind = settings.get("model_type", "causal_lm")
     if kind not in KINDS:
         raise ValueError(
@@ -76,7 +76,7 @@ def read(
             f"{settings['hidden_size']}, {source} has {size}"
         )
     head = _read_head(folder / HEAD_FILE)
-    merged = _merge_adapter(model, adapter, source)
+    merged = merge_adapter(model, adapter, source)
     return backbone_of(merged), head.to(merged.device)
 
 
@@ -95,7 +95,7 @@ def _check_complete(folder: Path, adapter: Path) -> None:
 def _backbone_name(settings: Mapping[str, Any], adapter: Path) -> str | None:
     """Return the backbone that the checkpoint names, or else its adapter."""
     named = next(filter(None, map(settings.get, BACKBONE_NAMES)), None)
-    return named or _read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return named or read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
 
 
 def _load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> PreTrainedModel:
@@ -115,7 +115,7 @@ def _load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) ->
     return model
 
 
-def _merge_adapter(model: PreTrainedModel, adapter: Path, source: str | Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, adapter: Path, source: str | Path) -> PreTrainedModel:
     """Return the backbone `model`, read from `source`, with the adapter merged into it."""
     from peft import (  # takes seconds to import
         PeftModel,
@@ -198,7 +198,14 @@ def local_folder(path: str | Path, subfolder: str, revision: str | None) -> Path
     return Path(folder) / subfolder
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def refuse_backbone(folder: Path, backbone: str | Path | None) -> None:
+    """Raise ValueError if a backbone is named for a checkpoint that brings its own."""
+    if backbone is not None:
+        raise ValueError(f"{folder} brings its own backbone: backbone must be None, got {backbone}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return what a JSON file holds, or raise ValueError."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

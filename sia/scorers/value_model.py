@@ -6,23 +6,31 @@ form in which the paper's own are published (`sia.scorers.published`).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from typing_extensions import override
 
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes
-from sia.scorers import published
+from sia.scorers import published, value_heads
 from sia.scorers.base import CachedSession, Scorer
+from sia.scorers.loading import (
+    cast_buffers,
+    check_reproducible,
+    load_backbone,
+    output_size,
+    unwrap,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
 
 HEAD_FILE = "value_head.safetensors"
+BUFFER = "backbone."  # prefix of buffers in this file
 
 
 class ValueModel(nn.Module, Scorer):
@@ -39,7 +47,7 @@ class ValueModel(nn.Module, Scorer):
             ValueError: If the head does not read hidden states of the backbone's size.
         """
         super().__init__()
-        size = backbone.config.get_text_config().hidden_size
+        size = output_size(backbone)
         if head.in_features != size or head.out_features != 1:
             raise ValueError(
                 f"the value head must be Linear({size}, 1) for this backbone, "
@@ -55,11 +63,8 @@ class ValueModel(nn.Module, Scorer):
             model: Any model, also one wrapped by PEFT, whose adapters stay in the backbone. The
                 backbone is shared, not copied.
         """
-        if not isinstance(model, PreTrainedModel):
-            model = cast(PreTrainedModel, model.get_base_model())
-        backbone = backbone_of(model)
-        size = backbone.config.get_text_config().hidden_size
-        head = nn.Linear(size, 1, device=input_device(backbone))
+        backbone = backbone_of(unwrap(model))
+        head = nn.Linear(output_size(backbone), 1, device=input_device(backbone))
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return cls(backbone, head)
@@ -74,12 +79,15 @@ class ValueModel(nn.Module, Scorer):
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load what `save_pretrained` wrote, or a checkpoint in the published layout.
+        """Load what `save_pretrained` wrote, or a checkpoint in the layout of others.
+
+        These are the published one of the paper (`sia.scorers.published`) and value heads as TRL,
+        LLaMA-Factory and OpenRLHF save them (`sia.scorers.value_heads`).
 
         Args:
             path: Local folder or Hub id.
-            backbone: Path or Hub id of the backbone of a checkpoint in the published layout
-                (`sia.scorers.published`); by default the one that the checkpoint names.
+            backbone: Path or Hub id of the backbone of a checkpoint that is an adapter; by default
+                the one that the checkpoint names.
             subfolder: Folder within `path`.
             revision: Of the Hub repository.
             **options: For transformers' from_pretrained (dtype, device_map, …).
@@ -92,21 +100,27 @@ class ValueModel(nn.Module, Scorer):
         published_files = (folder / published.HEAD_FILE, folder / published.CONFIG_FILE)
         if not (folder / HEAD_FILE).is_file() and any(file.is_file() for file in published_files):
             return cls(*published.read(folder, backbone, options)).eval()
-        if backbone is not None:
-            raise ValueError(
-                f"{folder} brings its own backbone: backbone must be None, got {backbone}"
-            )
+        if (head := value_heads.read_head(folder)) is not None:
+            return cls(*value_heads.read(folder, head, backbone, options)).eval()
+        published.refuse_backbone(folder, backbone)
         return cls(*_read_own(folder, options)).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
         A save that was cut off has no head, so that `from_pretrained` refuses it.
+
+        Raises:
+            ValueError: Before anything is written, if the backbone could not be brought back bit
+                for bit (adapters in its layers, say).
         """
+        check_reproducible(self.backbone)
         folder = Path(path)
         (folder / HEAD_FILE).unlink(missing_ok=True)
         self.backbone.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        # `model.bfloat16()` casts buffers, too, that transformers makes anew in float32 (rotations)
+        state |= {f"{BUFFER}{name}": buffer for name, buffer in cast_buffers(self.backbone).items()}
         unfinished = folder / f".{HEAD_FILE}"
         safetensors.torch.save_file(state, unfinished)
         unfinished.replace(folder / HEAD_FILE)
@@ -207,21 +221,12 @@ def _read_own(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, n
         )
     try:
         state = safetensors.torch.load_file(folder / HEAD_FILE)
-        backbone, loading = AutoModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **options
-        )
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
         ) from error
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {folder} do not fit its config.json: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    if loading["missing_keys"]:
-        raise ValueError(
-            f"the value model in {folder} lacks weights of its backbone: "
-            f"{', '.join(sorted(loading['missing_keys']))}"
-        )
+    backbone = load_backbone(folder, options)
+    for name in [name for name in state if name.startswith(BUFFER)]:
+        buffer = backbone.get_buffer(name.removeprefix(BUFFER))
+        buffer.data = state.pop(name).to(buffer.device)
     return backbone, published.linear_head(state, folder / HEAD_FILE).to(backbone.device)

@@ -2,11 +2,20 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import (
+    DynamicCache,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2LMHeadModel,
+    LlamaModel,
+)
 
 from sia import EveryToken, Steering, ValueModel
 from sia._kv_cache import preallocated_cache
 from tests.helpers import tiny
+from tests.helpers.reference import whole_values
+from tests.sia.scorers.test_reward import lora
+from tests.sia.scorers.test_value_heads import opt
 
 
 @torch.no_grad()
@@ -24,16 +33,99 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(values, model(torch.tensor([[7, 8, 9]])), atol=1e-5, rtol=1e-5)
 
 
+def multimodal():
+    """A text decoder in a wrapper with a vision tower."""
+    text = tiny.config("gemma3").to_dict()
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    vision = {"hidden_size": 32, "image_size": 28, "patch_size": 14, **sizes}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return tiny.seeded(lambda: Gemma3ForConditionalGeneration(config).eval(), 3)
+
+
+def merged():
+    return lora(tiny.language_model("llama")).merge_and_unload()
+
+
+def tied():
+    config = tiny.config("gpt2")
+    config.tie_word_embeddings = True
+    return tiny.seeded(lambda: GPT2LMHeadModel(config).eval(), 3)
+
+
+ROUND_TRIPS = {
+    "qwen3": lambda: tiny.language_model("qwen3"),
+    "merged LoRA": merged,
+    "tied embeddings": tied,
+    "bfloat16": lambda: tiny.language_model("gemma3").bfloat16(),
+    "reward model": lambda: tiny.reward_model("mistral"),
+    "projected hidden state": opt,
+    "multimodal": multimodal,
+}
+
+
 @torch.no_grad()
-def test_save_and_load_bit_for_bit(tmp_path):
-    model, ids = tiny.value_model("qwen3"), torch.tensor(tiny.prompts(1))
+@pytest.mark.parametrize("kind", ROUND_TRIPS)
+def test_save_and_load_bit_for_bit(kind, tmp_path):
+    model, ids = ValueModel.from_backbone(ROUND_TRIPS[kind]()), torch.tensor(tiny.prompts(1))
+    model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
     model.save_pretrained(tmp_path)
     loaded = ValueModel.from_pretrained(tmp_path)
     assert type(loaded.backbone) is type(model.backbone)
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), atol=0, rtol=0)
-    assert torch.equal(loaded(ids), model(ids))
+    assert torch.equal(loaded(ids), model.eval()(ids))
     assert loaded(ids).dtype == torch.float32
     assert not loaded.training
+
+
+class OtherLlama(LlamaModel):
+    """A class of the caller, which no config names."""
+
+
+def subclass():
+    return OtherLlama(tiny.config("llama"))
+
+
+def mixed():
+    model = tiny.language_model("qwen3").bfloat16()
+    model.model.norm.float()
+    return model
+
+
+def wider():
+    model = tiny.language_model("qwen3")
+    model.model.layers[0].mlp.gate_proj = torch.nn.Linear(32, 48)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: lora(tiny.language_model("llama")), r"other weights .*: merge adapters first"),
+        (
+            lambda: lora(tiny.language_model("llama"), use_dora=True),
+            r"\(layers.0.mlp.down_proj.base_layer.weight\): merge adapters first",
+        ),
+        (subclass, "its config makes a LlamaModel, it is a OtherLlama"),
+        (mixed, "must have one dtype, got torch.bfloat16, torch.float32"),
+        (wider, "than its config makes .layers.0.mlp.gate_proj.bias."),
+    ],
+)
+def test_what_would_not_come_back_is_not_saved(build, message, tmp_path):
+    folder = tmp_path / "values"
+    with pytest.raises(ValueError, match=f"the backbone cannot be saved.*{message}"):
+        ValueModel.from_backbone(build()).save_pretrained(folder)
+    assert not folder.exists()
+
+
+def test_a_projected_hidden_state_is_read_by_sessions():
+    """OPT-350m's last hidden state has word_embed_proj_dim numbers."""
+    values = ValueModel.from_backbone(opt())
+    torch.nn.init.ones_(values.head.weight)
+    candidates = torch.tensor([[9, 10, 11]])
+    session = values.start_session([[7, 8]], 4)
+    scores = session.score(torch.tensor([0]), torch.tensor([[5]]), candidates)
+    expected = whole_values(values, [7, 8, 5], [9, 10, 11])
+    torch.testing.assert_close(scores[0], expected, atol=2e-5, rtol=1e-4)
 
 
 def test_a_head_of_the_wrong_size_is_refused():
