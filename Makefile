@@ -14,9 +14,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 RUN := $(BIN)/python -m benchmarks
+# the flag where the variable is on; other words than these are refused
+switch = $(if $(filter 1 yes true on,$($1)),$2,$(if $(filter-out 0 no false off,$($1)), \
+	$(error $1 should be 1 or 0, got $($1))))
 # what differs from its default is passed on; a command refuses what means nothing for it
 OPTIONS = --profile $(PROFILE) $(if $(filter-out 1,$(REPLICATES)),--replicates $(REPLICATES)) \
-	$(if $(filter-out 0,$(FRESH)),--fresh) $(if $(filter-out 0,$(KEEP)),--keep) \
+	$(call switch,FRESH,--fresh) $(call switch,KEEP,--keep) \
 	$(if $(filter-out local,$(EXECUTOR)),--executor $(EXECUTOR)) $(if $(LIMIT),--limit $(LIMIT)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
 	$(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE))
@@ -59,7 +62,7 @@ claims: $(READY) ## print the verdict on every claim; of the lab, write docs/res
 	$(RUN) claims $(OPTIONS)
 
 check: $(READY_DEV) ## retrain a small profile and compare its metrics with the committed ones (FRESH=1 replaces these)
-	$(BIN)/python -m benchmarks check $(if $(filter-out 0,$(FRESH)),--fresh)
+	$(BIN)/python -m benchmarks check $(call switch,FRESH,--fresh)
 
 verify: $(READY_DEV) ## check that committed summaries, verdicts and figures follow from the committed rows
 	$(BIN)/python -m pytest -m committed tests/test_committed.py

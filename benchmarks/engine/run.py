@@ -76,6 +76,9 @@ def run_experiment(
     if options.keep:
         names = ["models"] * options.quality + list(figures)
         existing, missing_replicates = _existing_rows(profile, names, replicates)
+        if not missing_replicates:
+            print(f"KEEP=1: the tables have all {len(replicates)} replicates, nothing to measure")
+            return
 
     def write(name: str, rows: DataFrame, provenance: dict) -> None:
         frames = [*existing.get(name, []), rows]
@@ -142,11 +145,8 @@ def measure_rows(
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)
-            rows = {
-                name: figure.collect(profile, replicates, sweep) for name, figure in figures.items()
-            }
-        for name, of_figure in rows.items():
-            on_result(name, of_figure, provenance)
+            for name, figure in figures.items():  # written one by one: a later failure loses none
+                on_result(name, figure.collect(profile, replicates, sweep), provenance)
 
 
 def _existing_rows(

@@ -200,7 +200,7 @@ def test_the_documentation_steers_a_model(checkout):
     """The lab's quickstart of the README, and the session of the usage page, on the tiny lab."""
     readme = python_blocks("README.md")[-1]
     usage = "\n".join(python_blocks("docs/usage.md"))
-    for code, lines in ((readme, 2), (usage, 10)):
+    for code, lines in ((readme, 1), (usage, 10)):
         assert ".cache/smoke/models" in code
         code = code.replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
         done = subprocess.run(
@@ -333,6 +333,10 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     assert not (checkout / ".cache/tiny/measuring-again").exists()
 
     assert "threshold: measuring, as KEEP=1 asks" in run(
+        checkout, "threshold", "--keep", "--replicates", "2"
+    )
+    assert table(checkout, "threshold") == together
+    assert "KEEP=1: the tables have all 2 replicates, nothing to measure" in run(
         checkout, "threshold", "--keep", "--replicates", "2"
     )
     assert table(checkout, "threshold") == together
