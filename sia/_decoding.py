@@ -287,7 +287,7 @@ class Decoding:
 
     def _start_over(self) -> None:
         """Let the next forward pass compute all tokens so far anew."""
-        self.current = self._ids()
+        self.current = self._ids(self.prompts)
         length = self.current.shape[1]
         self.cache = preallocated_cache(self.model.config, length + self.max_new_tokens - self.step)
         positions = torch.arange(length, device=self.current.device)

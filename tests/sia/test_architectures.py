@@ -1,0 +1,210 @@
+"""Cached decoding of many architectures against a loop without any cache."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from sia import (
+    Attention,
+    AutoregressiveScorer,
+    Gate,
+    Steering,
+    ValueModel,
+    chunk_beam_search,
+    log_likelihoods,
+    steered_generate,
+)
+from sia._attention import _newest_row
+from sia._inputs import pad_left
+from tests.helpers import tiny
+from tests.helpers.architectures import LATENT, build
+from tests.helpers.reference import decode as reference
+from tests.helpers.reference import whole_values
+
+SWITCH = 12  # within a prompt, beyond another, and on the way of the responses to a third
+ROPE = {"rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": SWITCH}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, **ROPE}
+YARN = {"rope_type": "yarn", **ROPE}
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ROPE}
+PHI3 = {"original_max_position_embeddings": SWITCH, "sliding_window": None}
+WINDOWS = {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
+PROMPTS = [tiny.prompts(1, seed=n, longest=40)[0] for n in range(40)]
+PROMPTS = [next(p for p in PROMPTS if len(p) >= n)[:n] for n in (3, 17, 9)]
+OPEN = (0, 1, 4, 8)  # the value model catches up after gaps
+
+USUAL = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text",
+    "gemma3n_text", "gemma4_text", "cohere", "cohere2", "granite", "olmo", "olmo2", "olmo3", "phi",
+    "phi3", "stablelm", "starcoder2", "glm", "glm4", "smollm3", "exaone4", "nemotron", "helium",
+    "apertus", "seed_oss", "modernbert-decoder", "diffllama", "arcee", "vaultgemma",
+    # rotations of a part, learned positions
+    "gptj", "gpt_neox", "codegen", "falcon", "persimmon", "gpt2", "opt", "xglm", "gpt_bigcode",
+    "biogpt",
+    # attention that does not follow prepared masks
+    "bloom", "mpt", "gpt_neo", "roformer", "llama4_text",
+    # experts
+    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "ernie4_5_moe", "granitemoe",
+    "hunyuan_v1_moe",
+)  # fmt: skip
+SETTINGS = {
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "minicpm3": LATENT,
+    "qwen2 with windows": WINDOWS,
+    "llama with yarn": {"rope_parameters": YARN},
+    "llama with llama3": {"rope_parameters": LLAMA3},
+    "qwen2 with longrope": {"rope_parameters": LONGROPE},
+    "phi3 with longrope": {"rope_parameters": LONGROPE, **PHI3},
+    "phimoe with longrope": {
+        "rope_parameters": {**LONGROPE, "short_mscale": 1.0, "long_mscale": 1.3},
+        **PHI3,
+    },
+}
+
+
+class Gaps(Gate):
+    """Opens at some steps."""
+
+    def opens(self, step):
+        return torch.full_like(step.keys, step.index in OPEN, dtype=torch.bool)
+
+
+def value_model(backbone):
+    model = ValueModel.from_backbone(backbone)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    return model.eval()
+
+
+def assert_matches(generation, expected):
+    for name, column in expected.items():
+        tolerance = {"entropy": 2e-4, "kl": 1e-3}.get(name, 0)
+        np.testing.assert_allclose(
+            getattr(generation, name), column, atol=tolerance, rtol=1e-3, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("name", [*USUAL, *SETTINGS])
+def test_a_batch_equals_a_loop_without_cache_over_each_row(name):
+    """Of language and value model alike, beyond every window and switch."""
+    kind = name.split(" ")[0]
+    model, backbone = (build(kind, seed, **SETTINGS.get(name, {})) for seed in (0, 1))
+    scorer = value_model(backbone)
+    options = {"max_new_tokens": 10, "seed": 5}
+    generations = tiny.generate(model, PROMPTS, Steering(scorer, Gaps(), candidates=8), **options)
+    for prompt, generation in zip(PROMPTS, generations, strict=True):
+        expected = reference(
+            model,
+            partial(whole_values, scorer),
+            prompt,
+            lambda looks: looks[-1].step in OPEN,
+            candidates=8,
+            **options,
+        )
+        assert_matches(generation, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "further", "message"),
+    [
+        ("mamba", {}, "layers of attention only, Mamba.* has none"),
+        ("rwkv", {}, "layers of attention only, Rwkv.* has none"),
+        (
+            "qwen3_next",
+            {},
+            "full or sliding-window attention only, Qwen3Next.* has LinearAttention",
+        ),
+        ("falcon_h1", {}, "full or sliding-window attention only, FalconH1.* has LinearAttention"),
+        (
+            "llama",
+            {"rope_parameters": {**ROPE, "rope_type": "dynamic"}, "max_position_embeddings": 8},
+            'the rotary scaling "dynamic" of Llama.* changes with every token beyond 8',
+        ),
+    ],
+)
+def test_what_cannot_be_cached_ends_in_one_sentence(kind, further, message):
+    model = build(kind, **further)
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(model, PROMPTS)
+    with pytest.raises(ValueError, match=message):
+        value_model(model).start_session(PROMPTS, 10)
+
+
+def test_a_language_model_that_keeps_no_cache_is_refused():
+    with pytest.raises(ValueError, match="needs a model that extends transformers' caches, OpenAI"):
+        tiny.generate(build("openai-gpt"), PROMPTS)
+
+
+PHI3_LONG = build("phi3", rope_parameters=LONGROPE, **PHI3)
+
+
+def test_a_padded_batch_that_may_cross_a_switch_is_refused_by_transformers_way():
+    ids, mask = pad_left(PROMPTS, "cpu")
+    with pytest.raises(ValueError, match=r"beyond 12 tokens: .* of one length, got 3 to 17 tokens"):
+        PHI3_LONG.generate(
+            ids, attention_mask=mask, custom_generate=steered_generate, max_new_tokens=5
+        )
+
+
+def test_searches_and_likelihoods_cross_a_switch_as_decoding_does():
+    prompts, seeds = PROMPTS[1:], [3, 4]
+    scorer = AutoregressiveScorer(build("phi3", 1, rope_parameters=LONGROPE, **PHI3))
+    steering = Steering(scorer, Gaps())
+    generations = tiny.generate(PHI3_LONG, prompts, steering, seed=seeds)
+    likelihoods = log_likelihoods(PHI3_LONG, None, prompts, tiny.tokens(generations))
+    for prompt, generation, likelihood in zip(prompts, generations, likelihoods, strict=True):
+        (alone,) = log_likelihoods(PHI3_LONG, None, [prompt], [generation.token_ids.tolist()])
+        np.testing.assert_allclose(likelihood.log_probabilities, alone.log_probabilities, atol=1e-4)
+        expected = step_by_step(PHI3_LONG, prompt, generation.token_ids.tolist())
+        np.testing.assert_allclose(likelihood.log_probabilities, expected, atol=1e-4)
+    found = chunk_beam_search(
+        PHI3_LONG, tiny.tokenizer(), prompts, value_model(scorer.model), width=2, expansions=2,
+        chunk=2, max_new_tokens=8, progress=False,
+    )  # fmt: skip
+    for prompt, generation in zip(prompts, found, strict=True):
+        likelihood = step_by_step(PHI3_LONG, prompt, generation.token_ids.tolist())
+        assert np.isfinite(likelihood).all()  # all among the candidates
+
+
+@torch.no_grad()
+def step_by_step(model, prompt, response):
+    """Log-probabilities of tokens among 10 candidates, each by a forward pass without cache."""
+    result = []
+    for step, token in enumerate(response):
+        logits = model(torch.tensor([[*prompt, *response[:step]]]), use_cache=False).logits[0, -1]
+        top = logits.topk(10)
+        row = (top.indices == token).float().log() + top.values.log_softmax(0)
+        result.append(float(row.max()))
+    return np.array(result)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama", "gemma", "gemma2", "gemma3_text", "granite", "cohere2", "qwen2", "qwen3", "phi3",
+        "mistral", "gpt2", "gpt_oss", "starcoder2", "olmo2", "glm4", "mixtral", "helium",
+        "deepseek_v3", "minicpm3", "nemotron", "stablelm", "smollm3", "opt",
+    ],
+)  # fmt: skip
+def test_the_attention_signal_is_that_of_eager_attention(kind):
+    """Whatever scale the model's attention has."""
+    model = build(kind, **SETTINGS.get(kind, {}))
+    (generation,) = tiny.generate(model, PROMPTS[2:], max_new_tokens=6, observe=[Attention()])
+    ids = torch.tensor([[*PROMPTS[2], *generation.token_ids.tolist()]])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = torch.cat(model(ids, output_attentions=True, use_cache=False).attentions)
+    averaged = attentions.mean((0, 1)).numpy()
+    for step, level in enumerate(generation.signals[Attention()]):
+        newest = len(PROMPTS[2]) + step - 1
+        distance = newest - np.arange(1, newest + 1)
+        expected = (averaged[newest, 1 : newest + 1] * distance.clip(max=10)).sum()
+        assert level == pytest.approx(expected, rel=1e-4)
+
+
+def test_attention_without_a_scale_of_its_own_has_the_usual_one():
+    query, key = torch.randn(2, 2, 4, 3, 8, generator=torch.Generator().manual_seed(0))
+    values = torch.eye(3).expand(2, 4, -1, -1)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, values)[:, :, -1]
+    torch.testing.assert_close(_newest_row(query, key, None, None), expected)
