@@ -160,9 +160,10 @@ class Cost(Figure):
             style.handle("base", label, color="#AAAAAA", linestyle=line)
             for label, line in (("Pareto front", "-"), ("front on the base model", "--"))
         ]
+        rounds = points.loc[points["cost"] == "seconds_ratio", "n_cost"].max()
         caption = (
-            "Score against cost relative to decoding the base model. Percentages: share of tokens "
-            f"that SIA steers. {style.sample_size_note(points, profile, 'Lines')}"
+            "Score against cost, relative to decoding the base. Percentages: tokens that SIA "
+            f"steers. Time: {rounds:.0f} rounds. {style.sample_size_note(points, profile, 'Lines')}"
         )
         return style.finish(figure, handles, caption, folder, "cost", stale=stale)
 

@@ -99,8 +99,8 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
     style.name_facets(figure, list(rows.values()), list(map(labels.objective_label, COLUMNS)))
     figure.supylabel(labels.metric_label(profile, profile.score))
     caption = (
-        "Six gates at matched shares of steered tokens, β = 1; every curve ends in dense steering. "
-        f"Intervals are drawn for two gates. {style.sample_size_note(level, profile)}"
+        "Six gates at equal shares of steered tokens, β = 1; curves end in dense steering. "
+        f"{style.sample_size_note(level, profile, 'Bands (entropy and random gate only)')}"
     )
     handles = [style.handle(method) for method in (*gates, "base")]
     return style.finish(figure, handles, caption, folder, "figure1", stale=stale, legend_columns=4)

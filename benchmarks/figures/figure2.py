@@ -162,7 +162,7 @@ def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: 
         )
     caption = (
         f"{labels.family_label(family)}: score against the share of steered tokens; curves end in "
-        f"dense steering. Best of N = {profile.sweep.beams}; intervals of static baselines: "
+        f"dense steering. Best of N: N = {profile.sweep.beams}; intervals of the baselines: "
         f"table 1. {style.sample_size_note(data, profile)}"
     )
     return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=4)

@@ -188,9 +188,15 @@ def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Band
         shown: How the figure shows intervals.
     """
     rows = summary[summary["n"].notna()]
+    largest = rows.loc[rows["n"].astype(int).idxmax()]
+    fewer = rows[(rows["objective"] == largest["objective"]) & (rows["n"] < largest["n"])]
+    exceptions = [
+        f" ({label_of(method)}: n = {n:.0f})"
+        for method, n in fewer[["method", "n"]].drop_duplicates().itertuples(index=False)
+    ]
     return (
         f"{shown}: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; "
-        f"{sample_size(rows.loc[rows['n'].astype(int).idxmax()])}, profile {profile.name}."
+        f"{sample_size(largest)}{''.join(exceptions)}, profile {profile.name}."
     )
 
 

@@ -130,8 +130,8 @@ class Theory(Figure):
         ]
         note = style.sample_size_note(lab[lab["low"].notna()].assign(seeds=1), profile, "Lines")
         caption = (
-            "Exact on random steps and trees (top), measured in the lab with per-token values "
-            f"unless labelled otherwise (β = 1; J = E[reward] − KL). {note}"
+            "Top: random steps and trees, computed exactly. Others: the lab, per-token loss unless "
+            f"labelled otherwise, β = 1, J = E[reward] − KL. {note}"
         )
         return style.finish(figure, handles, caption, folder, "theory", stale=stale)
 

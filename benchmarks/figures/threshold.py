@@ -127,7 +127,8 @@ class Threshold(Figure):
             style.handle("base", "τ = 1, as reported", color=style.ZERO, linestyle=":"),
         ]
         caption = (
-            "SIA under the same τ for every objective, β = 1. "
+            "SIA with the same τ for every objective, β = 1. Each model is steered by a value "
+            "model of its own size. "
             f"{style.sample_size_note(level, profile)}"
         )
         return style.finish(

@@ -34,7 +34,7 @@ STRETCHES = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
 COLUMNS = ("entropy", "base_logprob", "value_mean", "value_token", "worth", "worth_error")
 PANELS = {
     "steering_gain": "gain in J",
-    "reward_gained": "reward gained (reward scaled to SD 2)",
+    "reward_gained": "reward gained\n(scaled to SD 2)",
     "kl_paid": "KL paid (nats)",
     "value_error_weighted": "squared error of V,\nby base probability",
     "value_error_uniform": "squared error of V,\ncandidates alike",
@@ -182,12 +182,11 @@ class ErrorOfValues(Figure):
             ),
         ]
         caption = (
-            "Steering one step, against rollouts of the base model: "
-            f"J = expected reward (reward scaled to SD 2) − KL, β = 1. "
-            f"Bands: {profile.statistics.level:.0%} bootstrap intervals over "
-            f"replicates and states; "
-            f"n = {table['n'].min():.0f} to {table['n'].max():.0f} states per "
-            f"point, {plural(int(table['replicates'].max()), 'replicate')}, profile {profile.name}."
+            "Effect of steering one step, by rollouts of the base model. J = E[reward] − KL, with "
+            "the reward scaled to SD 2; β = 1. "
+            f"Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and "
+            f"states; n = {table['n'].min():.0f} to {table['n'].max():.0f} states per point, "
+            f"{plural(int(table['replicates'].max()), 'replicate')}, profile {profile.name}."
         )
         return style.finish(
             figure, handles, caption, folder, "value-error", stale=stale, legend_columns=3
