@@ -14,21 +14,28 @@ import json
 import math
 import sys
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+import sia
 from sia.gates import GATES, Gate
 from sia.integrations.transformers import SteeredGenerate, count_before
 from sia.likelihood import log_likelihoods
 from sia.scorers import Scorer, ValueModel
+from sia.scorers.loading import unwrap
 from sia.steering import Steering
+
+# arguments of lm-eval's `hf` that change no response
+HARDWARE = {"device", "batch_size", "max_batch_size", "parallelize", "offload_folder"}
 
 
 def make_gate(name: str, *, threshold: float, ratio: float, tokens: int) -> Gate:
@@ -87,13 +94,24 @@ class SIA(HFLM):
             raise ValueError(
                 "model sia needs value_model, the path or Hub id of a value model (or gate=never)"
             )
+        check_options(options)
         super().__init__(pretrained=pretrained, **options)
+        if self.backend != "causal":
+            raise ValueError(
+                "model sia steers decoder-only language models, got an encoder-decoder"
+            )
+        if options.get("peft"):
+            unwrap(self.model)  # refuses adapters that lie outside the model
         self.noise_seed, self.loglikelihood_mode = seed, loglikelihood
         self.settings = {
             "pretrained": (
                 self.pretrained if isinstance(pretrained, str) else type(pretrained).__name__
             ),
+            "options": {name: str(options[name]) for name in sorted(options.keys() - HARDWARE)},
+            "generation_config": str(self.model.generation_config.to_diff_dict()),
+            "version": sia.__version__,
             "value_model": describe(value_model),
+            "backbone": backbone,
             "value_subfolder": value_subfolder,
             "value_revision": value_revision,
             "gate": repr(opener),
@@ -124,10 +142,21 @@ class SIA(HFLM):
                 min_probability=min_probability,
             )
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Digest of the settings."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        """Digest of the settings and of all weights, whatever the paths hold today."""
+        content = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        models = [self.model]
+        if self.steering is not None and isinstance(self.steering.scorer, ValueModel):
+            models.append(self.steering.scorer)
+        for model in models:
+            for name, value in model.state_dict().items():
+                content.update(f"{name} {type(value).__name__}".encode())
+                if isinstance(value, Tensor):
+                    content.update(f"{value.dtype} {tuple(value.shape)}".encode())
+                    data = value.detach().cpu().contiguous().reshape(-1)
+                    content.update(data.view(torch.uint8).numpy())
+        return content.hexdigest()[:16]
 
     def get_model_info(self) -> dict[str, Any]:
         """Return the part of the results' config that describes the model."""
@@ -159,6 +188,8 @@ class SIA(HFLM):
             for row, mask in zip(context, options["attention_mask"], strict=True)
         ]
         decode = SteeredGenerate(self.steering, candidates=self.candidates, seed=seeds)
+        # the task's number counts, whatever the checkpoint's generation_config says
+        options["max_new_tokens"] = max_length - context.shape[1]
         return super()._model_generate(context, max_length, stop, custom_generate=decode, **options)
 
     def _loglikelihood_tokens(
@@ -173,15 +204,18 @@ class SIA(HFLM):
                 "K candidates are impossible. Ask for loglikelihood=steered to get those of the "
                 "steered policy, or evaluate the base model as lm-eval's hf"
             )
-        likelihoods = log_likelihoods(
-            self.model,
-            self.steering,
-            [context or [self.prefix_token_id] for _, context, _ in requests],
-            [continuation for *_, continuation in requests],
-            candidates=self.candidates,
-            seed=self.noise_seed,
-            batch_size=override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1),
-        )
+        contexts, continuations = self._fit(requests)
+        mixed = self.mixed_precision_dtype
+        with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
+            likelihoods = log_likelihoods(
+                self.model,
+                self.steering,
+                contexts,
+                continuations,
+                candidates=self.candidates,
+                seed=self.noise_seed,
+                batch_size=override_bs or self._batch_size(requests),
+            )
         if impossible := sum(math.isinf(likelihood.total) for likelihood in likelihoods):
             raise ValueError(
                 f"{impossible} of {len(likelihoods)} continuations have tokens that are not among "
@@ -190,7 +224,40 @@ class SIA(HFLM):
                 f"{self.model.config.get_text_config().vocab_size}), or evaluate the base model "
                 "as lm-eval's hf"
             )
-        return [(likelihood.total, bool(likelihood.greedy.all())) for likelihood in likelihoods]
+        answers = [(likelihood.total, bool(likelihood.greedy.all())) for likelihood in likelihoods]
+        for (request, *_), answer in zip(requests, answers, strict=True):
+            if request is not None:  # of parts of a rolling likelihood
+                self.cache_hook.add_partial("loglikelihood", request, answer)
+        return answers
+
+    def _fit(
+        self, requests: list[tuple[Any, list[int], list[int]]]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return contexts, cut on the left as those of lm-eval's `hf`, and continuations."""
+        contexts = []
+        for _, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise ValueError(
+                    f"a continuation must fit into max_length={self.max_length} tokens, "
+                    f"got one of {len(continuation)}"
+                )
+            room = self.max_length + 1 - len(continuation)  # the last token is never read
+            contexts.append((context or [self.prefix_token_id])[-room:])
+        return contexts, [continuation for *_, continuation in requests]
+
+    def _batch_size(self, requests: list[tuple[Any, list[int], list[int]]]) -> int:
+        """Return the batch size, found by trying out the longest request if it is "auto"."""
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        longest = sorted(requests, key=lambda request: -len(request[1]) - len(request[2]))
+        return int(self._detect_batch_size(longest, 0))
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse arguments of lm-eval's `hf` that would not keep their meaning."""
+    softmax = options.get("softmax_dtype")
+    if softmax not in (None, "float32", torch.float32):
+        raise ValueError(f"model sia computes its softmax in float32, got softmax_dtype={softmax}")
 
 
 def describe(value_model: str | Path | Scorer | None) -> str:

@@ -5,10 +5,13 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from benchmarks.spec.cells import OBJECTIVES
 from sia import EntropyGate, Steering, ValueModel, generate, log_likelihoods
@@ -19,6 +22,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # lm-eval's own, at import
     import lm_eval
     from lm_eval.api.instance import Instance
+    from lm_eval.api.model import CacheHook
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     from sia.integrations.lm_eval import SIA, main, make_gate
@@ -195,6 +200,117 @@ def test_every_setting_counts(build):
     assert len({build(**change).digest for change in changes}) == len(changes)
     gates = [type(make_gate(name, threshold=1.0, ratio=0.2, tokens=3)) for name in GATES]
     assert gates == list(GATES.values())
+
+
+CONTEXT = " ".join(["how do i bake a cake ?"] * 6)
+
+
+@pytest.fixture(scope="module")
+def adapter(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    model = AutoModelForCausalLM.from_pretrained(settings["pretrained"])
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    tiny.seeded(lambda: get_peft_model(model, lora), 3).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": 8},
+        {"max_length": 200, "add_bos_token": True},
+        {"prefix_token_id": 7},
+        {"batch_size": "auto", "max_batch_size": 4},
+        {"dtype": "bfloat16", "softmax_dtype": "float32"},
+        {"mixed_precision_dtype": "bfloat16"},
+        {"peft": None},
+    ],
+    ids=str,
+)
+def test_arguments_of_hf_keep_their_meaning(settings, adapter, options):
+    """Unsteered over the whole vocabulary, likelihoods are those of lm-eval's own model."""
+    options = {"device": "cpu", "pretrained": settings["pretrained"]} | options
+    options |= {"peft": adapter} if "peft" in options else {}
+    pairs = [(CONTEXT, " bake"), ("is the", " earth flat"), ("", "is the earth flat ?")]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    rolling = [Instance("loglikelihood_rolling", {}, (CONTEXT,), 0)]
+    ours = SIA(gate="never", candidates=320, loglikelihood="steered", **options)
+    theirs = HFLM(**options)
+    tolerance = 0.2 if "bfloat16" in options.values() else 1e-3
+    for model in (ours, theirs):
+        model.cache_hook = CacheHook(None)
+    scores, expected = (
+        [score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]
+        + model.loglikelihood_rolling(rolling, disable_tqdm=True)
+        for model in (ours, theirs)
+    )
+    assert scores == pytest.approx(expected, abs=tolerance, rel=tolerance / 10)
+
+
+@pytest.mark.parametrize("options", [{"max_length": 16}, {"think_end_token": 97}, {"peft": None}])
+def test_greedy_responses_are_those_of_hf_where_nothing_is_steered(settings, adapter, options):
+    """Contexts are cut, thoughts left out and adapters read as in lm-eval's own model."""
+    options = {"device": "cpu", "pretrained": settings["pretrained"]} | options
+    options |= {"peft": adapter} if "peft" in options else {}
+    texts = [CONTEXT, "is the earth flat ?"]
+    ours, theirs = SIA(gate="never", **options), HFLM(**options)
+    for model in (ours, theirs):
+        model.model.generation_config.max_new_tokens = None
+    expected = respond(theirs, texts)
+    # the task's number of tokens counts beside that of the checkpoint
+    ours.model.generation_config.max_new_tokens = 2
+    assert respond(ours, texts) == expected
+
+
+def test_finished_likelihoods_are_kept_at_once(settings):
+    sia = SIA(
+        settings["pretrained"], gate="never", candidates=320, loglikelihood="steered", device="cpu"
+    )
+    kept = []
+    sia.cache_hook = SimpleNamespace(add_partial=lambda *entry: kept.append(entry))
+    requests = [Instance("loglikelihood", {}, ("is the", " earth"), 0)]
+    answers = sia.loglikelihood(requests, disable_tqdm=True)
+    assert kept == [("loglikelihood", ("is the", " earth"), answers[0])]
+
+
+def test_the_key_of_responses_holds_whatever_changes_them(settings, adapter, tmp_path):
+    base = {"pretrained": settings["pretrained"], "gate": "never", "device": "cpu"}
+    changes = [
+        {},
+        {"max_length": 64},
+        {"dtype": "bfloat16"},
+        {"peft": adapter},
+        {"add_bos_token": True},
+        {"revision": "other"},
+        {"mixed_precision_dtype": "bfloat16"},
+        {"think_end_token": 9},
+    ]
+    models = [SIA(**base | change) for change in changes]
+    assert len({model.digest for model in models}) == len(changes)
+    same = [SIA(**base, batch_size=2).digest, models[0].digest]
+    assert len(set(same)) == 1
+    # a folder whose weights have been trained on, under the same name
+    folder = tmp_path / "values"
+    steered = base | {"gate": "every", "value_model": str(folder)}
+    digests = set()
+    for seed in (1, 2):
+        tiny.value_model("qwen3", seed, vocabulary=320).save_pretrained(folder)
+        digests.add(SIA(**steered).digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({"softmax_dtype": "float16"}, None, "softmax in float32, got softmax_dtype=float16"),
+        ({"max_length": 2}, ("is", " the earth flat ?"), "must fit into max_length=2 tokens, got"),
+    ],
+)
+def test_arguments_of_hf_that_would_be_lost_are_refused(settings, options, call, message):
+    options |= {"gate": "never", "candidates": 320, "loglikelihood": "steered", "device": "cpu"}
+    requests = [Instance("loglikelihood", {}, call, 0)]
+    with pytest.raises(ValueError, match=message):
+        SIA(settings["pretrained"], **options).loglikelihood(requests, disable_tqdm=True)
 
 
 @pytest.fixture
