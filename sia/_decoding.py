@@ -368,8 +368,12 @@ class Decoding:
         """Sample a token of each row `(rows,)` from the scores of the candidates `(rows, K)`."""
         if self.hooks.warp:
             scores = self.hooks.warp(None, scores)
+        candidates = prediction.candidates
+        if self.hooks.temperature == 0:  # of equals the first, as argmax over the vocabulary
+            best = scores == scores.amax(1, keepdim=True)
+            return candidates.where(best, prediction.logits.shape[1] - 1).amin(1)
         chosen = _sampling.choose(scores, noise, self.hooks.temperature)
-        return prediction.candidates.gather(1, chosen[:, None]).squeeze(1)
+        return candidates.gather(1, chosen[:, None]).squeeze(1)
 
     def _possible(self, logits: Tensor) -> Tensor:
         """Return the logits, −∞ for tokens beyond the shared vocabulary.

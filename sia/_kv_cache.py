@@ -45,14 +45,15 @@ def check_positions(model: PreTrainedModel, tokens: int) -> None:
     """
     config = model.config.get_text_config().to_dict()
     positions = config.get("max_position_embeddings", config.get("n_positions"))
-    dynamic = any(kind.get("rope_type") == "dynamic" for kind in _rotary_kinds(model))
-    if dynamic and tokens > positions:
+    if positions is None or tokens <= positions:
+        return
+    if any(kind.get("rope_type") == "dynamic" for kind in _rotary_kinds(model)):
         raise ValueError(
             f'the rotary scaling "dynamic" of {type(model).__name__} changes with every token '
             f"beyond {positions}, which cached keys cannot follow: prompt and response may take "
             f"{positions} tokens, here they may take {tokens}"
         )
-    if "rope_parameters" not in config and positions is not None and tokens > positions:
+    if "rope_parameters" not in config:
         raise ValueError(
             f"prompt and response must fit into the {positions} positions of "
             f"{type(model).__name__}, they may take {tokens}"
@@ -139,7 +140,8 @@ class PreallocatedLayer(DynamicLayer):
 
 def check_extended(cache: Cache, model: PreTrainedModel) -> None:
     """Raise ValueError if the first forward pass left no keys in the cache."""
-    if not any(layer.is_initialized for layer in cache.layers):
+    layers = cast(list[DynamicLayer], cache.layers)  # `attention_windows` has looked at them
+    if not any(layer.is_initialized for layer in layers):
         raise ValueError(
             f"steering needs a model that extends transformers' caches, {type(model).__name__} "
             "does not"

@@ -105,6 +105,22 @@ def test_a_batch_equals_a_loop_without_cache_over_each_row(name):
         assert_matches(generation, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "cohere2", "gpt2", "mpt", "mixtral"])
+@torch.no_grad()
+def test_half_precision_decodes_and_values_as_transformers_does(kind, dtype):
+    """Equal logits are common then: greedy decoding takes the same of them as argmax."""
+    model, prompt = build(kind).to(dtype), PROMPTS[1]
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, tiny.EOS
+    usual = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, 17:]
+    (generation,) = tiny.generate(model, [prompt], temperature=0)
+    assert generation.token_ids.tolist() == usual.tolist()
+    scorer, candidates = value_model(build(kind, 1).to(dtype)), torch.tensor([[7, 8, 9]])
+    values = scorer.start_session([prompt], 4).score(torch.tensor([0]), usual[None, :2], candidates)
+    expected = whole_values(scorer, [*prompt, *usual[:2].tolist()], [7, 8, 9])
+    torch.testing.assert_close(values[0], expected, atol=0.1, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("kind", "further", "message"),
     [
