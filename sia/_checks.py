@@ -1,6 +1,7 @@
 """Checks of models, prompts and values, each of which fails with one sentence."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,23 +97,48 @@ def check_vocabulary(
         model: The language model.
         scorer: What values its responses.
         name: Of the scorer in messages.
-        tokenizer: Of the model; without one, sizes must be the same.
+        tokenizer: Of the model, if there is one.
     """
     if not isinstance(scorer, Scorer):
         raise TypeError(
             f"{name} must be a RewardScorer, a ValueModel or the like, got {type(scorer).__name__}"
         )
+    # what only has the members of a scorer knows no tokenizer
+    known = scorer.tokenizer if issubclass(type(scorer), Scorer) else None
+    if tokenizer is not None and known is not None:
+        check_tokenizers(tokenizer, known, name)
     sizes = vocabulary_size(model), scorer.vocabulary_size
     if sizes[0] == sizes[1]:
         return sizes[0]
-    tokens = None if tokenizer is None else len(tokenizer)
-    if tokens is None or not tokens <= min(sizes) <= max(sizes) <= tokens + MOST_PADDING:
-        of = "no tokenizer" if tokens is None else f"a tokenizer of {tokens}"
+    tokens = min(sizes) if tokenizer is None else len(tokenizer)
+    if not tokens <= min(sizes) <= max(sizes) <= tokens + MOST_PADDING:
+        of = "" if tokenizer is None else f", and the tokenizer {tokens}"
         raise ValueError(
             f"model and {name} must share a vocabulary, padding of at most {MOST_PADDING} rows "
-            f"aside: the model has {sizes[0]} tokens, the {name} {sizes[1]}, and there is {of}"
+            f"aside: the model has {sizes[0]} tokens, the {name} {sizes[1]}{of}"
         )
     return min(sizes)
+
+
+@lru_cache(maxsize=8)  # asked for every batch
+def check_tokenizers(
+    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Check that every token id that two tokenizers have is the same token to both.
+
+    Args:
+        tokenizer: Of the language model.
+        other: Of what values its responses.
+        name: Of the latter in messages.
+    """
+    ours, theirs = ({i: t for t, i in x.get_vocab().items()} for x in (tokenizer, other))
+    differing = [token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]]
+    if differing:
+        first = min(differing)
+        raise ValueError(
+            f"the tokenizers of model and {name} must agree: token {first} is {ours[first]!r} to "
+            f"the model and {theirs[first]!r} to the {name}, the first of {len(differing)}"
+        )
 
 
 def check_values(

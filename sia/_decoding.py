@@ -131,6 +131,12 @@ class Decoding:
         )
         self.vocabulary = shared if vocabulary is None else min(shared, vocabulary)
         self.hooks, self.record_states = hooks or Hooks(), record_states
+        own = vocabulary_size(model)
+        if beyond := [token for token in stop_tokens if self.vocabulary <= token < own]:
+            raise ValueError(
+                f"tokens that end a response must be below the {self.vocabulary} tokens that model "
+                f"and scorer share, got {beyond}"
+            )
         # whether fewer than K candidates may be possible
         self.restricted = bool(self.hooks.process) or self.vocabulary < vocabulary_size(model)
         self.model, self.steering, self.samples = model, steering, samples

@@ -148,7 +148,7 @@ class _Batch:
         self.lengths = [len(response) for response in responses]
         self.tokens, self.written = pad_right(responses, device)
         rows, longest = self.tokens.shape
-        check_steering(model, steering, candidates)
+        self.vocabulary = check_steering(model, steering, candidates)
         value_vocabulary = steering.scorer.vocabulary_size if steering else vocabulary_size(model)
         check_inputs(
             model,
@@ -203,7 +203,8 @@ class _Batch:
         """Read token number `step` of the responses that have one."""
         rows = self.written[:, step].nonzero().squeeze(1)
         columns = self.first_column[rows] + step
-        logits, hidden = self.logits[rows, columns].float(), self.hidden[rows, columns]
+        logits = self.logits[rows, columns, : self.vocabulary].float()
+        hidden = self.hidden[rows, columns]
         scores, candidates = logits.topk(self.candidates)
         opened = self._gate(step, rows, logits, scores, hidden)
         if isinstance(self.session, HiddenStateSession):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from sia._numbers import as_number
@@ -83,7 +83,13 @@ class Scorer(metaclass=_ScorerType):
 
     Scorers add up: `2.0 * helpful - 0.5 * harmful` is a scorer again. A class that has the two
     members below need not inherit from this one, but then only takes part on the right.
+
+    Attributes:
+        tokenizer: Of the model that scores, if it is known: it must agree with that of the
+            language model.
     """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     @abstractmethod

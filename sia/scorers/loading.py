@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
@@ -135,3 +135,21 @@ def output_size(backbone: PreTrainedModel) -> int:
     """Return the size of a backbone's last hidden state, which OPT projects to another."""
     config = backbone.config.get_text_config()
     return config.to_dict().get("word_embed_proj_dim") or config.hidden_size
+
+
+def tokenizer_beside(
+    path: str | Path, options: Mapping[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a checkpoint, None if there is none.
+
+    Args:
+        path: Local folder or Hub id.
+        options: Of the model's from_pretrained; those that say where it lies count.
+    """
+    if Path(path).is_dir() and not list(Path(path).glob("**/tokenizer*")):
+        return None
+    places = {k: v for k, v in options.items() if k in ("revision", "subfolder", "token")}
+    try:
+        return AutoTokenizer.from_pretrained(path, **places)
+    except (OSError, ValueError):
+        return None

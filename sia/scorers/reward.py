@@ -17,7 +17,6 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     Cache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,7 +26,7 @@ from typing_extensions import override
 from sia._kv_cache import backbone_of
 from sia._numbers import python_value
 from sia.scorers.closed import ClosedScorer
-from sia.scorers.loading import load_complete, unwrap
+from sia.scorers.loading import load_complete, tokenizer_beside, unwrap
 
 
 class RewardScorer(ClosedScorer):
@@ -112,15 +111,12 @@ class RewardScorer(ClosedScorer):
             ValueError: If weights are damaged or missing, the head's too: none are made up.
         """
         model = load_complete(AutoModelForSequenceClassification, path, "reward model", options)
-        if closing is None:
-            places = {k: v for k, v in options.items() if k in ("revision", "subfolder", "token")}
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(path, **places)
-            except (OSError, ValueError):  # there is none
-                tokenizer = None
-            if tokenizer is not None and tokenizer.chat_template:
-                closing = closing_tokens(tokenizer)
-        return cls(model, eos_token_id, stop_tokens=stop_tokens, closing=closing)
+        tokenizer = tokenizer_beside(path, options)
+        if closing is None and tokenizer is not None and tokenizer.chat_template:
+            closing = closing_tokens(tokenizer)
+        scorer = cls(model, eos_token_id, stop_tokens=stop_tokens, closing=closing)
+        scorer.tokenizer = tokenizer
+        return scorer
 
     def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Return the scorer with the closing of a tokenizer's template, unless it names its own.

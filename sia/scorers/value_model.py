@@ -23,6 +23,7 @@ from sia.scorers.loading import (
     check_reproducible,
     load_backbone,
     output_size,
+    tokenizer_beside,
     unwrap,
 )
 
@@ -99,11 +100,14 @@ class ValueModel(nn.Module, Scorer):
         folder = published.local_folder(path, subfolder, revision)
         published_files = (folder / published.HEAD_FILE, folder / published.CONFIG_FILE)
         if not (folder / HEAD_FILE).is_file() and any(file.is_file() for file in published_files):
-            return cls(*published.read(folder, backbone, options)).eval()
-        if (head := value_heads.read_head(folder)) is not None:
-            return cls(*value_heads.read(folder, head, backbone, options)).eval()
-        published.refuse_backbone(folder, backbone)
-        return cls(*_read_own(folder, options)).eval()
+            model = cls(*published.read(folder, backbone, options))
+        elif (head := value_heads.read_head(folder)) is not None:
+            model = cls(*value_heads.read(folder, head, backbone, options))
+        else:
+            published.refuse_backbone(folder, backbone)
+            model = cls(*_read_own(folder, options))
+        model.tokenizer = tokenizer_beside(folder, {})
+        return model.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the backbone as transformers does, and the head beside it (safetensors).

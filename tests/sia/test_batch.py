@@ -72,7 +72,7 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
         (
             lambda: generate([[7]], Steering(tiny.value_model("qwen3", vocabulary=50), Never())),
             "model and scorer must share a vocabulary, padding of at most 1024 rows aside: "
-            "the model has 60 tokens, the scorer 50, and there is a tokenizer of 60",
+            "the model has 60 tokens, the scorer 50, and the tokenizer 60",
         ),
         (lambda: generate([[7]], temperature=-1.0), TEMPERATURE + "-1.0"),
         (lambda: generate([[7]], temperature=math.nan), TEMPERATURE + "nan"),

@@ -179,7 +179,7 @@ def test_selection_keeps_the_best_and_fills_rows():
         (
             lambda: best_of_n([[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=50)), 2),
             "model and reward must share a vocabulary, padding of at most 1024 rows aside: "
-            "the model has 60 tokens, the reward 50, and there is a tokenizer of 60",
+            "the model has 60 tokens, the reward 50, and the tokenizer 60",
         ),
     ],
 )

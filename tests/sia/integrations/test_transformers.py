@@ -254,6 +254,33 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
             lambda: ask(prompt_lookup_num_tokens=2),
             "steered decoding does not speculate, got prompt_lookup_num_tokens=2",
         ),
+        *(
+            (
+                partial(ask, top_k=4, **{name: value}),
+                f"steered decoding {reason}, got {name}={value!r}",
+            )
+            for name, value, reason in [
+                ("penalty_alpha", 0.6, "has no contrastive search"),
+                ("dola_layers", "high", "has no decoding by contrasting layers"),
+                ("force_words_ids", [[9]], "has no constrained beam search"),
+                ("assistant_early_exit", 1, "does not speculate"),
+                ("use_mtp", True, "does not speculate"),
+                ("num_beam_groups", 2, "samples or decodes greedily"),
+            ]
+        ),
+        (
+            lambda: ask(streamer=TextStreamer(TOKENIZER)),
+            "steered decoding takes a streamer as SteeredGenerate(steering, streamer=streamer), "
+            "got streamer",
+        ),
+        (
+            lambda: ask(assistant_model=tiny.language_model("qwen3", seed=5)),
+            "steered decoding does not speculate, got assistant_model",
+        ),
+        (
+            lambda: ask(negative_prompt_ids=torch.tensor([[7]])),
+            "steered decoding has no classifier-free guidance, got negative_prompt_ids",
+        ),
         (
             lambda: ask(stop_strings="a"),
             "stop strings need the tokenizer: expected custom_generate=SteeredGenerate(steering, "
