@@ -9,6 +9,7 @@ finished examples are in OUTPUT.part, which becomes OUTPUT at the end.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from benchmarks.subjects.scoring import trajectory_rewards
 from sia import RewardScorer
 
 LONGEST_HELP = "tokens; longer examples are left out, and counted (default: 2048)"
+TOO_LONG, REFUSED = "too long", "refused by the chat template"
 WINDOW = 256  # examples that are tokenised, scored and written together
 
 
@@ -74,6 +76,8 @@ def annotate(options: argparse.Namespace) -> None:
     completed = open_partial(partial, settings)
     name, location = place(source)
     tokenizer = tokenizer_of(source)
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {options.reward} must have a chat template")
     model = RewardScorer.from_pretrained(
         name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **location
     ).model
@@ -92,12 +96,17 @@ def annotate(options: argparse.Namespace) -> None:
             bar.update(len(window))
     with partial.open(encoding="utf-8") as file:
         _, *lines = file
-    scored = [line for line in lines if json.loads(line)["reward"] is not None]
+    rewards = [json.loads(line)["reward"] for line in lines]
+    scored = [
+        line for line, reward in zip(lines, rewards, strict=True) if isinstance(reward, float)
+    ]
     write_text(options.output, "".join(scored))
     partial.unlink()
+    refused = rewards.count(REFUSED)
     print(
         f"{options.output}: {len(scored)} examples,"
-        f" {len(lines) - len(scored)} left out with more than {options.longest} tokens"
+        f" {rewards.count(TOO_LONG)} left out with more than {options.longest} tokens"
+        + (f", {refused} that the chat template refuses" if refused else "")
     )
 
 
@@ -106,14 +115,32 @@ def score_examples(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     longest: int,
-) -> list[float | None]:
-    """Return the reward of each example, None for one with more than `longest` tokens."""
-    chats = ([*chat, {"role": "assistant", "content": response}] for chat, response in examples)
-    token_ids = chat_ids(tokenizer, chats, answered=True)
-    short = [i for i, ids in enumerate(token_ids) if len(ids) <= longest]
-    rewards = trajectory_rewards(model, [token_ids[i] for i in short]).tolist()
-    by_index = dict(zip(short, rewards, strict=True))
-    return [by_index.get(i) for i in range(len(examples))]
+) -> list[float | str]:
+    """Return the reward of each example, or why it is left out.
+
+    Raises:
+        FloatingPointError: If a reward is no finite number.
+    """
+    results: list[float | str] = []
+    token_ids = {}
+    for number, (chat, response) in enumerate(examples):
+        whole = [*chat, {"role": "assistant", "content": response}]
+        try:
+            (ids,) = chat_ids(tokenizer, [whole], answered=True)
+        except ValueError:
+            results.append(REFUSED)
+            continue
+        results.append(TOO_LONG)
+        if len(ids) <= longest:
+            token_ids[number] = ids
+    rewards = trajectory_rewards(model, list(token_ids.values())).tolist()
+    for number, reward in zip(token_ids, rewards, strict=True):
+        if not math.isfinite(reward):
+            raise FloatingPointError(
+                f"rewards must be finite, the model gives {reward} for {examples[number]}"
+            )
+        results[number] = reward
+    return results
 
 
 def open_partial(partial: Path, settings: dict) -> int:

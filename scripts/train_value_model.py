@@ -45,10 +45,10 @@ from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, tokenizer_of
-from benchmarks.subjects.hub.prompts import read_files
+from benchmarks.subjects.hub.prompts import chat_of, read_files
 from sia import ValueModel
 from sia.scorers.published import ADAPTER_FOLDER, CONFIG_FILE, HEAD_FILE, KINDS
-from sia.training import Loss, distillation_loss, epoch_batches, pad_pairs
+from sia.training import Loss, check_reward, distillation_loss, epoch_batches, pad_pairs
 
 LOSS_HELP = "mean: of a response's token values (the paper's); token: of each token value"
 CHECKPOINTS, SETTINGS, WEIGHTS = "checkpoints", "settings.json", "model.safetensors"
@@ -177,17 +177,17 @@ def read_examples(
             )
         for number, row in enumerate(table):
             prompt, response, reward = (row[column] for column in columns)
-            if not isinstance(reward, (int, float)) or not math.isfinite(reward):
-                raise ValueError(
-                    f"{file}: the reward of example {number} must be a finite number, got {reward}"
-                )
             if not prompt or not isinstance(response, str):
                 raise ValueError(
                     f"{file}: example {number} must have a prompt (a text or a chat)"
                     " and a response (a text)"
                 )
-            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            (prompt_ids,) = chat_ids(tokenizer, [chat])
+            try:
+                value = _as_float(reward)
+                check_reward(reward if math.isnan(value) else value)
+                (prompt_ids,) = chat_ids(tokenizer, [chat_of(prompt)])
+            except ValueError as error:
+                raise ValueError(f"{file}: example {number}: {error}") from error
             response_ids = tokenizer(response, add_special_tokens=False).input_ids
             if response_ids[-1:] != [tokenizer.eos_token_id]:
                 response_ids.append(tokenizer.eos_token_id)
@@ -197,7 +197,7 @@ def read_examples(
                 continue
             cut += len(response_ids) > room
             examples.append(
-                {"prompt": prompt_ids, "response": response_ids[:room], "reward": float(reward)}
+                {"prompt": prompt_ids, "response": response_ids[:room], "reward": value}
             )
     if not examples:
         raise ValueError(f"no example in {', '.join(map(str, files))} is short enough")
@@ -207,6 +207,14 @@ def read_examples(
             f" {cut} responses cut at {longest} tokens"
         )
     return examples
+
+
+def _as_float(reward: object) -> float:
+    """Return a reward as a number, also from the text of a CSV file; NaN if it is none."""
+    try:
+        return math.nan if isinstance(reward, bool) else float(reward)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def divide(examples: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
@@ -372,6 +380,12 @@ class ValueTrainer(Trainer):
         """Return the loss, and with `return_outputs` values `(batch, 3)` at SHARES after it."""
         values, mask = model(inputs["input_ids"]), inputs["response_mask"]
         loss = distillation_loss(values, mask, inputs["rewards"], self.loss_name)
+        if not loss.isfinite():
+            rows = (~values.isfinite()).any(1).nonzero().flatten().tolist()
+            raise FloatingPointError(
+                f"the loss must be finite, got {loss.item()} at step {self.state.global_step}"
+                f" (rows {rows} of the batch have values that are not)"
+            )
         if not return_outputs:
             return loss
         shares = torch.tensor(SHARES, dtype=torch.float64, device=mask.device) / 100

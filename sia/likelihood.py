@@ -95,7 +95,7 @@ def log_likelihoods(
             "log-likelihoods need a gate that looks at entropies, hidden states, positions or "
             f"noise, got {gate}"
         )
-    _check_lengths(prompts, responses, value_prompts)
+    _check_examples(prompts, responses, value_prompts, vocabulary_size(model))
     likelihoods: dict[int, Likelihood] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
     for start in range(0, len(order), batch_size):
@@ -107,14 +107,23 @@ def log_likelihoods(
     return [likelihoods[i] for i in range(len(prompts))]
 
 
-def _check_lengths(prompts: TokenIds, responses: TokenIds, value_prompts: TokenIds) -> None:
+def _check_examples(
+    prompts: TokenIds, responses: TokenIds, value_prompts: TokenIds, vocabulary: int
+) -> None:
     if not len(prompts) == len(responses) == len(value_prompts):
         raise ValueError(
-            f"prompts and responses must be as many, got {len(prompts)} and {len(responses)}"
+            f"prompts, responses and value_prompts must be as many, got {len(prompts)}, "
+            f"{len(responses)} and {len(value_prompts)}"
         )
     for name, sequences in (("prompt", prompts), ("response", responses)):
         if empty := [i for i, sequence in enumerate(sequences) if len(sequence) == 0]:
             raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
+    for number, response in enumerate(responses):
+        if not 0 <= min(response) <= max(response) < vocabulary:
+            raise ValueError(
+                "token ids must be at least 0 and below the vocabulary of "
+                f"{vocabulary} tokens, response {number} has {max(response, key=abs)}"
+            )
 
 
 def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

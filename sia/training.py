@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from sia._inputs import pad_right
+from sia._numbers import as_number
 from sia.scorers.value_model import ValueModel
 
 Loss = Literal["mean", "token"]
+LARGEST_REWARD = 1e6
 
 
 def distillation_loss(values: Tensor, response_mask: Tensor, rewards: Tensor, loss: Loss) -> Tensor:
@@ -74,15 +76,20 @@ def distill(
         progress: Called with the number of tokens of each batch.
 
     Raises:
-        ValueError: If there are not as many prompts, responses and rewards.
+        ValueError: If there are not as many prompts, responses and rewards, or one cannot be
+            learned from (an empty response, tokens beyond the vocabulary, an infinite reward).
+        FloatingPointError: If the model gives NaN for some examples.
     """
     if not len(prompts) == len(responses) == len(rewards):
         raise ValueError(
             "prompts, responses and rewards must be as many, "
             f"got {len(prompts)}, {len(responses)} and {len(rewards)}"
         )
+    check_examples(prompts, responses, rewards, value_model.vocabulary_size)
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    targets = torch.tensor(rewards, dtype=torch.float32, device=value_model.device)
+    targets = torch.tensor(
+        [float(reward) for reward in rewards], dtype=torch.float32, device=value_model.device
+    )
 
     def batch_loss(indices: list[int]) -> Tensor:
         input_ids, response_mask = pad_pairs(
@@ -100,6 +107,39 @@ def distill(
         lambda indices: progress(sum(lengths[i] for i in indices)),
     )
     return value_model
+
+
+def check_examples(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    rewards: Sequence[float],
+    vocabulary: int,
+) -> None:
+    """Raise ValueError, with its number, for an example that cannot be learned from."""
+    for number, (prompt, response, reward) in enumerate(
+        zip(prompts, responses, rewards, strict=True)
+    ):
+        try:
+            check_reward(reward)
+            if len(response) == 0:
+                raise ValueError("a response needs at least one token, got none")
+            for token in (*prompt, *response):
+                if not 0 <= token < vocabulary:
+                    raise ValueError(
+                        "token ids must be at least 0 and below the vocabulary of "
+                        f"{vocabulary} tokens, got {token}"
+                    )
+        except ValueError as error:
+            raise ValueError(f"example {number}: {error}") from error
+
+
+def check_reward(reward: float) -> None:
+    """Raise ValueError for a reward whose squared error would spoil the training."""
+    if not abs(as_number(reward)) <= LARGEST_REWARD:
+        raise ValueError(
+            f"a reward must be a number between ±{LARGEST_REWARD:g} (standardise larger ones), "
+            f"got {reward}"
+        )
 
 
 def pad_pairs(
@@ -141,7 +181,12 @@ def optimise(
         loss = batch_loss(indices)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not bool(loss.isfinite() & norm.isfinite()):
+            raise FloatingPointError(
+                f"loss and gradient must be finite, got {loss.item()} and {norm.item()} "
+                f"from examples {indices}"
+            )
         optimizer.step()
         schedule.step()
         progress(indices)

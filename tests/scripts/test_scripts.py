@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from scripts import annotate_rewards, compare, train_value_model
 from sia import RewardScorer, ValueModel
@@ -91,6 +93,40 @@ def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys)
     )
     assert annotate(places, tmp_path / "two.jsonl", "--limit", "2") == 0
     assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 2
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ m['content'] }}<|im_end|>{% endfor %}"
+)
+
+
+def test_what_a_template_refuses_is_counted(places, tmp_path, capsys):
+    """A dialogue with two turns of the user in a row, and templates that insist on alternation."""
+    reward = tmp_path / "reward"
+    shutil.copytree(places["reward"], reward)
+    tokenizer = AutoTokenizer.from_pretrained(reward)
+    tokenizer.chat_template = ALTERNATING
+    tokenizer.save_pretrained(reward)
+    dialogues = ["\n\nHuman: hi\n\nAssistant: ", "\n\nHuman: hi\n\nHuman: you\n\nAssistant: "]
+    rows = [{"chosen": f"{text}yes", "rejected": f"{text}no"} for text in dialogues]
+    data = tmp_path / "hh.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "out.jsonl"
+    arguments = ["--data", f"hh-rlhf={data}", "--reward", str(reward), "--output", str(output)]
+    assert annotate_rewards.main([*arguments, "--device", "cpu"]) == 0
+    assert [json.loads(line)["response"] for line in output.read_text().splitlines()] == [
+        "yes",
+        "no",
+    ]
+    message = "2 examples, 0 left out with more than 2048 tokens, 2 that the chat template refuses"
+    assert message in capsys.readouterr().out
+    # training refuses such a prompt in one sentence
+    chat = [{"role": "user", "content": "a"}] * 2
+    data.write_text(json.dumps({"prompt": chat, "response": "b", "reward": 1.0}) + "\n")
+    with pytest.raises(ValueError, match=r"example 0: the chat template .* roles must alternate"):
+        train_value_model.read_examples([data], tokenizer, 100)
 
 
 def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
@@ -323,7 +359,10 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
         ('{"prompt": [], "response": "a"}',
          "must have the columns prompt, response and reward, reward missing"),
         ('{"prompt": [{"role": "user", "content": "a"}], "response": "a", "reward": null}',
-         "the reward of example 0 must be a finite number, got None"),
+         "example 0: a reward must be a number between ±1e+06 (standardise larger ones), got None"),
+        ('{"prompt": "a", "response": "a", "reward": 1e30}', "example 0: a reward must be"),
+        ('{"prompt": [{"human": "a"}], "response": "a", "reward": 1}',
+         "example 0: a message must have a role and a content, got {'human': 'a'}"),
     ):  # fmt: skip
         wrong.write_text(line + "\n")
         assert message in error(wrong, tmp_path / "x")

@@ -104,7 +104,14 @@ def test_value_prompts_count():
     ("change", "message"),
     [
         ({"temperature": 0}, "temperature must be above 0: a greedy policy has no likelihoods"),
-        ({"responses": [[7]] * 4}, "prompts and responses must be as many, got 5 and 4"),
+        (
+            {"responses": [[7]] * 4},
+            "prompts, responses and value_prompts must be as many, got 5, 4 and 5",
+        ),
+        (
+            {"responses": [[7], [7, 60], [7], [7], [7]]},
+            "below the vocabulary of 60 tokens, response 1 has 60",
+        ),
         (
             {"responses": [[7], [], [7], [7], [7]]},
             "a response needs at least one token, number 1 is empty",

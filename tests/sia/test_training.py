@@ -1,5 +1,7 @@
 """Distillation of trajectory rewards into values of tokens."""
 
+import copy
+import math
 import random
 from collections import Counter
 from itertools import chain
@@ -51,6 +53,39 @@ def test_distill_refuses_unequal_lists():
     settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 1, "seed": 0}
     with pytest.raises(ValueError, match="must be as many, got 1, 1 and 2"):
         distill(new_model(), [[5]], [[6]], [1.0, 2.0], **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"rewards": [0.0, math.nan]},
+            "example 1: a reward must be a number .* nan",
+        ),
+        ({"rewards": [math.inf, 0.0]}, "example 0: .* got inf"),
+        ({"rewards": [0.0, 1e30]}, "example 1: .* got 1e.30"),
+        ({"rewards": [0.0, None]}, "example 1: .* got None"),
+        ({"responses": [[7], []]}, "example 1: a response needs at least one token, got none"),
+        ({"responses": [[7], [60]]}, "example 1: .* below the vocabulary of 60 tokens, got 60"),
+        ({"prompts": [[-1], [5]]}, "example 0: .* got -1"),
+    ],
+)
+def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
+    settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
+    data = {"prompts": [[5], [5]], "responses": [[7], [8]], "rewards": [0.0, 1.0]} | change
+    model = new_model()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        distill(model, **data, **settings)
+    torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
+
+
+def test_training_that_would_end_in_nan_stops():
+    model = new_model()
+    torch.nn.init.constant_(model.head.bias, torch.nan)
+    settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
+    with pytest.raises(FloatingPointError, match=r"must be finite, got nan .* from examples .0"):
+        distill(model, [[5]], [[7]], [1.0], **settings)
 
 
 def test_epoch_batches_show_each_example_once_an_epoch():

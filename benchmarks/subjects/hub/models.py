@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 import torch
 from huggingface_hub import constants, snapshot_download
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -171,9 +172,17 @@ def chat_ids(
         chats: Chats that end in a user turn or, if `answered`, in an assistant turn.
         answered: False to open an assistant turn.
         **options: Of the template.
+
+    Raises:
+        ValueError: If the template refuses a chat (roles that do not alternate, say).
     """
     options |= {"tokenize": False, "add_generation_prompt": not answered, "date_string": DATE}
-    texts = [tokenizer.apply_chat_template(list(chat), **options) for chat in chats]
+    try:
+        texts = [tokenizer.apply_chat_template(list(chat), **options) for chat in chats]
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation: {error}"
+        ) from error
     return tokenizer(texts, add_special_tokens=False).input_ids
 
 

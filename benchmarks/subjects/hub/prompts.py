@@ -20,9 +20,11 @@ ultrafeedback  Cui et al., 2023 (examples alone: its ShareGPT and UltraChat inst
 
 import csv
 import gzip
+import io
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +33,11 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 datasets.disable_progress_bars()
+csv.field_size_limit(2**31 - 1)  # prompts may be long
 Chat = tuple[dict[str, str], ...]
 Example = tuple[Chat, str]
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 FORMS = f"{', '.join(FORMATS)} (or .gz)"
 
 
@@ -55,24 +59,47 @@ def dialogue(text: str | None) -> Chat:
     return tuple(turns)
 
 
-def _pair(prompt: str | None, response: str | None) -> Iterator[Example]:
+def chat_of(prompt: object) -> Chat:
+    """Return a prompt, a text or messages, as a chat that ends in a user turn.
+
+    Messages have role and content or, as in ShareGPT, from and value.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(prompt, str):
+        return question(prompt)
+    if not isinstance(prompt, Sequence) or not all(isinstance(turn, Mapping) for turn in prompt):
+        raise ValueError(f"a prompt must be a text or a list of messages, got {prompt!r}")
+    turns = []
+    for turn in prompt:
+        speaker = turn.get("role") or turn.get("from")
+        content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+        if not isinstance(speaker, str) or not isinstance(content, str):
+            raise ValueError(f"a message must have a role and a content, got {dict(turn)}")
+        turns.append({"role": ROLES.get(speaker, speaker), "content": content})
+    if not turns or turns[-1]["role"] != "user":
+        last = turns[-1]["role"] if turns else "no message"
+        raise ValueError(f"a prompt must end in a user turn, got one that ends in {last}")
+    return tuple(turns)
+
+
+def _pair(prompt: str | None, response: str | None) -> Iterator[Example | None]:
     chat = question(prompt)
-    if chat and response and response.strip():
-        yield chat, response.strip()
+    yield (chat, response.strip()) if chat and response and response.strip() else None
 
 
-def _completions(row: dict) -> Iterator[Example]:
+def _completions(row: dict) -> Iterator[Example | None]:
     if row["source"] in ("sharegpt", "ultrachat"):
         for completion in row["completions"]:
             yield from _pair(row["instruction"], completion["response"])
 
 
-def _last_answers(row: dict) -> Iterator[Example]:
+def _last_answers(row: dict) -> Iterator[Example | None]:
     for text in (row["chosen"] or "", row["rejected"] or ""):
         chat = dialogue(text)
         answer = text.rpartition("\n\nAssistant:")[2].strip()
-        if chat and answer and "\n\nHuman:" not in answer:
-            yield chat, answer
+        yield (chat, answer) if chat and answer and "\n\nHuman:" not in answer else None
 
 
 @dataclass(frozen=True)
@@ -169,7 +196,15 @@ def load_prompts(source: str) -> list[Chat]:
     chats = [chat for chat in map(data.read, table[column]) if chat]
     if not chats:
         raise ValueError(f"{source.partition('=')[2] or data.hub_id} has no prompts")
-    return list({repr(chat): chat for chat in chats}.values())
+    different = list({repr(chat): chat for chat in chats}.values())
+    _say_left_out(source, len(table) - len(chats), "rows without a prompt")
+    _say_left_out(source, len(chats) - len(different), "prompts that are there before")
+    return different
+
+
+def _say_left_out(source: str, count: int, what: str) -> None:
+    if count:
+        print(f"{source}: {count} {what} left out", file=sys.stderr)
 
 
 def load_examples(source: str) -> list[Example]:
@@ -189,13 +224,15 @@ def load_examples(source: str) -> list[Example]:
             f" found {', '.join(table.column_names)}"
         )
     try:
-        examples = [example for row in table for example in data.read(row)]
+        candidates = [example for row in table for example in data.read(row)]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{copy}: a row is of another form ({type(error).__name__}: {error})"
         ) from error
+    examples = [example for example in candidates if example is not None]
     if not examples:
         raise ValueError(f"{source.partition('=')[2] or data.hub_id} has no prompts with responses")
+    _say_left_out(source, len(candidates) - len(examples), "examples without prompt or response")
     return examples
 
 
@@ -218,8 +255,8 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Dataset:
 
     Args:
         path: The file or folder.
-        columns: CSV files whose first line has none of these names have no header, and one column,
-            which gets the first of the names.
+        columns: CSV files whose first line has none of these names have no header: each line is a
+            text, commas included, in the column that has the first of the names.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -237,22 +274,53 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Dataset:
     for file in files:
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty")
-    options = {}
-    if kind == "csv" and columns and not set(columns) & set(_first_row(files[0])):
-        options = {"header": None, "names": [columns[0]]}
     try:
-        return load_dataset(kind, data_files=list(map(str, files)), split="train", **options)
-    except (DatasetGenerationError, ValueError, OSError, EOFError) as error:
+        if kind == "csv":
+            return _read_csv(files, columns)
+        return load_dataset(kind, data_files=list(map(str, files)), split="train")
+    except (DatasetGenerationError, ValueError, OSError, EOFError, csv.Error) as error:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{path} has a header and no rows") from error
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read as {kind}: {cause}") from error
 
 
-def _first_row(file: Path) -> list[str]:
-    open_text = gzip.open if file.suffix == ".gz" else open
-    with open_text(file, "rt", encoding="utf-8-sig", errors="replace") as lines:
-        return next(csv.reader(lines), [])
+def _read_csv(files: Sequence[Path], columns: Sequence[str]) -> Dataset:
+    """Read CSV files as texts alone: "null", "NA" and "007" are what they are."""
+    rows: list[dict[str, str | None]] = []
+    for file in files:
+        open_text = gzip.open if file.suffix == ".gz" else open
+        with open_text(file, "rt", encoding="utf-8-sig", newline="") as stream:
+            text = stream.read()
+        if columns and not set(columns) & set(next(csv.reader(io.StringIO(text, newline="")), [])):
+            rows += [{columns[0]: line} for line in _lines(text)]
+            continue
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+        for row in reader:
+            if "" in row and "" not in (reader.fieldnames or ()):
+                raise ValueError(f"line {reader.line_num} has more columns than the header")
+            rows.append(row)
+    if not rows:
+        raise ValueError("corresponds to no data")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield texts of a file without a header: one a line, in quotes if it has several lines."""
+    lines = list(io.StringIO(text, newline=None))
+    number = 0
+    while number < len(lines):
+        if not lines[number].startswith('"'):
+            yield lines[number].rstrip("\n")
+            number += 1
+            continue
+        reader = csv.reader(lines[number:], strict=True)
+        fields = next(reader)
+        if len(fields) != 1:
+            raise ValueError(f"line {number + 1} has {len(fields)} columns and there is no header")
+        yield fields[0]
+        number += reader.line_num
 
 
 def _format(file: Path) -> str | None:

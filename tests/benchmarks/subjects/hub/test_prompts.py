@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.subjects.hub.prompts import (
     PROMPT_SETS,
+    chat_of,
     dialogue,
     load_examples,
     load_prompts,
@@ -167,9 +168,24 @@ def test_dialogues():
         ("advbench={folder}/headers.csv", ValueError, "headers.csv has a header and no rows"),
         ("alpaca-eval={folder}/broken.json", ValueError, "broken.json cannot be read as json: "),
         (
-            "advbench={folder}/numbers.csv",
+            "advbench={folder}/numbers.jsonl",
             ValueError,
-            "numbers.csv is no copy of advbench: the column goal must hold texts, got 1",
+            "numbers.jsonl is no copy of advbench: the column goal must hold texts, got 1",
+        ),
+        (
+            "advbench={folder}/wide.csv",
+            ValueError,
+            "wide.csv cannot be read as csv: line 3 has more columns than the header",
+        ),
+        (
+            "advbench={folder}/quoted.csv",
+            ValueError,
+            "quoted.csv cannot be read as csv: unexpected end of data",
+        ),
+        (
+            "hex-phi={folder}/two.csv",
+            ValueError,
+            "two.csv cannot be read as csv: line 2 has 2 columns and there is no header",
         ),
         ("alpaca-eval={folder}/notes.txt", ValueError, "must be of one form"),
         (
@@ -185,7 +201,10 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "headers.csv", "goal,target\n")
     write(tmp_path, "broken.json", '[{"instruction": ')
     write(tmp_path, "notes.txt", "hello")
-    write(tmp_path, "numbers.csv", "goal,target\n1,2\n")
+    write(tmp_path, "numbers.jsonl", '{"goal": 1}\n')
+    write(tmp_path, "wide.csv", "goal,target\nhow,Sure\nhow, then,Sure\n")
+    write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
+    write(tmp_path, "two.csv", 'one, two\n"one",two\n')
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n' * 100)[:40])
     with pytest.raises(error, match=message):
         load_prompts(source.format(folder=tmp_path))
@@ -251,3 +270,67 @@ def test_examples_of_every_form(tmp_path):
         "alpaca-eval",
     ):
         load_examples("nope")
+
+
+TEXTS = ["null", "None", "N/A", "nan", "007", "1e3", "true", "2020-01-01", 'say "hi"', "a, b", "é"]
+
+
+def test_csv_holds_texts_alone(tmp_path):
+    """As the JSON lines of the same set do, whatever a text looks like and how lines end."""
+    rows = "".join('"' + text.replace('"', '""') + '","Sure"\r\n' for text in TEXTS)
+    path = write(tmp_path, "a.csv", "\ufeffgoal,target\r\n" + rows)
+    lines = "".join(json.dumps({"goal": text}) + "\n" for text in TEXTS)
+    for source in (path, write(tmp_path, "a.jsonl", lines)):
+        assert load_prompts(f"advbench={source}") == [user(text) for text in TEXTS]
+
+
+def test_lines_without_a_header_are_whole(tmp_path):
+    lines = ["Write a letter, as a bank would, to me", 'Say,"hi" to, him', "null", "Tell me"]
+    path = write(tmp_path, "one.csv", "\r\n".join(lines) + '\r\n"two\r\nlines, ""quoted"""\r\n')
+    expected = [*lines, 'two\nlines, "quoted"']
+    assert load_prompts(f"hex-phi={path}") == [user(text) for text in expected]
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    path = write(tmp_path, "a.csv", 'goal,target\none,x\n" ",x\none,x\ntwo,x\n')
+    assert len(load_prompts(f"advbench={path}")) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"advbench={path}: 1 rows without a prompt left out",
+        f"advbench={path}: 1 prompts that are there before left out",
+    ]
+    path = write(
+        tmp_path, "w.jsonl", '{"prompt": "p", "response": "r"}\n{"prompt": "q", "response": null}\n'
+    )
+    load_examples(f"wildguardmix={path}")
+    assert "1 examples without prompt or response left out" in capsys.readouterr().err
+
+
+def test_messages_of_sharegpt_are_read():
+    messages = [
+        {"from": "system", "value": "be kind"},
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b"},
+        {"role": "user", "content": "c", "from": None, "value": None},
+    ]
+    roles = ["system", "user", "assistant", "user"]
+    assert chat_of(messages) == tuple(
+        {"role": role, "content": content}
+        for role, content in zip(roles, ("be kind", "a", "b", "c"), strict=True)
+    )
+    assert chat_of("why") == user("why")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([{"human": "a"}], "a message must have a role and a content, got {'human': 'a'}"),
+        ([{"role": "user", "content": None}], "a message must have a role and a content, got"),
+        ([{"from": "gpt", "value": "b"}], "must end in a user turn, got one that ends in assist"),
+        ([], "a prompt must end in a user turn, got one that ends in no message"),
+        (5, "a prompt must be a text or a list of messages, got 5"),
+    ],
+)
+def test_messages_of_other_forms_are_refused(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        chat_of(prompt)
