@@ -155,8 +155,9 @@ def judge_claims(profile: Profile, options: Options) -> None:
     """Print the verdict on every claim, and write claims.csv."""
     require_tables(profile)
     verdicts = write_verdicts(profile)
-    sentences = verdicts.apply(claims.sentence, axis=1)
-    for source, of_source in sentences.groupby(verdicts["source"], sort=False):
+    lines = verdicts.apply(claims.verdict_line, axis=1)
+    sources = verdicts.apply(claims.source_text, axis=1)
+    for source, of_source in lines.groupby(sources, sort=False):
         print(f"{source}:", *of_source, sep="\n  ")
     print_counts(profile, verdicts)
     if profile.name == "lab":
@@ -320,8 +321,8 @@ def publish(profile: Profile, names: Sequence[str]) -> None:
     verdicts = write_verdicts(profile)
     if profile.name == "smoke":
         print("smoke: its models talk near-nonsense; verdicts show that everything runs, no more")
-    headline = verdicts["source"].str.partition(",")[0]
-    counts = pd.crosstab(headline, verdicts["verdict"]).loc[headline.unique()]
+    counts = pd.crosstab(verdicts["source"], verdicts["verdict"])
+    counts = counts.loc[verdicts["source"].unique()]
     shown = [verdict for verdict in claims.VERDICTS if verdict in counts]
     print(counts[shown].rename_axis(index=None, columns=None).to_string())
     print_counts(profile, verdicts)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis.estimates import NUMBERS, POOLED
-from benchmarks.analysis.labels import METRICS
+from benchmarks.analysis.labels import LOSSES, METRICS
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import JUDGE_METRICS, Profile
 
 SIGNS = {"more": ">", "less": "<", "at least": "≥"}  # of each test
@@ -23,7 +24,7 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 CLAIMS = Path(__file__).with_name("claims.toml")
 KEY = ["claim", "condition"]
 COLUMNS = [
-    "claim", "statement", "source", "figure", "condition", "replicate", "test", "margin", "verdict",
+    "claim", "statement", "source", "added_later", "figure", "condition", "replicate", "test", "margin", "verdict",
     "estimate", "low", "high", "n", "replicates", "unit",
 ]  # fmt: skip
 
@@ -41,6 +42,8 @@ class Claim:
         selector: Labels that pick one row of the summary.
         test: "more", "less" or "at least".
         margin: What the interval is held against.
+        added_later: Whether it was written after the first measurement.
+        statement_of_given_models: Statement for profiles of the Hub; empty where it is the same.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Claim:
     selector: dict
     test: str
     margin: float
+    added_later: bool = False
+    statement_of_given_models: str = ""
 
     @property
     def unit(self) -> str:
@@ -109,10 +114,9 @@ def _adapted(claim: Claim, profile: Profile) -> Claim | None:
     requested = selector.get("family", family)
     if requested == "all" or (requested != family and claim.condition not in FAMILY_CONDITIONS):
         selector["family"] = requested = family
-    named = str(selector.get("value_model", selector.get("versus", "")))
-    measured = tuple(f"value-{loss}" for loss in profile.losses)
+    value_models = {selector.get(name) for name in ("value_model", "versus_value_model")}
     undecided = (
-        ("value-" in named and not named.endswith(measured))
+        value_models & {*LOSSES} - {str(value_kind(loss)) for loss in profile.losses}
         or (selector.get("tuned") and not profile.sweep.tuning)
         or requested != family
         or selector.get("metric") in JUDGE_METRICS
@@ -120,8 +124,7 @@ def _adapted(claim: Claim, profile: Profile) -> Claim | None:
     )
     if undecided:
         return None
-    statement = claim.statement.replace(" (the judge's favourites)", "")
-    statement = statement.removeprefix("Qwen3, per-token loss: ")
+    statement = claim.statement_of_given_models or claim.statement
     return replace(claim, selector=selector, statement=statement)
 
 
@@ -168,7 +171,7 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.Data
     for claim in claims:
         record = {
             "claim": claim.name, "statement": claim.statement, "source": claim.source,
-            "figure": claim.figure, "condition": claim.condition, "replicate": POOLED,
+            "added_later": claim.added_later, "figure": claim.figure, "condition": claim.condition, "replicate": POOLED,
             "test": claim.test, "margin": claim.margin, "verdict": "not measured",
             "unit": claim.unit,
         }  # fmt: skip
@@ -194,7 +197,7 @@ def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(marks=joined["marks"].astype(object).fillna("")).reset_index(drop=True)
 
 
-def sentence(row: pd.Series) -> str:
+def verdict_line(row: pd.Series) -> str:
     """Return one verdict of `pooled_verdicts` in words."""
     condition = f" ({row['condition']})" if row["condition"] else ""
     claim = f"{row['verdict']:15} {row['statement']}{condition}"
@@ -208,13 +211,18 @@ def interval_text(row: pd.Series, form: str) -> str:
     """Return estimate and interval, the numbers in this format; what is exact has no interval."""
     if row["low"] == row["high"]:
         return f"{row['estimate']:.3g}"
-    estimate, low, high = (format_number(row[name], row["unit"], form) for name in NUMBERS)
+    estimate, low, high = (number_text(row[name], row["unit"], form) for name in NUMBERS)
     return f"{estimate} [{low}, {high}]"
 
 
-def format_number(number: float, unit: str, form: str) -> str:
+def number_text(number: float, unit: str, form: str) -> str:
     """Return a number in this format: a difference with its sign, a ratio without."""
     return format(number, form if unit == "times" else f"+{form}")
+
+
+def source_text(row: pd.Series) -> str:
+    """Return where the paper says it, and whether the claim was added later."""
+    return f"{row['source']}{', added later' if row['added_later'] else ''}"
 
 
 def criterion(row: pd.Series) -> str:

@@ -41,7 +41,7 @@ REQUIRED = (
     "sha256", "profile_digest", "code_digest", "replicates", "git_commit", "hardware", "packages",
 )  # keys of a provenance  # fmt: skip
 STAGING_SUFFIX = ".written"  # of a folder with complete files that are still to be moved into place
-TEXTS = ("value_model", "versus", "search", "matched")
+TEXTS = ("value_model", "versus", "versus_value_model", "search", "matched")
 NOT_LABELS = {
     "ratio", "beta", "replicate", "estimate", "low", "high", "n", "seeds", "replicates",
     "versus_ratio", "entropy", "chosen",

@@ -6,8 +6,9 @@ reported accounting charges one forward pass per candidate of a junction: passes
 model + K · junctions; of GenARM one per junction, which gives all candidates; of Transfer Q* also
 the tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to
 that of SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam
-search. Transfer Q* costs more by orders of magnitude and does not count. `versus` names each pair,
-so that every other reading can be looked up.
+search. Transfer Q* costs more by orders of magnitude and does not count. `versus` names what a cost
+is divided by, with its ratio and values in `versus_target_ratio` and `versus_value_model`, so that
+every other reading can be looked up.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
 ROUNDS = 6  # twice each objective
+BASE = {"versus": "base"}  # labels of a ratio to the base
 COST_LABELS = {
     "positions_ratio": "token positions (× base)",
     "seconds_ratio": "time (× base)",
@@ -82,8 +84,8 @@ class Cost(Figure):
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate score and counted costs of every method, and ratios of costs.
 
-        Ratios are to the base, and to SIA at the smallest claimed ratio (versus "sia …"); seconds
-        likewise, as ratios within a round.
+        Ratios are to the base, and to SIA at the smallest claimed ratio by the values of either
+        loss; seconds likewise, as ratios within a round.
         """
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
         k, losses = profile.decoding.candidates, methods.values(profile)
@@ -107,21 +109,22 @@ class Cost(Figure):
             }
             rivals = {loss: [] for loss in losses}
             for one in of_family:
-                ratios += _ratios([one], base, "base", profile)
+                ratios += _ratios([one], base, BASE, profile)
                 for loss, of_loss in sparse.items():
                     if one.labels["value_model"] in set(losses) - {loss}:
                         continue
-                    ratios += _ratios([one], of_loss, f"sia {smallest:.0%}, {loss}", profile)
+                    ratios += _ratios([one], of_loss, _versus(of_loss.labels), profile)
                     rivals[loss] += [one] if _is_rival(one.labels) else []
             for loss, of_loss in sparse.items():
-                versus = f"sia {smallest:.0%}, {loss}"
+                versus = _versus(of_loss.labels)
                 ratios += _ratios(rivals[loss], of_loss, versus, profile, method="largest")
         tables = [
             estimates.summarize(scores, metrics, profile),
             pd.DataFrame.from_records([*ratios, *_times(timing, profile)]),
             _lengths(counted),
         ]
-        return pd.concat(tables, ignore_index=True)[[*estimates.COLUMNS, "length"]].round(
+        columns = [*estimates.COLUMNS, "versus_target_ratio", "versus_value_model", "length"]
+        return pd.concat(tables, ignore_index=True)[columns].round(
             dict.fromkeys(estimates.NUMBERS, 4)
         )
 
@@ -231,6 +234,12 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
         axis.plot(cost[front], score[front], color="#AAAAAA", linewidth=1, linestyle=line, zorder=0)
 
 
+def _versus(labels: dict) -> dict:
+    """Return the labels of a ratio to SIA with these labels."""
+    values = {f"versus_{name}": labels[name] for name in ("target_ratio", "value_model")}
+    return {"versus": labels["method"]} | values
+
+
 def _is_rival(labels: dict) -> bool:
     return estimates.display_name(labels["method"], labels["search"]) in RIVALS
 
@@ -245,7 +254,7 @@ def timed(profile: Profile, replicate: int) -> list[CellRequest]:
 def _ratios(
     scores: Sequence[estimates.MethodScores],
     other: estimates.MethodScores,
-    versus: str,
+    versus: dict,
     profile: Profile,
     method: str = "",
 ) -> list[dict]:
@@ -254,7 +263,7 @@ def _ratios(
     Args:
         scores: One method, or several, of which the largest ratio counts.
         other: What is divided by.
-        versus: Its name.
+        versus: Labels that name it.
         profile: Says how many resamples.
         method: The name of the largest ratio; empty for a single method.
     """
@@ -266,7 +275,7 @@ def _ratios(
         labels = {k: other.labels[k] for k in ("family", "model", "value_model")}
         labels, chosen = labels | {"method": method}, {}
     replicates, objectives, count, seeds = other.shape
-    labels = labels | {"objective": "all", "versus": versus, "seeds": seeds}
+    labels = labels | versus | {"objective": "all", "seeds": seeds}
     labels |= {"n": replicates * objectives * count, "replicates": replicates}
     records = []
     for metric in ("positions", "megaflops", "reported"):
@@ -317,19 +326,21 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
     plain = next(i for i, m in enumerate(settings) if (m["method"], m["search"]) == ("base", ""))
     _, sparse = min((m["target_ratio"], i) for i, m in enumerate(settings) if m["method"] == "sia")
     of_sparse = settings[sparse]
-    against = f"sia {of_sparse['target_ratio']:.0%}, {of_sparse['value_model']}"
     largest = {k: of_sparse[k] for k in ("family", "model", "value_model")} | {"method": "largest"}
     rivals = [i for i, setting in enumerate(settings) if _is_rival(setting)]
     pairs = [
         (setting, [i], other, versus)
         for i, setting in enumerate(settings)
-        for other, versus in ((plain, "base"), (sparse, against))
+        for other, versus in ((plain, BASE), (sparse, _versus(of_sparse)))
     ]
     records, common = [], {"objective": "all", "metric": "seconds_ratio", "n": len(logs)}
-    for setting, columns, other, versus in [*pairs, (largest, rivals, sparse, against)]:
+    for setting, columns, other, versus in [
+        *pairs,
+        (largest, rivals, sparse, _versus(of_sparse)),
+    ]:
         ratio = logs[:, columns] - logs[:, [other]]
         draws = np.exp(estimates.ratio_draws(ratio, np.ones_like(ratio), shape, profile).max(2))
-        labels = setting | common | {"versus": versus, "replicates": replicates}
+        labels = setting | common | versus | {"replicates": replicates}
         records += estimates.estimate_rows(labels, draws, profile)
     return records
 

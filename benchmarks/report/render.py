@@ -126,14 +126,13 @@ def _measured(provenance: Sequence[Mapping]) -> dict[str, object]:
 
 def _claims(verdicts: pd.DataFrame) -> list[dict]:
     """Return each claim with its verdicts, one for each condition."""
-    groups = verdicts.groupby(["claim", "statement", "source"], sort=False)
     return [
         {
-            "statement": statement,
-            "source": source,
+            "statement": rows["statement"].iloc[0],
+            "source": claims.source_text(rows.iloc[0]),
             "verdicts": [_verdict(row) for _, row in rows.iterrows()],
         }
-        for (_, statement, source), rows in groups
+        for _, rows in verdicts.groupby("claim", sort=False)
     ]
 
 
@@ -143,7 +142,7 @@ def _verdict(row: pd.Series) -> dict[str, str]:
     if row["verdict"] == "not measured":
         return verdict
     estimate, low, high = (
-        claims.format_number(row[name], row["unit"], ".3g") for name in claims.NUMBERS
+        claims.number_text(row[name], row["unit"], ".3g") for name in claims.NUMBERS
     )
     return verdict | {
         "estimate": estimate,

@@ -18,6 +18,7 @@ from benchmarks.analysis.claims import (
     criterion,
     interval_text,
     read_document,
+    source_text,
 )
 from benchmarks.figures.base import Figure
 from benchmarks.report.render import pictures_of
@@ -91,7 +92,7 @@ def claim_markdown(rows: pd.DataFrame) -> str:
     """Return one claim with its verdicts, a line for each condition."""
     first = rows.iloc[0]
     statement = textwrap.fill(f"**{first['statement']}**", 100)
-    lines = [statement, f"({first['source']}; needs {criterion(first)})", "", *TABLE]
+    lines = [statement, f"({source_text(first)}; needs {criterion(first)})", "", *TABLE]
     for _, row in rows.iterrows():
         numbers = "" if row["verdict"] == "not measured" else interval_text(row, ".2f")
         cells = (row["condition"] or "–", row["verdict"], numbers, row["marks"])

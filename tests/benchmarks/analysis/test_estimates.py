@@ -302,17 +302,21 @@ def test_mechanism_isolates_one_cause_at_a_time():
 
 def test_ratios_of_costs_and_time():
     table = table_of(FIGURES["cost"])
-    dense, sia, reference = (30 + 200) / 30, (30 + 40) / 30, "sia 20%, value-mean"
+    dense, sia = (30 + 200) / 30, (30 + 40) / 30
+    base, reference = (
+        {"versus": "base"},
+        {"versus": "sia", "versus_target_ratio": 0.2, "versus_value_model": "value-mean"},
+    )
     # of GenARM one pass gives all candidates; Transfer Q* goes on from each by some tokens
     passes = {"dense": 10, "genarm": 1, "transfer-q": 10 * (1 + SMOKE.sweep.rollout_tokens)}
     reported = {name: (20 + n * 20) / (20 + 10 * 4) for name, n in passes.items()}
     for method, metric, versus, expected in (
-        ("dense", "positions_ratio", "base", dense),
+        ("dense", "positions_ratio", base, dense),
         ("dense", "positions_ratio", reference, dense / sia),
         ("largest", "positions_ratio", reference, max(dense, 4 * 30 / 30) / sia),
         *((name, "reported_ratio", reference, ratio) for name, ratio in reported.items()),
     ):
-        labels = {"family": "qwen3", "objective": "all", "metric": metric, "versus": versus}
+        labels = {"family": "qwen3", "objective": "all", "metric": metric} | versus
         labels |= {"value_model": "value-mean"} if method == "dense" else {}
         row = pick(table, **labels, method=method)
         assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), (method, metric)
@@ -331,7 +335,7 @@ def test_ratios_of_costs_and_time():
         assert ends(pick(times, **labels, versus="base")) == pytest.approx(
             [number + 1] * 3, rel=1e-4
         )
-        assert pick(times, **labels, versus="sia 20%, value-token")["estimate"] == pytest.approx(
+        assert pick(times, **labels, versus="sia", versus_value_model="value-token")["estimate"] == pytest.approx(
             (number + 1) / (sparse + 1), rel=1e-3
         )
     rivals = [
@@ -476,7 +480,7 @@ def test_verdicts_of_single_replicates_stand_beside_the_pooled_one():
     assert alone["estimate"].tolist() == [1.0, -1.0]
     (row,) = claims.pooled_verdicts(verdicts).to_dict("records")
     assert (row["verdict"], row["marks"]) == ("undecided", "✓✗")
-    assert claims.sentence(row) == (
+    assert claims.verdict_line(row) == (
         "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; "
         "replicates alone: ✓✗"
     )

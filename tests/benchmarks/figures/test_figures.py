@@ -147,7 +147,8 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
         "objective family model value_model method target_ratio best_of metric beta tuned floor "
     )
     always += "tau search matched versus"
-    some = "replicate position experiment states stretch noise offset word base_word"
+    some = "replicate position experiment states stretch noise offset word base_word "
+    some += "versus_target_ratio versus_value_model"
     keys = always.split() + [name for name in some.split() if name in table]
     assert not table.duplicated(keys).any(), table[table.duplicated(keys, keep=False)]
 
