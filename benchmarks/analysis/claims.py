@@ -24,8 +24,8 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 CLAIMS = Path(__file__).with_name("claims.toml")
 KEY = ["claim", "condition"]
 COLUMNS = [
-    "claim", "statement", "source", "added_later", "figure", "condition", "replicate", "test", "margin", "verdict",
-    "estimate", "low", "high", "n", "replicates", "unit",
+    "claim", "statement", "source", "added_later", "figure", "condition", "replicate", "test",
+    "margin", "verdict", "estimate", "low", "high", "n", "replicates", "unit",
 ]  # fmt: skip
 
 
@@ -169,12 +169,8 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.Data
     """
     records = []
     for claim in claims:
-        record = {
-            "claim": claim.name, "statement": claim.statement, "source": claim.source,
-            "added_later": claim.added_later, "figure": claim.figure, "condition": claim.condition, "replicate": POOLED,
-            "test": claim.test, "margin": claim.margin, "verdict": "not measured",
-            "unit": claim.unit,
-        }  # fmt: skip
+        record = vars(claim) | {"claim": claim.name, "unit": claim.unit, "replicate": POOLED}
+        record["verdict"] = "not measured"
         summary = summaries.get(claim.figure)
         rows = pd.DataFrame() if summary is None else select_rows(claim, summary)
         for row in rows.to_dict("records"):

@@ -335,9 +335,9 @@ def test_ratios_of_costs_and_time():
         assert ends(pick(times, **labels, versus="base")) == pytest.approx(
             [number + 1] * 3, rel=1e-4
         )
-        assert pick(times, **labels, versus="sia", versus_value_model="value-token")["estimate"] == pytest.approx(
-            (number + 1) / (sparse + 1), rel=1e-3
-        )
+        assert pick(times, **labels, versus="sia", versus_value_model="value-token")[
+            "estimate"
+        ] == pytest.approx((number + 1) / (sparse + 1), rel=1e-3)
     rivals = [
         n
         for n, cell in enumerate(timed)
