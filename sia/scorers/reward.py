@@ -128,9 +128,11 @@ class RewardScorer(ClosedScorer):
         closing = closing_tokens(tokenizer)
         if self.eos_token_id not in closing:
             return self
-        return type(self)(
+        scorer = type(self)(
             self.model, self.eos_token_id, stop_tokens=self.end_tokens, closing=closing
         )
+        scorer.tokenizer = self.tokenizer
+        return scorer
 
     @property
     @override

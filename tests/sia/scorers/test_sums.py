@@ -18,6 +18,7 @@ from sia import (
 )
 from tests.helpers import tiny
 from tests.helpers.reference import whole_rewards, whole_values
+from tests.sia.test_junctions import q_head
 
 MODEL = tiny.language_model("qwen3")
 VALUES, REWARD = tiny.value_model("llama"), tiny.reward_model("gemma3")
@@ -119,6 +120,18 @@ class Child(Duck, Scorer):
     """One that inherits."""
 
 
+def test_sums_hand_hidden_states_to_the_scorers_that_read_them():
+    """A head on the language model's own hidden states, in a sum of two halves."""
+    single = q_head(MODEL)
+    prompts = tiny.prompts(3)
+    whole, halves = (
+        tiny.generate(MODEL, prompts, Steering(scorer, EveryToken(), beta=3.0), max_new_tokens=6)
+        for scorer in (single, 0.5 * single + 0.5 * single)
+    )
+    assert tiny.tokens(whole) == tiny.tokens(halves)
+    assert any(generation.shifted.any() for generation in whole)
+
+
 def test_scorers_of_others_take_part():
     assert isinstance(Duck(), Scorer)
     prompts, order = tiny.prompts(2), torch.arange(2)
@@ -129,6 +142,11 @@ def test_scorers_of_others_take_part():
     )
     for total in totals:
         torch.testing.assert_close(total, 2 * single)
+    by_duck, by_values = (
+        tiny.generate(MODEL, prompts, Steering(scorer, EveryToken()), max_new_tokens=3)
+        for scorer in (Duck(), VALUES)
+    )
+    assert tiny.tokens(by_duck) == tiny.tokens(by_values)
 
 
 def test_padded_vocabularies_share_their_tokens():
