@@ -5,7 +5,7 @@ Logits processors (penalties, grammars, suppressed tokens) decide what the K can
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -78,7 +78,7 @@ class Hooks:
     Attributes:
         process: Before the candidates are chosen: token ids so far `(rows, length)` and scores
             `(rows, vocabulary)` in, scores out.
-        warp: After the tilt: scores of the candidates `(rows, K)` in, scores out.
+        warp: After the tilt: None and scores of the candidates `(rows, K)` in, scores out.
         temperature: Divides the scores after that; 0 is greedy.
         stop: Token ids so far in, bool `(rows,)` out.
         stream: Receives the newest tokens, `(rows,)`.
@@ -87,8 +87,8 @@ class Hooks:
             it is no token to them; None leaves what is there, as transformers does.
     """
 
-    process: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-    warp: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    process: Callable[..., Tensor] | None = None
+    warp: Callable[..., Tensor] | None = None
     temperature: float = 1.0
     stop: Callable[[Tensor], Tensor] | None = None
     stream: Callable[[Tensor], None] | None = None
@@ -98,7 +98,7 @@ class Hooks:
     @property
     def see_rows(self) -> bool:
         """Whether rows must stay where they are, and ordinary tensors be passed."""
-        return bool(self.process) or self.stop is not None or self.stream is not None
+        return any((self.process, self.stop, self.stream))
 
     @classmethod
     def prepared(
@@ -130,8 +130,8 @@ class Hooks:
         built_in = EosTokenCriteria | MaxLengthCriteria
         further = StoppingCriteriaList(c for c in criteria if not isinstance(c, built_in))
         return cls(
-            process=LogitsProcessorList(p for p in processors if type(p) not in WARPERS),
-            warp=warp,
+            process=LogitsProcessorList(p for p in processors if type(p) not in WARPERS) or None,
+            warp=warp or None,
             temperature=temperature,
             stop=(lambda ids: further(ids, None)) if further else None,
             stream=stream,
@@ -170,7 +170,8 @@ def checkpoint_hooks(
     if temperature is None:
         temperature = 1.0 if settings.temperature is None else settings.temperature
     sampling = {"temperature": temperature, "top_k": settings.top_k or 0}
-    processors, criteria, config = model.generate(
+    generate: Any = model.generate
+    processors, criteria, config = generate(
         input_ids,
         attention_mask=attention_mask,
         custom_generate=_captured,
@@ -181,6 +182,7 @@ def checkpoint_hooks(
         num_return_sequences=samples,
         eos_token_id=list(stop_tokens) or None,
         pad_token_id=settings.pad_token_id or 0,
+        cache_implementation=None,  # decoding has its own
         stop_strings=None,  # transformers would ask for the tokenizer, which it does not take here
         return_dict_in_generate=False,
     )

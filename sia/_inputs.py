@@ -89,16 +89,14 @@ def _prompt_row(
     prompt: Any, index: int, name: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[int]:
     """Return the token ids of prompt number `index`: a text, a chat, token ids or a mapping."""
-    chat = _is_chat(prompt)
-    if (chat or isinstance(prompt, str)) and tokenizer is None:
-        raise TypeError(
-            f"a {name} must be a list of token ids where there is no tokenizer, "
-            f"number {index} is a {'chat' if chat else 'text'}"
-        )
-    if isinstance(prompt, str):
-        return _text_ids(tokenizer, prompt)
-    if chat:
-        return _chat_ids(tokenizer, prompt)
+    text = isinstance(prompt, str)
+    if text or _is_chat(prompt):
+        if tokenizer is None:
+            raise TypeError(
+                f"a {name} must be a list of token ids where there is no tokenizer, "
+                f"number {index} is a {'text' if text else 'chat'}"
+            )
+        return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
     rows = _encoded_rows(prompt, name) if isinstance(prompt, Mapping) else _rows(prompt)
     tokens = rows[0] if len(rows) == 1 else [None] if rows else []
     ids = tokens if all(type(token) is int for token in tokens) else list(map(as_number, tokens))
@@ -167,11 +165,11 @@ def _is_chat(prompt: Any) -> bool:
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the token ids of a chat by the template, up to where the assistant goes on."""
     begun = chat[-1]["role"] == "assistant"
-    return list(
-        tokenizer.apply_chat_template(
-            list(chat),
-            add_generation_prompt=not begun,
-            continue_final_message=begun,
-            return_dict=False,
-        )
+    messages: list[Any] = list(chat)
+    ids: Any = tokenizer.apply_chat_template(
+        messages,
+        add_generation_prompt=not begun,
+        continue_final_message=begun,
+        return_dict=False,
     )
+    return list(ids)

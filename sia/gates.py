@@ -73,22 +73,22 @@ class Gate(ABC):
 
     @classmethod
     def from_setting(cls, value: float) -> Self:
-        """Build the gate from its one setting; gates without a setting ignore the value."""
+        """Build the gate whose `setting` has this value; a gate without one ignores it."""
         return cls(**{cls.setting: value}) if cls.setting else cls()
 
     @classmethod
     def fit(cls, generations: Sequence[Generation], ratio: float, **settings: Any) -> Self:
-        """Build the gate that opens on `ratio` of the tokens; see `calibrate`."""
+        """Build the gate whose setting opens it on `ratio` of the tokens, for `calibrate`."""
         raise NotImplementedError(f"{cls.__name__} has no setting to calibrate")
 
     @property
     def setting_value(self) -> float:
-        """The value that `from_setting` would take."""
+        """Value of the setting, which builds the same gate by `from_setting`."""
         return float(vars(self)[self.setting])
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """The signals that steps must offer to this gate."""
+        """The signals that decoding must compute at every step for this gate."""
         return frozenset()
 
     @abstractmethod
@@ -152,7 +152,7 @@ class Not(Gate):
 
 @dataclass(frozen=True)
 class ThresholdGate(Gate):
-    """Base class of gates that open where the level of a signal is at least `threshold`."""
+    """Base class of gates that open where a signal, or its rise, is at least `threshold`."""
 
     calibrated = True
     setting = "threshold"
@@ -243,10 +243,10 @@ class EntropyRiseGate(EntropyGate):
 
 @dataclass(frozen=True)
 class AttentionGate(ThresholdGate):
-    """Open where the newest token's attention, weighted by distance, is at least `threshold`.
+    """Open where the newest token looks back far: its attention signal is at least `threshold`.
 
     Attributes:
-        threshold: 0 to 10, the largest distance that counts.
+        threshold: Mean distance in tokens to which it looks, 0 to 10 (farther counts as 10).
         layers: Layers to average over, numbered from 0; None for all.
         heads: Heads to average over, numbered from 0; None for all.
     """
@@ -351,7 +351,8 @@ class PositionGate(Gate):
     @classmethod
     @override
     def from_setting(cls, value: float) -> Self:
-        return cls(int(value) if as_number(value) % 1 == 0 else value)
+        tokens = int(value) if as_number(value) % 1 == 0 else value
+        return cls(whole_number("tokens", tokens, 0))
 
     @classmethod
     @override

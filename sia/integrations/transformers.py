@@ -273,5 +273,6 @@ def _refuse_withheld() -> None:
     code = unwrap(GenerationMixin.generate).__code__
     frames = (frame for frame, _ in walk_stack(None) if frame.f_code is code)
     caller = next(frames, None)
-    for name, instead in WITHHELD.items() if caller else ():
-        refuse(f"{instead}, got {name}", caller.f_locals.get(name) is not None)
+    if caller is not None:
+        for name, instead in WITHHELD.items():
+            refuse(f"{instead}, got {name}", caller.f_locals.get(name) is not None)
