@@ -16,17 +16,25 @@ from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
-KINDS = {"small": "small", "medium": "", "large": "large"}  # size here → size of a ModelKind
-SIZES = {size: f"-{kind}" if kind else "" for size, kind in KINDS.items()}  # → end of labels
+SIZES = {"small": "small", "medium": "", "large": "large"}  # name → size of a ModelKind
+
+
+def language_model(size: str) -> ModelKind:
+    """Return the language model of a size, as SIZES names it."""
+    return ModelKind("base", size=SIZES[size])
+
+
+def value_model(profile: Profile, size: str) -> ModelKind:
+    """Return the value model of a size, by the profile's first loss."""
+    return value_kind(profile.losses[0], SIZES[size])
 
 
 def weaker(profile: Profile) -> list[tuple[str, str]]:
     """Return the pairs (size of value model, of language model) whose value model is smaller."""
-    kind = methods.values(profile)[0]
     return [
         (value, model)
         for value, model in product(SIZES, SIZES)
-        if profile.size(f"{kind}{SIZES[value]}") < profile.size(f"base{SIZES[model]}")
+        if profile.size(value_model(profile, value)) < profile.size(language_model(model))
     ]
 
 
@@ -43,19 +51,20 @@ class Figure3(Figure):
 
     def why_unsupported(self, profile: Profile) -> str:
         """Return which sizes of models the profile lacks."""
-        kinds = ("base", f"value-{profile.losses[0]}")
-        needed = [f"{kind}-{size}" for kind in kinds for size in ("small", "large")]
+        sizes = ("small", "large")
+        needed = [*map(language_model, sizes), *(value_model(profile, size) for size in sizes)]
         if all(map(profile.has, needed)):
             return ""
-        return f"figure3 needs three sizes of models ({', '.join(needed)}), as w2s-qwen3 has"
+        listed = ", ".join(map(str, needed))
+        return f"figure3 needs three sizes of models ({listed}), as w2s-qwen3 has"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return SIA and dense steering for every pair of sizes, and every base model."""
         requests, family = [], profile.families[0]
-        for model in (ModelKind("base", size=size) for size in KINDS.values()):
+        for model in map(language_model, SIZES):
             requests.append(methods.base(replicate, family, model))
-            for size in KINDS.values():
-                values = value_kind(profile.losses[0], size)
+            for size in SIZES:
+                values = value_model(profile, size)
                 requests += methods.curve(
                     profile, replicate, family, values, profile.sweep.main_ratios, model=model
                 )
@@ -71,9 +80,9 @@ class Figure3(Figure):
         scores = estimates.method_scores(rows, metrics)
         differences, pairs = [], []
         for value, model in product(SIZES, SIZES):
-            setting = {"model": f"base{SIZES[model]}"}
+            setting = {"model": str(language_model(model))}
             base = estimates.select_one(scores, **setting, gate="never")
-            setting["value_model"] = f"{methods.values(profile)[0]}{SIZES[value]}"
+            setting["value_model"] = str(value_model(profile, value))
             dense = estimates.select_one(scores, **setting, method="dense")
             sparse = estimates.select(scores, **setting, method="sia")
             gains = [estimates.difference(one, base, versus="base") for one in [*sparse, dense]]
@@ -99,27 +108,24 @@ class Figure3(Figure):
         rows = estimates.pooled(table)
         rows = rows[(rows["metric"] == profile.score) & (rows["objective"] == "all")]
         level, gains = (rows[rows["versus"] == versus] for versus in ("", "base"))
-        value_model = methods.values(profile)[0]
         figure = style.plt.figure(figsize=(style.PAGE, 4.3))
         top, bottom = figure.subfigures(2, squeeze=False).ravel()
-        draw_scores(top, level, value_model, profile)
-        draw_gains(bottom, gains[gains["model"] != ""], value_model, profile)
+        draw_scores(top, level, profile)
+        draw_gains(bottom, gains[gains["model"] != ""], profile)
         handles = style.handles(LOOKS, {value: f"{value} value model" for value in LOOKS})
         handles.append(style.handle("base"))
         caption = (
-            f"{labels.LOSSES[value_model].capitalize()}, β = 1, all objectives; 100%: dense "
+            f"{style.first_loss(profile).capitalize()}, β = 1, all objectives; 100%: dense "
             "steering. Framed: the value model is smaller than the language model. "
             f"{style.sample_size_note(level, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "figure3", stale=stale)
 
 
-def draw_scores(
-    figure: FigureBase, level: pd.DataFrame, value_model: str, profile: Profile
-) -> None:
+def draw_scores(figure: FigureBase, level: pd.DataFrame, profile: Profile) -> None:
     """Draw the score against the share of steered tokens: a panel for each language model."""
-    sizes = {f"{value_model}{ending}": size for size, ending in SIZES.items()}
-    models = {f"base{ending}": f"{size} language model" for size, ending in SIZES.items()}
+    sizes = {str(value_model(profile, size)): size for size in SIZES}
+    models = {str(language_model(size)): f"{size} language model" for size in SIZES}
     level = level.assign(size=level["value_model"].map(sizes), panel=level["model"].map(models))
     level = style.ordered(level, model=models)
     curves = level[level["size"].notna()].reset_index(drop=True)
@@ -137,14 +143,14 @@ def draw_scores(
     )
 
 
-def draw_gains(figure: FigureBase, gains: pd.DataFrame, value_model: str, profile: Profile) -> None:
+def draw_gains(figure: FigureBase, gains: pd.DataFrame, profile: Profile) -> None:
     """Draw a heatmap of the gain over the base for each language model; framed: weak to strong."""
     axes = figure.subplots(1, len(SIZES), sharey=True)
-    endings = {f"{value_model}{ending}": size for size, ending in SIZES.items()}
-    gains = gains.assign(size=gains["value_model"].map(endings))
+    sizes = {str(value_model(profile, size)): size for size in SIZES}
+    gains = gains.assign(size=gains["value_model"].map(sizes))
     low, high = min(0.0, gains["estimate"].min()), gains["estimate"].max()
-    for axis, (model, ending) in zip(axes, SIZES.items(), strict=True):
-        of_model = gains[gains["model"] == f"base{ending}"]
+    for axis, model in zip(axes, SIZES, strict=True):
+        of_model = gains[gains["model"] == str(language_model(model))]
         grid = of_model.pivot_table(index="size", columns="target_ratio", values="estimate")
         grid = grid.loc[list(SIZES)].rename(columns="{:.0%}".format)
         style.sns.heatmap(

@@ -174,8 +174,12 @@ def contrasts(
         & (sia["versus"] == "dense")
         & (sia["floor"] == 0)
     ]
-    early = first[first["value_model"].str.endswith("-early")]
-    early = early.assign(value_model=early["value_model"].str.removesuffix("-early"))
+    full_training = {
+        str(value_kind(loss, undertrained=True)): str(value_kind(loss)) for loss in methods.VALUES
+    }
+    early = first.assign(value_model=first["value_model"].map(full_training)).dropna(
+        subset="value_model"
+    )
     blue, brown = style.COLOURS["sia"], VARIANT_COLOUR
     return {
         "entropy gate − another gate": {
@@ -199,6 +203,11 @@ def contrasts(
 
 def in_worlds(table: pd.DataFrame, profile: LabProfile, versus: str) -> pd.DataFrame:
     """Return SIA at the smallest ratio against `versus`, by world (one word a line) and loss."""
+    worlds = {str(ModelKind("base", world=world.name)): world.name for world in profile.worlds}
+    losses = {
+        str(value_kind(loss, world=world)): str(value_kind(loss))
+        for loss, world in product(methods.VALUES, worlds.values())
+    }
     rows = table[
         (table["metric"] == "judge")
         & (table["family"] == profile.families[0])
@@ -206,10 +215,8 @@ def in_worlds(table: pd.DataFrame, profile: LabProfile, versus: str) -> pd.DataF
         & (table["versus"] == versus)
         & (table["target_ratio"] == profile.sweep.reduced_ratios[0])
         & (table["floor"] == 0)
-        & table["model"].str.startswith("base@")
+        & table["model"].isin(worlds)
     ]
-    world = rows["model"].str.removeprefix("base@")
-    loss = rows["value_model"].str.partition("@")[0]
-    rows = rows.assign(world=world, loss=loss)[loss.isin(style.LOSS_LOOKS)]
-    rows = style.ordered(rows, world=[world.name for world in profile.worlds])
+    rows = rows.assign(world=rows["model"].map(worlds), loss=rows["value_model"].map(losses))
+    rows = style.ordered(rows, world=worlds.values())
     return rows.assign(world=rows["world"].str.replace("-", "\n"))

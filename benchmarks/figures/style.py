@@ -24,6 +24,7 @@ from benchmarks.analysis.labels import LOSSES, plural
 from benchmarks.runtime.files import write_atomically
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.methods import label_of
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Profile
 
 matplotlib.use("Agg")
@@ -178,7 +179,7 @@ def entry(look: Look, label: str, **properties) -> Line2D:
 
 def first_loss(profile: Profile) -> str:
     """Return the label of the loss of figures that show one alone."""
-    return LOSSES[f"value-{profile.losses[0]}"]
+    return LOSSES[str(value_kind(profile.losses[0]))]
 
 
 def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Bands") -> str:

@@ -18,10 +18,9 @@ from benchmarks.analysis.labels import LOSSES, family_label, metric_label
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
-from benchmarks.spec.model_kinds import ModelKind, value_kind
+from benchmarks.spec.model_kinds import SIZES, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
-SIZES = ("small", "large")
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)  # prompts
 
 
@@ -62,7 +61,7 @@ class Threshold(Figure):
         scores = estimates.method_scores(rows, metrics)
         differences = []
         for loss in profile.losses:
-            value_models = [methods.VALUES[loss], *(f"{methods.VALUES[loss]}-{s}" for s in SIZES)]
+            value_models = [str(value_kind(loss, size)) for size in ("", *SIZES)]
             models = [
                 estimates.select(scores, family=family, value_model=value_model, method="sia")
                 for family in profile.families
@@ -98,8 +97,9 @@ class Threshold(Figure):
         looks = {value_model: style.LOSS_LOOKS[value_model] for value_model in usual}
         labels = {value_model: LOSSES[value_model] for value_model in usual}
         for size in sizes(profile):
-            looks[f"{usual[0]}-{size}"] = style.Look(style.SIZES[size], "^")
-            labels[f"{usual[0]}-{size}"] = f"{size} models, {LOSSES[usual[0]]}"
+            value_model = str(value_kind(profile.losses[0], size))
+            looks[value_model] = style.Look(style.SIZES[size], "^")
+            labels[value_model] = f"{size} models, {style.first_loss(profile)}"
         level = level[level["value_model"].isin(looks)]
         name = metric_label(profile, profile.score)
         steered = level.assign(estimate=level["ratio"], low=np.nan, high=np.nan)
@@ -141,7 +141,8 @@ def sizes(profile: Profile) -> list[str]:
     return [
         size
         for size in SIZES
-        if profile.has(f"base-{size}") and profile.has(f"{methods.values(profile)[0]}-{size}")
+        if profile.has(ModelKind("base", size=size))
+        and profile.has(value_kind(profile.losses[0], size))
     ]
 
 

@@ -10,12 +10,16 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import override
+
+from benchmarks.spec.methods import EVALUATION_REWARD, METHODS
+from benchmarks.spec.model_kinds import BASE, LOSSES, SIZES, ModelKind, value_kind
 
 PROFILES = Path(__file__).with_name("profiles")
 JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
@@ -26,20 +30,13 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-HubModel = Literal[
-    "base",
-    "base-small",
-    "base-large",
-    "instruct",
-    "reward",
-    "evaluation-reward",
-    "value-mean",
-    "value-mean-small",
-    "value-mean-large",
-    "value-token",
-    "value-token-small",
-    "value-token-large",
-]
+# models that a profile of the Hub may name: of every size, and what the methods need
+HUB_MODELS = (
+    *(str(ModelKind("base", size=size)) for size in ("", *SIZES)),
+    *(str(value_kind(loss, size)) for loss, size in product(LOSSES, ("", *SIZES))),
+    *dict.fromkeys(kind for method in METHODS for kind in method.needs),
+    EVALUATION_REWARD,
+)
 
 
 @dataclass(frozen=True)
@@ -222,11 +219,11 @@ class Profile(ABC):
         """Losses of the value models, "token" or "mean"; figures with one loss show the first."""
 
     @abstractmethod
-    def has(self, kind: str) -> bool:
+    def has(self, kind: ModelKind | str) -> bool:
         """Return True if there is a model of this kind (instruct, reward, base-small, …)."""
 
     @abstractmethod
-    def size(self, kind: str) -> float:
+    def size(self, kind: ModelKind) -> float:
         """Return the size of the model of this kind, to compare it with others."""
 
     @property
@@ -283,12 +280,12 @@ class LabProfile(Profile):
         return ("token", "mean")
 
     @override
-    def has(self, kind: str) -> bool:
+    def has(self, kind: ModelKind | str) -> bool:
         return True
 
     @override
-    def size(self, kind: str) -> float:
-        model = {"small": self.small, "large": self.large}.get(kind.rpartition("-")[2], self.model)
+    def size(self, kind: ModelKind) -> float:
+        model = {"small": self.small, "large": self.large}.get(kind.size, self.model)
         return float(model.hidden_size)
 
 
@@ -300,8 +297,9 @@ class Source:
         id: Id on the Hub, or a local folder.
         revision: Branch, tag or commit.
         subfolder: Folder of the model inside.
-        backbone: Backbone (NAME, or NAME@REVISION) of a value model in the published layout, whose
-            tokenizer and template it shares; elsewhere the source's own.
+        backbone: Id or folder of the backbone of a value model in the published layout, whose
+            tokenizer and template it shares; empty where the source has its own.
+        backbone_revision: Branch, tag or commit of the backbone.
         billions: Parameters, where sizes are compared.
     """
 
@@ -309,7 +307,13 @@ class Source:
     revision: str = "main"
     subfolder: str = ""
     backbone: str = ""
+    backbone_revision: str = "main"
     billions: NonNegative = 0.0
+
+    @property
+    def tokenizer_source(self) -> "Source":
+        """Source of the tokenizer: the backbone, where one is named."""
+        return Source(self.backbone, self.backbone_revision) if self.backbone else self
 
 
 @dataclass(frozen=True)
@@ -347,7 +351,7 @@ class HubProfile(Profile):
         hardware: Hardware of this run, no part of the profile.
     """
 
-    models: dict[HubModel, Source]
+    models: dict[str, Source]
     prompts: PromptSets
     hardware: Hardware | None = None
     subject = "hub"
@@ -361,7 +365,9 @@ class HubProfile(Profile):
     def __post_init__(self) -> None:
         """Check what types cannot say."""
         kinds = sorted(self.models)
-        for kind in ("base", "evaluation-reward"):
+        known = set(kinds) <= set(HUB_MODELS)
+        _require(known, f"models must be some of {', '.join(HUB_MODELS)}", kinds)
+        for kind in (str(BASE), EVALUATION_REWARD):
             _require(kind in kinds, f"models.{kind} must be named", kinds)
         _require(bool(self.losses), "models.value-mean or models.value-token must be named", kinds)
         one = len(self.families) == 1
@@ -375,7 +381,7 @@ class HubProfile(Profile):
     @property
     @override
     def losses(self) -> tuple[str, ...]:
-        return tuple(loss for loss in ("mean", "token") if f"value-{loss}" in self.models)
+        return tuple(loss for loss in LOSSES if self.has(value_kind(loss)))
 
     @property
     @override
@@ -383,12 +389,12 @@ class HubProfile(Profile):
         return f"Models and prompt sets of the Hub, as the profile {self.name} names them."
 
     @override
-    def has(self, kind: str) -> bool:
-        return kind in self.models
+    def has(self, kind: ModelKind | str) -> bool:
+        return str(kind) in self.models
 
     @override
-    def size(self, kind: str) -> float:
-        return self.models[kind].billions
+    def size(self, kind: ModelKind) -> float:
+        return self.models[str(kind)].billions
 
     @property
     @override

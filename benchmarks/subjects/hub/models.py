@@ -125,11 +125,8 @@ def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
     fetched = {}
     for kind in dict.fromkeys(kinds):
         source = fetch(profile.models[kind])
-        name, _, revision = source.backbone.partition("@")
-        if name:
-            backbone = fetch(Source(name, revision or "main"))
-            pinned = name if Path(name).is_dir() else f"{name}@{backbone.revision}"
-            source = replace(source, backbone=pinned)
+        if source.backbone:
+            source = replace(source, backbone_revision=fetch(source.tokenizer_source).revision)
         fetched[kind] = source
     return replace(profile, models=profile.models | fetched)
 
@@ -143,11 +140,7 @@ def place(source: Source) -> tuple[str, dict[str, str]]:
 @lru_cache(maxsize=16)
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     """Return the tokenizer; of a value model in the published layout, its backbone's."""
-    if source.backbone:
-        name, _, revision = source.backbone.partition("@")
-        options = {"revision": revision} if revision else {}
-    else:
-        name, options = place(source)
+    name, options = place(source.tokenizer_source)
     return AutoTokenizer.from_pretrained(name, **options)
 
 
@@ -352,9 +345,10 @@ class HubModels(Subject):
     @override
     def value_model(self, kind: str, family: str) -> ValueModel:
         name, options = self._place(kind)
-        backbone, _, revision = self.profile.models[kind].backbone.partition("@")
-        if revision:
-            backbone = snapshot_download(backbone, revision=revision)
+        source = self.profile.models[kind]
+        backbone = source.backbone
+        if backbone and not Path(backbone).is_dir():
+            backbone = snapshot_download(backbone, revision=source.backbone_revision)
         return ValueModel.from_pretrained(name, backbone or None, **options)
 
     @override

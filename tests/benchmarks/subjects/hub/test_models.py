@@ -219,12 +219,13 @@ def test_a_revision_is_the_one_that_is_fetched(tmp_path, monkeypatch):
     profile = load_profile("qwen3-4b")
     models = {
         "base": Source("owner/name", "v2"),
-        "value-mean": Source("owner/name", backbone="owner/name@v2"),
+        "value-mean": Source("owner/name", backbone="owner/name", backbone_revision="v2"),
     }
     pinned = pin(replace(profile, models=profile.models | models), models).models
     assert pinned["base"] == Source("owner/name", commits["v2"])
-    backbone = f"owner/name@{commits['v2']}"
-    assert pinned["value-mean"] == Source("owner/name", commits["main"], backbone=backbone)
+    assert pinned["value-mean"] == replace(
+        models["value-mean"], revision=commits["main"], backbone_revision=commits["v2"]
+    )
 
 
 def test_limits_have_a_name_and_tables_of_their_own():
