@@ -66,11 +66,13 @@ class Architecture:
         head: FLOPs per position whose output is read.
         attention: FLOPs per token and key that it sees, by the window that limits the keys (None:
             all before it).
+        expansion: FLOPs per forward pass and key in the cache, where that holds latent vectors.
     """
 
     linear: int
     head: int
     attention: tuple[tuple[int | None, int], ...]
+    expansion: int = 0
 
     @classmethod
     def of(cls, backbone: PreTrainedModel, head: nn.Module) -> Self:
@@ -88,15 +90,19 @@ class Architecture:
         heads, settings = config.num_attention_heads, config.to_dict()
         size = settings.get("head_dim") or config.hidden_size // heads
         queries, values = size, settings.get("v_head_dim") or size
-        if "qk_nope_head_dim" in settings:  # latent attention has its own sizes
+        expanded = 0
+        if "qk_nope_head_dim" in settings:  # latent attention
             queries = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
+            per_latent = heads * (settings["qk_nope_head_dim"] + values)
+            expanded = settings["kv_lora_rank"] * per_latent * config.num_hidden_layers
         per_layer = 2 * heads * (queries + values)  # two products of 2 FLOPs each
         per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
         experts = per_token[0] if per_token else 1
         return cls(
-            linear=2 * weights_used(backbone.get_decoder(), experts),
+            linear=2 * (weights_used(backbone.get_decoder(), experts) - expanded),
             head=2 * weights_used(head),
             attention=tuple((window, per_layer * count) for window, count in windows.items()),
+            expansion=2 * expanded,
         )
 
 
@@ -214,6 +220,9 @@ class Meter:
         if self._stretches:
             rows, forwards, start, end, outputs = map(torch.cat, zip(*self._stretches, strict=True))
             self._forwards.index_add_(0, rows, forwards)
+            # all passes but the first have one token, if there are several
+            expanded = forwards * end - forwards * (forwards - 1) // 2
+            self._flops.index_add_(0, rows, (self.architecture.expansion * expanded).double())
             keys = [_keys_seen(end, window) - _keys_seen(start, window) for window in windows]
             self._add(rows, end - start, outputs, keys)
         for rows, contexts in self._branches:

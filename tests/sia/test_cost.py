@@ -22,6 +22,7 @@ from transformers import (
 from sia import EntropyGate, EveryToken, Steering, ValueModel
 from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows, weights_used
 from tests.helpers import tiny
+from tests.helpers.architectures import LATENT, build
 
 
 def decode_and_count(model, steering=None):
@@ -181,7 +182,7 @@ def mixture():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's use of transformers
 @pytest.mark.parametrize(
-    "build",
+    "build_model",
     [
         llama,
         lambda: llama(tie_word_embeddings=True),
@@ -190,11 +191,12 @@ def mixture():
         lambda: lora(enabled=False),
         multimodal,
         mixture,
+        lambda: build("minicpm3", **LATENT),
     ],
-    ids=["plain", "tied", "adapter", "merged", "disabled", "multimodal", "experts"],
+    ids=["plain", "tied", "adapter", "merged", "disabled", "multimodal", "experts", "latent"],
 )
-def test_weights_count_if_they_run(build):
-    generation, flops = decode_and_count(build())
+def test_weights_count_if_they_run(build_model):
+    generation, flops = decode_and_count(build_model())
     assert generation.cost.model_flops == pytest.approx(flops, rel=0.05)
 
 
