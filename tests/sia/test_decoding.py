@@ -234,3 +234,31 @@ def test_a_language_model_that_gives_no_numbers_is_named():
         match="logits must be numbers, the language model gave NaN at step 0 of prompt 0",
     ):
         tiny.generate(model, [[7]])
+
+
+def test_responses_of_one_token_and_without_an_end():
+    """Every token ends a response, or none does."""
+    model = tiny.language_model("qwen3")
+    prompts, steering = tiny.prompts(6), Steering(VALUES, EveryToken(), 2.0)
+    model.generation_config.eos_token_id = list(range(tiny.VOCABULARY))
+    at_once = tiny.generate(model, prompts, steering)
+    assert all(g.finished and len(g.token_ids) == 1 for g in at_once)
+    model.generation_config.eos_token_id = None
+    one = tiny.generate(model, prompts, steering, max_new_tokens=1)
+    assert tiny.tokens(one) == tiny.tokens(at_once)
+
+
+def test_one_row_without_numbers_is_named():
+    """A value that is NaN for one token alone stops decoding where it first counts."""
+    values = tiny.value_model("qwen3")
+    with no_grad():
+        values.backbone.embed_tokens.weight[33] = math.nan
+    gate = PositionGate(9) & ~PositionGate(2)  # closed at first
+    message = r"values must be finite, got NaN or infinity at step 2 of prompt 0"
+    with pytest.raises(FloatingPointError, match=message):
+        generate([[33], [7, 33, 8], [33, 9]], Steering(values, gate))
+    broken = tiny.language_model("qwen3")
+    with no_grad():
+        broken.model.embed_tokens.weight[33] = math.nan
+    with pytest.raises(FloatingPointError, match="gave NaN at step 0 of prompt 1"):
+        tiny.generate(broken, [[7], [33], [9]], max_new_tokens=1)
