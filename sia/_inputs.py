@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from sia._numbers import as_number
 
@@ -42,7 +42,9 @@ def pad_right(
     return input_ids, (torch.arange(longest, device=device) < lengths[:, None]).long()
 
 
-def eos_token_ids(config: GenerationConfig, further: int | None = None) -> list[int]:
+def eos_token_ids(
+    config: GenerationConfig | PreTrainedConfig, further: int | None = None
+) -> list[int]:
     """Return the tokens that end a response: those of the config, and `further` if it is given."""
     configured = config.eos_token_id
     ids = {*(configured if isinstance(configured, (list, tuple)) else [configured]), further}

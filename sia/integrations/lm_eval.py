@@ -155,7 +155,7 @@ class SIA(HFLM):
                 if isinstance(value, Tensor):
                     content.update(f"{value.dtype} {tuple(value.shape)}".encode())
                     data = value.detach().cpu().contiguous().reshape(-1)
-                    content.update(data.view(torch.uint8).numpy())
+                    content.update(data.view(torch.uint8).numpy().tobytes())
         return content.hexdigest()[:16]
 
     def get_model_info(self) -> dict[str, Any]:

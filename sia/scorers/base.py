@@ -142,6 +142,8 @@ class SumScorer(Scorer):
                 raise TypeError(f"scorers add up with scorers, got {type(scorer).__name__}")
             if not math.isfinite(as_number(weight)):
                 raise ValueError(f"the weight of a scorer must be a finite number, got {weight!r}")
+        known = [scorer.tokenizer for _, scorer in terms if issubclass(type(scorer), Scorer)]
+        self.tokenizer = next(filter(None, known), None)
         self.terms = tuple((as_number(weight), scorer) for weight, scorer in terms)
         self._vocabulary = shared_vocabulary([scorer.vocabulary_size for _, scorer in terms])
 

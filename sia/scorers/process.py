@@ -50,10 +50,10 @@ class ProcessRewardScorer(ClosedScorer):
         ends = eos_token_ids(model.config.get_text_config()) if end_tokens is None else end_tokens
         super().__init__(model, step_tokens, ends)
         _check_tokens(model, step_tokens)
-        if not 0 <= good_label < model.config.num_labels:
+        labels = model.config.num_labels or 0
+        if not 0 <= good_label < labels:
             raise ValueError(
-                f"good_label must be 0 to {model.config.num_labels - 1} for this model, "
-                f"got {good_label}"
+                f"good_label must be 0 to {labels - 1} for this model, got {good_label}"
             )
         self.good_label = good_label
 

@@ -12,7 +12,7 @@ reward-guided search", 2024).
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from transformers import (
@@ -148,7 +148,8 @@ class RewardScorer(ClosedScorer):
             use_cache=past_key_values is not None,
             return_dict=True,
         )
-        return self.model.score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
+        score = cast(nn.Module, self.head)
+        return score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -172,7 +173,7 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.eos_token_id]
 
 
-def _label_count(model: PreTrainedModel) -> int:
+def _label_count(model: PreTrainedModel) -> int | None:
     """Return how many numbers the head gives, whatever the config says."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1].out_features if linear else model.config.num_labels

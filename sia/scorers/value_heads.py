@@ -38,7 +38,7 @@ def read_head(folder: Path) -> nn.Linear | None:
     settings = published.read_json(config) if config.is_file() else {}
     prefixes = [*filter(None, [settings.get("value_head_prefix")]), *PREFIXES]
     names = {f"{prefix}.{part}" for prefix in prefixes for part in ("weight", "bias")}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for pattern in FILES:
         for file in sorted(folder.glob(pattern)):
             tensors |= _tensors(file, names)
