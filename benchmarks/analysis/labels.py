@@ -149,12 +149,10 @@ def method_label(
     method: str, target_ratio: float, value_model: str, best_of: int = 1, tuned: bool = False
 ) -> str:
     """Return a method in words, as "SIA at 20% + best of 8, per-token loss, best β"."""
-    name = label_of(method)
-    name = name if method.startswith("instruct") else name.partition(" (")[0]
     share = f" at {target_ratio:.0%}" if 0 < target_ratio < 1 else ""
     search = f" + best of {best_of}" if best_of > 1 else ""
     loss = f", {LOSSES[value_model]}{', best β' if tuned else ''}" if value_model in LOSSES else ""
-    return name + share + search + loss
+    return label_of(method) + share + search + loss
 
 
 def plural(count: int, noun: str) -> str:

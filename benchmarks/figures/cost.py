@@ -12,17 +12,19 @@ every other reading can be looked up.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.transforms import Bbox
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.labels import LOSSES, family_label, metric_label
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
-from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
+from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in, label_of
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
@@ -34,20 +36,13 @@ COST_LABELS = {
     "positions_ratio": "token positions (× base)",
     "seconds_ratio": "time (× base)",
 }
-POINT_LABELS = {
-    "base": "base",
-    "dense": "dense",
-    "instruct": "instruct\n(judge)",
-    "instruct-reward": "instruct\n(reward)",
-    "best-of-n": "best of N",
-    "beams": "beams",
-    "args": "ARGS",
-    "transfer-q": "Transfer Q*",
-    "genarm": "GenARM",
-}
-OFFSETS = {"best-of-n": (5, 1), "beams": (5, 1), "args": (5, 0), "transfer-q": (-18, -12),
-           "genarm": (5, 0), "instruct": (-12, 12), "instruct-reward": (-12, -14)}  # fmt: skip
-TEXT = {"textcoords": "offset points", "va": "center", "fontsize": 6}
+TEXT = {"textcoords": "offset points", "fontsize": 6}
+DIRECTIONS = [  # of a label from its point, the preferred ones first: unit offset and alignment
+    (1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"),
+    (0, -1, "center", "top"), (0.7, 0.7, "left", "bottom"), (0.7, -0.7, "left", "top"),
+    (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
+]  # fmt: skip
+DISTANCES = (4, 6, 8, 11)  # points
 FACES = {"value-token": {}, "value-mean": {"markerfacecolor": "white"}}  # by value model
 
 
@@ -134,7 +129,7 @@ class Cost(Figure):
         points = scores_and_costs(table, profile)
         panels = points.groupby(["family", "cost"], sort=False)
         columns = -(-(len(panels) + 1) // 2)
-        figure, axes = style.plt.subplots(2, columns, figsize=(style.PAGE, 5.2), squeeze=False)
+        figure, axes = style.plt.subplots(2, columns, figsize=(style.PAGE, 5.8), squeeze=False)
         *score_axes, length_axis = axes.flat[: len(panels) + 1]
         for axis, ((family, cost), rows) in zip(score_axes, panels, strict=True):
             _draw_points(axis, rows)
@@ -146,7 +141,9 @@ class Cost(Figure):
         style.curves(lengths, "length").on(length_axis).plot()
         for row in lengths.drop_duplicates("method", keep="last").itertuples():
             label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
-            length_axis.annotate(label, (row.length, row.estimate), (-4, 4), ha="right", **TEXT)
+            length_axis.annotate(
+                label, (row.length, row.estimate), (-4, 4), ha="right", va="center", **TEXT
+            )
         length_axis.set(
             xlabel="length of the response (tokens, at most)",
             ylabel="token positions",
@@ -154,6 +151,10 @@ class Cost(Figure):
         )
         for axis in axes.flat[len(panels) + 1 :]:
             axis.remove()
+        figure.set_layout_engine("constrained", rect=(0, 0.07, 1, 0.82))  # about as `finish` does
+        figure.draw_without_rendering()
+        for axis, (_, rows) in zip(score_axes, panels, strict=True):
+            _label_points(axis, rows)
         handles = [
             style.handle("sia", f"SIA, {LOSSES[value_model]}", linestyle="none", **look)
             for value_model, look in FACES.items()
@@ -165,7 +166,7 @@ class Cost(Figure):
         ]
         rounds = points.loc[points["cost"] == "seconds_ratio", "n_cost"].max()
         caption = (
-            "Score against cost, relative to decoding the base. Percentages: tokens that SIA "
+            "Score against cost, relative to the base. Percentages: tokens that SIA "
             f"steers. Time: {rounds:.0f} rounds. {style.sample_size_note(points, profile, 'Lines')}"
         )
         return style.finish(figure, handles, caption, folder, "cost", stale=stale)
@@ -181,7 +182,7 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     points = points.rename(columns={"metric_cost": "cost"}).assign(
         method=list(map(estimates.display_name, points["method"], points["search"]))
     )
-    labels = points["method"].map(POINT_LABELS)
+    labels = points["method"].map(label_of).str.replace(" (", "\n(", regex=False)
     shares = points["target_ratio"].map("{:.0%}".format)
     points = points.assign(label=labels.where(points["method"] != "sia", shares))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
@@ -206,9 +207,8 @@ def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 
 def _draw_points(axis, rows: pd.DataFrame) -> None:
-    """Draw methods as labelled points with intervals, and the Pareto fronts."""
+    """Draw methods as points with intervals, and the Pareto fronts."""
     for row in rows.itertuples():
-        hollow = row.value_model == "value-mean"
         axis.errorbar(
             row.estimate_cost,
             row.estimate,
@@ -216,22 +216,49 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
             xerr=[[row.estimate_cost - row.low_cost], [row.high_cost - row.estimate_cost]],
             color=style.COLOURS[row.method],
             marker=style.PALETTE[row.method].marker,
-            markerfacecolor="white" if hollow else None,
             markersize=4,
             elinewidth=0.7,
+            **FACES.get(row.value_model, {}),
         )
-        if row.method != "sia":
-            offset, side = OFFSETS.get(row.method, (5, -6)), "left"
-        elif row.target_ratio < (0.4 if hollow else 0.6):
-            offset, side = ((5, -5), "left") if hollow else ((-4, 4), "right")
-        else:
-            offset, side = (0, -7 if 0.5 < row.target_ratio < 0.7 else 7), "center"
-        axis.annotate(row.label, (row.estimate_cost, row.estimate), offset, ha=side, **TEXT)
     on_base = rows[(rows["model"] == "base") & (rows["value_model"] != str(AUTOREGRESSIVE))]
     for methods_shown, line in ((rows, "-"), (on_base, "--")):
         cost, score = (methods_shown[name].to_numpy() for name in ("estimate_cost", "estimate"))
         front = pareto(cost, score)
         axis.plot(cost[front], score[front], color="#AAAAAA", linewidth=1, linestyle=line, zorder=0)
+
+
+def _label_points(axis, rows: pd.DataFrame) -> None:
+    """Write each label beside its point, where it covers least of labels, points and intervals."""
+    renderer, point = axis.figure.canvas.get_renderer(), axis.figure.dpi / 72  # pixels
+    inside = axis.get_window_extent(renderer)
+    ends = (
+        axis.transData.transform(rows[[f"{end}_cost", end]].to_numpy(float))
+        for end in ("low", "high")
+    )
+    centres = axis.transData.transform(rows[["estimate_cost", "estimate"]].to_numpy(float))
+    obstacles = [Bbox([low - point, high + point]) for low, high in zip(*ends, strict=True)]
+    obstacles += [Bbox([centre - 2 * point, centre + 2 * point]) for centre in centres]
+    # ratios stand close together: they choose first
+    for row in rows.sort_values("method", key=lambda names: names != "sia").itertuples():
+        text = axis.annotate(row.label, (row.estimate_cost, row.estimate), (0, 0), **TEXT)
+        text.set_in_layout(False)
+        covered = {}
+        for distance, (x, y, ha, va) in product(DISTANCES, DIRECTIONS):
+            place = {"position": (distance * x, distance * y), "ha": ha, "va": va}
+            text.set(**place)
+            box = text.get_window_extent(renderer)
+            area = _overlap(box, box) - _overlap(box, inside)
+            area += sum(_overlap(box, other) for other in obstacles)
+            covered.setdefault(round(area), (place, box))
+        place, box = covered[min(covered)]
+        text.set(**place)
+        obstacles.append(box.padded(point))
+
+
+def _overlap(box: Bbox, other: Bbox) -> float:
+    """Return the area that two boxes share."""
+    shared = Bbox.intersection(box, other)
+    return shared.width * shared.height if shared else 0.0
 
 
 def _versus(labels: dict) -> dict:

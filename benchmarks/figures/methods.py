@@ -89,7 +89,7 @@ def baselines(profile: Profile, replicate: int, family: str) -> list[CellRequest
             request = dense(replicate, family, method.scorer, beta, tuned=tuned)
         if method.search:
             request = replace(request, search=method.search, responses=sweep.beams)
-        if method.name == "transfer-q":  # rollouts are slow
+        if method.few_prompts:
             request = replace(request, prompts=sweep.rollout_prompts)
         requests.append(request)
     return requests

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from benchmarks.analysis.labels import LOSSES, plural
 from benchmarks.runtime.files import write_atomically
 from benchmarks.spec.cells import OBJECTIVES
-from benchmarks.spec.methods import label_of
+from benchmarks.spec.methods import METHODS, label_of, legend_of
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Profile
 
@@ -81,6 +81,13 @@ PALETTE = {
     "transfer-q": Look("#999933", ">", (4, 1, 1, 1)),
     "genarm": Look("#332288", "h", (6, 2, 1, 2)),
     "inverted-entropy": Look("#661100", "X"),
+}
+SPARE_COLOURS = ("#DDCC77", "#88CCEE", "#1B7837", "#8073AC")  # of methods without a look above
+PALETTE |= {
+    method.name: Look(colour)
+    for method, colour in zip(
+        (one for one in METHODS if one.name not in PALETTE), SPARE_COLOURS, strict=False
+    )
 }
 # lines of families, where one method is shown, and of both together
 FAMILY_LOOKS = (Look("#56B4E9", "o"), Look("#CC79A7", "s"), Look("#0072B2", "D"))
@@ -156,7 +163,7 @@ def ordered(rows: pd.DataFrame, **orders: Sequence) -> pd.DataFrame:
 def handle(method: str, label: str = "", **properties) -> Line2D:
     """Return the legend entry of a method; `properties` override those of its look."""
     usual = {"marker": ""} if PALETTE[method].dashes else {}
-    return entry(PALETTE[method], label or label_of(method), **usual | properties)
+    return entry(PALETTE[method], label or legend_of(method), **usual | properties)
 
 
 def handles(looks: Mapping[str, Look], labels: Mapping[str, str] | None = None) -> list[Line2D]:

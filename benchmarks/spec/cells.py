@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, Self
 
-from benchmarks.spec.methods import ROLLOUT, method_of_scorer
+from benchmarks.spec.methods import method_of_scorer
 from benchmarks.spec.model_kinds import BASE, ModelKind
 from benchmarks.spec.profile import digest
 
 OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
-ROLLOUT_WORK = 30  # times the work of a value model
 LARGE_WORK = 2.5  # times the work of the usual size
 
 
@@ -69,7 +68,8 @@ class Condition:
         """Approximate time per response, in units of a plain response."""
         sizes = (self.model.size, self.scorer.size if self.scorer else "")
         size = LARGE_WORK if "large" in sizes else 1.0
-        scoring = ROLLOUT_WORK if self.scorer == ROLLOUT else 1
+        baseline = method_of_scorer(self.scorer)
+        scoring = baseline.scoring_work if baseline else 1.0
         steering = scoring * (0.7 + 3 * self.target_ratio) if self.gate != "never" else 0.0
         return self.responses * size * (1 + steering)
 

@@ -17,23 +17,29 @@ class Method:
 
     Args:
         name: Identifier in tables.
-        label: Text in legends and tables for readers.
+        label: Text in tables for readers and beside points.
+        note: Text that legends add in brackets.
         model: Language model that responds.
         scorer: Scorer of candidates, where it is no value model; None for all others.
         search: "best-of" or "beams".
         needs: Models that a profile must have besides the base model.
         raw_rewards: Whether scores are rewards on a scale other than that of values.
+        scoring_work: Time that scoring takes, in units of scoring by a value model.
+        few_prompts: Whether it is so slow that it answers few prompts.
         baseline: Whether table 1 compares SIA with it.
         figures: Names of the figures that draw it too, where a figure has room for some alone.
     """
 
     name: str
     label: str
+    note: str = ""
     model: ModelKind = BASE
     scorer: ModelKind | None = None
     search: str = ""
     needs: tuple[str, ...] = ()
     raw_rewards: bool = False
+    scoring_work: float = 1.0
+    few_prompts: bool = False
     baseline: bool = True
     figures: tuple[str, ...] = ()
 
@@ -43,12 +49,15 @@ METHODS = (
     Method(
         "instruct",
         "instruct (by the judge)",
-        INSTRUCT,
+        model=INSTRUCT,
         needs=("instruct",),
         figures=("figure2",),
     ),
     Method(
-        "instruct-reward", "instruct (by the reward)", INSTRUCT_REWARD, needs=("instruct-reward",)
+        "instruct-reward",
+        "instruct (by the reward)",
+        model=INSTRUCT_REWARD,
+        needs=("instruct-reward",),
     ),
     Method(
         "best-of-n",
@@ -73,15 +82,23 @@ METHODS = (
         needs=("autoregressive-reward",),
         figures=("cost",),
     ),
-    Method("transfer-q", "Transfer Q*", scorer=ROLLOUT, needs=(REWARD,), raw_rewards=True),
-    Method("sia", "SIA (entropy gate)", baseline=False),
-    Method("dense", "dense (every token)", baseline=False, figures=("cost",)),
+    Method(
+        "transfer-q",
+        "Transfer Q*",
+        scorer=ROLLOUT,
+        needs=(REWARD,),
+        raw_rewards=True,
+        scoring_work=30.0,
+        few_prompts=True,
+    ),
+    Method("sia", "SIA", "entropy gate", baseline=False),
+    Method("dense", "dense", "every token", baseline=False, figures=("cost",)),
     Method("random", "random gate", baseline=False),
     Method("position", "first tokens", baseline=False),
     Method("inverted-entropy", "lowest entropies", baseline=False),
 )
 BASELINES = tuple(method for method in METHODS if method.baseline)
-LABELS = {method.name: method.label for method in METHODS}
+BY_NAME = {method.name: method for method in METHODS}
 
 
 def drawn_in(figure: str) -> tuple[str, ...]:
@@ -90,8 +107,14 @@ def drawn_in(figure: str) -> tuple[str, ...]:
 
 
 def label_of(method: str) -> str:
-    """Return the label of a method in legends; other gates are called by their name."""
-    return LABELS.get(method, method.replace("-", " "))
+    """Return the label of a method; other gates are called by their name."""
+    return BY_NAME[method].label if method in BY_NAME else method.replace("-", " ")
+
+
+def legend_of(method: str) -> str:
+    """Return the label of a method in legends."""
+    note = BY_NAME[method].note if method in BY_NAME else ""
+    return f"{label_of(method)} ({note})" if note else label_of(method)
 
 
 def method_of_scorer(scorer: ModelKind | None) -> Method | None:
