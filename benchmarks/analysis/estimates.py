@@ -65,8 +65,8 @@ class MethodScores:
     Attributes:
         labels: Its setting, by LABELS and what a difference adds.
         values: `(units, metrics)`.
-        steered: Steered tokens of each unit, `(units,)`; None without a realised ratio.
-        tokens: All tokens of each unit, as `steered`.
+        steered_tokens: Steered tokens of each unit, `(units,)`; None without a realised ratio.
+        tokens: All tokens of each unit, as `steered_tokens`.
         shape: (replicates, objectives, prompts, seeds) of the units, in this order.
         versus: The scores that were subtracted, of a difference.
         chosen: Settings that may differ between replicates and objectives, `(replicates,
@@ -75,7 +75,7 @@ class MethodScores:
 
     labels: dict
     values: np.ndarray
-    steered: np.ndarray | None
+    steered_tokens: np.ndarray | None
     tokens: np.ndarray | None
     shape: tuple[int, int, int, int]
     versus: MethodScores | None = None
@@ -87,7 +87,7 @@ class MethodScores:
             return None
         index = slice(None) if objective is None else objective
         steered, tokens = (
-            x.reshape(self.shape)[:, index].sum() for x in (self.steered, self.tokens)
+            x.reshape(self.shape)[:, index].sum() for x in (self.steered_tokens, self.tokens)
         )
         return float(steered / tokens)
 
@@ -105,7 +105,7 @@ class MethodScores:
         return replace(
             self,
             values=cut(self.values),
-            steered=cut(self.steered),
+            steered_tokens=cut(self.steered_tokens),
             tokens=cut(self.tokens),
             shape=shape,
             versus=None,
@@ -152,7 +152,7 @@ def common_value(values: np.ndarray) -> float | None:
 
 
 def has_fixed_threshold(rows: pd.DataFrame) -> pd.Series:
-    """Return where the threshold was given and not calibrated: it goes without a target ratio."""
+    """Return which rows have a given threshold: only calibrated ones have a target ratio."""
     return rows["target_ratio"] == 0
 
 
@@ -263,37 +263,42 @@ def _intervals(
     cube = cube.reshape(*shape, len(metrics), len(scores))
     records = []
     for number, objective in [*enumerate(OBJECTIVES[: shape[1]]), (None, "all")]:
-        part = cube if number is None else cube[:, [number]]
-        rows: list[tuple] = [(POOLED, slice(None), mean_and_interval(part, profile))]
+        of_objective = cube if number is None else cube[:, [number]]
+        rows: list[tuple] = [(POOLED, slice(None), mean_and_interval(of_objective, profile))]
         if shape[0] > 1:
             rows += [
-                (str(r), r, _alone(part[[r]], number is None, profile)) for r in range(shape[0])
+                (str(r), r, _alone(of_objective[[r]], number is None, profile))
+                for r in range(shape[0])
             ]
-        counts = {"n": int(np.prod(part.shape[:3])), "seeds": shape[3], "replicates": shape[0]}
+        counts = {
+            "n": int(np.prod(of_objective.shape[:3])),
+            "seeds": shape[3],
+            "replicates": shape[0],
+        }
         for i, one in enumerate(scores):
             labels = one.labels | {"objective": objective, "pooled_beta": one.labels.get("beta")}
             counts["ratio"] = one.ratio(number)
             counts["versus_ratio"] = one.versus.ratio(number) if one.versus else None
-            for replicate, index, ends in rows:
+            for replicate, index, numbers in rows:
                 common = labels | {"replicate": replicate}
                 common |= counts if replicate == POOLED else {}
-                for name, values in one.chosen.items():
-                    common[name] = common_value(values[index, ... if number is None else number])
+                for name, settings in one.chosen.items():
+                    common[name] = common_value(settings[index, ... if number is None else number])
                 # of single replicates, figures and verdicts read only these; rows give the others
                 kept = replicate == POOLED or number is None
                 records += [
-                    common | {"metric": metric} | dict(zip(NUMBERS, ends[:, m, i], strict=False))
+                    common | {"metric": metric} | dict(zip(NUMBERS, numbers[:, m, i], strict=False))
                     for m, metric in enumerate(metrics)
                     if kept or metric in SCORES
                 ]
     return records
 
 
-def _alone(part: np.ndarray, with_interval: bool, profile: Profile) -> np.ndarray:
+def _alone(values: np.ndarray, with_interval: bool, profile: Profile) -> np.ndarray:
     """Return the mean of one replicate, with its interval if asked for."""
     if with_interval:
-        return mean_and_interval(part, profile)
-    return part.reshape(np.prod(part.shape[:4]), -1).mean(0).reshape(1, *part.shape[4:])
+        return mean_and_interval(values, profile)
+    return values.reshape(np.prod(values.shape[:4]), -1).mean(0).reshape(1, *values.shape[4:])
 
 
 @lru_cache(maxsize=4)
@@ -302,12 +307,12 @@ def resamples(shape: tuple[int, int, int, int], count: int, seed: int) -> np.nda
     return bootstrap_weights(shape, count, np.random.default_rng(seed))
 
 
-def mean_and_interval(part: np.ndarray, profile: Profile) -> np.ndarray:
+def mean_and_interval(values: np.ndarray, profile: Profile) -> np.ndarray:
     """Return mean, low and high over the first four axes (those of `shape`): `(3, other axes)`."""
     statistics = profile.statistics
-    weights = resamples(part.shape[:4], statistics.resamples, statistics.seed)
-    ends = interval(part.reshape(len(weights[0]), -1), weights, statistics.level)
-    return np.stack(ends).reshape(3, *part.shape[4:])
+    weights = resamples(values.shape[:4], statistics.resamples, statistics.seed)
+    bounds = interval(values.reshape(len(weights[0]), -1), weights, statistics.level)
+    return np.stack(bounds).reshape(3, *values.shape[4:])
 
 
 def unit_indices(
@@ -379,8 +384,8 @@ def estimate_rows(
         for name, values in (chosen or {}).items():
             row[name] = common_value(values[number - 1] if number else values)
         finite = np.isfinite(draw[1:]).any()
-        ends = np.nanquantile(draw[1:], [tail, 1 - tail]) if finite else (np.nan, np.nan)
-        rows.append(row | dict(zip(NUMBERS, map(float, (draw[0], *ends)), strict=True)))
+        bounds = np.nanquantile(draw[1:], [tail, 1 - tail]) if finite else (np.nan, np.nan)
+        rows.append(row | dict(zip(NUMBERS, map(float, (draw[0], *bounds)), strict=True)))
     return rows
 
 

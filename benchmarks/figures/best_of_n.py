@@ -44,8 +44,8 @@ class BestOfN(Figure):
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return cells of up to N responses, which hold those of every smaller N."""
         unit, sweep = (replicate, profile.families[0]), profile.sweep
-        steered = methods.curve(profile, *unit, profile.losses[0], sweep.reduced_ratios)
-        requests = [methods.base(*unit), methods.base(*unit, INSTRUCT), *steered]
+        sparse_and_dense = methods.curve(profile, *unit, profile.losses[0], sweep.reduced_ratios)
+        requests = [methods.base(*unit), methods.base(*unit, INSTRUCT), *sparse_and_dense]
         return FigureCells([methods.searched(cell, sweep.responses) for cell in requests])
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:

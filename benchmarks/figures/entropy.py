@@ -22,7 +22,7 @@ from benchmarks.spec.profile import Profile
 
 OFFSETS = range(-5, 6)
 BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
-STRETCHES = {f"{low:.1f} to {high:.1f}": (low, high) for low, high in pairwise(BINS)}
+ENTROPY_BINS = {f"{low:.1f} to {high:.1f}": (low, high) for low, high in pairwise(BINS)}
 FREQUENT = 12
 LOOKS = style.PALETTE | {"base": style.Look(style.COLOURS["base"], "o", (5, 2))}
 CELL = ["replicate", "family", "method", "target_ratio"]
@@ -34,7 +34,7 @@ class Quantity(NamedTuple):
 
     metric: str
     offset: int | None = None
-    stretch: str = ""
+    entropy_bin: str = ""
 
 
 class Entropy(Figure):
@@ -81,7 +81,7 @@ class Entropy(Figure):
         """Return entropy around junctions, shares of changed tokens, and the most frequent changes.
 
         Means of entropy at each offset, the fall after a junction and the rebound, shares of
-        junctions and of changed ones by entropy (`stretch`). Intervals: over replicates, and
+        junctions and of changed ones by entropy (`entropy_bin`). Intervals: over replicates, and
         prompts within replicate and objective. Versus "base": steered minus base responses.
         """
         records = []
@@ -116,14 +116,14 @@ class Entropy(Figure):
                 | {"estimate": count / len(shifts)}
                 for pair, count in pairs.items()
             ]
-        return estimates.summary_frame(records, ["offset", "stretch", "base_word", "word"])
+        return estimates.summary_frame(records, ["offset", "entropy_bin", "base_word", "word"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw entropies around junctions, and which tokens steering changes; two rows a family."""
         target = min(profile.sweep.reduced_ratios)
         table = estimates.pooled(table)
-        places = dict(zip(STRETCHES, (BINS[:-1] + BINS[1:]) / 2, strict=True))
-        table = table[table["versus"] == ""].assign(place=table["stretch"].map(places))
+        places = dict(zip(ENTROPY_BINS, (BINS[:-1] + BINS[1:]) / 2, strict=True))
+        table = table[table["versus"] == ""].assign(place=table["entropy_bin"].map(places))
         sparse = table[np.isclose(table["target_ratio"], target)]
         dense = table[table["method"] == "dense"]
         families = profile.families
@@ -210,11 +210,11 @@ def _quantities(tokens: pd.DataFrame) -> dict[Quantity, tuple[np.ndarray, np.nda
         Quantity("shifted_entropy"): (around[0], shifted),
         Quantity("unshifted_entropy"): (around[0], ~shifted),
     }
-    for stretch, (low, high) in STRETCHES.items():
+    for entropy_bin, (low, high) in ENTROPY_BINS.items():
         inside = (around[0] >= low) & (around[0] < high)
         quantities |= {
-            Quantity("entropy_histogram", stretch=stretch): (inside, everywhere),
-            Quantity("shifted_share_at_entropy", stretch=stretch): (shifted, inside),
+            Quantity("entropy_histogram", entropy_bin=entropy_bin): (inside, everywhere),
+            Quantity("shifted_share_at_entropy", entropy_bin=entropy_bin): (shifted, inside),
         }
     return quantities
 

@@ -33,7 +33,7 @@ class Figure2(Figure):
     measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return baselines, SIA, random gate and dense steering, at β = 1 and at the best β."""
+        """Return every baseline, and SIA, the random gate and dense steering at β = 1 and tuned."""
         requests = []
         for family in profile.families:
             requests += methods.baselines(profile, replicate, family)
@@ -128,14 +128,14 @@ def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str
 def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: str) -> list[Path]:
     """Draw one picture from the rows that `rows_to_plot` returns."""
     pooled, single = (data[(data["replicate"] == "all") == whole] for whole in (True, False))
-    steered = style.ordered(pooled[pooled["setting"] != ""], setting=SETTINGS.values())
-    dense = steered[steered["method"] == "dense"]
-    ends = [dense.assign(method=method) for method in ("random", "sia")]
-    ends[0] = ends[0].merge(
-        steered.loc[steered["method"] == "random", ["setting"]].drop_duplicates()
+    swept = style.ordered(pooled[pooled["setting"] != ""], setting=SETTINGS.values())
+    dense = swept[swept["method"] == "dense"]
+    right_ends = [dense.assign(method=method) for method in ("random", "sia")]
+    right_ends[0] = right_ends[0].merge(
+        swept.loc[swept["method"] == "random", ["setting"]].drop_duplicates()
     )
-    lines = pd.concat([steered[steered["method"] != "dense"], *ends, dense], ignore_index=True)
-    drawn = list(dict.fromkeys(steered["setting"]))
+    lines = pd.concat([swept[swept["method"] != "dense"], *right_ends, dense], ignore_index=True)
+    drawn = list(dict.fromkeys(swept["setting"]))
     figure = style.plt.figure(figsize=(style.PAGE, 1.3 * len(drawn) + 1.1))
     static = pooled[pooled["setting"] == ""].drop(columns="setting")
     dots = single[single["method"].isin(["sia", "dense"])].reset_index()
@@ -152,9 +152,11 @@ def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: 
     style.name_facets(figure, drawn, list(OBJECTIVES))
     metric, family = data["metric"].iloc[0], data["family"].iloc[0]
     figure.supylabel(labels.metric_label(profile, metric))
-    there = set(data["method"])
+    methods_drawn = set(data["method"])
     handles = [
-        style.handle(method) for method in ("sia", "random", "dense", *STATIC) if method in there
+        style.handle(method)
+        for method in ("sia", "random", "dense", *STATIC)
+        if method in methods_drawn
     ]
     if len(dots):
         handles.append(

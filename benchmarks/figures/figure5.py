@@ -31,11 +31,11 @@ class Figure5(Figure):
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return traces of the base, and of SIA at the reduced ratios."""
         base = [methods.base(replicate, family) for family in profile.families]
-        steered = [
+        sparse = [
             methods.steered(replicate, family, profile.losses[0], ratio=ratio)
             for family, ratio in product(profile.families, profile.sweep.reduced_ratios)
         ]
-        return FigureCells(traces=[*base, *steered])
+        return FigureCells(traces=[*base, *sparse])
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return a row per response and target ratio of both policies, under the same threshold."""

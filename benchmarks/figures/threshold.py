@@ -102,9 +102,9 @@ class Threshold(Figure):
             labels[value_model] = f"{size} models, {style.first_loss(profile)}"
         level = level[level["value_model"].isin(looks)]
         name = metric_label(profile, profile.score)
-        steered = level.assign(estimate=level["ratio"], low=np.nan, high=np.nan)
+        shares = level.assign(estimate=level["ratio"], low=np.nan, high=np.nan)
         names = (name, "share steered")
-        data = pd.concat([level, steered], keys=names, names=["quantity"]).reset_index("quantity")
+        data = pd.concat([level, shares], keys=names, names=["quantity"]).reset_index("quantity")
         data["panel"] = data["family"].map(family_label) + "\n" + data["quantity"]
         rows = [f"{family_label(family)}\n{q}" for family in profile.families for q in names]
         data = style.ordered(data, panel=rows, objective=OBJECTIVES)
@@ -171,7 +171,7 @@ def select_tau(swept: list[estimates.MethodScores], best: np.ndarray) -> estimat
         even[0],
         labels=even[0].labels | {"tau": None, "method": "sia"},
         values=at_best("values"),
-        steered=at_best("steered"),
+        steered_tokens=at_best("steered_tokens"),
         tokens=at_best("tokens"),
         chosen=even[0].chosen | {"chosen": taus},
     )

@@ -30,7 +30,8 @@ from benchmarks.spec.profile import Profile
 
 BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
 DRAWS = 32
-STRETCHES = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
+ENTROPY_BINS = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
+BELOW_TAU, ABOVE_TAU = f"below {methods.TAU:g}", f"{methods.TAU:g} and more"
 COLUMNS = ("entropy", "base_logprob", "value_mean", "value_token", "worth", "worth_error")
 PANELS = {
     "steering_gain": "gain in J",
@@ -75,7 +76,7 @@ class ErrorOfValues(Figure):
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Return means over the states of each stretch of entropy (all states: stretch empty).
+        """Return means over the states of each bin of entropy (all states: `entropy_bin` empty).
 
         The gain of steering there and its two parts, errors of the values, and with the values
         taken for exact what leaving the step alone loses, and what noise of size `noise` does.
@@ -88,45 +89,18 @@ class ErrorOfValues(Figure):
         cube = {name: rows[name].to_numpy(np.float64).reshape(-1, candidates) for name in COLUMNS}
         states = rows[rows["rank"] == 0].reset_index(drop=True)
         quantities, exact = _quantities(cube, profile)
-        values, entropies = np.stack(list(quantities.values()), axis=1), states["entropy"]
-        halves = {
-            f"below {methods.TAU:g}": entropies < methods.TAU,
-            f"{methods.TAU:g} and more": entropies >= methods.TAU,
-        }
-        stretch = np.digitize(entropies, BINS) - 1
-        stretches = {"": entropies >= 0} | halves
-        stretches |= {name: stretch == i for i, name in enumerate(STRETCHES)}
-        replicates, pooled = states["replicate"].nunique(), estimates.pooled_family(profile)
-        records = []
-        for family in dict.fromkeys([*profile.families, pooled]):
-            of_family = (states["family"] == family) | (family == "all")
-            common = {"family": family, "objective": "all", "replicates": replicates}
-            draws = {}
-            for name, inside in stretches.items():
-                selected = states[of_family & inside]
-                drawn = _draws(states, values, (of_family & inside).to_numpy(), profile)
-                draws[name] = dict(zip(quantities, np.moveaxis(drawn, 2, 0), strict=True))
-                setting = common | {"n": len(selected), "stretch": name}
-                setting["entropy"] = selected["entropy"].mean()
-                for quantity, of_quantity in draws[name].items():
-                    records += estimates.estimate_rows(
-                        setting | quantity._asdict(), of_quantity, profile
-                    )
-            below, above = (draws[half] for half in halves)
-            for quantity in (one for one in quantities if one.metric == "noise_regret"):
-                alone = quantity._replace(metric="regret_left_alone", noise=None)
-                ratios = {
-                    "noise_regret_below_to_above_tau": below[quantity] / above[quantity],
-                    "left_alone_to_noise_regret_below_tau": below[alone] / below[quantity],
-                }
-                setting = common | quantity._asdict() | {"n": int(of_family.sum())}
-                records += estimates.metric_rows(setting, ratios, profile)
+        pooled = estimates.pooled_family(profile)
+        records = [
+            row
+            for family in dict.fromkeys([*profile.families, pooled])
+            for row in _family_rows(states, quantities, family, profile)
+        ]
         setting = {"family": pooled, "objective": "all", "n": len(states)}
         constants = [
             setting | quantity._asdict() | dict.fromkeys(estimates.NUMBERS, number)
             for quantity, number in exact.items()
         ]
-        further = ["stretch", "entropy", "noise"]
+        further = ["entropy_bin", "entropy", "noise"]
         return pd.concat(
             [
                 estimates.summary_frame(records, further).round({"entropy": 4}),
@@ -138,8 +112,10 @@ class ErrorOfValues(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw gains, costs and errors of steering a step by the entropy of the step."""
         table = estimates.pooled(table)
-        table = table[table["stretch"].isin(STRETCHES) & table["family"].isin(profile.families)]
-        place = table["stretch"].map(STRETCHES.index).astype(float)
+        table = table[
+            table["entropy_bin"].isin(ENTROPY_BINS) & table["family"].isin(profile.families)
+        ]
+        place = table["entropy_bin"].map(ENTROPY_BINS.index).astype(float)
         table = table.assign(place=place).sort_values("place")
         looks = style.LOSS_LOOKS
         families = profile.families
@@ -172,8 +148,8 @@ class ErrorOfValues(Figure):
         for axis in axes[:-1].flat:
             axis.tick_params(labelbottom=False)
         for axis in axes[-1]:
-            ticks = [stretch.replace(" to ", "–").replace("2.31", "2.3") for stretch in STRETCHES]
-            axis.set_xticks(range(len(STRETCHES)), ticks)
+            ticks = [name.replace(" to ", "–").replace("2.31", "2.3") for name in ENTROPY_BINS]
+            axis.set_xticks(range(len(ticks)), ticks)
             axis.set_xlabel("entropy of the step (nats)")
         handles = [
             *style.handles(looks, {name: LOSSES[name] for name in looks}),
@@ -191,6 +167,47 @@ class ErrorOfValues(Figure):
         return style.finish(
             figure, handles, caption, folder, "value-error", stale=stale, legend_columns=3
         )
+
+
+def _in_entropy_bins(entropy: pd.Series) -> dict[str, pd.Series]:
+    """Return which states are in each bin of entropy, on each side of τ, and, as "", in any."""
+    numbers = pd.Series(np.digitize(entropy, BINS) - 1, index=entropy.index)
+    sides = {"": entropy >= 0, BELOW_TAU: entropy < methods.TAU, ABOVE_TAU: entropy >= methods.TAU}
+    return sides | {name: numbers == i for i, name in enumerate(ENTROPY_BINS)}
+
+
+def _family_rows(
+    states: pd.DataFrame, quantities: dict[Quantity, np.ndarray], family: str, profile: Profile
+) -> list[dict]:
+    """Return the means of a family ("all": of both) in each bin of entropy, and ratios of losses.
+
+    Args:
+        states: A row per state.
+        quantities: Values at the states, `(states,)` each.
+        family: Its name.
+        profile: Says how to resample.
+    """
+    of_family = (states["family"] == family) | (family == "all")
+    common = {"family": family, "objective": "all", "replicates": states["replicate"].nunique()}
+    values, records, draws = np.stack(list(quantities.values()), axis=1), [], {}
+    for name, inside in _in_entropy_bins(states["entropy"]).items():
+        selected = of_family & inside
+        means = _draws(states, values, selected.to_numpy(), profile)
+        draws[name] = dict(zip(quantities, np.moveaxis(means, 2, 0), strict=True))
+        setting = common | {"n": int(selected.sum()), "entropy_bin": name}
+        setting["entropy"] = states.loc[selected, "entropy"].mean()
+        for quantity, of_quantity in draws[name].items():
+            records += estimates.estimate_rows(setting | quantity._asdict(), of_quantity, profile)
+    below, above = draws[BELOW_TAU], draws[ABOVE_TAU]
+    for quantity in (one for one in quantities if one.metric == "noise_regret"):
+        alone = quantity._replace(metric="regret_left_alone", noise=None)
+        ratios = {
+            "noise_regret_below_to_above_tau": below[quantity] / above[quantity],
+            "left_alone_to_noise_regret_below_tau": below[alone] / below[quantity],
+        }
+        setting = common | quantity._asdict() | {"n": int(of_family.sum())}
+        records += estimates.metric_rows(setting, ratios, profile)
+    return records
 
 
 def _draws(
@@ -219,9 +236,9 @@ def _quantities(
     exact: dict[Quantity, float] = {}
     for loss in ("mean", "token"):
         values, of = cube[f"value_{loss}"], partial(Quantity, f"value-{loss}")
-        steered = tilted(base, values)
-        paid, alone = kl_divergence(steered, base), kl_divergence(base, steered)
-        worth = ((steered - base) * cube["worth"]).sum(1)
+        steered_policy = tilted(base, values)
+        paid, alone = kl_divergence(steered_policy, base), kl_divergence(base, steered_policy)
+        worth = ((steered_policy - base) * cube["worth"]).sum(1)
         columns |= {
             of("steering_gain"): worth - paid,
             of("reward_gained"): worth,
@@ -233,7 +250,7 @@ def _quantities(
             noisy = (
                 tilted(base, values + size * rng.normal(size=values.shape)) for _ in range(DRAWS)
             )
-            total = sum(kl_divergence(policy, steered) for policy in noisy)
+            total = sum(kl_divergence(policy, steered_policy) for policy in noisy)
             columns[of("noise_regret", size)] = total / DRAWS
         error = values - cube["worth"]
         alike = np.full_like(base, 1 / base.shape[1])
@@ -241,7 +258,7 @@ def _quantities(
             variance = (weights * error**2).sum(1) - (weights * error).sum(1) ** 2
             by_rollouts = ((weights - weights**2) * cube["worth_error"] ** 2).sum(1)
             columns[of(f"value_error_{name}")] = variance - by_rollouts
-        regret = ((steered - base) * values).sum(1) - paid
+        regret = ((steered_policy - base) * values).sum(1) - paid
         relative = (np.abs(paid - regret) / regret)[regret > 1e-3]
         exact[of("regret_minus_kl_base_optimum_max")] = np.abs(regret - alone).max()
         exact[of("regret_vs_kl_optimum_base_median")] = pd.Series(relative).median()

@@ -197,7 +197,7 @@ def _response(candidates: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
     """Return a token with its candidates: word, base probability, value, steered probability."""
-    base, steered = (
+    base_probability, steered_probability = (
         np.exp(step[name].astype(float)).round(4) for name in ("base_logprob", "tilted")
     )
     values = [None if np.isnan(value) else round(float(value), 2) for value in step["value"]]
@@ -208,7 +208,13 @@ def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
         "chosen": int(np.argmax(step["chosen"].to_numpy())),
         "unsteered": int(np.argmax(step["unsteered"].to_numpy())),
         "candidates": list(
-            zip(step["word"].map(words).tolist(), base, values, steered, strict=True)
+            zip(
+                step["word"].map(words).tolist(),
+                base_probability,
+                values,
+                steered_probability,
+                strict=True,
+            )
         ),
     }
 

@@ -147,7 +147,7 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
         "objective family model value_model method target_ratio best_of metric beta tuned floor "
     )
     always += "tau search matched versus"
-    some = "replicate position experiment states stretch noise offset word base_word "
+    some = "replicate position experiment states entropy_bin noise offset word base_word "
     some += "versus_target_ratio versus_value_model"
     keys = always.split() + [name for name in some.split() if name in table]
     assert not table.duplicated(keys).any(), table[table.duplicated(keys, keep=False)]
@@ -258,7 +258,7 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     """The made-up per-token values are exact: steering gains all that there is to gain."""
     rows = FIGURES["value-error"].collect(SMOKE, range(2), FakeResults(SMOKE))
     table = FIGURES["value-error"].summarize(rows, SMOKE)
-    exact = {"family": "qwen3", "value_model": "value-token", "stretch": ""}
+    exact = {"family": "qwen3", "value_model": "value-token", "entropy_bin": ""}
     selected = rows[rows["family"] == "qwen3"].sort_values(
         ["replicate", "objective", "state", "rank"]
     )
@@ -302,11 +302,13 @@ def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
     low = torch.special.entr(base).sum(-1) < 1
     regret, best = laws.step_regret(base, base, values, 1.0), laws.optimal_policy(base, values, 1.0)
     pooled = {"family": "all", "value_model": "value-mean"}
-    for stretch, inside in (("", low | ~low), ("below 1", low), ("1 and more", ~low)):
-        row = pick(table, **pooled, stretch=stretch, metric="regret_left_alone")
+    for entropy_bin, inside in (("", low | ~low), ("below 1", low), ("1 and more", ~low)):
+        row = pick(table, **pooled, entropy_bin=entropy_bin, metric="regret_left_alone")
         assert row["estimate"] == pytest.approx(regret[inside].mean().item(), abs=ROUNDED)
         assert row["n"] == int(inside.sum())
-        small = pick(table, **pooled, stretch=stretch, metric="noise_regret", noise=0.1)["estimate"]
+        small = pick(table, **pooled, entropy_bin=entropy_bin, metric="noise_regret", noise=0.1)[
+            "estimate"
+        ]
         assert small == pytest.approx(
             laws.expected_noise_regret(base, values, 1.0, 0.1)[inside].mean().item(),
             rel=0.15,
@@ -320,13 +322,13 @@ def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
         "estimate"
     ] == pytest.approx(np.median(relative), abs=1e-3)
     halves = [
-        pick(table, **pooled, stretch=s, metric="noise_regret", noise=1.0)["estimate"]
+        pick(table, **pooled, entropy_bin=s, metric="noise_regret", noise=1.0)["estimate"]
         for s in ("below 1", "1 and more")
     ]
     ratio = pick(table, **pooled, noise=1.0, metric="noise_regret_below_to_above_tau")
     assert ratio["estimate"] == pytest.approx(halves[0] / halves[1], rel=2e-3)
     assert ratio["low"] < ratio["estimate"] < ratio["high"]
-    alone = pick(table, **pooled, stretch="below 1", metric="regret_left_alone")["estimate"]
+    alone = pick(table, **pooled, entropy_bin="below 1", metric="regret_left_alone")["estimate"]
     ratio = pick(table, **pooled, noise=1.0, metric="left_alone_to_noise_regret_below_tau")
     assert ratio["estimate"] == pytest.approx(alone / halves[0], rel=2e-3)
 
