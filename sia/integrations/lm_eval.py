@@ -24,14 +24,17 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
+from torch import Tensor, nn
 
 import sia
-from sia.gates import GATES, Gate
+from sia._checkpoints import local_folder
+from sia.gates import GATES, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before
 from sia.likelihood import log_likelihoods
-from sia.scorers import Scorer, ValueModel
+from sia.scorers import QHead, Scorer, ValueModel, VocabularyValueModel
 from sia.scorers.loading import unwrap
+from sia.scorers.q_head import Q_HEAD_FILE
+from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_HEAD_FILE
 from sia.steering import Steering
 
 # arguments of lm-eval's `hf` that change no response
@@ -52,11 +55,13 @@ class SIA(HFLM):
 
     Args:
         pretrained: The language model, as of lm-eval's `hf`.
-        value_model: Local path or Hub id of a `ValueModel`, or a scorer in memory.
+        value_model: Local path or Hub id of a `ValueModel`, `VocabularyValueModel` or `QHead`, or a
+            scorer in memory.
         backbone: Backbone of a value model in the published layout that does not name its own.
         value_subfolder: Folder of the value model within its repository.
         value_revision: Its revision on the Hub.
         gate: Name of a gate in `sia.gates.GATES`.
+        junction_gate: Local path or Hub id of a `JunctionGate`, in place of `gate`.
         threshold: Setting of the entropy and attention gates.
         ratio: Setting of the random gate.
         tokens: Setting of the position gate.
@@ -77,6 +82,7 @@ class SIA(HFLM):
         value_subfolder: str = "",
         value_revision: str | None = None,
         gate: str = "entropy",
+        junction_gate: str | Path | None = None,
         threshold: float = 1.0,
         ratio: float = 0.2,
         tokens: int = 20,
@@ -88,9 +94,11 @@ class SIA(HFLM):
         **options: Any,
     ) -> None:
         opener = make_gate(gate, threshold=threshold, ratio=ratio, tokens=tokens)
+        if junction_gate is not None:
+            opener = JunctionGate.from_pretrained(junction_gate)
         if loglikelihood not in ("refuse", "steered"):
             raise ValueError(f'loglikelihood must be "refuse" or "steered", got {loglikelihood!r}')
-        if value_model is None and gate != "never":
+        if value_model is None and opener != Never():
             raise ValueError(
                 "model sia needs value_model, the path or Hub id of a value model (or gate=never)"
             )
@@ -124,13 +132,13 @@ class SIA(HFLM):
         self.steering: Steering | None = None
         self.candidates: int | None = candidates
         if isinstance(value_model, str | Path):
-            value_model = ValueModel.from_pretrained(
+            value_model = load_scorer(
                 value_model,
                 backbone,
+                value_subfolder,
+                value_revision,
                 dtype=self.model.dtype,
                 device_map=str(self.device),
-                subfolder=value_subfolder,
-                revision=value_revision,
             )
         if value_model is not None:
             self.candidates = None  # a steering has its own
@@ -146,10 +154,15 @@ class SIA(HFLM):
     def digest(self) -> str:
         """Digest of the settings and of all weights, whatever the paths hold today."""
         content = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
-        models = [self.model]
-        if self.steering is not None and isinstance(self.steering.scorer, ValueModel):
-            models.append(self.steering.scorer)
-        for model in models:
+        modules: list[nn.Module] = [self.model]
+        scorer = None if self.steering is None else self.steering.scorer
+        if isinstance(scorer, ValueModel):
+            modules.append(scorer)
+        elif isinstance(scorer, QHead):
+            modules.append(scorer.values)
+        elif isinstance(scorer, VocabularyValueModel):
+            modules += [scorer.backbone, scorer.values]
+        for model in modules:
             for name, value in model.state_dict().items():
                 content.update(f"{name} {type(value).__name__}".encode())
                 if isinstance(value, Tensor):
@@ -258,6 +271,32 @@ def check_options(options: dict[str, Any]) -> None:
     softmax = options.get("softmax_dtype")
     if softmax not in (None, "float32", torch.float32):
         raise ValueError(f"model sia computes its softmax in float32, got softmax_dtype={softmax}")
+
+
+def load_scorer(
+    path: str | Path,
+    backbone: str | None,
+    subfolder: str,
+    revision: str | None,
+    **options: Any,
+) -> Scorer:
+    """Load a value model, a vocabulary head or a Q-head, whichever the folder holds.
+
+    Args:
+        path: Local folder or Hub id.
+        backbone: Of a value model that does not name its own.
+        subfolder: Folder within `path`.
+        revision: Of the Hub repository.
+        **options: For transformers' from_pretrained; must have `device_map`.
+    """
+    folder = local_folder(path, "value model", subfolder, revision)
+    if (folder / f"{Q_HEAD_FILE}.json").is_file():
+        return QHead.from_pretrained(folder, device=options["device_map"])
+    if (folder / f"{VOCABULARY_HEAD_FILE}.json").is_file():
+        return VocabularyValueModel.from_pretrained(folder, **options)
+    return ValueModel.from_pretrained(
+        path, backbone, subfolder=subfolder, revision=revision, **options
+    )
 
 
 def describe(value_model: str | Path | Scorer | None) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
@@ -171,31 +170,6 @@ def linear_head(state: Mapping[str, Tensor], file: Path) -> nn.Linear:
     head = nn.Linear(state["weight"].shape[1], 1)
     head.load_state_dict(dict(state))
     return head
-
-
-def local_folder(path: str | Path, subfolder: str, revision: str | None) -> Path:
-    """Return a local folder as it is, a repository of the Hub after downloading it.
-
-    Raises:
-        FileNotFoundError: If it is neither a folder here nor can be had from the Hub.
-    """
-    if Path(path).is_dir():
-        return Path(path) / subfolder
-    if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
-        raise FileNotFoundError(
-            f"no value model in {path}: there is no such folder, "
-            "and a Hub id has the form owner/name"
-        )
-    patterns = [f"{subfolder}/*"] if subfolder else None
-    try:
-        folder = snapshot_download(str(path), revision=revision, allow_patterns=patterns)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"no value model in {path}: it is no folder here, "
-            f"and the Hub does not give it ({reason})"
-        ) from error
-    return Path(folder) / subfolder
 
 
 def refuse_backbone(folder: Path, backbone: str | Path | None) -> None:

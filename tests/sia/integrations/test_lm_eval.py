@@ -14,8 +14,19 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.spec.cells import OBJECTIVES
-from sia import EntropyGate, Steering, ValueModel, generate, log_likelihoods
+from sia import (
+    EntropyGate,
+    JunctionGate,
+    QHead,
+    Steering,
+    ValueModel,
+    generate,
+    log_likelihoods,
+)
+from sia._model_identity import ModelIdentity
 from sia.gates import GATES
+from sia.junctions import JunctionPredictor
+from sia.scorers.candidate_values import CandidateValues
 from tests.helpers import hub_folders, tiny
 
 with warnings.catch_warnings():
@@ -58,6 +69,30 @@ def expected_responses(sia: SIA, texts, seed=4, **options) -> list[str]:
     ids = TOKENIZER(texts).input_ids
     options = {"max_new_tokens": 6, "progress": False, "seed": seed} | options
     return [g.text for g in generate(sia.model, TOKENIZER, ids, sia.steering, **options)]
+
+
+def test_junction_gates_and_heads_steer(build, settings, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(settings["pretrained"])
+    size, vocabulary = model.config.hidden_size, model.config.vocab_size
+    identity = ModelIdentity.of(model)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"first.weight": (4, size), "first.bias": (4,), "second.weight": (1, 4)}
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    predictor = JunctionPredictor.from_weights(weights | {"second.bias": torch.zeros(1)}, identity)
+    gate = JunctionGate(0.5, predictor)
+    head = QHead(tiny.seeded(lambda: CandidateValues(size, vocabulary, 4), 0), identity)
+    for saved in (gate, head):
+        saved.save_pretrained(tmp_path)
+    sia = build(junction_gate=tmp_path, value_model=tmp_path, backbone=None, beta=3.0, seed=4)
+    assert sia.steering.gate == gate
+    assert isinstance(sia.steering.scorer, QHead)
+    sampled = respond(sia, TEXTS, do_sample=True, temperature=0.8)
+    assert sampled == expected_responses(sia, TEXTS, temperature=0.8)
+    with torch.no_grad():
+        head.values.bias.weight.add_(1)
+    head.save_pretrained(tmp_path)
+    other = build(junction_gate=tmp_path, value_model=tmp_path, backbone=None, beta=3.0, seed=4)
+    assert other.digest != sia.digest
 
 
 def test_generation_is_steered(build, settings):
