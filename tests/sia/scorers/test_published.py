@@ -254,7 +254,7 @@ def test_unknown_places_are_named(tmp_path, monkeypatch):
     def no_network(*arguments, **options):
         raise OSError("no network\nmore")
 
-    monkeypatch.setattr("sia.scorers.published.snapshot_download", no_network)
+    monkeypatch.setattr("sia._checkpoints.snapshot_download", no_network)
     with pytest.raises(
         FileNotFoundError,
         match="^no value model in somebody/values: it is no folder here, and the Hub does not "
