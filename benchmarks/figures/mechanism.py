@@ -17,7 +17,7 @@ from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.methods import label_of
-from benchmarks.spec.model_kinds import ModelKind, value_kind
+from benchmarks.spec.model_kinds import BASE, ModelKind, value_kind
 from benchmarks.spec.profile import LabProfile
 
 METRICS = ("judge", "content", "fluency_errors", "kl")
@@ -155,25 +155,14 @@ def contrasts(
     table: pd.DataFrame, profile: LabProfile
 ) -> dict[str, dict[str, tuple[str, pd.DataFrame]]]:
     """Return, by the title of a panel, its curves: label, colour and rows."""
-    sia = table[(table["method"] == "sia") & (table["metric"] == "judge")]
-    pooled = sia[(sia["family"] == "all") & (sia["model"] == "base")]
-    gates = pooled[pooled["floor"] == 0]
-    sparse = pooled[pooled["versus"] == "dense"]
-    usual = sparse[sparse["floor"] == 0]
-    content = table[
-        (table["method"] == "sia")
-        & (table["metric"] == "content")
-        & (table["family"] == "all")
-        & (table["model"] == "base")
-        & (table["versus"] == "dense")
-        & (table["floor"] == 0)
-    ]
-    first = sia[
-        (sia["family"] == profile.families[0])
-        & (sia["model"] == "base")
-        & (sia["versus"] == "dense")
-        & (sia["floor"] == 0)
-    ]
+    sia = table[(table["method"] == "sia") & (table["model"] == str(BASE))]
+    keys = ["metric", "family", "versus", "floor"]
+
+    def rows_of(*values: object) -> pd.DataFrame:
+        return sia[(sia[keys] == values).all(axis=1)]
+
+    usual = rows_of("judge", "all", "dense", 0.0)
+    first = rows_of("judge", profile.families[0], "dense", 0.0)
     full_training = {
         str(value_kind(loss, undertrained=True)): str(value_kind(loss)) for loss in methods.VALUES
     }
@@ -183,16 +172,19 @@ def contrasts(
     blue, brown = style.COLOURS["sia"], VARIANT_COLOUR
     return {
         "entropy gate − another gate": {
-            f"− {label_of(name)}": (style.COLOURS[name], gates[gates["versus"] == name])
+            f"− {label_of(name)}": (style.COLOURS[name], rows_of("judge", "all", name, 0.0))
             for name in ("inverted-entropy", "random")
         },
         "SIA − dense: floor on base probabilities": {
             "without floor": (blue, usual),
-            f"floor {profile.sweep.floor:g}": (brown, sparse[sparse["floor"] > 0]),
+            f"floor {profile.sweep.floor:g}": (
+                brown,
+                rows_of("judge", "all", "dense", profile.sweep.floor),
+            ),
         },
         "SIA − dense: fluency": {
             "judge score": (blue, usual),
-            "judge score without fluency": (brown, content),
+            "judge score without fluency": (brown, rows_of("content", "all", "dense", 0.0)),
         },
         "SIA − dense: training of the values": {
             "full": (blue, first),

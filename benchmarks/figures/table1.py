@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import family_label, method_label, objective_label
+from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
@@ -32,7 +31,7 @@ HEADS = {
 }
 METRICS = tuple(HEADS)
 KEYS = ["method", "target_ratio", "value_model", "search", "tuned"]
-BETTER = {"reward": 1, "judge": 1, "win": 1, "distinct": 1, "kl": -1, "positions": -1}
+BETTER = {metric: labels.METRICS[metric].better or None for metric in METRICS}
 DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
 TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
 NOTE = (
@@ -110,7 +109,7 @@ class Table1(Figure):
         for family, objective in product(profile.families, (*OBJECTIVES, "all")):
             rows = level[(level["family"] == family) & (level["objective"] == objective)]
             text, best = cells_of(rows)
-            title = f"{family_label(family)}, {objective_label(objective)}"
+            title = f"{labels.family_label(family)}, {labels.objective_label(objective)}"
             markdown += [f"## {title}", text.mask(best, "**" + text + "**").to_markdown()]
             latex.append(_latex(text.rename_axis(columns=title), best))
         paths = [folder / "table1.md", folder / "table1.tex"]
@@ -148,7 +147,7 @@ def cells_of(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     for keys, group in rows.groupby(KEYS, dropna=False):
         method, ratio, value_model, search, tuned = keys
         best_of = int(group["best_of"].iloc[0]) if search == "best-of" else 1
-        names[keys] = method_label(method, ratio, value_model, best_of, tuned)
+        names[keys] = labels.method_label(method, ratio, value_model, best_of, tuned)
     rows = rows.assign(name=[names[keys] for keys in rows[KEYS].itertuples(index=False, name=None)])
     heads = [metric for metric in HEADS if metric in set(rows["metric"])]
     text, best = (

@@ -35,12 +35,12 @@ class ModelKind:
     def parse(cls, label: str) -> ModelKind:
         """Return the kind with this label, such as `value-mean-early@few-decoys`."""
         stem, _, world = label.partition("@")
-        name, *parts = stem.split("-")
+        name, *words = stem.split("-")
         if name not in ("base", "value"):
             return cls(stem, world=world)
-        loss = next((part for part in parts if part in LOSSES), "")
-        size = next((part for part in parts if part in SIZES), "")
-        return cls(name, loss, size, "early" in parts, world)
+        loss = next((word for word in words if word in LOSSES), "")
+        size = next((word for word in words if word in SIZES), "")
+        return cls(name, loss, size, "early" in words, world)
 
     @property
     def base(self) -> ModelKind:

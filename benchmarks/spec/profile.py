@@ -457,7 +457,7 @@ def _read_toml(name: str) -> dict:
 
 def _complaint(error: ErrorDetails) -> tuple[str, str]:
     """Return the table that one of pydantic's errors is about, and what is wrong there."""
-    place = [part for part in error["loc"] if isinstance(part, str) and part != "[key]"]
+    place = [key for key in error["loc"] if isinstance(key, str) and key != "[key]"]
     if error["type"] == "value_error":  # between several keys of a table
         return ".".join(place), str(error["ctx"]["error"])
     *table, key = place
