@@ -19,10 +19,8 @@ from benchmarks.spec.methods import drawn_in
 from benchmarks.spec.profile import Profile
 
 SETTINGS = {
-    ("value-mean", False): "paper's loss, β = 1",
-    ("value-mean", True): "paper's loss, best β",
-    ("value-token", False): "per-token loss, β = 1",
-    ("value-token", True): "per-token loss, best β",
+    (value_model, tuned): f"{loss}, {'best β' if tuned else 'β = 1'}"
+    for (value_model, loss), tuned in product(labels.LOSSES.items(), (False, True))
 }
 STATIC = drawn_in("figure2")  # baselines; table 1 has the others
 

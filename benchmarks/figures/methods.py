@@ -12,7 +12,7 @@ from benchmarks.spec.methods import BASELINES
 from benchmarks.spec.model_kinds import BASE, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
-VALUES = {"token": "value-token", "mean": "value-mean"}  # loss → label of its value model
+VALUES = {loss: str(value_kind(loss)) for loss in ("token", "mean")}  # label of its value model
 SCORES = ("judge", "reward", "fluency_errors", "kl")  # metrics of most figures
 TAU = 1.0  # nats: the threshold that is reported to serve everywhere
 

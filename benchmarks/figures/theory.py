@@ -315,7 +315,7 @@ def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
                     "gate_open_share": _per_prompt(visited, opens, opens**0, profile),
                 }
                 setting = common | {"method": "sia", "target_ratio": ratio, "states": states}
-                setting["value_model"] = f"value-{loss}"
+                setting["value_model"] = methods.VALUES[loss]
                 records += estimates.metric_rows(setting, draws, profile)
     low = tokens[(tokens["method"] == "base") & (tokens["entropy"] < methods.TAU)]
     for loss in LOSSES if len(low) else ():  # an untrained model is never that sure
@@ -324,7 +324,7 @@ def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
             for name in ("entropy", f"divergence_{loss}", f"range_{loss}")
         )
         bound = regret_bounds(entropy, spread)
-        setting = common | {"value_model": f"value-{loss}", "states": "base", "n": len(low)}
+        setting = common | {"value_model": methods.VALUES[loss], "states": "base", "n": len(low)}
         numbers = {
             "steps_below_tau_beyond_bound": (regret > bound + 1e-4).mean(),
             "steps_below_tau_regret_to_bound": regret.sum() / bound.sum(),

@@ -235,7 +235,7 @@ def _quantities(
     columns: dict[Quantity, np.ndarray] = {}
     exact: dict[Quantity, float] = {}
     for loss in ("mean", "token"):
-        values, of = cube[f"value_{loss}"], partial(Quantity, f"value-{loss}")
+        values, of = cube[f"value_{loss}"], partial(Quantity, methods.VALUES[loss])
         steered_policy = tilted(base, values)
         paid, alone = kl_divergence(steered_policy, base), kl_divergence(base, steered_policy)
         worth = ((steered_policy - base) * cube["worth"]).sum(1)
