@@ -159,7 +159,7 @@ def contrasts(
     keys = ["metric", "family", "versus", "floor"]
 
     def rows_of(*values: object) -> pd.DataFrame:
-        return sia[(sia[keys] == values).all(axis=1)]
+        return sia[sia[keys].eq(list(values)).all(axis=1)]
 
     usual = rows_of("judge", "all", "dense", 0.0)
     first = rows_of("judge", profile.families[0], "dense", 0.0)
