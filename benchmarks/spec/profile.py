@@ -365,8 +365,8 @@ class HubProfile(Profile):
     def __post_init__(self) -> None:
         """Check what types cannot say."""
         kinds = sorted(self.models)
-        known = set(kinds) <= set(HUB_MODELS)
-        _require(known, f"models must be some of {', '.join(HUB_MODELS)}", kinds)
+        unknown = [kind for kind in kinds if kind not in HUB_MODELS]
+        _require(not unknown, f"models must be some of {', '.join(HUB_MODELS)}", unknown)
         for kind in (str(BASE), EVALUATION_REWARD):
             _require(kind in kinds, f"models.{kind} must be named", kinds)
         _require(bool(self.losses), "models.value-mean or models.value-token must be named", kinds)

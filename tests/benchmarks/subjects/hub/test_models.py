@@ -127,15 +127,15 @@ def test_what_a_profile_needs(qwen, project):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('[models.base]\nname = "x"', r"\[models.base\]: unknown name"),
-        ("[models.base-tiny]", r"\[models\]: base-tiny should be 'base', 'base-small', "),
+        ('[models.base]\nname = "x"', r" \[models.base\]: unknown name"),
+        ("[models.base-tiny]", r": models must be some of base, .* got \['base-tiny'\]"),
     ],
 )
 def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, message):
     project("qwen3", qwen)
     path = tmp_path / "profiles/tiny.toml"
     path.write_text(path.read_text().replace("[models.base]", line))
-    with pytest.raises(ValueError, match=f"profile tiny.toml {message}"):
+    with pytest.raises(ValueError, match=f"profile tiny.toml{message}"):
         load_profile("tiny")
 
 
