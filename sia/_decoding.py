@@ -30,7 +30,7 @@ from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
 from sia.generation import Generation
-from sia.scorers.base import HiddenStateSession, Session
+from sia.scorers.base import HiddenStateSession, Session, close
 from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
 from sia.steering import (
     Steering,
@@ -143,7 +143,8 @@ class Decoding:
         self.max_new_tokens = max_new_tokens
         self.session: Session | None = None
         if steering is not None:
-            self.session = steering.scorer.start_session(value_prompts, max_new_tokens, samples)
+            scorer = close(steering.scorer, tokenizer)
+            self.session = scorer.start_session(value_prompts, max_new_tokens, samples)
         self.signals = observed_signals(observe, steering)
         reads_hidden = check_readers(model, self.signals, self.session)
         self.reads_hidden = reads_hidden or record_states is not None

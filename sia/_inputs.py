@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from sia._numbers import as_number
+from sia._numbers import as_number, python_value
 
 # what tokenizers return: the prompts, and what says nothing about them that a model would read
 READ_KEYS = {"input_ids", "attention_mask", "token_type_ids"}
@@ -49,6 +49,23 @@ def eos_token_ids(
     configured = config.eos_token_id
     ids = {*(configured if isinstance(configured, (list, tuple)) else [configured]), further}
     return sorted(token for token in ids if token is not None)
+
+
+def check_tokens(name: str, sequence: Any, vocabulary: int) -> None:
+    """Raise ValueError unless a sequence holds token ids of the vocabulary, one at least."""
+    tokens = sequence.tolist() if isinstance(sequence, np.ndarray | Tensor) else sequence
+    if isinstance(tokens, str) or not isinstance(tokens, Sequence):
+        raise ValueError(f"a {name} must be a list of token ids, got {sequence!r}")
+    if not tokens:
+        raise ValueError(f"a {name} needs at least one token, got none")
+    for token in map(python_value, tokens):
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise ValueError(f"a {name} must be a list of token ids, got one that holds {token!r}")
+        if not 0 <= token < vocabulary:
+            raise ValueError(
+                "token ids must be at least 0 and below the vocabulary of "
+                f"{vocabulary} tokens, got {token}"
+            )
 
 
 def prompt_ids(

@@ -22,9 +22,10 @@ from sia._checks import (
     vocabulary_size,
 )
 from sia._hidden_states import observe_hidden_states
-from sia._inputs import pad_left, pad_right
+from sia._inputs import check_tokens, pad_left, pad_right
 from sia._kv_cache import input_device, rotary_switch
 from sia._modes import evaluation_mode
+from sia._numbers import whole_number
 from sia.gates import Never, Step
 from sia.scorers.base import HiddenStateSession
 from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
@@ -86,6 +87,7 @@ def log_likelihoods(
     """
     value_prompts = prompts if value_prompts is None else value_prompts
     count = candidate_count(steering, candidates)
+    batch_size = whole_number("batch_size", batch_size, 1)
     gate = Never() if steering is None else steering.gate
     _sampling.check_temperature(temperature)
     if temperature == 0:
@@ -116,14 +118,11 @@ def _check_examples(
             f"{len(responses)} and {len(value_prompts)}"
         )
     for name, sequences in (("prompt", prompts), ("response", responses)):
-        if empty := [i for i, sequence in enumerate(sequences) if len(sequence) == 0]:
-            raise ValueError(f"a {name} needs at least one token, number {empty[0]} is empty")
-    for number, response in enumerate(responses):
-        if not 0 <= min(response) <= max(response) < vocabulary:
-            raise ValueError(
-                "token ids must be at least 0 and below the vocabulary of "
-                f"{vocabulary} tokens, response {number} has {max(response, key=abs)}"
-            )
+        for number, sequence in enumerate(sequences):
+            try:
+                check_tokens(name, sequence, vocabulary)
+            except ValueError as error:
+                raise ValueError(f"{name} {number}: {error}") from error
 
 
 def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,7 @@ from sia.batch import (
     start_decoding,
 )
 from sia.generation import Generation
-from sia.scorers.base import Scorer, Session
-from sia.scorers.reward import RewardScorer
+from sia.scorers.base import Scorer, Session, close
 from sia.steering import Steering
 
 
@@ -129,8 +128,7 @@ def chunk_beam_search(
             "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
         )
     vocabulary = check_vocabulary(model, reward, "reward", tokenizer)
-    if isinstance(reward, RewardScorer):
-        reward = reward.closed_by(tokenizer)
+    reward = close(reward, tokenizer)
     ids = read_prompts(model, tokenizer, prompts)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
-from sia._inputs import pad_right
-from sia._numbers import as_number
+from sia._inputs import check_tokens, pad_right
+from sia._kv_cache import check_positions
+from sia._numbers import as_number, whole_number
 from sia.scorers.value_model import ValueModel
 
 Loss = Literal["mean", "token"]
@@ -85,8 +86,15 @@ def distill(
             "prompts, responses and rewards must be as many, "
             f"got {len(prompts)}, {len(responses)} and {len(rewards)}"
         )
+    if len(prompts) == 0:
+        raise ValueError("distill needs at least one example, got none")
+    epochs, batch_size = (
+        whole_number("epochs", epochs, 1),
+        whole_number("batch_size", batch_size, 1),
+    )
     check_examples(prompts, responses, rewards, value_model.vocabulary_size)
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    check_positions(value_model.backbone, max(lengths))
     targets = torch.tensor(
         [float(reward) for reward in rewards], dtype=torch.float32, device=value_model.device
     )
@@ -121,14 +129,8 @@ def check_examples(
     ):
         try:
             check_reward(reward)
-            if len(response) == 0:
-                raise ValueError("a response needs at least one token, got none")
-            for token in (*prompt, *response):
-                if not 0 <= token < vocabulary:
-                    raise ValueError(
-                        "token ids must be at least 0 and below the vocabulary of "
-                        f"{vocabulary} tokens, got {token}"
-                    )
+            check_tokens("prompt", prompt, vocabulary)
+            check_tokens("response", response, vocabulary)
         except ValueError as error:
             raise ValueError(f"example {number}: {error}") from error
 

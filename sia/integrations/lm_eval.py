@@ -32,6 +32,7 @@ from sia.gates import GATES, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before
 from sia.likelihood import log_likelihoods
 from sia.scorers import QHead, Scorer, ValueModel, VocabularyValueModel
+from sia.scorers.base import close
 from sia.scorers.loading import unwrap
 from sia.scorers.q_head import Q_HEAD_FILE
 from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_HEAD_FILE
@@ -143,7 +144,7 @@ class SIA(HFLM):
         if value_model is not None:
             self.candidates = None  # a steering has its own
             self.steering = Steering(
-                value_model,
+                close(value_model, self.tokenizer),
                 opener,
                 float(beta),
                 candidates=candidates,

@@ -3,8 +3,9 @@
 import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -108,6 +109,14 @@ class Scorer(metaclass=_ScorerType):
             samples: Rows per prompt, in succession.
         """
 
+    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Return the scorer as it reads responses of a language model that has this tokenizer.
+
+        Reward models read what its chat template writes behind a response, for others it is all
+        the same.
+        """
+        return self
+
     def __add__(self, other: "Scorer") -> "SumScorer":
         return SumScorer([*_terms(self), *_terms(other)])
 
@@ -163,6 +172,19 @@ class SumScorer(Scorer):
         if any(isinstance(session, HiddenStateSession) for _, session in terms):
             return HiddenStateSumSession(terms)
         return SumSession(terms)
+
+    @override
+    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        closed = copy(self)
+        closed.terms = tuple((weight, close(scorer, tokenizer)) for weight, scorer in self.terms)
+        return closed
+
+
+def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
+    """Return a scorer with what a tokenizer's template writes behind responses, if it reads it."""
+    # what only has the members of a scorer reads responses in its own way
+    own = tokenizer is not None and issubclass(type(scorer), Scorer)
+    return scorer.closed_by(tokenizer) if own else scorer
 
 
 def shared_vocabulary(sizes: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -43,8 +44,8 @@ class RewardScorer(ClosedScorer):
         stop_tokens: Other tokens by which the language model ends a response; the reward model
             reads the closing in their place.
         closing: What stands behind a response, as `closing_tokens(tokenizer)` reads it from a chat
-            template; by default `eos_token_id` alone. A search takes it from its tokenizer if
-            nothing else is named.
+            template. If nothing is named, `generate`, the searches and `SteeredGenerate` take it
+            from their tokenizer; without one it is `eos_token_id` alone.
 
     Raises:
         ValueError: If the model has several labels or no single EOS within its vocabulary.
@@ -118,6 +119,7 @@ class RewardScorer(ClosedScorer):
         scorer.tokenizer = tokenizer
         return scorer
 
+    @override
     def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Return the scorer with the closing of a tokenizer's template, unless it names its own.
 
@@ -159,7 +161,13 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        try:
+            text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        except TemplateError as error:
+            raise ValueError(
+                "the chat template of the tokenizer refuses a conversation of one question and "
+                f"its answer, so name the closing of the reward model: {error}"
+            ) from error
         head, answer, tail = text.rpartition("answer")
         whole, before, alone = (
             tokenizer(part, add_special_tokens=False).input_ids

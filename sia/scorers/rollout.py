@@ -4,10 +4,12 @@ Chakraborty et al., "Transfer Q Star: Principled decoding for LLM alignment", 20
 """
 
 from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from sia import _sampling
@@ -68,6 +70,12 @@ class RolloutScorer(Scorer):
         self.model, self.reward, self.tokens = model, reward, tokens
         self.temperature, self.candidates, self.seed = temperature, candidates, seed
         self._vocabulary = vocabulary
+
+    @override
+    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        closed = copy(self)
+        closed.reward = self.reward.closed_by(tokenizer)
+        return closed
 
     @property
     @override

@@ -110,16 +110,20 @@ def test_value_prompts_count():
         ),
         (
             {"responses": [[7], [7, 60], [7], [7], [7]]},
-            "below the vocabulary of 60 tokens, response 1 has 60",
+            "response 1: .* below the vocabulary of 60 tokens, got 60",
         ),
         (
             {"responses": [[7], [], [7], [7], [7]]},
-            "a response needs at least one token, number 1 is empty",
+            "response 1: a response needs at least one token, got none",
         ),
         (
             {"prompts": [[7], [7], [], [7], [7]]},
-            "a prompt needs at least one token, number 2 is empty",
+            "prompt 2: a prompt needs at least one token, got none",
         ),
+        ({"prompts": [[7], None, [7], [7], [7]]}, "prompt 1: .* list of token ids, got None"),
+        ({"responses": [[7], "hi", [7], [7], [7]]}, "response 1: .* list of token ids, got 'hi'"),
+        ({"responses": [[7.5], [7], [7], [7], [7]]}, "response 0: .* got one that holds 7.5"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         (
             {"steering": Steering(VALUES, AttentionGate(1.0))},
             "log-likelihoods need a gate that looks at entropies, hidden states, positions or "

@@ -68,6 +68,15 @@ def test_distill_refuses_unequal_lists():
         ({"responses": [[7], []]}, "example 1: a response needs at least one token, got none"),
         ({"responses": [[7], [60]]}, "example 1: .* below the vocabulary of 60 tokens, got 60"),
         ({"prompts": [[-1], [5]]}, "example 0: .* got -1"),
+        ({"prompts": [[5], []]}, "example 1: a prompt needs at least one token, got none"),
+        ({"prompts": ["hello", [5]]}, "example 0: .* list of token ids, got 'hello'"),
+        ({"responses": [[7], None]}, "example 1: .* list of token ids, got None"),
+        ({"responses": [[7], [7, "8"]]}, "example 1: .* got one that holds '8'"),
+        ({"responses": [[7.0], [7]]}, "example 0: .* got one that holds 7.0"),
+        ({"responses": [[7], [[7]]]}, r"example 1: .* got one that holds \[7\]"),
+        ({"prompts": [], "responses": [], "rewards": []}, "at least one example, got none"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
@@ -76,7 +85,7 @@ def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
     model = new_model()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):
-        distill(model, **data, **settings)
+        distill(model, **settings | data)
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
 
 

@@ -26,10 +26,12 @@ from sia import (
     EveryToken,
     RewardScorer,
     RolloutScorer,
+    SteeredGenerate,
     Steering,
     ValueModel,
     best_of_n,
     closing_tokens,
+    generate,
 )
 from sia._prefix_cache import PASS_OVERHEAD, _cheapest, supports_tree_attention
 from sia.scorers.closed import CachedClosed, WholeClosed
@@ -38,6 +40,8 @@ from tests.helpers.reference import whole_rewards, whole_values
 
 MODEL = tiny.language_model("qwen3")
 REWARD = RewardScorer(tiny.reward_model("qwen3"))
+VOCABULARY = len(hub_folders.tokenizer())
+WIDE = tiny.language_model("qwen3", vocabulary=VOCABULARY)
 BUILD_SCORER = pytest.mark.parametrize(
     "build_scorer", [tiny.value_model, lambda family: RewardScorer(tiny.reward_model(family))]
 )
@@ -572,3 +576,49 @@ def test_a_search_rewards_a_finished_response_as_its_model_card_does(named):
     card = reward(input_ids=torch.tensor([ids])).logits.item()
     assert best.reward == pytest.approx(card, abs=1e-4)
     assert trajectory_rewards(reward, [ids])[0] == pytest.approx(card, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda scorer: scorer,
+        lambda scorer: 2.0 * scorer - 0.5 * tiny.value_model("qwen3", vocabulary=VOCABULARY),
+        lambda scorer: RolloutScorer(WIDE, scorer, 2, candidates=4),
+    ],
+    ids=["alone", "sum", "rollout"],
+)
+def test_the_closing_comes_from_the_tokenizer_wherever_there_is_one(wrap):
+    tokenizer = hub_folders.tokenizer()
+    reward, eos = tiny.reward_model("qwen3", vocabulary=VOCABULARY), tokenizer.eos_token_id
+    closing, prompt = closing_tokens(tokenizer), tiny.prompts(1, seed=3)
+    assert closing != [eos]
+    options = {"max_new_tokens": 4, "progress": False}
+    rows = torch.tensor(prompt)
+    records = []
+    for scorer in (RewardScorer(reward, eos), RewardScorer(reward, eos, closing=closing)):
+        steering = Steering(wrap(scorer), EveryToken(), beta=3.0)
+        decode = SteeredGenerate(steering, tokenizer=tokenizer, seed=0)
+        output = WIDE.generate(
+            rows,
+            attention_mask=torch.ones_like(rows),
+            custom_generate=decode,
+            max_new_tokens=4,
+            do_sample=True,
+            return_dict_in_generate=True,
+        )
+        (plain,) = generate(WIDE, tokenizer, prompt, steering, **options)
+        searched = []
+        if not isinstance(steering.scorer, RolloutScorer):  # rollouts value candidates alone
+            searched = best_of_n(WIDE, tokenizer, prompt, steering.scorer, 3, **options)
+        records.append(
+            [plain.kl.tolist(), output.generations[0].kl.tolist(), [g.reward for g in searched]]
+        )
+    assert records[0] == records[1]
+
+
+def test_templates_that_refuse_a_question_and_its_answer_are_named():
+    tokenizer = hub_folders.tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('system first') }}"
+    message = "refuses a conversation of one question and its answer, .*: system first"
+    with pytest.raises(ValueError, match=message):
+        closing_tokens(tokenizer)
