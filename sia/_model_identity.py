@@ -14,8 +14,8 @@ TOLERANCE = 0.02  # relative; bfloat16 rounds weights by at most 0.004
 class ModelIdentity:
     """A name for messages, and the first entry of each floating-point parameter.
 
-    The entries tell apart models of one architecture, and survive another dtype or quantised linear
-    layers.
+    The entries tell apart models of one architecture, and survive another dtype, quantised linear
+    layers and torch.compile.
 
     Attributes:
         name: Path or Hub id.
@@ -29,7 +29,7 @@ class ModelIdentity:
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
         parameters = {
-            name: parameter[(0,) * parameter.dim()].float()
+            name.removeprefix("_orig_mod."): parameter[(0,) * parameter.dim()].float()
             for name, parameter in model.named_parameters()
             if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta
         }

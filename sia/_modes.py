@@ -1,8 +1,9 @@
-"""Models in evaluation mode for as long as they decode or score."""
+"""Modes of models and of torch for as long as models decode, score or learn."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import nn
 
 
@@ -17,3 +18,17 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def learning_mode() -> Iterator[None]:
+    """Let gradients flow, and new tensors be float32 on the CPU, whatever the caller has set."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    # a device as a context slows every call
+    on_cpu = nullcontext() if device.type == "cpu" else torch.device("cpu")
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), on_cpu:
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._kv_cache import input_device
 from sia._model_identity import ModelIdentity
+from sia._modes import learning_mode
 from sia.batch import Prompts
 from sia.gates import EveryToken, JunctionGate
 from sia.junctions import JunctionPredictor, poisson_loss
@@ -82,6 +83,7 @@ class HeadFit(Generic[ScorerT]):
     states: tuple[int, int]
 
 
+@learning_mode()
 def fit_junction_gate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -127,6 +129,7 @@ def fit_junction_gate(
     )
 
 
+@learning_mode()
 def fit_q_head(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -161,6 +164,7 @@ def fit_q_head(
     return HeadFit(scorer, explained, rankings, counts)
 
 
+@learning_mode()
 def fit_vocabulary_value_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

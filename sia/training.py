@@ -18,6 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from sia._inputs import check_tokens, pad_right
 from sia._kv_cache import check_positions
+from sia._modes import learning_mode
 from sia._numbers import as_number, whole_number
 from sia.scorers.value_model import ValueModel
 
@@ -45,6 +46,7 @@ def distillation_loss(values: Tensor, response_mask: Tensor, rewards: Tensor, lo
     return ((values - rewards[:, None]).square() * weights).sum(1).mean()
 
 
+@learning_mode()
 def distill(
     value_model: ValueModel,
     prompts: Sequence[Sequence[int]],

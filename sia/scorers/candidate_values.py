@@ -64,7 +64,7 @@ class CandidateValues(nn.Module):
         """
         values = cls(**sizes)
         try:
-            values.load_state_dict(dict(weights))
+            values.load_state_dict(dict(weights), assign=True)  # whatever the defaults
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(

@@ -168,7 +168,7 @@ def linear_head(state: Mapping[str, Tensor], file: Path) -> nn.Linear:
             f"{file} must hold weight (1, hidden) and bias (1,) of the value head, got {shapes}"
         )
     head = nn.Linear(state["weight"].shape[1], 1)
-    head.load_state_dict(dict(state))
+    head.load_state_dict(dict(state), assign=True)  # whatever the default device and dtype
     return head
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -13,14 +14,19 @@ from sia import (
     AutoregressiveScorer,
     EntropyGate,
     EveryToken,
+    QHead,
     RewardScorer,
     RolloutScorer,
     Steering,
     ValueModel,
     best_of_n,
+    distill,
+    fit_junction_gate,
+    fit_q_head,
     generate,
     log_likelihoods,
 )
+from sia._model_identity import ModelIdentity
 from tests.helpers import tiny
 
 PROMPTS = tiny.prompts(4)
@@ -135,6 +141,33 @@ def test_autocast_reaches_the_models_as_in_transformers(way):
     assert tiny.tokens(greedy) == usual[:, 2:].tolist()
     if way == "log-likelihoods":
         np.testing.assert_allclose(result, EXPECTED[way], rtol=0.05)
+
+
+def fitted(setting):
+    """Responses under what was fitted and saved in this setting, loaded in it."""
+    values = tiny.value_model("qwen3")
+    options = {"max_new_tokens": 4, "progress": False}
+    with setting(), TemporaryDirectory() as folder:
+        distill(
+            values, PROMPTS, [[7, 8]] * 4, [1.0, 0.0, 0.5, 0.2],
+            loss="mean", epochs=1, learning_rate=1e-2, batch_size=2, seed=0,
+        )  # fmt: skip
+        head = fit_q_head(MODEL, tiny.tokenizer(), values, PROMPTS, epochs=1, **options).scorer
+        gate = fit_junction_gate(MODEL, tiny.tokenizer(), values, PROMPTS, epochs=1, **options).gate
+        head.save_pretrained(folder)
+        head = QHead.from_pretrained(folder)
+    return steered(values), steered(head), steered(head, gate)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("setting", [torch.no_grad, *SETTINGS.values()])
+def test_training_does_not_depend_on_ambient_settings(setting):
+    assert fitted(setting) == fitted(nullcontext)
+
+
+def test_a_compiled_model_is_the_one_that_a_head_was_fitted_to():
+    identity = ModelIdentity.of(torch.compile(MODEL, backend="eager"))
+    assert identity == ModelIdentity.of(MODEL)
 
 
 def test_modes_are_restored_after_an_error_too():
