@@ -6,7 +6,7 @@ from functools import lru_cache
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._kv_cache import check_positions
+from sia._kv_cache import check_positions, check_weights
 from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering
@@ -64,6 +64,7 @@ def check_decoder(model: PreTrainedModel) -> None:
         raise ValueError(
             f"steering needs a decoder-only language model, got {type(model).__name__}"
         )
+    check_weights(model)
 
 
 def check_steering(

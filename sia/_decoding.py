@@ -461,8 +461,9 @@ class Decoding:
         if bool(wrong.any()):
             place, step = wrong.nonzero()[0].tolist()
             prompt = self.prompt_indices[int(rows[place]) // self.samples]
+            source = "model or a logits processor" if self.hooks.process else "model"
             raise FloatingPointError(
-                "logits must be numbers, the language model gave NaN "
+                f"logits must be numbers, the language {source} gave NaN "
                 f"at step {start + step} of prompt {prompt}"
             )
 

@@ -95,8 +95,8 @@ def prompt_ids(
     elif isinstance(prompts, str) or not isinstance(prompts, Iterable):
         given = "a single text" if isinstance(prompts, str) else type(prompts).__name__
         raise TypeError(f"{name}s must be a list of prompts, got {given}")
-    else:
-        rows = list(prompts)
+    elif _is_chat(rows := list(prompts)):
+        raise TypeError(f"{name}s must be a list of prompts, got a single chat")
     ids = [_prompt_row(prompt, index, name, tokenizer) for index, prompt in enumerate(rows)]
     for index, row in enumerate(ids):
         if not row:

@@ -23,6 +23,15 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
+def check_weights(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model on "meta" whose weights nothing brings from elsewhere."""
+    if model.device.type == "meta" and not any("_hf_hook" in vars(m) for m in model.modules()):
+        raise ValueError(
+            f'{type(model).__name__} must have weights, they are on the device "meta": '
+            "load it with from_pretrained, outside torch.device"
+        )
+
+
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model without its head."""
     backbone = model.base_model

@@ -19,6 +19,7 @@ from sia._kv_cache import (
     PrefixStore,
     check_extended,
     check_positions,
+    check_weights,
     input_device,
     rotary_switch,
 )
@@ -99,6 +100,7 @@ class CachedPrefixes:
                 attention.
         """
         self.windows = attention_windows(backbone)
+        check_weights(backbone)
         check_attention(backbone)
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths) + max_new_tokens

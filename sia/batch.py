@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from sia._checks import check_decoder
 from sia._decoding import Decoding
@@ -185,6 +185,11 @@ def read_prompts(
     if isinstance(tokenizer, PreTrainedModel):
         raise TypeError(
             "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
+        )
+    if isinstance(tokenizer, ProcessorMixin):
+        raise TypeError(
+            "tokenizer must be a tokenizer, such as processor.tokenizer, got a "
+            f"{type(tokenizer).__name__}"
         )
     return prompt_ids(prompts, "prompt", tokenizer, padding_token(model))
 

@@ -29,6 +29,7 @@ from sia._hooks import Hooks, check_generation_config, refuse
 from sia._inputs import prompt_ids
 from sia._kv_cache import input_device
 from sia._numbers import python_value, row_numbers
+from sia.batch import Prompts, padding_token
 from sia.generation import Generation
 from sia.signals import Signal
 from sia.steering import Steering, candidate_count
@@ -38,6 +39,7 @@ WITHHELD = {
     "streamer": "takes a streamer as SteeredGenerate(steering, streamer=streamer)",
     "assistant_model": "does not speculate",
     "negative_prompt_ids": "has no classifier-free guidance",
+    "synced_gpus": "does not wait for other processes (ZeRO stage 3, sharded weights)",
 }
 SUPPORTED_MODEL_KWARGS = {
     "attention_mask",
@@ -81,7 +83,8 @@ class SteeredGenerate:
         tokenizer: Of the model, for `stop_strings` and for the text of the generations.
         streamer: Receives the prompt, then each token, as transformers' streamers do.
         stop_strings: Texts that end a response.
-        value_prompts: Token ids of the prompts in the value model's own template, one per row.
+        value_prompts: The prompts in the value model's own template, one per prompt or one per
+            row: all that `sia.generate` takes, texts and chats with a tokenizer.
         observe: Signals to keep in the generations besides those of the gate.
     """
 
@@ -92,7 +95,7 @@ class SteeredGenerate:
     tokenizer: PreTrainedTokenizerBase | None = None
     streamer: BaseStreamer | None = None
     stop_strings: str | Sequence[str] = ()
-    value_prompts: Sequence[Sequence[int]] | None = None
+    value_prompts: Prompts | None = None
     observe: Sequence[Signal] = ()
 
     @torch.no_grad()
@@ -145,7 +148,7 @@ class SteeredGenerate:
             steering=self.steering,
             candidates=self.candidates,
             prompt_keys=_sampling.prompt_keys(prompts, row_seeds(prompts, self.seed), device),
-            value_prompts=self._value_prompts(prompts),
+            value_prompts=self._value_prompts(prompts, model, generation_config),
             max_new_tokens=max_new_tokens,
             stop_tokens=[token for tokens in ends for token in tokens.tolist()],
             observe=self.observe,
@@ -163,11 +166,18 @@ class SteeredGenerate:
             return sequences
         return SteeredOutput(sequences, decoding.generations(self.tokenizer))
 
-    def _value_prompts(self, prompts: list[list[int]]) -> list[list[int]]:
-        """Return the token ids of the prompts as the scorer reads them."""
+    def _value_prompts(
+        self, prompts: list[list[int]], model: PreTrainedModel, config: GenerationConfig
+    ) -> list[list[int]]:
+        """Return the token ids of the prompts as the scorer reads them, one per row."""
         if self.value_prompts is None:
             return prompts
-        return prompt_ids(self.value_prompts, "value prompt", self.tokenizer)
+        padding = padding_token(model)
+        ids = prompt_ids(self.value_prompts, "value prompt", self.tokenizer, padding)
+        samples = config.num_return_sequences or 1
+        if len(ids) * samples != len(prompts):
+            return ids
+        return [row for row in ids for _ in range(samples)]
 
     def _stop_criteria(self, stop_strings: str | Sequence[str]) -> list[StopStringCriteria]:
         """Return a criterion for the stop strings, the object's own and those of the call."""
@@ -194,7 +204,7 @@ def steered_generate(
     steering: Steering | None = None,
     candidates: int | None = None,
     seed: int | Sequence[int] | None = None,
-    value_prompts: Sequence[Sequence[int]] | None = None,
+    value_prompts: Prompts | None = None,
     observe: Sequence[Signal] = (),
     stop_strings: str | Sequence[str] = (),
     **model_kwargs: Any,
@@ -275,4 +285,5 @@ def _refuse_withheld() -> None:
     caller = next(frames, None)
     if caller is not None:
         for name, instead in WITHHELD.items():
-            refuse(f"{instead}, got {name}", caller.f_locals.get(name) is not None)
+            value = caller.f_locals.get(name)
+            refuse(f"{instead}, got {name}", value is not None and value is not False)

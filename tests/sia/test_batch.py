@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import ProcessorMixin, T5Config, T5ForConditionalGeneration
 
 import sia
 from sia import (
@@ -47,6 +47,10 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
         (
             lambda: sia.generate(tiny.tokenizer(), MODEL, ["w7"]),
             "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer",
+        ),
+        (
+            lambda: sia.generate(MODEL, object.__new__(ProcessorMixin), ["w7"]),
+            "tokenizer must be a tokenizer, such as processor.tokenizer, got a ProcessorMixin",
         ),
         (lambda: generate([[-3]]), IDS + "-3"),
         (lambda: generate([[7, 60]]), IDS + "60"),

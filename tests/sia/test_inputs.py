@@ -126,8 +126,7 @@ ALONE = "prompts must be input_ids with their attention_mask alone, got "
         ),
         (
             [{"role": "user", "content": "w7"}],
-            "prompts in a mapping must have input_ids, as tokenizers return them, "
-            "got role, content",
+            "prompts must be a list of prompts, got a single chat",
         ),
         (
             LEFT | {"pixel_values": torch.zeros(1)},

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import Qwen3ForCausalLM
 
 from sia import (
     AutoregressiveScorer,
@@ -168,6 +169,17 @@ def test_training_does_not_depend_on_ambient_settings(setting):
 def test_a_compiled_model_is_the_one_that_a_head_was_fitted_to():
     identity = ModelIdentity.of(torch.compile(MODEL, backend="eager"))
     assert identity == ModelIdentity.of(MODEL)
+
+
+@pytest.mark.parametrize("place", ["model", "scorer"])
+def test_models_without_weights_are_refused(place):
+    with torch.device("meta"):
+        empty = Qwen3ForCausalLM(MODEL.config)
+    values = ValueModel.from_backbone(empty) if place == "scorer" else VALUES
+    name = "Qwen3Model" if place == "scorer" else "Qwen3ForCausalLM"
+    message = f'{name} must have weights, they are on the device "meta": load it with from_pre'
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(empty if place == "model" else MODEL, [[7]], Steering(values, EveryToken()))
 
 
 def test_modes_are_restored_after_an_error_too():

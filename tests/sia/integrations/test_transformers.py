@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 import torch
 from transformers import (
+    LogitsProcessorList,
     StaticCache,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -76,6 +77,21 @@ def test_several_samples_have_seeds_that_follow():
     for sample in range(3):
         expected = tiny.generate(MODEL, PROMPTS, STEERING, seed=5 + sample)
         assert samples[sample::3] == tiny.tokens(expected)
+
+
+@pytest.mark.parametrize("kind", ["lists", "a mapping", "a padded tensor", "one per row"])
+def test_value_prompts_are_one_per_prompt_or_row_in_any_form(kind):
+    value_prompts = tiny.prompts(6, seed=1)
+    encoding = inputs(value_prompts)
+    forms = {
+        "lists": value_prompts,
+        "a mapping": encoding,
+        "a padded tensor": encoding["input_ids"],
+        "one per row": [row for row in value_prompts for _ in range(2)],
+    }
+    expected = tiny.generate(MODEL, PROMPTS, STEERING, seed=5, value_prompts=value_prompts)
+    result = responses(value_prompts=forms[kind], num_return_sequences=2)
+    assert result[::2] == tiny.tokens(expected) != responses(num_return_sequences=2)[::2]
 
 
 def test_without_a_seed_torchs_own_generator_counts():
@@ -282,6 +298,11 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
             "steered decoding has no classifier-free guidance, got negative_prompt_ids",
         ),
         (
+            lambda: ask(synced_gpus=True),
+            "steered decoding does not wait for other processes (ZeRO stage 3, sharded weights), "
+            "got synced_gpus",
+        ),
+        (
             lambda: ask(stop_strings="a"),
             "stop strings need the tokenizer: expected custom_generate=SteeredGenerate(steering, "
             "tokenizer=tokenizer, stop_strings=['a']), got no tokenizer (transformers hands none "
@@ -329,9 +350,14 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
             lambda: ask(suppress_tokens=list(range(60))),
             "logits processors must leave a token, they ruled out all 60 at step 0 of prompt 0",
         ),
+        (
+            lambda: ask(logits_processor=LogitsProcessorList([lambda ids, scores: scores / 0 * 0])),
+            "logits must be numbers, the language model or a logits processor gave NaN at step 0 "
+            "of prompt 0",
+        ),
     ],
 )
 def test_options_that_have_no_meaning_are_refused(call, message):
-    with pytest.raises((ValueError, TypeError)) as error:
+    with pytest.raises((ValueError, TypeError, FloatingPointError)) as error:
         call()
     assert str(error.value) == message
