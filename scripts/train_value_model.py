@@ -47,8 +47,16 @@ from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import chat_of, read_files
 from sia import ValueModel
+from sia._kv_cache import check_positions
 from sia.scorers.published import ADAPTER_FOLDER, CONFIG_FILE, HEAD_FILE, KINDS
-from sia.training import Loss, check_reward, distillation_loss, epoch_batches, pad_pairs
+from sia.training import (
+    Loss,
+    check_examples,
+    check_reward,
+    distillation_loss,
+    epoch_batches,
+    pad_pairs,
+)
 
 LOSS_HELP = "mean: of a response's token values (the paper's); token: of each token value"
 CHECKPOINTS, SETTINGS, WEIGHTS = "checkpoints", "settings.json", "model.safetensors"
@@ -125,6 +133,10 @@ def train(options: argparse.Namespace) -> None:
     folder = options.output / CHECKPOINTS
     checkpoint = last_checkpoint(folder, settings)
     value_model, adapted = new_value_model(options, source, arguments.device)
+    columns = [[row[name] for row in examples] for name in ("prompt", "response", "reward")]
+    check_examples(*columns, value_model.vocabulary_size)
+    longest = max(len(row["prompt"]) + len(row["response"]) for row in examples)
+    check_positions(value_model.backbone, longest)
     trainer = ValueTrainer(
         value_model,
         arguments,
@@ -165,11 +177,13 @@ def read_examples(
     Raises:
         ValueError: For a missing column, a bad row, or when no prompt is short enough.
     """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer must have an end-of-sequence token, which ends responses")
     examples, cut, left_out = [], 0, 0
     for file in files:
         table = read_files(file)
         columns = ("prompt", "response", "reward")
-        missing = [column for column in columns if column not in table.column_names]
+        missing = [column for column in columns if column not in table[0]]
         if missing:
             raise ValueError(
                 f"{file} must have the columns prompt, response and reward,"

@@ -127,6 +127,9 @@ def test_what_a_template_refuses_is_counted(places, tmp_path, capsys):
     data.write_text(json.dumps({"prompt": chat, "response": "b", "reward": 1.0}) + "\n")
     with pytest.raises(ValueError, match=r"example 0: the chat template .* roles must alternate"):
         train_value_model.read_examples([data], tokenizer, 100)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="must have an end-of-sequence token"):
+        train_value_model.read_examples([data], tokenizer, 100)
 
 
 def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):

@@ -21,23 +21,29 @@ ultrafeedback  Cui et al., 2023 (examples alone: its ShareGPT and UltraChat inst
 import csv
 import gzip
 import io
+import json
 import random
 import re
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 datasets.disable_progress_bars()
 csv.field_size_limit(2**31 - 1)  # prompts may be long
 Chat = tuple[dict[str, str], ...]
 Example = tuple[Chat, str]
+Table = list[dict[str, Any]]
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT
+SHAREGPT = {"human": "user"} | dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 FORMS = f"{', '.join(FORMATS)} (or .gz)"
 
 
@@ -65,10 +71,10 @@ def chat_of(prompt: object) -> Chat:
     Messages have role and content or, as in ShareGPT, from and value.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: For anything else, or a chat that ends in an empty turn.
     """
     if isinstance(prompt, str):
-        return question(prompt)
+        prompt = [{"role": "user", "content": prompt.strip()}]
     if not isinstance(prompt, Sequence) or not all(isinstance(turn, Mapping) for turn in prompt):
         raise ValueError(f"a prompt must be a text or a list of messages, got {prompt!r}")
     turns = []
@@ -77,10 +83,15 @@ def chat_of(prompt: object) -> Chat:
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
         if not isinstance(speaker, str) or not isinstance(content, str):
             raise ValueError(f"a message must have a role and a content, got {dict(turn)}")
-        turns.append({"role": ROLES.get(speaker, speaker), "content": content})
+        role = SHAREGPT.get(speaker, speaker)
+        if role not in ROLES:
+            raise ValueError(f"a message must be of {', '.join(ROLES)}, got one of {speaker}")
+        turns.append({"role": role, "content": content})
     if not turns or turns[-1]["role"] != "user":
         last = turns[-1]["role"] if turns else "no message"
         raise ValueError(f"a prompt must end in a user turn, got one that ends in {last}")
+    if not turns[-1]["content"].strip():
+        raise ValueError("a prompt must end in a user turn with a text, got an empty one")
     return tuple(turns)
 
 
@@ -184,16 +195,16 @@ def load_prompts(source: str) -> list[Chat]:
         FileNotFoundError: If there is nothing at the path, or the Hub's set cannot be had.
     """
     data, table, copy = _open(source, PROMPT_SETS, "prompt set")
-    column = next((column for column in data.columns if column in table.column_names), None)
+    column = next((column for column in data.columns if column in table[0]), None)
     if column is None:
         raise ValueError(
-            f"{copy}: expected a column {' or '.join(data.columns)},"
-            f" found {', '.join(table.column_names)}"
+            f"{copy}: expected a column {' or '.join(data.columns)}, found {', '.join(table[0])}"
         )
-    for text in table[column]:
+    texts = [row[column] for row in table]
+    for text in texts:
         if not isinstance(text, str | None):
             raise ValueError(f"{copy}: the column {column} must hold texts, got {text!r}")
-    chats = [chat for chat in map(data.read, table[column]) if chat]
+    chats = [chat for chat in map(data.read, texts) if chat]
     if not chats:
         raise ValueError(f"{source.partition('=')[2] or data.hub_id} has no prompts")
     different = list({repr(chat): chat for chat in chats}.values())
@@ -218,10 +229,9 @@ def load_examples(source: str) -> list[Example]:
         FileNotFoundError: As `load_prompts` does.
     """
     data, table, copy = _open(source, EXAMPLE_SETS, "data")
-    if not set(data.columns) <= set(table.column_names):
+    if not set(data.columns) <= table[0].keys():
         raise ValueError(
-            f"{copy}: expected the columns {', '.join(data.columns)},"
-            f" found {', '.join(table.column_names)}"
+            f"{copy}: expected the columns {', '.join(data.columns)}, found {', '.join(table[0])}"
         )
     try:
         candidates = [example for row in table for example in data.read(row)]
@@ -236,7 +246,7 @@ def load_examples(source: str) -> list[Example]:
     return examples
 
 
-def _open(source: str, sets: dict[str, HubData], noun: str) -> tuple[HubData, Dataset, str]:
+def _open(source: str, sets: dict[str, HubData], noun: str) -> tuple[HubData, Table, str]:
     """Return a set, its table, and the beginning of an error about a table of another form."""
     name, _, path = source.partition("=")
     if name not in sets:
@@ -250,8 +260,8 @@ def _open(source: str, sets: dict[str, HubData], noun: str) -> tuple[HubData, Da
     return data, table, f"{path or data.hub_id} is no copy of {name}"
 
 
-def read_files(path: Path, columns: Sequence[str] = ()) -> Dataset:
-    """Read a file, or all files of a folder, as one table.
+def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
+    """Read a file, or all files of a folder, as one table: rows that have the same columns.
 
     Args:
         path: The file or folder.
@@ -276,34 +286,62 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Dataset:
             raise ValueError(f"{file} is empty")
     try:
         if kind == "csv":
-            return _read_csv(files, columns)
-        return load_dataset(kind, data_files=list(map(str, files)), split="train")
-    except (DatasetGenerationError, ValueError, OSError, EOFError, csv.Error) as error:
-        if "corresponds to no data" in str(error):
-            raise ValueError(f"{path} has a header and no rows") from error
+            rows = _csv_rows(files, columns)
+        elif kind == "json":
+            rows = [row for file in files for row in _json_rows(_text(file))]
+        else:
+            rows = list(load_dataset(kind, data_files=list(map(str, files)), split="train"))
+    except (
+        DatasetGenerationError, ValueError, OSError, EOFError, csv.Error, zlib.error
+    ) as error:  # fmt: skip
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read as {kind}: {cause}") from error
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
-def _read_csv(files: Sequence[Path], columns: Sequence[str]) -> Dataset:
+def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
     """Read CSV files as texts alone: "null", "NA" and "007" are what they are."""
-    rows: list[dict[str, str | None]] = []
+    rows: Table = []
     for file in files:
-        open_text = gzip.open if file.suffix == ".gz" else open
-        with open_text(file, "rt", encoding="utf-8-sig", newline="") as stream:
-            text = stream.read()
+        text = _text(file)
         if columns and not set(columns) & set(next(csv.reader(io.StringIO(text, newline="")), [])):
             rows += [{columns[0]: line} for line in _lines(text)]
             continue
         reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+        names = Counter(filter(None, reader.fieldnames or ()))
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"its header names the column {repeated[0]} more than once")
         for row in reader:
             if "" in row and "" not in (reader.fieldnames or ()):
                 raise ValueError(f"line {reader.line_num} has more columns than the header")
             rows.append(row)
-    if not rows:
-        raise ValueError("corresponds to no data")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    return rows
+
+
+def _text(file: Path) -> str:
+    open_text = gzip.open if file.suffix == ".gz" else open
+    with open_text(file, "rt", encoding="utf-8-sig", newline="") as stream:
+        return stream.read()
+
+
+def _json_rows(text: str) -> Table:
+    """Return the objects of a JSON list, or of JSON lines; texts that look like dates are texts."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = []
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                content += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is no JSON: {error}") from None
+    rows = content if isinstance(content, list) else [content]
+    if others := [type(row).__name__ for row in rows if not isinstance(row, dict)]:
+        raise ValueError(f"expected objects, one a line or in a list, got {others[0]}")
+    return rows
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -327,16 +365,16 @@ def _format(file: Path) -> str | None:
     return FORMATS.get(Path(file.name.removesuffix(".gz")).suffix)
 
 
-def _from_hub(name: str, data: HubData) -> Dataset:
+def _from_hub(name: str, data: HubData) -> Table:
     try:
         if data.file:
             file = f"hf://datasets/{data.hub_id}/{data.file}"
-            return load_dataset("json", data_files=file, split=data.split)
+            return list(load_dataset("json", data_files=file, split=data.split))
         split = None if data.split == "all" else data.split
         tables = load_dataset(data.hub_id, data.config, data_dir=data.data_dir, split=split)
         if split:
-            return tables
-        return datasets.concatenate_datasets([tables[key] for key in sorted(tables)])
+            return list(tables)
+        return [row for key in sorted(tables) for row in tables[key]]
     except Exception as error:  # the Hub's client lets through many kinds
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(

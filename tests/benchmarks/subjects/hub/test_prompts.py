@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from benchmarks.subjects.hub.prompts import (
     load_prompts,
     plain_text,
     question,
+    read_files,
     split_prompts,
 )
 from tests.helpers import hub_folders
@@ -189,6 +191,14 @@ def test_dialogues():
         ),
         ("alpaca-eval={folder}/notes.txt", ValueError, "must be of one form"),
         (
+            "advbench={folder}/twice.csv",
+            ValueError,
+            "twice.csv cannot be read as csv: its header names the column goal more than once",
+        ),
+        ("advbench={folder}/bits.csv.gz", ValueError, "bits.csv.gz cannot be read as csv: Error"),
+        ("advbench={folder}/line.jsonl", ValueError, "read as json: line 2 is no JSON: "),
+        ("advbench={folder}/texts.json", ValueError, "expected objects, .* in a list, got str"),
+        (
             "alpaca-eval={folder}/torn.jsonl.gz",
             ValueError,
             "torn.jsonl.gz cannot be read as json: ",
@@ -205,6 +215,11 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "wide.csv", "goal,target\nhow,Sure\nhow, then,Sure\n")
     write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
     write(tmp_path, "two.csv", 'one, two\n"one",two\n')
+    write(tmp_path, "twice.csv", "goal,goal\na,b\n")
+    write(tmp_path, "line.jsonl", '{"goal": "a"}\n{"goal": \n')
+    write(tmp_path, "texts.json", '["a"]')
+    noise = gzip.compress(random.Random(0).randbytes(3000))
+    (tmp_path / "bits.csv.gz").write_bytes(noise[:10] + b"\xff" * 100 + noise[110:])
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n' * 100)[:40])
     with pytest.raises(error, match=message):
         load_prompts(source.format(folder=tmp_path))
@@ -284,6 +299,16 @@ def test_csv_holds_texts_alone(tmp_path):
         assert load_prompts(f"advbench={source}") == [user(text) for text in TEXTS]
 
 
+def test_json_holds_what_it_says(tmp_path):
+    """Dates are texts, and a column may hold texts and chats."""
+    dates = ["2020-01-01", "2020-01-02T10:00:00Z"]
+    path = write(tmp_path, "a.json", "\ufeff" + json.dumps([{"goal": date} for date in dates]))
+    assert load_prompts(f"advbench={path}") == [user(date) for date in dates]
+    rows = [{"prompt": "a\u2028b"}, {"prompt": [*user("a")], "reward": 1}]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert read_files(write(tmp_path, "b.jsonl", lines)) == [{**rows[0], "reward": None}, rows[1]]
+
+
 def test_lines_without_a_header_are_whole(tmp_path):
     lines = ["Write a letter, as a bank would, to me", 'Say,"hi" to, him', "null", "Tell me"]
     path = write(tmp_path, "one.csv", "\r\n".join(lines) + '\r\n"two\r\nlines, ""quoted"""\r\n')
@@ -327,6 +352,9 @@ def test_messages_of_sharegpt_are_read():
         ([{"human": "a"}], "a message must have a role and a content, got {'human': 'a'}"),
         ([{"role": "user", "content": None}], "a message must have a role and a content, got"),
         ([{"from": "gpt", "value": "b"}], "must end in a user turn, got one that ends in assist"),
+        ("  ", "must end in a user turn with a text, got an empty one"),
+        ([{"role": "user", "content": ""}], "a user turn with a text, got an empty one"),
+        ([{"from": "observation", "value": "b"}], "assistant, tool, got one of observation"),
         ([], "a prompt must end in a user turn, got one that ends in no message"),
         (5, "a prompt must be a text or a list of messages, got 5"),
     ],
