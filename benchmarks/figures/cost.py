@@ -37,6 +37,8 @@ COST_LABELS = {
     "seconds_ratio": "time (× base)",
 }
 TEXT = {"textcoords": "offset points", "fontsize": 6}
+# the line from a label to its point
+LEADER = {"arrowstyle": "-", "linewidth": 0.4, "color": "#888888", "shrinkA": 0, "shrinkB": 2}
 DIRECTIONS = [  # of a label from its point, the preferred ones first: unit offset and alignment
     (1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"),
     (0, -1, "center", "top"), (0.7, 0.7, "left", "bottom"), (0.7, -0.7, "left", "top"),
@@ -240,7 +242,8 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
     obstacles += [Bbox([centre - 2 * point, centre + 2 * point]) for centre in centres]
     # ratios stand close together: they choose first
     for row in rows.sort_values("method", key=lambda names: names != "sia").itertuples():
-        text = axis.annotate(row.label, (row.estimate_cost, row.estimate), (0, 0), **TEXT)
+        point_at = (row.estimate_cost, row.estimate)
+        text = axis.annotate(row.label, point_at, (0, 0), **TEXT)
         text.set_in_layout(False)
         covered = {}
         for distance, (x, y, ha, va) in product(DISTANCES, DIRECTIONS):
@@ -252,6 +255,7 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
             covered.setdefault(round(area), (place, box))
         place, box = covered[min(covered)]
         text.set(**place)
+        axis.annotate("", point_at, place["position"], arrowprops=LEADER, **TEXT)
         obstacles.append(box.padded(point))
 
 
