@@ -101,7 +101,7 @@ def check_temperature(temperature: float) -> float:
     number = as_number(temperature)
     if not 0 <= number < math.inf:
         raise ValueError(
-            f"temperature must be 0 (greedy) or a finite number above it, got {temperature}"
+            f"temperature must be 0 (greedy) or a finite number above it, got {temperature!r}"
         )
     return number
 

@@ -78,6 +78,7 @@ def generate(
         FloatingPointError: If a value is NaN or infinite.
     """
     batch_size = whole_number("batch_size", batch_size, 1)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     ids = read_prompts(model, tokenizer, prompts)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     seeds = row_numbers("seed", seed, len(ids), "prompts")
@@ -144,7 +145,6 @@ def start_decoding(
     """Prepare the decoding of the prompts at `indices`; settings as of `generate` or `Decoding`."""
     check_decoder(model)
     count = candidate_count(steering, candidates)
-    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     device = input_device(model)
     prompts = [ids[i] for i in indices]
     input_ids, attention_mask = pad_left(prompts, device)

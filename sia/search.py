@@ -123,7 +123,8 @@ def chunk_beam_search(
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     width, expansions = whole_number("width", width, 1), whole_number("expansions", expansions, 1)
     chunk, batch_size = whole_number("chunk", chunk, 1), whole_number("batch_size", batch_size, 1)
-    if temperature == 0 and width * expansions > 1:
+    configured = model.generation_config.temperature
+    if (configured if temperature is None else temperature) == 0 and width * expansions > 1:
         raise ValueError(
             "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
         )

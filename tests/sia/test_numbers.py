@@ -117,16 +117,20 @@ def test_seeds_may_be_an_array(seeds):
             "max_new_tokens must be a whole number of at least 1, got 3.0",
         ),
         (
+            lambda: generate(max_new_tokens="3"),
+            "max_new_tokens must be a whole number of at least 1, got '3'",
+        ),
+        (
             lambda: generate(batch_size="2"),
             "batch_size must be a whole number of at least 1, got '2'",
         ),
         (
             lambda: generate(temperature="warm"),
-            "temperature must be 0 (greedy) or a finite number above it, got warm",
+            "temperature must be 0 (greedy) or a finite number above it, got 'warm'",
         ),
         (
             lambda: generate(temperature=np.array([0.5, 0.7])),
-            "temperature must be 0 (greedy) or a finite number above it, got [0.5 0.7]",
+            "temperature must be 0 (greedy) or a finite number above it, got array([0.5, 0.7])",
         ),
         (
             lambda: Steering(VALUES, EveryToken(), min_probability="x"),

@@ -202,3 +202,9 @@ def test_bad_rewards_stop_with_step_and_prompt():
         FloatingPointError, match="values must be finite, got NaN or infinity at step 3 of prompt 1"
     ):
         best_of_n([[7, 8, 9], [7, 8]], reward, 2, max_new_tokens=4)
+
+
+def test_a_greedy_checkpoint_is_refused_as_a_greedy_call_is(monkeypatch):
+    monkeypatch.setattr(MODEL.generation_config, "temperature", 0.0)
+    with pytest.raises(ValueError, match="temperature must be above 0 in a search"):
+        best_of_n([[7]], REWARD, 2)
