@@ -133,8 +133,10 @@ def train(options: argparse.Namespace) -> None:
     folder = options.output / CHECKPOINTS
     checkpoint = last_checkpoint(folder, settings)
     value_model, adapted = new_value_model(options, source, arguments.device)
-    columns = [[row[name] for row in examples] for name in ("prompt", "response", "reward")]
-    check_examples(*columns, value_model.vocabulary_size)
+    prompts, responses, rewards = (
+        [row[name] for row in examples] for name in ("prompt", "response", "reward")
+    )
+    check_examples(prompts, responses, rewards, value_model.vocabulary_size)
     longest = max(len(row["prompt"]) + len(row["response"]) for row in examples)
     check_positions(value_model.backbone, longest)
     trainer = ValueTrainer(

@@ -183,8 +183,9 @@ class SumScorer(Scorer):
 def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
     """Return a scorer with what a tokenizer's template writes behind responses, if it reads it."""
     # what only has the members of a scorer reads responses in its own way
-    own = tokenizer is not None and issubclass(type(scorer), Scorer)
-    return scorer.closed_by(tokenizer) if own else scorer
+    if tokenizer is None or not issubclass(type(scorer), Scorer):
+        return scorer
+    return scorer.closed_by(tokenizer)
 
 
 def shared_vocabulary(sizes: Sequence[int]) -> int:
