@@ -167,6 +167,8 @@ def linear_head(state: Mapping[str, Tensor], file: Path) -> nn.Linear:
         raise ValueError(
             f"{file} must hold weight (1, hidden) and bias (1,) of the value head, got {shapes}"
         )
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        raise ValueError(f"the value head in {file} must hold finite numbers, got NaN or infinity")
     head = nn.Linear(state["weight"].shape[1], 1)
     head.load_state_dict(dict(state), assign=True)  # whatever the default device and dtype
     return head

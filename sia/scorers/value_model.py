@@ -102,7 +102,7 @@ class ValueModel(nn.Module, Scorer):
         published_files = (folder / published.HEAD_FILE, folder / published.CONFIG_FILE)
         if not (folder / HEAD_FILE).is_file() and any(file.is_file() for file in published_files):
             model = cls(*published.read(folder, backbone, options))
-        elif (head := value_heads.read_head(folder)) is not None:
+        elif not _is_own(folder) and (head := value_heads.read_head(folder)) is not None:
             model = cls(*value_heads.read(folder, head, backbone, options))
         else:
             published.refuse_backbone(folder, backbone)
@@ -117,10 +117,15 @@ class ValueModel(nn.Module, Scorer):
 
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back bit
-                for bit (adapters in its layers, say).
+                for bit (adapters in its layers, say), or the folder holds an adapter.
         """
         check_reproducible(self.backbone)
         folder = Path(path)
+        if (folder / published.ADAPTER_CONFIG).exists():
+            raise ValueError(
+                f"a value model cannot be saved in {folder}: it holds an adapter "
+                f"({published.ADAPTER_CONFIG}), which would be loaded into the backbone"
+            )
         (folder / HEAD_FILE).unlink(missing_ok=True)
         self.backbone.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
@@ -209,6 +214,15 @@ class ValueSession(CachedSession):
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         return self.prefixes.last(rows, responses, lengths)
+
+
+def _is_own(folder: Path) -> bool:
+    """Return whether `save_pretrained` wrote the head, whatever older files lie beside it."""
+    try:
+        with safetensors.safe_open(folder / HEAD_FILE, "pt") as content:
+            return "weight" in set(content.keys())
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _read_own(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, nn.Linear]:

@@ -158,3 +158,26 @@ def test_incomplete_checkpoints_are_refused(save, error, message, tmp_path):
     backbone = save(tmp_path)
     with pytest.raises(error, match=message):
         ValueModel.from_pretrained(tmp_path, backbone)
+
+
+def test_a_value_model_saved_over_another_is_what_comes_back(tmp_path):
+    """A head in the old weights does not win; an adapter would change the backbone."""
+    model = tiny.language_model("qwen3")
+    model.config.save_pretrained(tmp_path)
+    head = {"v_head.summary.weight": torch.ones(1, model.config.hidden_size)}
+    torch.save(model.state_dict() | head, tmp_path / "pytorch_model.bin")
+    values, ids = tiny.value_model("qwen3"), torch.tensor([[5, 6, 7]])
+    values.save_pretrained(tmp_path)
+    torch.testing.assert_close(ValueModel.from_pretrained(tmp_path)(ids), values(ids))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"cannot be saved in .*: it holds an adapter"):
+        values.save_pretrained(tmp_path)
+
+
+def test_heads_without_finite_numbers_are_refused(tmp_path):
+    """A deviation of 0 in OpenRLHF's config makes infinities."""
+    values = tiny.value_model("qwen3")
+    values.head.weight.data[0, 0] = torch.nan
+    values.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must hold finite numbers, got NaN or infinity"):
+        ValueModel.from_pretrained(tmp_path)
