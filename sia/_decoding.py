@@ -138,7 +138,7 @@ class Decoding:
                 f"and scorer share, got {beyond}"
             )
         # whether fewer than K candidates may be possible
-        self.restricted = bool(self.hooks.process) or self.vocabulary < vocabulary_size(model)
+        self.restricted = bool(self.hooks.process) or self.vocabulary < own
         self.model, self.steering, self.samples = model, steering, samples
         self.max_new_tokens = max_new_tokens
         self.session: Session | None = None

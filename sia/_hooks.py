@@ -71,7 +71,7 @@ UNSUPPORTED_OUTPUTS = (
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens at every step besides steering.
+    """Work of every step besides steering.
 
     All but `warp` see every row to the end, ended ones with `pad_token`, as in transformers.
 
@@ -97,7 +97,7 @@ class Hooks:
 
     @property
     def see_rows(self) -> bool:
-        """Whether rows must stay where they are, and ordinary tensors be passed."""
+        """True if rows must stay where they are, and ordinary tensors be passed."""
         return any((self.process, self.stop, self.stream))
 
     @classmethod

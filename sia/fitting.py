@@ -36,7 +36,7 @@ FLOOR = 0.02  # added to the base probabilities that weight the candidates
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well a score ranks held-out states by what steering them gains.
+    """Quality of a score that ranks held-out states by what steering them gains.
 
     Attributes:
         name: Of the score: "random", "entropy", "predictor", "head" or "oracle".
@@ -157,11 +157,16 @@ def fit_q_head(
     """
     states = collect_states(model, tokenizer, scorer, prompts, beta=beta, seed=seed, **options)
     steering = Steering(scorer, EveryToken(), beta, candidates=states.candidates.shape[1])
-    head, explained, rankings, counts = train_head(
-        states, steering, output_vectors(model), rank=rank, epochs=epochs, seed=seed
+    device, identity = input_device(model), ModelIdentity.of(model)
+    return train_head(
+        states,
+        steering,
+        output_vectors(model),
+        lambda head: QHead(head.to(device), identity),
+        rank=rank,
+        epochs=epochs,
+        seed=seed,
     )
-    scorer = QHead(head.to(input_device(model)), ModelIdentity.of(model))
-    return HeadFit(scorer, explained, rankings, counts)
 
 
 @learning_mode()
@@ -195,11 +200,15 @@ def fit_vocabulary_value_model(
         model, tokenizer, value_model, prompts, beta=beta, seed=seed, backbone=backbone, **options
     )
     steering = Steering(value_model, EveryToken(), beta, candidates=states.candidates.shape[1])
-    head, explained, rankings, counts = train_head(
-        states, steering, output_vectors(model), rank=rank, epochs=epochs, seed=seed
+    return train_head(
+        states,
+        steering,
+        output_vectors(model),
+        lambda head: VocabularyValueModel(backbone, head.to(value_model.device)),
+        rank=rank,
+        epochs=epochs,
+        seed=seed,
     )
-    scorer = VocabularyValueModel(backbone, head.to(value_model.device))
-    return HeadFit(scorer, explained, rankings, counts)
 
 
 def output_vectors(model: PreTrainedModel) -> Tensor:
@@ -264,11 +273,12 @@ def train_head(
     states: States,
     steering: Steering,
     vectors: Tensor,
+    build: Callable[[CandidateValues], ScorerT],
     *,
     rank: int,
     epochs: int,
     seed: int,
-) -> tuple[CandidateValues, float, list[Ranking], tuple[int, int]]:
+) -> HeadFit[ScorerT]:
     """Train a head on collected states.
 
     Args:
@@ -276,12 +286,10 @@ def train_head(
         steering: The tilt, for the report.
         vectors: Output embeddings of the language model, `(vocabulary, hidden)`: tokens that the
             states lack take their values from tokens with like embeddings.
+        build: Returns the scorer with the trained head.
         rank: Size of the vector of each token.
         epochs: How many times each state is shown.
         seed: Of the held-out prompts, the initial weights and the order of states.
-
-    Returns:
-        The head, and the other fields of `HeadFit`.
     """
     generator = torch.Generator().manual_seed(seed)
     training, held_out = states.split(HELD_OUT, generator)
@@ -313,9 +321,12 @@ def train_head(
             layer.weight.div_(scale)
         values = head(held_out.hidden, held_out.candidates)
     predicted = divergence(held_out.logits, steer(held_out.logits, values, steering))
-    rankings = rank_states(held_out, steering, {"head": predicted}, generator)
-    counts = len(training), len(held_out)
-    return head, explained_variance(values, held_out), rankings, counts
+    return HeadFit(
+        build(head),
+        explained_variance(values, held_out),
+        rank_states(held_out, steering, {"head": predicted}, generator),
+        (len(training), len(held_out)),
+    )
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

@@ -40,7 +40,7 @@ class QHead(Scorer):
     @property
     @override
     def vocabulary_size(self) -> int:
-        return self.values.tokens.num_embeddings
+        return self.values.sizes["vocabulary"]
 
     @override
     def start_session(

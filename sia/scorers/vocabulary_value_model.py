@@ -36,7 +36,7 @@ class VocabularyValueModel(Scorer):
     @property
     @override
     def vocabulary_size(self) -> int:
-        return self.values.tokens.num_embeddings
+        return self.values.sizes["vocabulary"]
 
     @override
     def start_session(
@@ -65,8 +65,8 @@ class VocabularyValueModel(Scorer):
             FileNotFoundError: If there is no such folder or a file is missing.
             ValueError: If a file is damaged.
         """
-        weights, settings = read_checkpoint(path, HEAD_FILE, subfolder, revision)
-        folder = local_folder(path, "vocabulary value model", subfolder, revision)
+        folder = local_folder(path, "vocabulary head", subfolder, revision)
+        weights, settings = read_checkpoint(folder, HEAD_FILE)
         backbone = AutoModel.from_pretrained(folder, local_files_only=True, **options)
         values = CandidateValues.from_weights(weights, settings["sizes"])
         return cls(backbone, values.to(backbone.device))
