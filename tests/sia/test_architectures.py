@@ -87,7 +87,7 @@ def assert_matches(generation, expected):
 
 @pytest.mark.parametrize("name", [*USUAL, *SETTINGS])
 def test_a_batch_equals_a_loop_without_cache_over_each_row(name):
-    """Of language and value model alike, beyond every window and switch."""
+    """Language and value model alike, beyond every window and switch."""
     kind = name.split(" ")[0]
     model, backbone = (build(kind, seed, **SETTINGS.get(name, {})) for seed in (0, 1))
     scorer = value_model(backbone)
@@ -174,11 +174,11 @@ def test_searches_and_likelihoods_cross_a_switch_as_decoding_does():
         np.testing.assert_allclose(likelihood.log_probabilities, alone.log_probabilities, atol=1e-4)
         expected = step_by_step(PHI3_LONG, prompt, generation.token_ids.tolist())
         np.testing.assert_allclose(likelihood.log_probabilities, expected, atol=1e-4)
-    found = chunk_beam_search(
+    responses = chunk_beam_search(
         PHI3_LONG, tiny.tokenizer(), prompts, value_model(scorer.model), width=2, expansions=2,
         chunk=2, max_new_tokens=8, progress=False,
     )  # fmt: skip
-    for prompt, generation in zip(prompts, found, strict=True):
+    for prompt, generation in zip(prompts, responses, strict=True):
         likelihood = step_by_step(PHI3_LONG, prompt, generation.token_ids.tolist())
         assert np.isfinite(likelihood).all()  # all among the candidates
 

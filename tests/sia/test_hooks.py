@@ -121,7 +121,7 @@ def assert_matches(generations, opens, processors_of, prompts=PROMPTS, beta=2.0,
 @pytest.mark.parametrize("gate", ["candidates", "vocabulary"])
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_a_checkpoints_settings_are_heeded(kind, gate):
-    """By `generate` as by transformers' own, and both as the slow loop says."""
+    """The same by `generate`, by transformers' own and by the slow loop."""
     (settings, processors_of), (opened, opens) = CHECKPOINTS[kind], GATES[gate]
     steering, model = Steering(VALUES, opened, 2.0), checkpoint(**settings)
     generations = tiny.generate(model, PROMPTS, steering, seed=3)
@@ -139,8 +139,8 @@ def test_a_checkpoints_settings_are_heeded(kind, gate):
 def test_what_the_caller_says_goes_before_the_checkpoint():
     model, plain = checkpoint(temperature=0.3), tiny.language_model("qwen3")
     for temperature in (0.0, 1.0):
-        said = tiny.generate(model, PROMPTS, temperature=temperature)
-        assert tiny.tokens(said) == tiny.tokens(
+        by_argument = tiny.generate(model, PROMPTS, temperature=temperature)
+        assert tiny.tokens(by_argument) == tiny.tokens(
             tiny.generate(plain, PROMPTS, temperature=temperature)
         )
 

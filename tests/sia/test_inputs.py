@@ -84,7 +84,7 @@ STEERING = Steering(VALUES, EveryToken(), 2.0)
 
 
 def test_every_list_of_prompts_may_be_encoded():
-    """Of `generate`, of a search and of transformers' own, for the scorers as for the model."""
+    """The same in `generate`, a search and transformers' own, for scorers and model."""
     for prompts in (RIGHT, LEFT, BatchEncoding(LEFT)):
         generations = tiny.generate(MODEL, prompts, STEERING, value_prompts=prompts)
         assert tiny.tokens(generations) == tiny.tokens(tiny.generate(MODEL, IDS, STEERING))

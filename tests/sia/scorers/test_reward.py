@@ -467,7 +467,7 @@ def padded_with_eos(model):
 
 @torch.no_grad()
 def rewards_of_cards(model, sequences):
-    """What a model card's code computes, at the very last token of each conversation."""
+    """The reward that a model card's code computes, at the last token of each conversation."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     rewards = []
     for sequence in sequences:
@@ -482,7 +482,7 @@ def rewards_of_cards(model, sequences):
 @pytest.mark.parametrize("closing", [[tiny.EOS], [tiny.EOS, 7], [8, tiny.EOS, 7, 9]], ids=str)
 @pytest.mark.parametrize("kind", REWARD_MODELS)
 def test_one_definition_of_the_reward(kind, closing):
-    """Of candidates, of responses as they stand, of finished ones and of whole conversations."""
+    """The same for candidates, unfinished and finished responses, and whole conversations."""
     model = REWARD_MODELS[kind]()
     prompts, responses = tiny.prompts(3, seed=8), tiny.random_tokens(3, 5)
     rows, lengths = torch.arange(3), torch.tensor([5, 2, 4])

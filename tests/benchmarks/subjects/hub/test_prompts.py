@@ -319,8 +319,8 @@ def test_lines_without_a_header_are_whole(tmp_path):
 def test_what_is_left_out_is_counted(tmp_path, capsys):
     path = write(tmp_path, "a.csv", 'goal,target\none,x\n" ",x\none,x\ntwo,x\n')
     assert len(load_prompts(f"advbench={path}")) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    notices = capsys.readouterr().err.splitlines()
+    assert notices == [
         f"advbench={path}: 1 rows without a prompt left out",
         f"advbench={path}: 1 prompts that are there before left out",
     ]
