@@ -73,7 +73,7 @@ estimate: $(READY) ## estimate GPU hours of the figures of a profile of real mod
 $(FIGURES): $(READY)
 	$(RUN) $@ $(OPTIONS)
 
-speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 8 minutes
+speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 10 minutes
 	$(BIN)/python -m benchmarks.perf.speed
 
 test: $(READY_DEV) ## run the test suite

@@ -84,6 +84,8 @@ class CachedPrefixes:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         samples: int,
+        *,
+        branching: bool = True,
     ) -> None:
         """Start with prompts of which nothing has been computed.
 
@@ -94,6 +96,8 @@ class CachedPrefixes:
             prompts: Token ids without padding.
             max_new_tokens: Longest continuation of a prompt, branches left out.
             samples: Rows per prompt, in succession.
+            branching: Whether `branch` will be called; without, any implementation of attention
+                will do (flash).
 
         Raises:
             ValueError: If the model's positions do not suffice, or it has other layers than of
@@ -101,7 +105,9 @@ class CachedPrefixes:
         """
         self.windows = attention_windows(backbone)
         check_weights(backbone)
-        check_attention(backbone)
+        if branching:
+            check_attention(backbone)
+        self.takes_masks = backbone.config._attn_implementation in MASKED_ATTENTION
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths) + max_new_tokens
         check_positions(backbone, longest)
@@ -110,7 +116,7 @@ class CachedPrefixes:
         self.whole = (
             rotary_switch(backbone, min(lengths) - 1, longest + 1) is not None
             or not set(layer_types or ()) <= {"full_attention", "sliding_attention"}
-            or not supports_tree_attention(backbone, forward)
+            or not self._heeds_masks(backbone, forward)
         )
         self.backbone, self.forward, self.samples = backbone, forward, samples
         self.modules = list(backbone.modules())
@@ -132,6 +138,12 @@ class CachedPrefixes:
         self.last_branches: tuple[Tensor, Tensor, int] | None = None
         self.last_tokens: list[Tensor] = []  # of those branches, `(n, K)` each, if read whole
         self.meter = Meter(Architecture.of(backbone, head), rows, device)
+
+    def _heeds_masks(self, backbone: PreTrainedModel, forward: Forward) -> bool:
+        """Return whether rows with prefixes of different lengths get right outputs."""
+        if self.takes_masks:
+            return supports_tree_attention(backbone, forward)
+        return backbone.config.model_type in VERIFIED_MODEL_TYPES
 
     def reorder(self, sources: Tensor) -> None:
         """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
@@ -382,6 +394,8 @@ class CachedPrefixes:
         (n, unseen), device = fresh.shape, fresh.device
         count = queries.shape[1]
         columns = torch.arange(prefix, device=device)
+        if not self.takes_masks:  # by tokens and padding: all that flash attention knows
+            return torch.cat([columns < cached[:, None], fresh], dim=1).long()
         seen = torch.zeros(n, count, prefix + count, dtype=torch.bool, device=device)
         seen[:, :, :prefix] = (columns < cached[:, None])[:, None]
         causal = torch.ones(unseen, unseen, dtype=torch.bool, device=device).tril_()

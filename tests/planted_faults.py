@@ -32,7 +32,11 @@ class Fault:
     def plant(self) -> None:
         """Replace the function for the rest of this process."""
         original = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, lambda *arguments: self.change(original, *arguments))
+
+        def faulty(*arguments, **options):
+            return self.change(original, *arguments, **options)
+
+        setattr(self.owner, self.name, faulty)
 
 
 def mask_of_another_row(original, self, cached, fresh, prefix, *arguments):

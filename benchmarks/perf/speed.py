@@ -35,7 +35,7 @@ from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores
 from sia import AttentionGate, EveryToken, RandomGate, Steering, steered_generate
 
-ROUNDS = 7
+ROUNDS = 5
 SMALL = {
     "family": "qwen3",
     "vocab_size": 1024,
@@ -293,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     start = time.monotonic()
     rows = small_models(options.runs)
-    rows += memory_rows(rows[0]["model"], min(options.runs, 5))
+    rows += memory_rows(rows[0]["model"], min(options.runs, 3))
     write_text(path, pd.DataFrame(rows).to_csv(index=False))
     threads = torch.get_num_threads()
     write_provenance("benchmarks.perf.speed", start, [path], threads=threads)

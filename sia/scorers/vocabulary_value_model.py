@@ -134,4 +134,6 @@ def hidden_prefixes(
         )
         return outputs.last_hidden_state[:, -last:]
 
-    return CachedPrefixes(backbone, forward, head, prompts, max_new_tokens, samples)
+    return CachedPrefixes(
+        backbone, forward, head, prompts, max_new_tokens, samples, branching=False
+    )

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.faults
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_caught(name):
     fault = FAULTS[name]
-    command = [sys.executable, "-m", "pytest", "-p", "tests.planted_faults", "--tb=no", "-rf"]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.planted_faults", "--tb=line", "-rf"]
     result = subprocess.run(
         [*command, *fault.caught_by],
         cwd=ROOT,
@@ -29,6 +29,8 @@ def test_a_planted_fault_is_caught(name):
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED ")]
     for test in fault.caught_by:
         assert any(test in line for line in failed), result.stdout[-2000:]
+    # a wrong number, not a planted function that no longer fits its calls
+    assert "TypeError" not in result.stdout, result.stdout[-2000:]
 
 
 def test_the_docs_list_what_catches_each_fault():

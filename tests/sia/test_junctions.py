@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 
 from sia import (
     DivergenceGate,
@@ -169,6 +171,48 @@ def test_vocabulary_value_model_reads_its_backbone_before_the_candidates():
         assert generation.token_ids[step] == candidates[chosen.argmax()]
     for generation in generations:
         assert generation.cost.value_forwards == generation.cost.junctions > 0
+
+
+def attend_as_flash(module, query, key, value, attention_mask, scaling, **options):
+    """Attention as the flash kernels compute it: row by row, without what is padding."""
+    output = torch.zeros_like(query)
+    groups, window = query.shape[1] // key.shape[1], options.get("sliding_window")
+    if attention_mask is None:
+        attention_mask = torch.ones(len(key), key.shape[2])
+    assert attention_mask.shape == (len(key), key.shape[2])
+    for row, seen in enumerate(attention_mask.bool()):
+        fresh = seen[-query.shape[2] :]
+        keys, values = (
+            states[row, :, seen].repeat_interleave(groups, 0) for states in (key, value)
+        )
+        distance = torch.arange(int(fresh.sum()))[:, None] - torch.arange(int(seen.sum()))
+        distance += int(seen.sum()) - int(fresh.sum())
+        hidden = (distance < 0) | (distance >= (window or math.inf))
+        scores = query[row, :, fresh] @ keys.transpose(1, 2) * scaling
+        output[row, :, fresh] = scores.masked_fill(hidden, -math.inf).softmax(-1) @ values
+    return output.transpose(1, 2), None
+
+
+AttentionInterface.register("flash-by-row", attend_as_flash)
+AttentionMaskInterface.register("flash-by-row", flash_attention_mask)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma3"])
+def test_vocabulary_value_model_needs_no_prepared_masks(family):
+    steerings = []
+    for implementation in ("sdpa", "flash-by-row"):
+        backbone = tiny.value_model(family).backbone
+        backbone.config._attn_implementation = implementation
+        scorer = VocabularyValueModel(backbone, head())
+        steerings.append(Steering(scorer, RandomGate(0.3), 1.5, candidates=K))
+    usual, flash = (
+        tiny.generate(MODEL, PROMPTS, steering, value_prompts=tiny.prompts(8, seed=4))
+        for steering in steerings
+    )
+    assert tiny.tokens(usual) == tiny.tokens(flash)
+    for one, other in zip(usual, flash, strict=True):
+        np.testing.assert_allclose(one.kl, other.kl, atol=1e-5)
+        assert one.cost == other.cost
 
 
 @pytest.mark.parametrize(
