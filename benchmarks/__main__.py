@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.analysis import claims, tables
-from benchmarks.checks import regression
+from benchmarks.checks import regression, verify
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import render, results_page
 from benchmarks.runtime.command_line import Parser, exit_code
@@ -86,6 +86,7 @@ def build_parser() -> Parser:
     add("summaries", rewrite_summaries, [profile], help="summarize the rows of tables, draw")
     add("claims", judge_claims, [profile], help="print the verdict on every claim")
     add("report", write_report, [profile], help="write one page with verdicts and figures")
+    add("verify", run_verify, [profile], help="check that tables, verdicts, figures go together")
     add("estimate", estimate, [profile], help="estimate GPU hours of real models")
     check = add("check", run_check, [], help="tell a broken metric from noise")
     check.add_argument("--fresh", action="store_true", help="renew what is compared with")
@@ -121,6 +122,8 @@ def draw_one(profile: Profile, options: Options) -> None:
     request = "FRESH=1" if options.fresh else "KEEP=1" if options.keep else ""
     has_table = tables.has_table(profile, name)
     if has_table and not request:
+        check_hardware(profile, name, options)
+        warn_of_stale(profile, [name])
         print(
             f"{name}: drawing the table in {folder}, nothing is measured (FRESH=1 measures again)"
         )
@@ -192,6 +195,12 @@ def run_check(profile: Profile, options: Options) -> int:
     return regression.run(profile, FIGURES, options.fresh)
 
 
+def run_verify(profile: Profile, options: Options) -> int:
+    """Check that tables, verdicts and drawings belong together; change nothing."""
+    existing_tables(profile)
+    return verify.run(profile, FIGURES)
+
+
 def measure_architectures(options: Options) -> int:
     """Measure and draw the cost of architectures without weights."""
     if options.command != "cost":
@@ -229,6 +238,7 @@ def selected_profile(options: Options) -> Profile:
     for name, value in (("batch-size", options.batch_size), ("limit", options.limit)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    requested_hardware(options)  # also where nothing will be measured
     if not 1 <= options.replicates <= profile.replicates:
         raise ValueError(
             f"replicates must be 1 to {profile.replicates} for the profile {profile.name}, "
@@ -238,6 +248,11 @@ def selected_profile(options: Options) -> Profile:
         profile = limited(profile, options.limit)
     tables.finish_interrupted_writes(profile)
     return profile
+
+
+def requested_hardware(options: Options) -> Hardware:
+    """Return the hardware that options ask for; what they leave open is empty or 0."""
+    return Hardware(options.device or "", options.dtype or "", options.batch_size or 0)
 
 
 def limited(profile: Profile, limit: int) -> Profile:
@@ -258,8 +273,8 @@ def supported(profile: Profile) -> list[str]:
     return [name for name, figure in FIGURES.items() if not figure.why_unsupported(profile)]
 
 
-def require_tables(profile: Profile) -> list[str]:
-    """Return the figures that have tables, once these are known to be whole.
+def existing_tables(profile: Profile) -> list[str]:
+    """Return the figures that have tables.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -270,9 +285,33 @@ def require_tables(profile: Profile) -> list[str]:
             f"there is no table in {short(tables.folder(profile))} to draw or judge: "
             f"make reproduce PROFILE={profile.name} measures them"
         )
-    for name in names:
-        tables.read_provenance(profile, name)
     return names
+
+
+def require_tables(profile: Profile) -> list[str]:
+    """Return the figures that have tables, once these are known to be whole; name stale ones."""
+    names = existing_tables(profile)
+    warn_of_stale(profile, names)
+    return names
+
+
+def warn_of_stale(profile: Profile, names: Sequence[str]) -> None:
+    """Say which tables, all of them whole, were measured under other conditions than today's."""
+    for name in names:
+        if stale := tables.staleness(profile, tables.read_provenance(profile, name)):
+            print(f"warning: {name}.csv is stale, it was measured {stale}", file=sys.stderr)
+
+
+def check_hardware(profile: Profile, name: str, options: Options) -> None:
+    """Raise ValueError if a table was measured on other hardware than options ask for."""
+    provenance = tables.read_provenance(profile, name)
+    for option in ("device", "dtype", "batch_size"):
+        requested, measured = vars(options)[option], provenance.get(option)
+        if requested not in (None, measured):
+            raise ValueError(
+                f"{name} was measured with {option.upper()}={measured}, not {requested}: "
+                "FRESH=1 measures it again"
+            )
 
 
 def measure(
@@ -281,7 +320,11 @@ def measure(
     """Train and measure what is missing for these figures, and write their tables."""
     from benchmarks.engine.run import RunOptions, run_experiment
 
-    hardware = Hardware(options.device or "", options.dtype or "", options.batch_size or 0)
+    if options.keep:
+        for name in names:
+            if tables.has_table(profile, name):
+                check_hardware(profile, name, options)
+    hardware = requested_hardware(options)
     run_options = RunOptions(options.fresh, options.keep, quality, options.executor, hardware)
     figures = {name: FIGURES[name] for name in names}
     run_experiment(figures, profile, range(options.replicates), run_options)
@@ -292,14 +335,8 @@ def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
     tasks: list[tuple[Any, ...]] = []  # methods of figures, and their arguments
     for name in names:
         summary, stale = tables.read_table(profile, name)
-        if stale:
-            print(
-                f"warning: {name}.csv was measured under other settings than profile "
-                f"{profile.name} has now; it is drawn as stale",
-                file=sys.stderr,
-            )
         folder = tables.FIGURES / profile.name
-        tasks.append((FIGURES[name].plot, summary, profile, stale, folder))
+        tasks.append((FIGURES[name].plot, summary, profile, bool(stale), folder))
     processes = min(available_cores(), len(tasks))
     if processes == 1:
         drawn = [plot(*arguments) for plot, *arguments in tasks]

@@ -22,7 +22,15 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
+from benchmarks.subjects.hub.models import (
+    chat_ids,
+    check_reward_model,
+    choose_device,
+    fetch,
+    place,
+    require_template,
+    tokenizer_of,
+)
 from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, Example, load_examples
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import RewardScorer
@@ -73,14 +81,17 @@ def annotate(options: argparse.Namespace) -> None:
         "examples": len(examples),
     }
     partial = options.output.with_name(options.output.name + ".part")
-    completed = open_partial(partial, settings)
+    completed = finished_examples(partial, settings)
     name, location = place(source)
     tokenizer = tokenizer_of(source)
-    if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer of {options.reward} must have a chat template")
+    require_template(tokenizer)
+    check_reward_model(source)
     model = RewardScorer.from_pretrained(
         name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **location
     ).model
+    if not completed:  # a start that failed has left nothing
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
     windows = [examples[i : i + WINDOW] for i in range(completed, len(examples), WINDOW)]
     with (
         partial.open("a", encoding="utf-8") as file,
@@ -143,7 +154,7 @@ def score_examples(
     return results
 
 
-def open_partial(partial: Path, settings: dict) -> int:
+def finished_examples(partial: Path, settings: dict) -> int:
     """Return how many examples are scored: the whole lines after the first, the settings.
 
     A line that was cut off is removed.
@@ -155,8 +166,6 @@ def open_partial(partial: Path, settings: dict) -> int:
     whole = content[: content.rfind(b"\n") + 1]
     first, *scored = whole.splitlines() or [b""]
     if not first:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
         return 0
     if json.loads(first) != settings:
         raise ValueError(

@@ -44,7 +44,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.models import chat_ids, fetch, place, tokenizer_of
+from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
 from benchmarks.subjects.hub.prompts import chat_of, read_files
 from sia import ValueModel
 from sia._kv_cache import check_positions
@@ -118,6 +118,7 @@ def train(options: argparse.Namespace) -> None:
         )
     source = fetch(Source(options.backbone, options.revision))
     tokenizer = tokenizer_of(source)
+    require_template(tokenizer)
     examples = read_examples(options.data, tokenizer, options.longest)
     training, heldout = divide(examples, options.heldout, options.seed)
     arguments = training_arguments(options, len(training), bool(heldout))

@@ -1,16 +1,16 @@
 """What is committed belongs together: rows, provenance, summaries, verdicts and figures."""
 
-import io
 import subprocess
 
 import pandas as pd
 import pytest
 
 from benchmarks.analysis import claims, tables
+from benchmarks.checks import verify
 from benchmarks.figures.registry import FIGURES
-from benchmarks.report import render, results_page
+from benchmarks.report import results_page
 from benchmarks.runtime.files import read_json
-from benchmarks.runtime.fingerprints import ROOT, drawing_code
+from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.spec.profile import PROFILES, load_profile, profile_digest
 
 pytestmark = pytest.mark.committed
@@ -18,17 +18,7 @@ LISTING = ["git", "-C", ROOT, "ls-files", "results", "figures"]
 TRACKED = [ROOT / name for name in subprocess.check_output(LISTING, text=True).splitlines()]
 DRAWN = [path for path in TRACKED if path.name == tables.DRAWN]
 PROVENANCES = [path for path in TRACKED if path.suffix == ".json" and path not in DRAWN]
-SUMMARIES = [
-    path for path in PROVENANCES if path.stem in FIGURES and path.parent.name != "architectures"
-]
 KEYS = {"command", "git_commit", "packages", "hardware", "sha256"}
-TOLERANCE = {"rtol": 1e-6, "atol": 1.5e-4}  # summaries are written with four digits
-
-
-def assert_follows(table: pd.DataFrame, committed: pd.DataFrame) -> None:
-    """Compare a table, as it would be written, with a committed one."""
-    written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
-    pd.testing.assert_frame_equal(written, committed, check_dtype=False, **TOLERANCE)
 
 
 @pytest.mark.parametrize("path", PROVENANCES, ids=str)
@@ -48,35 +38,13 @@ def test_every_table_has_a_provenance():
     assert {path for path in TRACKED if path.suffix in (".csv", ".parquet")} == described | derived
 
 
-@pytest.mark.parametrize("path", SUMMARIES, ids=str)
-def test_summaries_follow_from_rows(path):
-    profile, name = load_profile(path.parent.name), path.stem
-    summary = tables.summarized(profile, name, FIGURES[name].summarize)
-    assert_follows(summary, pd.read_csv(path.with_suffix(".csv")))
-
-
 @pytest.mark.parametrize("path", DRAWN, ids=str)
-def test_verdicts_figures_and_report_follow_from_summaries(path):
+def test_summaries_verdicts_figures_and_report_follow_from_rows(path):
     profile = load_profile(path.parent.name)
-    summaries = {
-        name: tables.read_table(profile, name)[0]
-        for name in FIGURES
-        if tables.has_table(profile, name)
-    }
-    verdicts = claims.verdicts(summaries, claims.claims_for(profile))
-    assert_follows(verdicts, pd.read_csv(tables.folder(profile) / "claims.csv"))
-    drawn = read_json(path)
-    assert set(drawn) == {*summaries, "report"}
-    outdated = []
-    for name, drawing in drawn.items():
-        table = tables.folder(profile) / ("claims.csv" if name == "report" else f"{name}.csv")
-        today = {"table": tables.sha256(table), "code": drawing_code(name)}
-        changed = tables.changed_files(path.parent, drawing["files"])
-        outdated += [f"{name}: other {key}" for key in today if today[key] != drawing[key]]
-        outdated += [f"{file} is not what was drawn" for file in changed]
-    assert outdated == []
-    page = (path.parent / render.REPORT).read_text(encoding="utf-8")
-    assert render.read_made_from(page) == render.made_from(profile, FIGURES)
+    assert list(verify.damage(tables.folder(profile))) == []
+    assert list(verify.outdated_files(profile, FIGURES)) == []
+    measured = {name for name in FIGURES if tables.has_table(profile, name)}
+    assert set(read_json(path)) == {*measured, "report"}
 
 
 def test_pages_show_the_verdicts():

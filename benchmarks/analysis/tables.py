@@ -31,7 +31,7 @@ from benchmarks.runtime.files import (
     write_frame,
     write_text,
 )
-from benchmarks.runtime.fingerprints import ROOT, drawing_code, row_code
+from benchmarks.runtime.fingerprints import ROOT, drawing_code, input_states, row_code
 from benchmarks.runtime.workers import available_cores
 from benchmarks.spec.profile import Profile, profile_digest
 
@@ -202,11 +202,21 @@ def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
     return [f for f, path in paths.items() if not path.exists() or sha256(path) != hashes[f]]
 
 
-def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, bool]:
-    """Return a summary, and whether it was measured under other settings than today's."""
+def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, str]:
+    """Return a summary, and why it is stale: under which other conditions it was measured."""
     with _tables_lock(profile):  # else another run might be changing it
-        stale = read_provenance(profile, name)["profile_digest"] != profile_digest(profile)
+        stale = staleness(profile, read_provenance(profile, name))
         return read_summary(folder(profile) / f"{name}.csv"), stale
+
+
+def staleness(profile: Profile, provenance: Mapping) -> str:
+    """Return under which conditions other than today's a table was measured; empty if none."""
+    if provenance["profile_digest"] != profile_digest(profile):
+        return f"under other settings than profile {profile.name} has now"
+    before, now = provenance.get("inputs", {}), input_states(profile)
+    # what is not there now may be as it was
+    changed = [name for name, state in before.items() if now.get(name, state) != state]
+    return f"with other files of {', '.join(changed)} than there are now" if changed else ""
 
 
 def record_drawing(profile: Profile, name: str, paths: Sequence[Path], table: str = "") -> None:

@@ -8,7 +8,7 @@ measured. `make estimate PROFILE=qwen3-8b`.
 from collections.abc import Iterable
 
 from benchmarks.engine.sweep import Sweep
-from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest, FigureCells
+from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT
 from benchmarks.spec.profile import HubProfile
 
@@ -28,13 +28,10 @@ def pass_seconds(billions: float, tokens: float) -> float:
     return LAUNCH + max(reading, multiplying) / SHARE
 
 
-def cell_seconds(
-    profile: HubProfile, cell: Cell | CellRequest, prompts: int, samples: int
-) -> float:
-    """Return the seconds of decoding and scoring all responses of a cell."""
+def decoding_seconds(profile: HubProfile, cell: Cell | CellRequest, responses: int) -> float:
+    """Return the seconds of decoding so many responses of a cell, searches with their rewards."""
     billions = {kind: source.billions for kind, source in profile.models.items()}
     sweep, decoding = profile.sweep, profile.decoding
-    responses = len(OBJECTIVES) * prompts * samples * cell.responses
     rows = min(decoding.batch_size, responses)
     batches = responses / rows
     steps = batches * decoding.max_new_tokens
@@ -50,14 +47,34 @@ def cell_seconds(
             scored = rows * (ratio * decoding.candidates + 1)  # 1: what a row has to catch up
             scoring = pass_seconds(billions[str(cell.scorer)], scored)
         seconds += steps * opened * scoring
-    read = rows * (PROMPT + decoding.max_new_tokens)
     if cell.search:
+        read = rows * (PROMPT + decoding.max_new_tokens)
         seconds += batches * pass_seconds(billions[REWARD], read)
+    return seconds
+
+
+def cell_seconds(
+    profile: HubProfile, cell: Cell | CellRequest, prompts: int, samples: int
+) -> float:
+    """Return the seconds of decoding and scoring all responses of a cell."""
+    responses = len(OBJECTIVES) * prompts * samples * cell.responses
+    rows = min(profile.decoding.batch_size, responses)
+    read = rows * (PROMPT + profile.decoding.max_new_tokens)
     # every N of best-of-N has its best
     kept = cell.responses.bit_length() if cell.search == "best-of" else 1
-    judging = pass_seconds(billions[EVALUATION_REWARD], read)
-    judging += pass_seconds(billions["base"], read)
-    return seconds + batches / cell.responses * kept * judging
+    judges = (profile.models[kind].billions for kind in (EVALUATION_REWARD, "base"))
+    judging = sum(pass_seconds(billions, read) for billions in judges)
+    scored = responses / rows / cell.responses * kept
+    return decoding_seconds(profile, cell, responses) + scored * judging
+
+
+def timing_hours(profile: HubProfile, cells: Iterable[CellRequest]) -> float:
+    """Return the hours of timing cells, round by round, while no other GPU works."""
+    every = profile.evaluation.prompts_per_objective
+    rounds = (
+        decoding_seconds(profile, cell, (cell.prompts or every) * cell.responses) for cell in cells
+    )
+    return (ROUNDS + 1) * sum(rounds) / 3600
 
 
 def gpu_hours(
@@ -86,4 +103,5 @@ def figure_hours(profile: HubProfile, needs: dict[str, FigureCells]) -> dict[str
         requests = dict.fromkeys([*need.cells, *need.traces])
         unsteered, steered = calibrator.stages(requests)
         hours[name] = gpu_hours(profile, requests, [*unsteered, *steered])
+        hours[name] += timing_hours(profile, dict.fromkeys(need.timed))
     return hours

@@ -1,6 +1,6 @@
 """Measuring one shard: respond, score, count. Subjects are of the lab or of the Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,15 @@ from benchmarks.subjects.base import Subject
 from benchmarks.subjects.scoring import sequence_log_likelihoods, trajectory_rewards
 from sia import Generation, Steering, chunk_beam_search
 from sia.signals import Attention
+
+VIEW_PROMPTS = 4  # of each objective, whose first responses are kept for views
+KEPT = {  # of such a response, beside `finished`
+    "token_ids": np.int64,
+    "entropy": np.float32,
+    "steered": np.bool_,
+    "base_token": np.int64,
+    "kl": np.float32,
+}
 
 
 def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering | None:
@@ -54,8 +63,9 @@ def measure_shard(subject: Subject, shard: Shard) -> pd.DataFrame:
     """Return one row per prompt and sample, and per N of best-of-N.
 
     Of validation prompts only what calibration needs: the profile's score, tokens and steered
-    tokens, and in `attrs` the thresholds that these responses give. A response that ran out of
-    length is scored as it stands and, for reward models, ended.
+    tokens, and in `attrs` the thresholds that these responses give. Of test prompts `attrs` have
+    the first response to each of the first VIEW_PROMPTS, by the prompt's index. A response that
+    ran out of length is scored as it stands and, for reward models, ended.
     """
     cell = shard.cell
     prompts, indices, seeds = expand_prompts(subject, shard)
@@ -76,8 +86,26 @@ def measure_shard(subject: Subject, shard: Shard) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True)
     if cell.split == "validation":
         rows.attrs["thresholds"] = calibrated_settings(subject, cell, samples[0])
+    else:
+        rows.attrs["responses"] = {
+            str(index): response_record(response)
+            for index, seed, response in zip(indices, seeds, samples[0], strict=True)
+            if seed == 0 and index < VIEW_PROMPTS
+        }
     workers.report(cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
     return rows
+
+
+def response_record(response: Generation) -> dict:
+    """Return what views show of a response, as JSON types."""
+    record = {name: getattr(response, name).tolist() for name in KEPT}
+    return record | {"finished": bool(response.finished)}
+
+
+def recorded_response(record: Mapping) -> Generation:
+    """Return a response from its `response_record`."""
+    arrays = {name: np.asarray(record[name], dtype) for name, dtype in KEPT.items()}
+    return Generation(text=None, **arrays, finished=record["finished"])
 
 
 def calibrated_settings(

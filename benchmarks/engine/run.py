@@ -64,13 +64,6 @@ def run_experiment(
 ) -> None:
     """Train and measure what is missing for these figures, and write their tables."""
     start = time.monotonic()
-    # there from the begin of a fresh run until its end: older cells do not count, and a killed
-    # run goes on
-    marker = CACHE / profile.name / "measuring-again"
-    if options.fresh and not marker.exists():
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    since = marker.stat().st_mtime if options.fresh else 0.0
     existing: dict[str, list[DataFrame]] = {}
     missing_replicates = list(replicates)
     if options.keep:
@@ -91,9 +84,7 @@ def run_experiment(
             measured = range(quality["replicate"].nunique())
             tables.write_table(profile, name, None, quality, measured, seconds, provenance)
 
-    measure_rows(figures, profile, missing_replicates, options, write, since)
-    if options.fresh:
-        marker.unlink(missing_ok=True)
+    measure_rows(figures, profile, missing_replicates, options, write)
 
 
 def _write_figure(
@@ -121,14 +112,12 @@ def measure_rows(
     replicates: Sequence[int],
     options: RunOptions,
     on_result: OnResult,
-    since: float = 0.0,
 ) -> None:
     """Train and measure what is missing, and hand over the rows of each figure.
 
     Args:
         on_result: Called with the name of each figure, its rows, and what their provenance says
             besides; with "models" as soon as their quality, if requested, is known.
-        since: Time before which measured cells do not count (seconds since the epoch).
     """
     needs = FigureCells.union(
         figure.cells(profile, replicate) for figure in figures.values() for replicate in replicates
@@ -136,6 +125,13 @@ def measure_rows(
     gpus = cluster().gpus() if options.executor == "ray" else None
     subject = subject_class(profile)
     profile_here, provenance = subject.prepare(profile, needs.requests, options.hardware, gpus)
+    # there from the begin of a fresh run, once all it needs is there, until its end: older cells
+    # do not count, and a killed run goes on
+    marker = CACHE / profile.name / "measuring-again"
+    if options.fresh and not marker.exists():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    since = marker.stat().st_mtime if options.fresh else 0.0
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
     with workers_for(profile_here, options.executor) as workers:
         sweep = Sweep(profile_here, workers, since)
@@ -145,8 +141,27 @@ def measure_rows(
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)
-            for name, figure in figures.items():  # written one by one: a later failure loses none
-                on_result(name, figure.collect(profile, replicates, sweep), provenance)
+            # written as soon as their rows are there: a later failure loses none
+            ready, waiting = _by_need_of_tokens(figures, profile, replicates)
+            for name in ready:
+                on_result(name, figures[name].collect(profile, replicates, sweep), provenance)
+            sweep.measure_tokens(needs)
+            for name in waiting:
+                on_result(name, figures[name].collect(profile, replicates, sweep), provenance)
+    if options.fresh:
+        marker.unlink(missing_ok=True)
+
+
+def _by_need_of_tokens(
+    figures: Mapping[str, MeasuredFigure], profile: Profile, replicates: Sequence[int]
+) -> tuple[list[str], list[str]]:
+    """Return the figures that need rows of responses alone, and those that need their tokens."""
+    needs = {
+        name: FigureCells.union(figure.cells(profile, replicate) for replicate in replicates)
+        for name, figure in figures.items()
+    }
+    waiting = [name for name, need in needs.items() if need.traces or need.rollouts or need.views]
+    return [name for name in figures if name not in waiting], waiting
 
 
 def _existing_rows(

@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.engine.loading import subject_of
+from benchmarks.engine.measure import VIEW_PROMPTS, recorded_response
 from benchmarks.runtime.files import CACHE, read_cell, write_cell
 from benchmarks.runtime.fingerprints import row_code
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.methods import ROLLOUT
 from benchmarks.spec.profile import Profile
-
-VIEW_PROMPTS = 4  # of each objective, whose candidates are shown
+from sia import Generation
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,17 @@ class CellStore:
     def rows(self, cell: Cell, measurement: str = "rows") -> pd.DataFrame:
         """Return the rows of all shards of a cell."""
         paths = [self.path(shard, measurement) for shard in self.shards(cell, measurement)]
-        return pd.concat(map(read_cell, paths), ignore_index=True)
+        rows = pd.concat(map(read_cell, paths), ignore_index=True)
+        rows.attrs = {}  # of one shard; those of several are no longer there
+        return rows
+
+    def responses(self, view: Shard) -> list[Generation]:
+        """Return the measured responses that a view shows: the first to each of its prompts."""
+        records = {}
+        for shard in self.shards(view.cell):
+            if shard.objective == view.objective and shard.prompts.start < VIEW_PROMPTS:
+                records |= read_cell(self.path(shard)).attrs["responses"]
+        return [recorded_response(records[str(prompt)]) for prompt in view.prompts]
 
     def validation_rows(self, shard: Shard) -> pd.DataFrame:
         """Return the rows of a validation shard, read once: many cells look at them."""

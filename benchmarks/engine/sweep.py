@@ -17,8 +17,9 @@ from benchmarks.engine.theory import random_instances
 from benchmarks.engine.timing import time_cells
 from benchmarks.engine.traces import candidate_table, rollout_values, trace_tokens
 from benchmarks.runtime import workers
-from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest, FigureCells, Shard
+from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells, Shard
 from benchmarks.spec.profile import Profile
+from sia import Generation
 
 MEASUREMENTS: dict[str, Callable[..., pd.DataFrame]] = {
     "rows": measure_shard,
@@ -57,7 +58,7 @@ class Sweep:
         return self.store.rows(cell, measurement)
 
     def measure(self, needs: FigureCells) -> None:
-        """Measure what these requests need and the store lacks, stage by stage."""
+        """Measure the rows that these requests need and the store lacks, stage by stage."""
         calibrator = self.calibrator
         unsteered, steered = calibrator.stages(needs.requests)
         self.measure_missing(unsteered, "sweep 1/5: thresholds")
@@ -66,7 +67,11 @@ class Sweep:
         best = [cell for request in needs.requests for cell in calibrator.best_two_betas(request)]
         recalibrated = map(calibrator.recalibrated, best)
         self.measure_missing(recalibrated, "sweep 3/5: validation, thresholds calibrated again")
-        self.measure_missing(map(self.resolve, needs.cells), "sweep 4/5: cells")
+        cells = map(self.resolve, [*needs.cells, *needs.views])
+        self.measure_missing(cells, "sweep 4/5: cells")
+
+    def measure_tokens(self, needs: FigureCells) -> None:
+        """Measure rollouts, traces and views, once the rows have been measured."""
         rollouts, traces, views = (
             map(self.resolve, requests) for requests in (needs.rollouts, needs.traces, needs.views)
         )
@@ -84,10 +89,17 @@ class Sweep:
         missing = [shard for shard in shards if not store.has(shard, measurement)]
         self.workers.run(
             _measure,
-            [(measurement, self.profile, shard) for shard in missing],
+            [
+                (measurement, self.profile, shard, *self._given(shard, measurement))
+                for shard in missing
+            ],
             description=description,
             on_result=lambda task, rows: store.write(task[2], measurement, rows),
         )
+
+    def _given(self, shard: Shard, measurement: str) -> tuple[list[Generation], ...]:
+        """Return what a measurement is given besides its shard: a view the responses to show."""
+        return (self.store.responses(shard),) if measurement == "view" else ()
 
     def estimated_seconds(self, needs: FigureCells) -> float:
         """Return the estimated seconds of one core to measure everything anew."""
@@ -102,6 +114,9 @@ class Sweep:
         for request in dict.fromkeys([*needs.cells, *needs.traces]):
             prompts = request.prompts or evaluation.prompts_per_objective
             responses += request.work * prompts * evaluation.samples
+        for request in dict.fromkeys(needs.timed):
+            prompts = request.prompts or evaluation.prompts_per_objective
+            responses += request.work * prompts * (ROUNDS + 1) / len(OBJECTIVES)
         rollouts = sweep.probes * self.profile.decoding.candidates * sweep.probe_rollouts
         responses += len(needs.rollouts) * rollouts
         return responses * len(OBJECTIVES) / workers.RESPONSES_PER_SECOND
@@ -139,10 +154,10 @@ class Sweep:
         """Return regrets, divergences and bounds on random steps and trees (see `theory`)."""
         return random_instances(replicates)
 
-    def timings(self, requests: Sequence[CellRequest], rounds: int) -> pd.DataFrame:
+    def timings(self, requests: Sequence[CellRequest]) -> pd.DataFrame:
         """Return `seconds` per response of each cell in each round, timed anew, with labels."""
         cells = [self.resolve(request) for request in requests]
-        task = (self.profile, cells, rounds)
+        task = (self.profile, cells, ROUNDS)
         (seconds,) = self.workers.run(time_cells, [task], description="timing")
         labels = pd.DataFrame([request.labels() for request in requests])
         labels = labels.assign(
@@ -152,11 +167,15 @@ class Sweep:
         return seconds.join(labels, on="cell").drop(columns="cell")
 
 
-def _measure(task: tuple[str, Profile, Shard]) -> pd.DataFrame:
-    """Measure one shard in a worker."""
-    measurement, profile, shard = task
+def _measure(task: tuple) -> pd.DataFrame:
+    """Measure one shard in a worker.
+
+    Args:
+        task: Name of the measurement, profile, shard, and what the measurement is given besides.
+    """
+    measurement, profile, shard, *given = task
     try:
-        return MEASUREMENTS[measurement](subject_of(profile, shard.cell.replicate), shard)
+        return MEASUREMENTS[measurement](subject_of(profile, shard.cell.replicate), shard, *given)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"out of GPU memory while measuring {shard.cell.method} on {shard.objective}: "

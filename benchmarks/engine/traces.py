@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from benchmarks.subjects.base import Subject
 from benchmarks.subjects.lab.replicate import Replicate, with_eos
 from sia import Generation
 from sia._inputs import pad_right
+from sia._kv_cache import input_device
 from sia.scorers.base import Scorer
 from sia.steering import kl_divergence, steer, tilt
 
@@ -55,7 +57,7 @@ def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
     )
     for name, per_response in measured.items():
         column = np.full(len(frame), np.nan, dtype=np.float32)
-        column[frame["seed"] == 0] = torch.cat(per_response).numpy()
+        column[frame["seed"] == 0] = torch.cat(per_response).cpu().numpy()
         frame[name] = column
     return frame
 
@@ -111,11 +113,11 @@ def rollout_values(replicate: Replicate, shard: Shard) -> pd.DataFrame:
             "prompt": np.int16(i),
             "state": np.int16(state),
             "step": np.int16(step),
-            "entropy": np.float32(-(base.exp() * base).sum()),
+            "entropy": np.float32(-(base.exp() * base).sum().item()),
             "rank": np.arange(len(base), dtype=np.int8),
-            "base_logprob": base.numpy(),
+            "base_logprob": base.cpu().numpy(),
         }
-        of_state = {name: scores[i][step].numpy() for name, scores in values.items()}
+        of_state = {name: scores[i][step].cpu().numpy() for name, scores in values.items()}
         frames.append(pd.DataFrame(columns | of_state))
         prefix = [*ids[i], *responses[i].token_ids[:step].tolist()]
         prefixes += [[*prefix, token] for token in candidates[i][step].tolist()]
@@ -143,20 +145,29 @@ def _rollout_rewards(
     return replicate.profile.training.reward_scale * rewards
 
 
-def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
-    """Return one row per candidate of every token of the first sample, words included.
+def candidate_table(
+    subject: Subject, shard: Shard, responses: Sequence[Generation]
+) -> pd.DataFrame:
+    """Return one row per candidate of every token of measured responses, words included.
+
+    Tokens, entropies and steered steps are those that were measured. Probabilities and values are
+    computed for these tokens anew, so that rounding may part them from the entropies.
 
     - base_logprob: ln π of the base over the K candidates.
     - value: score of the cell's scorer, whether the gate is open or not (NaN where nothing
       steers); tilted: ln of the steered policy, as it is where the gate is open.
     - chosen, unsteered: whether it is the token that was taken, and the one that the same noise
       would have taken unsteered.
+
+    Args:
+        subject: Models and prompts.
+        shard: The cell and the prompts.
+        responses: One to each prompt.
     """
     cell, steering = shard.cell, steering_of(shard.cell, shard.objective, subject)
     expanded, all_indices, seeds = expand_prompts(subject, shard)
     first = [i for i, seed in enumerate(seeds) if seed == 0]
     prompts, indices = [expanded[i] for i in first], [all_indices[i] for i in first]
-    responses = respond(subject, shard, prompts, [0] * len(first))[0]
     ids = subject.encode(prompts, str(cell.model))
     model = language_model(subject, cell.model, cell.family)
     count = subject.profile.decoding.candidates
@@ -167,13 +178,8 @@ def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
         values = candidate_values(steering.scorer, value_ids, responses, candidates)
     frames = []
     for i, response in enumerate(responses):
-        base, tokens, tilted = logits[i], candidates[i], logits[i]
-        for taken in map(torch.from_numpy, (response.token_ids, response.base_token)):
-            # at a tie for the last place, which rounding decides
-            lacking = ~(tokens == taken[:, None]).any(1)
-            tokens[lacking, -1] = taken[lacking]
-        if steering is not None:
-            tilted = steer(base, values[i], steering)
+        base, tokens, value = (each[i].cpu() for each in (logits, candidates, values))
+        tilted = base if steering is None else steer(base, value, steering)
         steps, width = base.shape
         columns = {
             "objective": shard.objective,
@@ -189,7 +195,7 @@ def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
             "unsteered": (tokens.numpy() == response.base_token[:, None]).flatten(),
             "base_logprob": base.log_softmax(-1).flatten().numpy().round(4),
             "tilted": tilted.log_softmax(-1).flatten().numpy().round(4),
-            "value": values[i].flatten().numpy().round(4),
+            "value": value.flatten().numpy().round(4),
         }
         frames.append(pd.DataFrame(columns))
     workers.report(cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
@@ -198,25 +204,40 @@ def candidate_table(subject: Subject, shard: Shard) -> pd.DataFrame:
 
 @torch.no_grad()
 def candidate_logits(
-    model: PreTrainedModel, prompts: list[list[int]], responses: list[Generation], candidates: int
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    responses: Sequence[Generation],
+    candidates: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return logits and token ids of the candidates at every step, `(tokens, K)` per response."""
+    """Return logits and token ids of the candidates at every step, `(tokens, K)` per response.
+
+    The tokens that the response and the unsteered policy took are among them, also where rounding
+    ranks another token higher than when they were taken.
+    """
     logits, tokens = [], []
+    device = input_device(model)
     for prompt, response in zip(prompts, responses, strict=True):
-        whole = torch.tensor([[*prompt, *response.token_ids]])
-        steps = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        best = steps.float().topk(candidates)
+        whole = torch.tensor([[*prompt, *response.token_ids]], device=device)
+        steps = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        taken = np.stack([response.token_ids, response.base_token], axis=1)
+        first = steps.scatter(1, torch.tensor(taken, device=device), torch.inf)
+        chosen = first.topk(candidates).indices
+        best = steps.gather(1, chosen).sort(descending=True, stable=True)
         logits.append(best.values)
-        tokens.append(best.indices)
+        tokens.append(chosen.gather(1, best.indices))
     return logits, tokens
 
 
 @torch.no_grad()
 def candidate_values(
-    scorer: Scorer, prompts: list[list[int]], responses: list[Generation], candidates: list[Tensor]
+    scorer: Scorer,
+    prompts: list[list[int]],
+    responses: Sequence[Generation],
+    candidates: list[Tensor],
 ) -> list[Tensor]:
     """Return values of the candidates at every step, `(tokens, K)` per response."""
-    tokens, mask = pad_right([response.token_ids.tolist() for response in responses])
+    whole = [response.token_ids.tolist() for response in responses]
+    tokens, mask = pad_right(whole, candidates[0].device)
     lengths = mask.sum(1)
     session = scorer.start_session(prompts, tokens.shape[1])
     values = [torch.zeros_like(each, dtype=torch.float32) for each in candidates]

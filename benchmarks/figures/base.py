@@ -64,6 +64,6 @@ class Figure:
 
         Args:
             table: Summary, as read from its file.
-            stale: Whether it was measured under other settings than the profile has now.
+            stale: Whether it was measured under other conditions than there are now.
         """
         raise NotImplementedError

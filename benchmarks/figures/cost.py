@@ -30,7 +30,6 @@ from benchmarks.spec.profile import Profile
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
-ROUNDS = 6  # twice each objective
 BASE = {"versus": "base"}  # labels of a ratio to the base
 COST_LABELS = {
     "positions_ratio": "token positions (× base)",
@@ -70,12 +69,12 @@ class Cost(Figure):
             requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
                 requests += methods.curve(profile, replicate, family, loss)
-        return FigureCells(requests)
+        return FigureCells(requests, timed=timed(profile, replicate))
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return rows of responses, and those of measured times below."""
         rows = super().collect(profile, replicates, results)
-        times = [results.timings(timed(profile, replicate), ROUNDS) for replicate in replicates]
+        times = [results.timings(timed(profile, replicate)) for replicate in replicates]
         return pd.concat([rows, *times], ignore_index=True)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:

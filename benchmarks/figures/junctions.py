@@ -44,17 +44,11 @@ class Junctions(Figure):
         for replicate in replicates:
             for request in self.cells(profile, replicate).views:
                 cell, labels = results.resolve(request), request.labels()
-                scores = results.rows(cell)[[*UNIT, "tokens", score]].astype({"objective": str})
+                scores = results.rows(cell)[[*UNIT, score]].astype({"objective": str})
                 candidates = results.rows(cell, "view").merge(
                     scores.rename(columns={score: "score"}), on=UNIT, how="left",
                     validate="many_to_one",
                 )  # fmt: skip
-                lengths = candidates.groupby(UNIT)["step"].transform("max") + 1
-                if (lengths != candidates.pop("tokens")).any():
-                    raise ArithmeticError(
-                        f"{request.method} was viewed with other responses than were measured: "
-                        "this machine does not repeat itself"
-                    )
                 frames.append(candidates.assign(**{name: labels[name] for name in LABELS}))
         texts = ("objective", "asked", "word", "family", "model", "method", "value_model", "gate")
         return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(texts, "category"))
@@ -67,6 +61,15 @@ class Junctions(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw nothing: the report shows the responses."""
         return []
+
+
+def rounding_gap(rows: pd.DataFrame) -> float:
+    """Return by how much entropies of the shown probabilities miss those of decoding, at most."""
+    step = [*LABELS, *UNIT, "step"]
+    surprise = -np.exp(rows["base_logprob"]) * rows["base_logprob"]
+    steps = rows.assign(shown=surprise).groupby(step, observed=True, dropna=False)
+    entropies = steps.agg(shown=("shown", "sum"), decoded=("entropy", "first"))
+    return float((entropies["shown"] - entropies["decoded"]).abs().max())
 
 
 def responses(rows: pd.DataFrame) -> pd.DataFrame:

@@ -234,10 +234,11 @@ def finish(
     Each file is written whole or not at all.
 
     Args:
-        stale: Whether the table was measured under other settings than today's; the figure says so.
+        stale: Whether the table was measured under other conditions than today's, as the figure
+            then says.
     """
     if stale:
-        caption = f"STALE: measured under other settings than the profile has now. {caption}"
+        caption = f"STALE: measured under other conditions than there are now. {caption}"
         figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=70, rotation=30,
                     ha="center", va="center")  # fmt: skip
     width, height = figure.get_size_inches()

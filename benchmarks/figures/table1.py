@@ -97,9 +97,7 @@ class Table1(Figure):
         level = level[level["versus"] == ""]
         first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
         note = NOTE.format(
-            stale="Stale: measured under other settings than the profile has now. "
-            if stale
-            else "",
+            stale="Stale: measured under other conditions than there are now. " if stale else "",
             level=profile.statistics.level,
             size=style.sample_size(first),
             profile=profile.name,

@@ -179,6 +179,7 @@ def view_data(profile: Profile) -> dict:
         "words": list(words),
         "spaced": profile.words,
         "highest": math.log(profile.decoding.candidates),
+        "rounding": round(junctions.rounding_gap(rows), 3),
         "score": metric_label(profile, profile.score),
         "prompts": prompts,
     }

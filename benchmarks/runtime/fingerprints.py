@@ -2,11 +2,12 @@
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.profile import Profile, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 # MODELS decide a trained model, ROWS a measured row; what only reports or draws is not in them
@@ -47,6 +48,18 @@ def code_digest(patterns: tuple[str, ...]) -> str:
     paths = {path for pattern in patterns for path in ROOT.glob(pattern)}
     decisive = sorted(path for path in paths if path.name not in REPORTING)
     return _digest([*(f"{name} {version(name)}" for name in PACKAGES), *_sources(decisive)])
+
+
+def input_states(profile: Profile) -> dict[str, str]:
+    """Return the state of each file and folder that a profile names, where it is there."""
+    inputs = profile.local_inputs.items()
+    return {name: digest(states) for name, paths in inputs if (states := file_states(paths))}
+
+
+def file_states(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of files, and of all files in folders."""
+    files = [file for path in paths for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def drawing_code(name: str) -> str:

@@ -16,6 +16,7 @@ from benchmarks.spec.model_kinds import BASE, ModelKind
 from benchmarks.spec.profile import digest
 
 OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
+ROUNDS = 2 * len(OBJECTIVES)  # of timing; each is of one objective, and another one warms up
 LARGE_WORK = 2.5  # times the work of the usual size
 
 
@@ -155,12 +156,14 @@ class FigureCells(NamedTuple):
         traces: Requests whose tokens are needed (`benchmarks.engine.traces.trace_tokens`).
         rollouts: Requests whose candidates are rolled out (`…traces.rollout_values`).
         views: Requests whose candidates are shown (`…traces.candidate_table`).
+        timed: Requests whose responses are timed in ROUNDS (`…engine.timing`).
     """
 
     cells: Sequence[CellRequest] = ()
     traces: Sequence[CellRequest] = ()
     rollouts: Sequence[CellRequest] = ()
     views: Sequence[CellRequest] = ()
+    timed: Sequence[CellRequest] = ()
 
     @classmethod
     def union(cls, needs: Iterable[FigureCells]) -> Self:

@@ -240,6 +240,11 @@ class Profile(ABC):
         """Return those of the metrics `names` that rows have; the score stands for "judge"."""
         return tuple(names)
 
+    @property
+    def local_inputs(self) -> dict[str, list[Path]]:
+        """Files and folders that the profile names, by kind of model and by objective."""
+        return {}
+
     def decisive_settings(self) -> dict:
         """Return the settings that decide the numbers, as JSON types."""
         return asdict(self)
@@ -315,6 +320,12 @@ class Source:
         """Source of the tokenizer: the backbone, where one is named."""
         return Source(self.backbone, self.backbone_revision) if self.backbone else self
 
+    @property
+    def folders(self) -> list[Path]:
+        """Local folders of the model and of its backbone; none if they are on the Hub."""
+        paths = [Path(self.id, self.subfolder), *map(Path, filter(None, [self.backbone]))]
+        return [path for path in paths if path.is_dir()]
+
 
 @dataclass(frozen=True)
 class PromptSets:
@@ -331,14 +342,29 @@ class PromptSets:
     longest: Count
     per_shard: Count
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Prompt set by objective, as the profile names it."""
+        return {name: vars(self)[name] for name in ("harmlessness", "helpfulness", "honesty")}
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """Device (cpu or cuda) and dtype of the models, and responses decoded together."""
+    """Device and dtype of the models, and responses decoded together.
+
+    What is empty or 0 is to be detected.
+    """
 
     device: str
     dtype: str
     batch_size: int
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        devices, dtypes = ("", "cpu", "cuda"), ("", "float32", "bfloat16", "float16")
+        device, dtype = repr(self.device), repr(self.dtype)
+        _require(self.device in devices, "device must be cpu, or cuda where there is a GPU", device)
+        _require(self.dtype in dtypes, "dtype must be float32, bfloat16 or float16", dtype)
 
 
 @dataclass(frozen=True)
@@ -410,6 +436,15 @@ class HubProfile(Profile):
     def available_metrics(self, names: Sequence[str]) -> tuple[str, ...]:
         renamed = (self.score if name == "judge" else name for name in names)
         return tuple(dict.fromkeys(name for name in renamed if name not in JUDGE_METRICS))
+
+    @property
+    @override
+    def local_inputs(self) -> dict[str, list[Path]]:
+        inputs = {kind: source.folders for kind, source in self.models.items()}
+        for objective, source in self.prompts.sources.items():
+            path = source.partition("=")[2]
+            inputs[objective] = [Path(path)] if path else []
+        return {name: paths for name, paths in inputs.items() if paths}
 
     @override
     def decisive_settings(self) -> dict:

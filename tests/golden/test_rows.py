@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.engine.measure import measure_shard
+from benchmarks.engine.measure import measure_shard, recorded_response
 from benchmarks.engine.traces import candidate_table, rollout_values, trace_tokens
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, REWARD, ROLLOUT
@@ -119,7 +119,12 @@ def test_rows_of_responses(name, subject, dataframe_regression):
 
 @pytest.mark.parametrize("measure", [trace_tokens, rollout_values, candidate_table])
 def test_rows_of_tokens(measure, subject, dataframe_regression):
-    rows = measure(subject, Shard(CELLS["sia"], OBJECTIVES[0])).head(48)
+    shard = Shard(CELLS["sia"], OBJECTIVES[0])
+    given = []
+    if measure is candidate_table:
+        records = measure_shard(subject, shard).attrs["responses"].values()
+        given = [[recorded_response(record) for record in records]]
+    rows = measure(subject, shard, *given).head(48)
     dataframe_regression.check(plain(rows), default_tolerance=TOLERANCE)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from benchmarks.engine.calibration import needs_thresholds
 from benchmarks.engine.sweep import Sweep
-from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest
+from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest
 from benchmarks.spec.profile import Profile, load_profile
 
 SMOKE = load_profile("smoke")
@@ -181,13 +181,13 @@ class FakeResults(Sweep):
             )
         return pd.concat(frames, ignore_index=True)
 
-    def timings(self, cells, rounds: int) -> pd.DataFrame:
+    def timings(self, cells) -> pd.DataFrame:
         frames = []
         for number, cell in enumerate(cells):
             best_of = cell.responses if cell.search == "best-of" else 1
             labels = cell.labels() | {"best_of": best_of}
             frames.append(
-                pd.DataFrame({"prompt": range(rounds), "seconds": 0.1 * (number + 1)}).assign(
+                pd.DataFrame({"prompt": range(ROUNDS), "seconds": 0.1 * (number + 1)}).assign(
                     **labels
                 )
             )

@@ -4,7 +4,7 @@ A base model reads plain turns ("Human:", "Assistant:"), a post-trained one its 
 (without thinking), value and reward models theirs.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import constants, snapshot_download
 from jinja2 import TemplateError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -23,6 +24,7 @@ from transformers import (
 )
 from typing_extensions import override
 
+from benchmarks.runtime.fingerprints import file_states, input_states
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
 from benchmarks.spec.model_kinds import INSTRUCT, ModelKind
@@ -38,6 +40,7 @@ GIB = 2**30
 NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 # given to chat templates that write today's date: a prompt must not change from day to day
 DATE = "26 Jul 2024"
+ANSWER = "the answer itself"  # stands for it where the text around it is looked up
 
 
 def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) -> tuple[str, str]:
@@ -51,13 +54,12 @@ def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) ->
     Raises:
         ValueError: For a device that is not there or an unknown dtype.
     """
+    Hardware(device, dtype, 0)  # knows the names
     available = torch.cuda.is_available() if gpus is None else gpus > 0
     device = device or ("cuda" if available else "cpu")
     dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not available):
+    if device == "cuda" and not available:
         raise ValueError(f"device must be cpu, or cuda where there is a GPU, got {device!r}")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     return device, dtype
 
 
@@ -146,13 +148,30 @@ def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
 
 def fingerprint(source: Source) -> list:
     """Return the commit of a model or, of local files, their names, sizes and times."""
-    paths = [
-        Path(source.id, source.subfolder),
-        *([Path(source.backbone)] if source.backbone else []),
-    ]
-    files = [file for path in paths for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return [asdict(source), states]
+    return [asdict(source), file_states(source.folders)]
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError for a tokenizer without a chat template."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template, in which prompts are"
+            " written: name a model that has one (a post-trained one of the same family), or put"
+            " its chat_template.jinja beside the tokenizer"
+        )
+
+
+def opened_ids(tokenizer: PreTrainedTokenizerBase, chats: Iterable) -> list[list[int]]:
+    """Return the token ids of chats up to where the answer begins in a whole conversation.
+
+    Templates may write more there than in an open assistant turn (Qwen3's an empty thought).
+
+    Raises:
+        ValueError: As `chat_ids` does.
+    """
+    answered = [[*chat, {"role": "assistant", "content": ANSWER}] for chat in chats]
+    texts = [text.rpartition(ANSWER)[0] for text in chat_texts(tokenizer, answered)]
+    return tokenizer(texts, add_special_tokens=False).input_ids
 
 
 def chat_ids(
@@ -167,16 +186,22 @@ def chat_ids(
         **options: Of the template.
 
     Raises:
-        ValueError: If the template refuses a chat (roles that do not alternate, say).
+        ValueError: If there is no template, or it refuses a chat (roles that do not alternate).
     """
-    options |= {"tokenize": False, "add_generation_prompt": not answered, "date_string": DATE}
+    texts = chat_texts(tokenizer, chats, add_generation_prompt=not answered, **options)
+    return tokenizer(texts, add_special_tokens=False).input_ids
+
+
+def chat_texts(tokenizer: PreTrainedTokenizerBase, chats: Iterable, **options) -> list[str]:
+    """Return chats in a tokenizer's own template; options and errors as of `chat_ids`."""
+    require_template(tokenizer)
+    options |= {"tokenize": False, "date_string": DATE}
     try:
-        texts = [tokenizer.apply_chat_template(list(chat), **options) for chat in chats]
+        return [tokenizer.apply_chat_template(list(chat), **options) for chat in chats]
     except TemplateError as error:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation: {error}"
         ) from error
-    return tokenizer(texts, add_special_tokens=False).input_ids
 
 
 def kinds_of(cell: Condition) -> list[str]:
@@ -187,6 +212,51 @@ def kinds_of(cell: Condition) -> list[str]:
     if cell.scorer is not None:
         kinds += method.needs if method else [str(cell.scorer)]
     return list(dict.fromkeys(kinds))
+
+
+def check_models(profile: HubProfile, kinds: Iterable[str]) -> None:
+    """Check what can be known of these models before any is loaded.
+
+    Raises:
+        ValueError: For a model without tokenizer or chat template, or a reward model of another
+            kind. Names the model of the profile, and what helps.
+    """
+    for kind in kinds:
+        name, source = ModelKind.parse(kind).name, profile.models[kind]
+        if name == "base":  # reads plain turns
+            continue
+        try:
+            tokenizer = tokenizer_of(source)
+        except (OSError, ValueError) as error:
+            value = "name as its backbone the model that it was trained on"
+            remedy = value if name == "value" else "put its tokenizer.json beside it"
+            raise ValueError(
+                f"models.{kind}: {source.tokenizer_source.id} has no tokenizer, {remedy}"
+            ) from error
+        try:
+            require_template(tokenizer)
+            if kind in (REWARD, EVALUATION_REWARD):
+                check_reward_model(source)
+        except ValueError as error:
+            raise ValueError(f"models.{kind}: {error}") from error
+
+
+def check_reward_model(source: Source) -> None:
+    """Raise ValueError for a model that is no sequence classifier with one label."""
+    name, options = place(source)
+    config = AutoConfig.from_pretrained(name, **options)
+    architecture = (config.architectures or [type(config).__name__])[0]
+    if architecture.endswith("ForCausalLM") or config.num_labels != 1:
+        raise ValueError(
+            f"{source.id} is a {architecture} with {config.num_labels} labels: name a reward model,"
+            " a sequence classifier with one label"
+        )
+
+
+def _without_end(response: Generation, ends: Collection[int]) -> list[int]:
+    """Return the tokens of a response without its end token, also one of the reward model."""
+    tokens = response.token_ids.tolist()
+    return tokens[:-1] if response.finished or tokens[-1] in ends else tokens
 
 
 @dataclass(frozen=True)
@@ -210,6 +280,7 @@ class HubModels(Subject):
         hardware = detect_hardware(profile, requested, gpus)
         kinds = dict.fromkeys(kind for cell in cells for kind in kinds_of(cell))
         settled = pin(replace(profile, hardware=hardware), kinds)
+        check_models(settled, kinds)
         name, device = profile.name, f"{hardware.device}, {hardware.dtype}"
         print(f"{name}: {len(kinds)} models at hand; {device}, batches of {hardware.batch_size}")
         splits = cls(settled).splits.items()
@@ -219,7 +290,10 @@ class HubModels(Subject):
             longest = f"more than {profile.prompts.longest} tokens"
             print(f"{name}: prompts skipped because they have {longest}: {', '.join(counts)}")
         models = {kind: asdict(settled.models[kind]) for kind in kinds}
-        return settled, {"models": models, "prompts_skipped": skipped, **asdict(hardware)}
+        used = {*kinds, *OBJECTIVES}
+        states = {name: state for name, state in input_states(profile).items() if name in used}
+        provenance = {"models": models, "inputs": states, "prompts_skipped": skipped}
+        return settled, provenance | asdict(hardware)
 
     @property
     def models_kept(self) -> int:
@@ -251,15 +325,9 @@ class HubModels(Subject):
         return {kind: fingerprint(source) for kind, source in self.profile.models.items()}
 
     @cached_property
-    def _sources(self) -> dict[str, str]:
-        """Sources of the prompts, by objective."""
-        settings = asdict(self.profile.prompts)
-        return {objective: settings[objective] for objective in OBJECTIVES}
-
-    @cached_property
     def _prompt_files(self) -> list:
-        paths = [source.partition("=")[2] for source in self._sources.values()]
-        return [fingerprint(Source(path)) for path in paths if path]
+        inputs = self.profile.local_inputs
+        return [file_states(inputs[name]) for name in OBJECTIVES if name in inputs]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -277,7 +345,7 @@ class HubModels(Subject):
         longest, evaluation = self.profile.prompts.longest, self.profile.evaluation
         counts = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
         splits = {}
-        for objective, source in self._sources.items():
+        for objective, source in self.profile.prompts.sources.items():
             chats = load_prompts(source)
             too_long = [len(ids) > longest for ids in self.encode(chats, "base")]
             splits[objective] = split_prompts(source, chats, too_long, *counts)
@@ -291,8 +359,9 @@ class HubModels(Subject):
     def encode(self, prompts: Sequence[Chat], kind: str) -> list[list[int]]:
         if ModelKind.parse(kind).name == "base":
             return self.tokenizer([plain_text(chat) for chat in prompts]).input_ids
-        # rollouts are read, and made, in the reward model's template
-        tokenizer = tokenizer_of(self.profile.models[REWARD if kind == str(ROLLOUT) else kind])
+        if kind in (REWARD, str(ROLLOUT)):  # rollouts are made in its template, too
+            return opened_ids(tokenizer_of(self.profile.models[REWARD]), prompts)
+        tokenizer = tokenizer_of(self.profile.models[kind])
         options = {"enable_thinking": False} if kind == str(INSTRUCT) else {}
         return chat_ids(tokenizer, prompts, **options)
 
@@ -300,12 +369,19 @@ class HubModels(Subject):
     def conversations(
         self, prompts: Sequence[Chat], responses: Sequence[Generation], kind: str
     ) -> list[list[int]]:
-        # by their texts: the tokenizers may differ
+        tokenizer = tokenizer_of(self.profile.models[kind])
+        if kind == REWARD and self.tokenizer.get_vocab().items() <= tokenizer.get_vocab().items():
+            # token by token, as `reward_scorer` reads them
+            closing = closing_tokens(tokenizer)
+            pairs = zip(self.encode(prompts, kind), responses, strict=True)
+            ends = {tokenizer.eos_token_id, closing[0]}
+            return [[*ids, *_without_end(response, ends), *closing] for ids, response in pairs]
+        # by their texts, for the tokenizers may differ
         whole = [
             [*chat, {"role": "assistant", "content": response.text}]
             for chat, response in zip(prompts, responses, strict=True)
         ]
-        return chat_ids(tokenizer_of(self.profile.models[kind]), whole, answered=True)
+        return chat_ids(tokenizer, whole, answered=True)
 
     def _place(self, kind: str) -> tuple[str, dict]:
         """Return id and options for from_pretrained, hardware included."""

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.analysis import claims, estimates
 from benchmarks.figures import cost, figure4, table1
 from benchmarks.figures.registry import FIGURES
+from benchmarks.spec.cells import ROUNDS
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
 
 # --- estimates and pairs
@@ -366,7 +367,7 @@ def test_times_are_compared_within_a_round_and_vary_between_rounds():
         (timed.index("dense") + 1) * 2, rel=1e-3
     )  # the geometric mean of 1 and 4
     assert dense["low"] < dense["estimate"] < dense["high"]
-    assert dense["n"] == 2 * cost.ROUNDS
+    assert dense["n"] == 2 * ROUNDS
 
 
 def test_pareto_keeps_what_no_other_beats():

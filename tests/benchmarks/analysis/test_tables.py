@@ -59,8 +59,64 @@ def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
         json.dumps(json.loads(path.read_text()) | {"profile_digest": "0123456789abcdef"})
     )
     assert main(["figure3", "--profile", "smoke"]) == 0
-    assert "warning: figure3.csv was measured under other settings" in capsys.readouterr().err
+    assert (
+        "warning: figure3.csv is stale, it was measured under other settings"
+        in capsys.readouterr().err
+    )
     assert (table / "figures/smoke/figure3.png").read_bytes() != fresh
+
+
+@pytest.mark.parametrize(
+    "command", ["figure3", "figures", "summaries", "claims", "report", "verify"]
+)
+def test_every_command_names_what_was_retrained_under_the_same_path(
+    table, capsys, monkeypatch, command
+):
+    assert main(["figures", "--profile", "smoke"]) == 0
+    path = table / "results/smoke/figure3.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {"value-mean": "before"}}))
+    monkeypatch.setattr(tables, "input_states", lambda profile: {"value-mean": "now"})
+    capsys.readouterr()
+    assert main([command, "--profile", "smoke"]) == 0
+    printed = capsys.readouterr()
+    message = "measured with other files of value-mean than there are now"
+    if command == "verify":
+        assert f"outdated: figure3.csv was {message}\n" in printed.out
+    else:
+        assert printed.err == f"warning: figure3.csv is stale, it was {message}\n"
+
+
+def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys):
+    def verify(exit_code):
+        before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
+        assert main(["verify", "--profile", "smoke"]) == exit_code
+        assert before == {path: path.read_bytes() for path in before}  # nothing is changed
+        return capsys.readouterr().out.splitlines()
+
+    assert main(["figure3", "--profile", "smoke"]) == 0
+    capsys.readouterr()
+    assert verify(0) == [
+        "outdated: claims.csv is of other tables than there are: "
+        "make claims PROFILE=smoke makes it anew",
+        "outdated: report.html does not show what there is: "
+        "make figures PROFILE=smoke makes it anew",
+        "verify: 1 tables of profile smoke, all whole; 2 outdated",
+    ]
+    assert main(["figures", "--profile", "smoke"]) == 0
+    capsys.readouterr()
+    assert verify(0) == ["verify: 1 tables of profile smoke, all whole; 0 outdated"]
+    drawing = table / "figures/smoke/figure3.pdf"
+    drawing.write_bytes(drawing.read_bytes() + b" ")
+    message = (
+        "figure3.pdf is missing or not what was drawn: make figure3 PROFILE=smoke makes it anew"
+    )
+    assert verify(0)[0] == f"outdated: {message}"
+    path = table / "results/smoke/figure3.parquet"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert verify(1) == [
+        f"damaged: {path} is missing or not the file that figure3.json describes",
+        "verify: 1 tables of profile smoke, 1 damaged; 0 outdated",
+    ]
 
 
 @pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
@@ -88,7 +144,7 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
     for path in (table / "results/smoke").glob("*.json"):
         path.unlink()
     (table / "results/smoke/claims.csv").unlink()
-    for command in ("figures", "summaries", "claims", "report"):
+    for command in ("figures", "summaries", "claims", "report", "verify"):
         assert main([command, "--profile", "smoke"]) == 2
         assert capsys.readouterr().err == (
             "error: there is no table in results/smoke to draw or judge: "

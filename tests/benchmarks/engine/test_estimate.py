@@ -11,10 +11,12 @@ from benchmarks.engine.estimate import (
     SHARE,
     SPEED,
     cell_seconds,
+    decoding_seconds,
+    figure_hours,
     gpu_hours,
     pass_seconds,
 )
-from benchmarks.spec.cells import Cell
+from benchmarks.spec.cells import ROUNDS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import ARGS, ROLLOUT
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import load_profile
@@ -47,6 +49,17 @@ def test_what_costs_more_is_estimated_higher():
     assert cell_seconds(PROFILE, searched, 100, 1) > 7 * seconds[0]
     assert cell_seconds(PROFILE, PLAIN, 200, 1) == pytest.approx(2 * seconds[0], rel=0.1)
     assert gpu_hours(PROFILE, [PLAIN], [SPARSE]) > gpu_hours(PROFILE, [PLAIN], [])
+
+
+def test_timing_is_a_part_of_the_estimate():
+    base = CellRequest(0, "qwen3")
+    alone = {"cost": FigureCells([base]), "timed": FigureCells([base], timed=[base, base])}
+    hours = figure_hours(PROFILE, alone)
+    prompts = PROFILE.evaluation.prompts_per_objective
+    rounds = (ROUNDS + 1) * decoding_seconds(PROFILE, base, prompts) / 3600
+    assert hours["timed"] - hours["cost"] == pytest.approx(rounds)
+    assert hours["all"] == hours["timed"]
+    assert rounds > hours["cost"]
 
 
 def test_the_command_prints_each_figure_and_all(capsys):

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import math
 
+import pandas as pd
+
 from benchmarks.engine.store import CellStore
 from benchmarks.spec.cells import Cell, Shard
 from benchmarks.spec.methods import ROLLOUT
@@ -54,6 +56,35 @@ def test_a_path_follows_the_settings_that_its_rows_depend_on():
             assert moved(table, **{field.name: "changed"}) == set(USUAL), field.name
     without_worlds = paths(dataclasses.replace(SMOKE, worlds=()))
     assert not set(without_worlds.values()) & set(USUAL.values())
+
+
+def test_a_view_shows_the_responses_that_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.engine.store.CACHE", tmp_path)
+    monkeypatch.setattr(type(SMOKE), "prompts_per_shard", 3)
+    store, cell = CellStore(SMOKE), CELLS["test"]
+    for shard in store.shards(cell):
+        rows = pd.DataFrame({"prompt": list(shard.prompts)})
+        records = {
+            str(prompt): {
+                "token_ids": [prompt, 7],
+                "entropy": [0.1, 0.2],
+                "steered": [False, True],
+                "base_token": [prompt, len(shard.objective)],
+                "kl": [0.0, 0.5],
+                "finished": prompt == 1,
+            }
+            for prompt in shard.prompts
+            if prompt < 4
+        }
+        rows.attrs["responses"] = records
+        store.write(shard, "rows", rows)
+    view = store.shards(cell, "view")[1]
+    responses = store.responses(view)
+    assert [r.token_ids.tolist() for r in responses] == [[0, 7], [1, 7], [2, 7], [3, 7]]
+    assert [r.base_token.tolist()[1] for r in responses] == [len("helpfulness")] * 4
+    assert [r.finished for r in responses] == [False, True, False, False]
+    assert (responses[0].entropy.dtype, responses[0].steered.dtype) == ("float32", "bool")
+    assert store.rows(cell).attrs == {}
 
 
 def test_every_field_of_a_cell_changes_its_key():

@@ -20,17 +20,20 @@ def test_stages_are_measured_one_after_the_other():
 
     tuned, base = replace(REQUEST, tuned=True), CellRequest(0, "qwen3")
     sweep = Recording(SMOKE)
-    sweep.measure(FigureCells(cells=[tuned], traces=[base]))
+    needs = FigureCells(cells=[tuned], traces=[base], views=[base])
+    sweep.measure(needs)
+    sweep.measure_tokens(needs)
     calibrator = sweep.calibrator
     unsteered, steered = calibrator.stages([tuned])
     assert stages == [
         ("rows", unsteered),
         ("rows", [calibrator.initial_cell(request) for request in steered]),
         ("rows", [calibrator.recalibrated(cell) for cell in calibrator.best_two_betas(tuned)]),
-        ("rows", [calibrator.resolve(tuned)]),
+        # responses are measured before they are viewed
+        ("rows", [calibrator.resolve(tuned), base.resolve(0.0)]),
         ("rollouts", []),
         ("trace", [base.resolve(0.0)]),
-        ("view", []),
+        ("view", [base.resolve(0.0)]),
     ]
 
 

@@ -33,7 +33,7 @@ from benchmarks.spec.profile import (
 from benchmarks.subjects.hub import models as hub_models
 from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
 from scripts import annotate_rewards, train_value_model
-from sia import EntropyGate, RewardScorer, Steering, ValueModel, generate
+from sia import EntropyGate, Generation, RewardScorer, Steering, ValueModel, generate
 from tests.helpers import hub_folders
 
 REAL = [
@@ -190,6 +190,60 @@ def test_one_sentence(project, capsys, monkeypatch, arguments, message):
     assert re.search(f"^error: .*{message}", last), last
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "without backbone",
+            r"models.value-mean: .*/values has no tokenizer, name as its backbone",
+        ),
+        ("missing backbone", "no model in .*/none: there is no such folder, and a Hub id has"),
+        (
+            "without template",
+            "models.value-mean: the tokenizer of .*/plain has no chat template, in which prompts "
+            "are written: name a model that has one",
+        ),
+        (
+            "language model",
+            r"models.reward: .*/instruct is a Qwen3ForCausalLM with 2 labels: name a reward model, "
+            "a sequence classifier with one label",
+        ),
+    ],
+)
+def test_a_start_that_fails_says_what_helps_and_leaves_nothing(
+    qwen, project, tmp_path, capsys, kind, message
+):
+    project("qwen3", qwen)
+    path, old = tmp_path / "profiles/tiny.toml", f'backbone = "{qwen["base"]}"'
+    new = {
+        "without backbone": 'backbone = ""',
+        "missing backbone": f'backbone = "{tmp_path}/none"',
+        "without template": f'backbone = "{tmp_path}/plain"',
+    }.get(kind, old)
+    text = path.read_text().replace(old, new)
+    if kind == "language model":
+        text = text.replace(str(qwen["reward"]), str(qwen["instruct"]))
+    path.write_text(text)
+    shutil.copytree(qwen["base"], tmp_path / "plain")
+    tokenizer = hub_folders.tokenizer()
+    tokenizer.chat_template = None
+    (tmp_path / "plain/chat_template.jinja").unlink()
+    tokenizer.save_pretrained(tmp_path / "plain")
+    assert main(["reproduce", "--profile", "tiny", "--fresh"]) == 2
+    assert re.search(f"^error: {message}[^\n]*\n$", capsys.readouterr().err)
+    left = [file for file in (tmp_path / ".cache").rglob("*") if file.is_file()]
+    assert left == []
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_annotation_that_cannot_begin_does_not_block_the_next(qwen, tmp_path, capsys):
+    source, output = f"alpaca-eval={qwen['helpfulness']}", tmp_path / "annotated.jsonl"
+    command = ["--data", source, "--output", str(output)]
+    assert annotate_rewards.main([*command, "--reward", str(qwen["instruct"])]) == 2
+    assert "name a reward model, a sequence classifier with one label" in capsys.readouterr().err
+    assert annotate_rewards.main([*command, "--reward", str(qwen["reward"])]) == 0
+
+
 def test_sources(tmp_path):
     local = Source(str(tmp_path))
     for source, message in (
@@ -282,6 +336,47 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
     assert (
         hub_folders.tokenizer(300).decode(whole[0]) == opened + responses[0].text + "<|im_end|>\n"
     )
+
+
+def test_a_reward_model_is_asked_in_one_format(qwen, project, tmp_path):
+    """Annotation, best-of-N, ARGS, beams, rollouts; like Qwen3's, its template writes a thought."""
+    places = qwen | {"reward": tmp_path / "reward"}
+    shutil.copytree(qwen["reward"], places["reward"])
+    tokenizer = hub_folders.tokenizer()
+    content = "{{ message['content'] }}"
+    thinking = "{% if message.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}" + content
+    tokenizer.chat_template = tokenizer.chat_template.replace(content, thinking)
+    tokenizer.save_pretrained(places["reward"])
+    subject = HubModels(replace(project("qwen3", places), hardware=HARDWARE))
+    chats, responses = subject.prompts_of("test", "helpfulness")[:2], []
+    for text, finished in (("do i bake", True), ("poem about the sea", False)):
+        ids = tokenizer(f"{text}<|endoftext|>").input_ids[:4]
+        assert (ids[-1] == tokenizer.pad_token_id) == finished
+        blank = dict.fromkeys(("entropy", "steered", "base_token", "kl"), np.zeros(4, np.float32))
+        written = tokenizer.decode(ids, skip_special_tokens=True)
+        responses.append(Generation(written, np.array(ids), **blank, finished=finished))
+    answered = [
+        [*chat, {"role": "assistant", "content": response.text}]
+        for chat, response in zip(chats, responses, strict=True)
+    ]
+    whole = hub_models.chat_ids(tokenizer, answered, answered=True)
+    assert "assistant\n<think>\n\n</think>\n\ndo i bake<|im_end|>\n" in tokenizer.decode(whole[0])
+    assert subject.conversations(chats, responses, "reward") == whole
+    model, reward = subject.language_model("base", "qwen3"), subject.reward_model("reward")
+    examples = [(chat, r.text) for chat, r in zip(chats, responses, strict=True)]
+    expected = annotate_rewards.score_examples(reward, tokenizer, examples, 2048)
+    assert np.std(expected) > 0.01
+    scorer = subject.reward_scorer(model, reward)
+    tokens = torch.tensor([r.token_ids.tolist() for r in responses])
+    rows, lengths = torch.arange(2), torch.tensor([4, 4])
+    for kind in ("reward", "rollout"):
+        session = scorer.start_session(subject.encode(chats, kind), 8)
+        for scores in (
+            session.score_branches(rows, tokens[:, :2], tokens[:, None, 2:], lengths[:, None] - 2),
+            session.score(rows, tokens[:, :3], tokens[:, 3:])[:, 0],
+            session.score_responses(rows, tokens, lengths),
+        ):
+            np.testing.assert_allclose(scores.flatten(), expected, atol=1e-4)
 
 
 def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
@@ -392,6 +487,16 @@ def test_annotate_train_and_figure_2(hub, project, tmp_path, capsys, monkeypatch
     assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
     assert main(["figure2", "--profile", "tiny"]) == 0
     assert "drawing the table" in capsys.readouterr().out
+    for option, value, message in (
+        ("--dtype", "int8", "dtype must be float32, bfloat16 or float16, got 'int8'"),
+        (
+            "--batch-size",
+            "2",
+            "figure2 was measured with BATCH_SIZE=4, not 2: FRESH=1 measures it again",
+        ),
+    ):
+        assert main(["figure2", "--profile", "tiny", option, value]) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lm-eval's own
         from lm_eval.api.instance import Instance

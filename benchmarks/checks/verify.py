@@ -1,0 +1,106 @@
+"""Check that the tables of a profile, its verdicts and its drawings belong together.
+
+Nothing is changed. A file is damaged if it is not the one that its provenance describes. What was
+made from other tables than there are now is outdated, as claims and report are after a run of a
+single figure: they are made anew, and no measurement is lost.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.analysis import claims, tables
+from benchmarks.figures.base import Figure
+from benchmarks.report import render
+from benchmarks.runtime.files import read_json
+from benchmarks.runtime.fingerprints import drawing_code
+from benchmarks.spec.profile import Profile
+
+TOLERANCE = {"rtol": 1e-6, "atol": 1.5e-4}  # summaries are written with four digits
+
+
+def run(profile: Profile, figures: Mapping[str, Figure]) -> int:
+    """Print what is damaged and what is outdated; return 1 if anything is damaged, else 0."""
+    folder = tables.folder(profile)
+    damaged = list(damage(folder))
+    for text in damaged:
+        print(f"damaged: {text}")
+    outdated = [] if damaged else list(outdated_files(profile, figures))
+    for text in outdated:
+        print(f"outdated: {text}")
+    whole = f"{len(damaged)} damaged" if damaged else "all whole"
+    count = sum(1 for _ in folder.glob("*.json"))
+    print(f"verify: {count} tables of profile {profile.name}, {whole}; {len(outdated)} outdated")
+    return 1 if damaged else 0
+
+
+def damage(folder: Path) -> Iterator[str]:
+    """Yield a sentence for each file in a folder that is not what its provenance describes."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            hashes = read_json(path)["sha256"]
+        except (ValueError, KeyError):
+            yield f"{path} is no readable provenance"
+            continue
+        for file in tables.changed_files(folder, hashes):
+            yield f"{path.with_name(file)} is missing or not the file that {path.name} describes"
+
+
+def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
+    """Yield a sentence for each file that does not follow from the tables, and what makes it so."""
+    names = [name for name in figures if tables.has_table(profile, name)]
+    summaries = {}
+    for name in names:
+        summaries[name], stale = tables.read_table(profile, name)
+        if stale:
+            yield f"{name}.csv was measured {stale}"
+        path = tables.folder(profile) / f"{name}.csv"
+        if not follows(tables.summarized(profile, name, figures[name].summarize), path):
+            yield f"{path.name} does not follow from its rows: {_make('summaries', profile)}"
+    unsupported = [name for name, figure in figures.items() if figure.why_unsupported(profile)]
+    verdicts = claims.verdicts(summaries, claims.claims_for(profile, unsupported))
+    path = tables.folder(profile) / "claims.csv"
+    if not follows(verdicts, path):
+        yield f"{path.name} is of other tables than there are: {_make('claims', profile)}"
+    yield from outdated_drawings(profile, figures)
+
+
+def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
+    """Yield a sentence for each figure, and the report, that shows something else."""
+    drawn = tables.read_drawings(profile)
+    names = [name for name in figures if tables.has_table(profile, name)]
+    for name in names:
+        if name not in drawn:
+            yield f"{name} is not drawn: {_make(name, profile)}"
+            continue
+        drawing, table = drawn[name], tables.folder(profile) / f"{name}.csv"
+        if drawing["table"] != tables.sha256(table):
+            yield f"{name} is drawn from another table: {_make(name, profile)}"
+        elif drawing["code"] != drawing_code(name):
+            yield f"{name} is drawn by other code: {_make(name, profile)}"
+        for file in tables.changed_files(tables.FIGURES / profile.name, drawing["files"]):
+            yield f"{file} is missing or not what was drawn: {_make(name, profile)}"
+    page = tables.FIGURES / profile.name / render.REPORT
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    code = drawn.get("report", {}).get("code")
+    shown = render.read_made_from(text), code
+    if shown != (render.made_from(profile, figures), drawing_code("report")):
+        yield f"{page.name} does not show what there is: {_make('figures', profile)}"
+
+
+def follows(table: pd.DataFrame, path: Path) -> bool:
+    """Return whether a file holds this table, but for the last digit."""
+    if not path.exists():
+        return False
+    written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    try:
+        pd.testing.assert_frame_equal(written, pd.read_csv(path), check_dtype=False, **TOLERANCE)
+    except AssertionError:
+        return False
+    return True
+
+
+def _make(target: str, profile: Profile) -> str:
+    return f"make {target} PROFILE={profile.name} makes it anew"
