@@ -27,8 +27,8 @@ from benchmarks.subjects.hub.models import chat_ids
 from benchmarks.subjects.hub.prompts import Chat, load_prompts, question
 from benchmarks.subjects.lab.replicate import Replicate
 from scripts.compare import add_model_arguments, load, model_prompts
-from sia import fit_junction_gate, fit_q_head
-from sia.fitting import Ranking
+from sia.fitting import Ranking, check_share, train_junction_gate, train_q_head
+from sia.states import collect_states
 
 LAB_PROMPTS = 300
 
@@ -78,14 +78,15 @@ def fit(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "value_prompts": chat_ids(value_tokenizer, chats),
     }
+    check_share(options.share)
     prompts = model_prompts(tokenizer, chats, options.chat)
-    gate = fit_junction_gate(
-        model, tokenizer, value_model, prompts, share=options.share, **settings
-    )
+    states = collect_states(model, tokenizer, value_model, prompts, **settings)
+    training = {"beta": options.beta, "seed": options.seed}
+    gate = train_junction_gate(model, value_model, states, share=options.share, **training)
     rows = report("", gate.rankings)
     head = None
     if options.q_head:
-        head = fit_q_head(model, tokenizer, value_model, prompts, **settings)
+        head = train_q_head(model, value_model, states, **training)
         rows += report("Q-head", [r for r in head.rankings if r.name == "head"])
     table = pd.DataFrame(rows)
 

@@ -1,7 +1,8 @@
 """Fitting a `JunctionGate` and a `QHead` to a language model and a scorer.
 
 Both are trained on states of the model's own responses (`sia.states`), and both report how they do
-on prompts that were held out.
+on prompts that were held out. `fit_…` collects the states itself; `train_…` takes states that may
+serve for several.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from sia._kv_cache import input_device
 from sia._model_identity import ModelIdentity
 from sia._modes import learning_mode
 from sia.batch import Prompts
-from sia.gates import EveryToken, JunctionGate
+from sia.gates import JunctionGate
 from sia.junctions import JunctionPredictor, poisson_loss
 from sia.scorers.base import Scorer
 from sia.scorers.candidate_values import CandidateValues
@@ -83,7 +84,6 @@ class HeadFit(Generic[ScorerT]):
     states: tuple[int, int]
 
 
-@learning_mode()
 def fit_junction_gate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -114,22 +114,13 @@ def fit_junction_gate(
     Raises:
         ValueError: If no state would change, or a number is out of range.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be greater than 0 and at most 1, got {share}")
+    check_share(share)
     states = collect_states(model, tokenizer, scorer, prompts, beta=beta, seed=seed, **options)
-    steering = Steering(scorer, EveryToken(), beta, candidates=states.candidates.shape[1])
     return train_junction_gate(
-        states,
-        steering,
-        ModelIdentity.of(model),
-        share=share,
-        width=width,
-        epochs=epochs,
-        seed=seed,
+        model, scorer, states, share=share, beta=beta, width=width, epochs=epochs, seed=seed
     )
 
 
-@learning_mode()
 def fit_q_head(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -156,20 +147,9 @@ def fit_q_head(
         **options: Further arguments of `collect_states`.
     """
     states = collect_states(model, tokenizer, scorer, prompts, beta=beta, seed=seed, **options)
-    steering = Steering(scorer, EveryToken(), beta, candidates=states.candidates.shape[1])
-    device, identity = input_device(model), ModelIdentity.of(model)
-    return train_head(
-        states,
-        steering,
-        output_vectors(model),
-        lambda head: QHead(head.to(device), identity),
-        rank=rank,
-        epochs=epochs,
-        seed=seed,
-    )
+    return train_q_head(model, scorer, states, rank=rank, beta=beta, epochs=epochs, seed=seed)
 
 
-@learning_mode()
 def fit_vocabulary_value_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -199,10 +179,9 @@ def fit_vocabulary_value_model(
     states = collect_states(
         model, tokenizer, value_model, prompts, beta=beta, seed=seed, backbone=backbone, **options
     )
-    steering = Steering(value_model, EveryToken(), beta, candidates=states.candidates.shape[1])
     return train_head(
         states,
-        steering,
+        states.dense_steering(value_model, beta),
         output_vectors(model),
         lambda head: VocabularyValueModel(backbone, head.to(value_model.device)),
         rank=rank,
@@ -216,27 +195,27 @@ def output_vectors(model: PreTrainedModel) -> Tensor:
     return model.get_output_embeddings().weight.detach().float().cpu()
 
 
+def check_share(share: float) -> None:
+    """Raise ValueError for a share of steps that is out of range."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be greater than 0 and at most 1, got {share}")
+
+
+@learning_mode()
 def train_junction_gate(
+    model: PreTrainedModel,
+    scorer: Scorer,
     states: States,
-    steering: Steering,
-    model: ModelIdentity,
     *,
     share: float = 0.2,
+    beta: float = 1.0,
     width: int = 64,
     epochs: int = 15,
     seed: int = 0,
 ) -> JunctionFit:
-    """Train the predictor on collected states; see `fit_junction_gate`.
-
-    Args:
-        states: As `collect_states` returns them.
-        steering: The tilt whose divergence is predicted.
-        model: The language model of the states.
-        share: Share of the steps on which the gate opens.
-        width: Size of the hidden layer.
-        epochs: How many times each state is shown.
-        seed: Of the held-out prompts, the initial weights and the order of states.
-    """
+    """Train the predictor on states that `collect_states` returned; see `fit_junction_gate`."""
+    check_share(share)
+    steering = states.dense_steering(scorer, beta)
     generator = torch.Generator().manual_seed(seed)
     training, held_out = states.split(HELD_OUT, generator)
     hidden, target = training.hidden.float(), training.divergence(steering)
@@ -259,7 +238,7 @@ def train_junction_gate(
         "second.weight": second.weight,
         "second.bias": second.bias,
     }
-    predictor = JunctionPredictor.from_weights(weights, model)
+    predictor = JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
     predicted = predictor.predict(held_out.hidden)
     threshold = float(predicted.sort(descending=True).values[round(share * len(predicted)) - 1])
     return JunctionFit(
@@ -269,6 +248,30 @@ def train_junction_gate(
     )
 
 
+def train_q_head(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    states: States,
+    *,
+    rank: int = 64,
+    beta: float = 1.0,
+    epochs: int = 25,
+    seed: int = 0,
+) -> HeadFit[QHead]:
+    """Train the head on states that `collect_states` returned; see `fit_q_head`."""
+    device, identity = input_device(model), ModelIdentity.of(model)
+    return train_head(
+        states,
+        states.dense_steering(scorer, beta),
+        output_vectors(model),
+        lambda head: QHead(head.to(device), identity),
+        rank=rank,
+        epochs=epochs,
+        seed=seed,
+    )
+
+
+@learning_mode()
 def train_head(
     states: States,
     steering: Steering,

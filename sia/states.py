@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sia._modes import learning_mode
 from sia._numbers import whole_number
 from sia._prefix_cache import CachedPrefixes
 from sia.batch import Prompts, batches, read_prompts, read_template, start_decoding
@@ -76,6 +77,10 @@ class States:
         steered = steer(self.logits, self.values, steering)
         return (self.logits + noise).argmax(-1) != (steered + noise).argmax(-1)
 
+    def dense_steering(self, scorer: Scorer, beta: float) -> Steering:
+        """Return the steering of every token that has as many candidates as these states."""
+        return Steering(scorer, EveryToken(), beta, candidates=self.candidates.shape[1])
+
     def split(self, share: float, generator: torch.Generator) -> tuple[Self, Self]:
         """Return the states of most prompts, and those of a random `share` of the prompts."""
         prompts = torch.unique(self.prompts)
@@ -84,6 +89,7 @@ class States:
         return self[~held_out], self[held_out]
 
 
+@learning_mode()
 def collect_states(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
