@@ -20,7 +20,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.runtime.command_line import Parser, exit_code, path
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.hub.models import chat_ids
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--prompts", help="name of a prompt set, or NAME=FILE for a local copy")
     add("--limit", type=int, default=LAB_PROMPTS, help=f"number of prompts ({LAB_PROMPTS})")
-    add("--output", required=True, type=Path, help="folder to write")
+    add("--output", required=True, type=path, help="folder to write")
     add("--share", type=float, default=0.2, help="share of the steps to steer (0.2)")
     add("--beta", type=float, default=1.0, help="strength of the steering (1.0)")
     add("--candidates", type=int, default=10, help="tokens to choose from (10)")

@@ -41,7 +41,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.runtime.command_line import Parser, exit_code, path
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--backbone", required=True, help="Hub id or folder")
     add("--revision", default="main", help="of the backbone")
     add("--model-type", choices=KINDS, default="causal_lm", help="what the backbone is loaded as")
-    add("--data", required=True, type=Path, nargs="+", help="annotated JSON lines")
-    add("--output", required=True, type=Path)
+    add("--data", required=True, type=path, nargs="+", help="annotated JSON lines")
+    add("--output", required=True, type=path)
     add("--loss", choices=("mean", "token"), default="mean", help=LOSS_HELP)
     add("--epochs", type=int, default=3)
     add("--learning-rate", type=float, default=1e-4)

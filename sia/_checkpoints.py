@@ -63,7 +63,7 @@ def local_folder(
     """Return a local folder as it is, a repository of the Hub after downloading it.
 
     Args:
-        path: Local folder or Hub id.
+        path: Local folder (~ is the home folder) or Hub id.
         title: Name of what is loaded, for messages.
         subfolder: Folder within `path`.
         revision: Of the Hub repository.
@@ -71,6 +71,7 @@ def local_folder(
     Raises:
         FileNotFoundError: If it is neither a folder here nor can be had from the Hub.
     """
+    path = expand_home(path)
     if Path(path).is_dir():
         return Path(path) / subfolder
     if Path(path).is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
@@ -86,3 +87,15 @@ def local_folder(
             f"no {title} in {path}: it is no folder here, and the Hub does not give it ({reason})"
         ) from error
     return Path(folder) / subfolder
+
+
+def expand_home(path: str | Path) -> str:
+    """Return a path, its ~ replaced by the home folder; Hub ids and other paths as they are.
+
+    Raises:
+        FileNotFoundError: If nobody has this name.
+    """
+    try:
+        return str(Path(path).expanduser() if str(path).startswith("~") else path)
+    except RuntimeError:
+        raise FileNotFoundError(f"there is no home folder for the path {path}") from None

@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from typing_extensions import override
+
+from benchmarks.spec.profile import expand_home
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,6 +16,11 @@ class Parser(argparse.ArgumentParser):
     @override
     def error(self, message: str):
         self.exit(2, f"error: {message}\n")
+
+
+def path(text: str) -> Path:
+    """Return a path as the command line names it; ~ is the home folder."""
+    return Path(expand_home(text))
 
 
 def exit_code(run: Callable[[], int | None], kept: str) -> int:

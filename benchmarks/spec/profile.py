@@ -315,6 +315,11 @@ class Source:
     backbone_revision: str = "main"
     billions: NonNegative = 0.0
 
+    def __post_init__(self) -> None:
+        """Let ~ be the home folder."""
+        for name in ("id", "backbone"):
+            object.__setattr__(self, name, expand_home(getattr(self, name)))
+
     @property
     def tokenizer_source(self) -> "Source":
         """Source of the tokenizer: the backbone, where one is named."""
@@ -449,6 +454,18 @@ class HubProfile(Profile):
     @override
     def decisive_settings(self) -> dict:
         return asdict(replace(self, hardware=None))
+
+
+def expand_home(path: str) -> str:
+    """Return a path, its ~ replaced by the home folder; Hub ids and other paths as they are.
+
+    Raises:
+        FileNotFoundError: If nobody has this name.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise FileNotFoundError(f"there is no home folder for the path {path}") from None
 
 
 def load_profile(name: str) -> Profile:

@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sia._checkpoints import expand_home
+
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
 
@@ -38,6 +40,7 @@ def load_complete(
         OSError: If it is not there.
         ValueError: If weights are damaged or missing.
     """
+    path = expand_home(path)
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise FileNotFoundError(
             f"no {noun} in {path}: there is no such folder, and a Hub id has the form owner/name"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from typing_extensions import override
 
-from sia._checkpoints import local_folder
+from sia._checkpoints import expand_home, local_folder
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers import published, value_heads
@@ -99,6 +99,7 @@ class ValueModel(nn.Module, Scorer):
             ValueError: If parts do not fit together or cannot be read; no weights are made up.
         """
         folder = local_folder(path, "value model", subfolder, revision)
+        backbone = backbone and expand_home(backbone)
         published_files = (folder / published.HEAD_FILE, folder / published.CONFIG_FILE)
         if not (folder / HEAD_FILE).is_file() and any(file.is_file() for file in published_files):
             model = cls(*published.read(folder, backbone, options))

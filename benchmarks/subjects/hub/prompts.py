@@ -36,6 +36,8 @@ import datasets
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from benchmarks.spec.profile import expand_home
+
 datasets.disable_progress_bars()
 csv.field_size_limit(2**31 - 1)  # prompts may be long
 Chat = tuple[dict[str, str], ...]
@@ -248,12 +250,15 @@ def load_examples(source: str) -> list[Example]:
 
 def _open(source: str, sets: dict[str, HubData], noun: str) -> tuple[HubData, Table, str]:
     """Return a set, its table, and the beginning of an error about a table of another form."""
-    name, _, path = source.partition("=")
+    name, local, path = source.partition("=")
+    path = expand_home(path)
     if name not in sets:
         raise ValueError(
             f"unknown {noun} {name!r}, expected one of: {', '.join(sets)}"
             " (or NAME=FILE for a local copy)"
         )
+    if local and not path:
+        raise ValueError(f"{source} names no file: expected {name}=FILE, or {name} for the Hub's")
     data = sets[name]
     columns = data.columns if data.headless else ()
     table = read_files(Path(path), columns) if path else _from_hub(name, data)
@@ -297,7 +302,7 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read as {kind}: {cause}") from error
     if not rows:
-        raise ValueError(f"{path} has a header and no rows")
+        raise ValueError(f"{path} has no rows")
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]
 
@@ -354,7 +359,12 @@ def _lines(text: str) -> Iterator[str]:
             number += 1
             continue
         reader = csv.reader(lines[number:], strict=True)
-        fields = next(reader)
+        try:
+            fields = next(reader)
+        except csv.Error as error:
+            if "expected after" not in str(error) or reader.line_num > 1:
+                raise
+            fields = [lines[number].rstrip("\n")]  # begins with a quotation: "Do" it, then go
         if len(fields) != 1:
             raise ValueError(f"line {number + 1} has {len(fields)} columns and there is no header")
         yield fields[0]

@@ -167,7 +167,10 @@ def test_dialogues():
             "wrong.csv is no copy of advbench: expected a column goal or prompt, found a, b",
         ),
         ("advbench={folder}/empty.csv", ValueError, "empty.csv is empty"),
-        ("advbench={folder}/headers.csv", ValueError, "headers.csv has a header and no rows"),
+        ("advbench={folder}/headers.csv", ValueError, "headers.csv has no rows"),
+        ("advbench={folder}/none.json", ValueError, "none.json has no rows"),
+        ("advbench=", ValueError, "advbench= names no file: expected advbench=FILE, or advbench"),
+        ("advbench=~nobody-at-all/a.csv", FileNotFoundError, "no home folder for the path ~nob"),
         ("alpaca-eval={folder}/broken.json", ValueError, "broken.json cannot be read as json: "),
         (
             "advbench={folder}/numbers.jsonl",
@@ -218,6 +221,7 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "twice.csv", "goal,goal\na,b\n")
     write(tmp_path, "line.jsonl", '{"goal": "a"}\n{"goal": \n')
     write(tmp_path, "texts.json", '["a"]')
+    write(tmp_path, "none.json", "[]")
     noise = gzip.compress(random.Random(0).randbytes(3000))
     (tmp_path / "bits.csv.gz").write_bytes(noise[:10] + b"\xff" * 100 + noise[110:])
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n' * 100)[:40])
@@ -310,7 +314,7 @@ def test_json_holds_what_it_says(tmp_path):
 
 
 def test_lines_without_a_header_are_whole(tmp_path):
-    lines = ["Write a letter, as a bank would, to me", 'Say,"hi" to, him', "null", "Tell me"]
+    lines = ["Write a letter, as a bank would, to me", 'Say,"hi" to, him', "null", '"Do" it, then']
     path = write(tmp_path, "one.csv", "\r\n".join(lines) + '\r\n"two\r\nlines, ""quoted"""\r\n')
     expected = [*lines, 'two\nlines, "quoted"']
     assert load_prompts(f"hex-phi={path}") == [user(text) for text in expected]
