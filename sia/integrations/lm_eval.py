@@ -14,23 +14,29 @@ import json
 import math
 import sys
 from collections import Counter
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor, nn
 
 import sia
-from sia._checkpoints import local_folder
-from sia.gates import GATES, Gate, JunctionGate, Never
+from sia._checkpoints import expand_home, local_folder
+from sia.batch import generate
+from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before
-from sia.likelihood import log_likelihoods
+from sia.likelihood import Likelihood, log_likelihoods
 from sia.scorers import QHead, Scorer, ValueModel, VocabularyValueModel
 from sia.scorers.base import close
 from sia.scorers.loading import unwrap
@@ -38,6 +44,7 @@ from sia.scorers.q_head import Q_HEAD_FILE
 from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_HEAD_FILE
 from sia.steering import Steering
 
+Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 # arguments of lm-eval's `hf` that change no response
 HARDWARE = {"device", "batch_size", "max_batch_size", "parallelize", "offload_folder"}
 
@@ -104,6 +111,8 @@ class SIA(HFLM):
                 "model sia needs value_model, the path or Hub id of a value model (or gate=never)"
             )
         check_options(options)
+        if isinstance(pretrained, str):
+            pretrained = expand_home(pretrained)
         super().__init__(pretrained=pretrained, **options)
         if self.backend != "causal":
             raise ValueError(
@@ -192,7 +201,15 @@ class SIA(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Respond to requests; a prompt that is repeated gets further samples."""
         self.repeats: Counter[tuple[int, ...]] = Counter()
-        return super().generate_until(requests, disable_tqdm)
+        usual: Any = self.batch_size
+        if usual == "auto":
+            prompts = self._longest_first(requests)
+            trial = partial(self._try_generation, prompts)
+            self.batch_size_per_gpu = self._fitting_batch_size(len(prompts), trial)
+        try:
+            return super().generate_until(requests, disable_tqdm)
+        finally:
+            self.batch_size_per_gpu = usual
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **options: Any
@@ -218,18 +235,28 @@ class SIA(HFLM):
                 "K candidates are impossible. Ask for loglikelihood=steered to get those of the "
                 "steered policy, or evaluate the base model as lm-eval's hf"
             )
-        contexts, continuations = self._fit(requests)
-        mixed = self.mixed_precision_dtype
-        with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            likelihoods = log_likelihoods(
-                self.model,
-                self.steering,
-                contexts,
-                continuations,
-                candidates=self.candidates,
-                seed=self.noise_seed,
-                batch_size=override_bs or self._batch_size(requests),
+        pairs = self._fit(requests)
+
+        def score(pairs: Sequence[Pair], batch_size: int) -> list[Likelihood]:
+            contexts, continuations = zip(*pairs, strict=True)
+            with self._precision():
+                return log_likelihoods(
+                    self.model,
+                    self.steering,
+                    contexts,
+                    continuations,
+                    candidates=self.candidates,
+                    seed=self.noise_seed,
+                    batch_size=batch_size,
+                )
+
+        batch_size: Any = self.batch_size
+        if batch_size == "auto":
+            longest = sorted(pairs, key=lambda pair: -len(pair[0]) - len(pair[1]))
+            batch_size = self._fitting_batch_size(
+                len(pairs), lambda rows: score(longest[:rows], rows)
             )
+        likelihoods = score(pairs, int(batch_size))
         if impossible := sum(math.isinf(likelihood.total) for likelihood in likelihoods):
             raise ValueError(
                 f"{impossible} of {len(likelihoods)} continuations have tokens that are not among "
@@ -244,11 +271,9 @@ class SIA(HFLM):
                 self.cache_hook.add_partial("loglikelihood", request, answer)
         return answers
 
-    def _fit(
-        self, requests: list[tuple[Any, list[int], list[int]]]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Return contexts, cut on the left as those of lm-eval's `hf`, and continuations."""
-        contexts = []
+    def _fit(self, requests: list[tuple[Any, list[int], list[int]]]) -> list[Pair]:
+        """Return contexts, cut on the left as those of lm-eval's `hf`, with continuations."""
+        pairs = []
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise ValueError(
@@ -256,15 +281,73 @@ class SIA(HFLM):
                     f"got one of {len(continuation)}"
                 )
             room = self.max_length + 1 - len(continuation)  # the last token is never read
-            contexts.append((context or [self.prefix_token_id])[-room:])
-        return contexts, [continuation for *_, continuation in requests]
+            pairs.append(((context or [self.prefix_token_id])[-room:], continuation))
+        return pairs
 
-    def _batch_size(self, requests: list[tuple[Any, list[int], list[int]]]) -> int:
-        """Return the batch size, found by trying out the longest request if it is "auto"."""
-        if self.batch_size != "auto":
-            return int(self.batch_size)
-        longest = sorted(requests, key=lambda request: -len(request[1]) - len(request[2]))
-        return int(self._detect_batch_size(longest, 0))
+    def _precision(self) -> AbstractContextManager[Any]:
+        mixed = self.mixed_precision_dtype
+        return torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None)
+
+    def _longest_first(self, requests: list[Instance]) -> list[list[int]]:
+        """Return prompts as long as they are with the longest response, the longest first."""
+        prompts = []
+        for text, options in (request.args for request in requests):
+            tokens = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            ids = self.tok_encode(text)[-max(1, self.max_length - tokens) :]
+            ids = ids or [self.prefix_token_id]
+            length = min(len(ids) + tokens, self.max_length) - 1
+            prompts.append((ids * (length // len(ids) + 1))[:length])
+        return sorted(prompts, key=len, reverse=True)
+
+    def _try_generation(self, prompts: list[list[int]], batch_size: int) -> None:
+        """Take the last step of the longest responses, steered, with the memory that it needs."""
+        steering = self.steering
+        if steering is not None:
+            steering = replace(steering, gate=steering.gate | EveryToken())
+        with self._precision():
+            generate(
+                self.model,
+                self.tokenizer,
+                prompts[:batch_size],
+                steering,
+                candidates=self.candidates,
+                max_new_tokens=1,
+                temperature=0.0,
+                batch_size=batch_size,
+                progress=False,
+            )
+
+    def _fitting_batch_size(self, requests: int, trial: Callable[[int], object]) -> int:
+        """Return the largest halving of max_batch_size whose trial does not run out of memory."""
+        batch_size = max(1, min(self.max_batch_size, requests))
+        while not fits_into_memory(trial, batch_size):
+            clear_device_cache(garbage_collection=True)
+            if batch_size == 1:
+                raise ValueError(
+                    "out of memory with a single response: batch_size=auto finds none that fits. "
+                    "Lower max_length, or load the models in another dtype (dtype=bfloat16)"
+                )
+            batch_size //= 2
+        print(f"batch_size=auto: {batch_size} rows fit", file=sys.stderr)
+        return batch_size
+
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        """Leave the choice to `_fitting_batch_size`, which knows value model and requests.
+
+        lm-eval's own tries batches of the language model's whole context, 40,960 tokens of Qwen3.
+        """
+        return int(self.max_batch_size)
+
+
+def fits_into_memory(trial: Callable[[int], object], batch_size: int) -> bool:
+    """Return whether the trial of a batch size ends without running out of memory."""
+    try:
+        trial(batch_size)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+            return False
+        raise
+    return True
 
 
 def check_options(options: dict[str, Any]) -> None:

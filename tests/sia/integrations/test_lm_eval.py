@@ -2,8 +2,10 @@
 
 import json
 import sys
+import tomllib
 import warnings
 from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +36,7 @@ with warnings.catch_warnings():
     import lm_eval
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CacheHook
+    from lm_eval.api.registry import Registry
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -56,7 +59,7 @@ def settings(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def build(settings):
-    return lambda **changed: SIA(**settings | changed, device="cpu", batch_size=2)
+    return lambda **changed: SIA(**settings | {"batch_size": 2} | changed, device="cpu")
 
 
 def respond(sia: SIA, texts, **options) -> list[str]:
@@ -324,6 +327,11 @@ def test_the_key_of_responses_holds_whatever_changes_them(settings, adapter, tmp
     assert len({model.digest for model in models}) == len(changes)
     same = [SIA(**base, batch_size=2).digest, models[0].digest]
     assert len(set(same)) == 1
+    with_values = base | {"gate": "every", "value_model": settings["value_model"]}
+    backbones = [settings["backbone"], f"{settings['backbone']}/../base"]
+    keys = [SIA(**with_values, backbone=backbone).digest for backbone in backbones]
+    keys.append(SIA(**with_values, backbone=backbones[0], value_revision="v2").digest)
+    assert len(set(keys)) == 3
     # a folder whose weights have been trained on, under the same name
     folder = tmp_path / "values"
     steered = base | {"gate": "every", "value_model": str(folder)}
@@ -432,3 +440,51 @@ def test_a_real_task_from_a_local_copy(settings, command, tmp_path):
     prompt = samples[0]["arguments"]["gen_args_0"]["arg_0"]
     assert prompt == "Q: Why do veins appear blue?\nA:"
     assert [sample["exact_match"] for sample in samples] == [0] * 4
+
+
+def test_auto_tries_the_longest_requests_with_the_value_model(build, monkeypatch, capsys):
+    """lm-eval's own way tries 64 rows of the language model's whole context."""
+    tried = []
+
+    def generate(model, tokenizer, prompts, steering, **options):
+        tried.append((len(prompts), [len(prompt) for prompt in prompts][:2], steering.scorer))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    texts = [*TEXTS, "tell me why", "yes", "no"]
+    expected = respond(build(), texts)
+    sia = build()
+    sia.batch_size_per_gpu = "auto"
+    monkeypatch.setattr("sia.integrations.lm_eval.generate", generate)
+    assert respond(sia, texts) == expected
+    longest = sorted((len(TOKENIZER(text).input_ids) + 6 - 1 for text in texts), reverse=True)
+    scorer = sia.steering.scorer
+    assert tried == [(rows, longest[:2], scorer) for rows in (6, 3, 1)]
+    assert "batch_size=auto: 1 rows fit" in capsys.readouterr().err
+    assert sia.batch_size == "auto"  # the next task's prompts may be longer
+
+
+def test_auto_says_when_no_batch_fits(build, monkeypatch):
+    def generate(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    sia = build(batch_size="auto")
+    monkeypatch.setattr("sia.integrations.lm_eval.generate", generate)
+    with pytest.raises(ValueError, match="out of memory with a single response: batch_size=auto"):
+        respond(sia, TEXTS)
+
+
+def test_lm_eval_finds_the_model_by_its_entry_point():
+    """Later versions than 0.4.13 read the group; this one takes such a placeholder as well."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ((name, value),) = project["entry-points"]["lm_eval.models"].items()
+    registry = Registry("model")
+    registry.register(name, target=EntryPoint(name, value, "lm_eval.models"))
+    assert (name, registry.get("sia")) == ("sia", SIA)
+
+
+def test_paths_may_begin_with_the_home_folder(settings, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(settings["pretrained"]).parent))
+    sia = SIA("~/base", "~/values", backbone="~/base", device="cpu")
+    assert sia.settings["pretrained"] == settings["pretrained"]
+    assert respond(sia, TEXTS) == respond(SIA(**settings, device="cpu"), TEXTS)
