@@ -1,0 +1,107 @@
+"""Sparse steering as a decoding method of the Hub: `model.generate(custom_generate="…", …)`."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+try:  # transformers would name a package "sia", which is another one
+    from sia import EntropyGate, SteeredGenerate, Steering, ValueModel
+except ImportError as error:
+    raise ImportError(
+        "this decoding method needs the package sia-steering: pip install . in a clone of it"
+    ) from error
+
+
+def generate(
+    model: Any,
+    value_model: Any = None,
+    *,
+    backbone: str | None = None,
+    value_subfolder: str = "",
+    value_revision: str | None = None,
+    threshold: float = 1.0,
+    gate: Any = None,
+    beta: float = 1.0,
+    candidates: int = 10,
+    min_probability: float = 0.0,
+    steering: Any = None,
+    seed: Any = None,
+    value_prompts: Any = None,
+    observe: Any = (),
+    tokenizer: Any = None,
+    streamer: Any = None,
+    stop_strings: Any = (),
+    **options: Any,
+) -> Any:
+    """Decode with a model, steered by values where its entropy is high.
+
+    Args:
+        model: The language model; transformers fills it in.
+        value_model: Local path or Hub id of a `sia.ValueModel`, or a scorer in memory.
+        backbone: Backbone of a value model that does not name its own.
+        value_subfolder: Folder of the value model within its repository.
+        value_revision: Its revision on the Hub.
+        threshold: Steer from this entropy on, in nats.
+        gate: A gate of `sia`, in place of `threshold`.
+        beta: Strength β.
+        candidates: K, the tokens of a step to choose from.
+        min_probability: As of `sia.Steering`.
+        steering: A `sia.Steering`, in place of all the arguments above.
+        seed: As of `sia.SteeredGenerate`, like `value_prompts` and `observe`.
+        value_prompts: The prompts in the value model's own template.
+        observe: Signals to keep in the generations.
+        tokenizer: Of the model, for stop strings and the texts of the generations.
+        streamer: Receives the prompt, then each token.
+        stop_strings: Texts that end a response.
+        **options: All other arguments of `generate`.
+
+    Returns:
+        What `generate` returns: sequences, or a `sia.SteeredOutput` with
+        `return_dict_in_generate=True`.
+
+    Raises:
+        ValueError: Without a value model and a steering, or with both.
+    """
+    if (steering is None) == (value_model is None):
+        raise ValueError(
+            "expected value_model, the path or Hub id of a value model (or a scorer), or steering, "
+            f"got {'neither' if steering is None else 'both'}"
+        )
+    if steering is None:
+        if isinstance(value_model, str):
+            place = value_subfolder, value_revision
+            value_model = load_values(value_model, backbone, *place, model.dtype, str(model.device))
+        steering = Steering(
+            value_model,
+            gate or EntropyGate(threshold),
+            beta,
+            candidates=candidates,
+            min_probability=min_probability,
+        )
+    decode = SteeredGenerate(
+        steering,
+        seed=seed,
+        tokenizer=tokenizer,
+        streamer=streamer,
+        stop_strings=stop_strings or (),
+        value_prompts=value_prompts,
+        observe=observe,
+    )
+    # the class's own: from_pretrained(trust_remote_code=True) puts this function on the model
+    return type(model).generate(model, custom_generate=decode, **options)
+
+
+@lru_cache(maxsize=2)
+def load_values(
+    path: str,
+    backbone: str | None,
+    subfolder: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: str,
+) -> ValueModel:
+    """Load a value model once for all calls."""
+    return ValueModel.from_pretrained(
+        path, backbone, subfolder=subfolder, revision=revision, dtype=dtype, device_map=device
+    )
