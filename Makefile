@@ -9,6 +9,7 @@ LIMIT ?=
 DEVICE ?=
 DTYPE ?=
 BATCH_SIZE ?=
+YES ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -28,7 +29,7 @@ FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
 	$(basename $(notdir $(wildcard benchmarks/figures/*.py)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test faults lint format docs
+.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test faults lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +95,9 @@ docs: $(READY_DEV) ## build the documentation site into site/ (warnings are erro
 format: $(READY_DEV) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+clean: ## list what runs and tools left behind (models, cells, smoke), and delete it if you agree (YES=1: without asking)
+	@$(PYTHON) scripts/clean.py $(call switch,YES,--yes)
 
 .DEFAULT:
 	@echo "there is no target '$@': make help lists them" >&2; exit 2
