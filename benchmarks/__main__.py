@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from benchmarks.report import render, results_page
 from benchmarks.runtime.command_line import Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
-from benchmarks.runtime.workers import available_cores
+from benchmarks.runtime.workers import available_cores, interrupts_withheld
 from benchmarks.spec.profile import Hardware, Profile, load_profile
 
 # torch is imported only where something is measured: drawing takes seconds
@@ -342,9 +341,9 @@ def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
         drawn = [plot(*arguments) for plot, *arguments in tasks]
     else:
         context = multiprocessing.get_context("spawn")
-        ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # this process handles them
-        with ProcessPoolExecutor(processes, context, signal.signal, ignore_interrupts) as pool:
-            futures = [pool.submit(plot, *arguments) for plot, *arguments in tasks]
+        with ProcessPoolExecutor(processes, context) as pool:
+            with interrupts_withheld():  # this process handles them
+                futures = [pool.submit(plot, *arguments) for plot, *arguments in tasks]
             drawn = [future.result() for future in futures]
     for name, paths in zip(names, drawn, strict=True):
         tables.record_drawing(profile, name, paths)

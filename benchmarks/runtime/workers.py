@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ from contextlib import contextmanager
 from typing import Self
 
 from tqdm import tqdm
+
+from benchmarks.runtime.files import CACHE, remove_leftovers
 
 # glibc: big tensors come and go at every step, so keep their memory instead of returning it;
 # oneDNN: batches shrink row by row, so keep the kernels of every shape instead of 1,024
@@ -71,12 +74,13 @@ class Workers:
     """Processes of one run. They start with the first task and import torch once.
 
     Args:
-        gpus: One process for each, which sees no other; 0: a process for each core.
+        gpus: GPUs to use; 0: a process for each core.
+        gpus_each: GPUs of one process, which sees no other.
     """
 
-    def __init__(self, gpus: int = 0) -> None:
+    def __init__(self, gpus: int = 0, gpus_each: int = 1) -> None:
         """Store the settings; processes start on entering."""
-        self.gpus = gpus
+        self.gpus, self.gpus_each = gpus, gpus_each
 
     def __enter__(self) -> Self:
         """Prepare the pool of processes."""
@@ -84,19 +88,28 @@ class Workers:
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
         self._queue, devices = context.Queue(), context.Queue()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        for gpu in visible.split(",")[: self.gpus] if visible else range(self.gpus):
-            devices.put(gpu)
-        arguments = (self._queue, os.getpid(), devices if self.gpus else None)
+        groups = gpu_groups(self.gpus, self.gpus_each)
+        for group in groups:
+            devices.put(group)
+        arguments = (self._queue, os.getpid(), devices if groups else None)
         self._pool = ProcessPoolExecutor(
-            self.gpus or available_cores(), context, initializer=_start, initargs=arguments
+            len(groups) or available_cores(), context, initializer=_start, initargs=arguments
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the processes; tasks that have not begun are dropped."""
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """End the processes; tasks that have not begun are dropped.
+
+        After Ctrl-C those that have begun are, too, with what they had not finished writing.
+        """
+        interrupted = kind is KeyboardInterrupt
+        if interrupted:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
         self._pool.shutdown(cancel_futures=True)
         self._queue.close()
+        if interrupted:
+            remove_leftovers(CACHE)
 
     @contextmanager
     def progress(self, total: float) -> Iterator[None]:
@@ -142,7 +155,9 @@ class Workers:
         if not tasks:
             return []
         self._bar.set_description(counted(description, 0, len(tasks)))
-        numbers = {self._pool.submit(function, task): number for number, task in enumerate(tasks)}
+        with interrupts_withheld():
+            futures = [self._pool.submit(function, task) for task in tasks]
+        numbers = {future: number for number, future in enumerate(futures)}
         results: list = [None] * len(tasks)
         try:
             for finished, future in enumerate(as_completed(numbers), start=1):
@@ -161,6 +176,69 @@ class Workers:
             for future in numbers:
                 future.cancel()
         return [] if on_result else results
+
+
+class ThisProcess:
+    """Stands in for `Workers` where one worker is enough: runs tasks here, in their order."""
+
+    def __enter__(self) -> Self:
+        """Have nothing to prepare."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Have nothing to end."""
+
+    @contextmanager
+    def progress(self, total: float) -> Iterator[None]:
+        """Show the bar of `Workers.progress`."""
+        global _put
+        with progress_bar(total) as self._bar:
+            _put = self._bar.update
+            try:
+                yield
+            finally:
+                _put = None
+
+    def run(
+        self,
+        function: Callable,
+        tasks: Sequence,
+        *,
+        description: str,
+        on_result: Callable | None = None,
+    ) -> list:
+        """Run a function on every task, as `Workers.run` does."""
+        results = []
+        for finished, task in enumerate(tasks):
+            self._bar.set_description(counted(description, finished, len(tasks)))
+            result = function(task)
+            if on_result:
+                on_result(task, result)
+            else:
+                results.append(result)
+        return results
+
+
+@contextmanager
+def interrupts_withheld() -> Iterator[None]:
+    """Hold Ctrl-C back inside; processes that start meanwhile never get it, their parent does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def gpu_groups(gpus: int, each: int) -> list[str]:
+    """Return the devices of each process, as CUDA_VISIBLE_DEVICES names them.
+
+    Args:
+        gpus: GPUs to use, the first of those that this process sees.
+        each: GPUs of one process.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    return [",".join(names[i : i + each]) for i in range(0, gpus - each + 1, each)]
 
 
 def counted(description: str, finished: int, tasks: int) -> str:
@@ -182,7 +260,7 @@ def _start(
     queue: multiprocessing.Queue, parent: int, devices: multiprocessing.Queue | None
 ) -> None:
     if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(devices.get())
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     init_worker(queue.put)
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 

@@ -1,6 +1,13 @@
 """Progress of worker processes."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
 
 from benchmarks.runtime import workers
 
@@ -20,3 +27,73 @@ def test_without_a_terminal_each_stage_is_one_line(capsys):
             bar.set_description(description)
             bar.update(10)
     assert capsys.readouterr().err == "sweep …\ntiming …\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "each", "groups"),
+    [
+        ("", 4, 1, ["0", "1", "2", "3"]),
+        ("", 5, 2, ["0,1", "2,3"]),
+        ("3,5", 2, 1, ["3", "5"]),
+        ("3,5,6", 2, 2, ["3,5"]),
+        ("3", 0, 1, []),
+    ],
+)
+def test_every_process_sees_gpus_of_its_own(monkeypatch, visible, gpus, each, groups):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert workers.gpu_groups(gpus, each) == groups
+
+
+def test_one_worker_runs_here():
+    kept = {}
+    with workers.ThisProcess() as here, here.progress(3):
+        assert here.run(str, [1, 2], description="write") == ["1", "2"]
+        assert here.run(str, [3], description="keep", on_result=kept.__setitem__) == []
+    assert kept == {3: "3"}
+
+
+CODE = """
+import sys, time
+from pathlib import Path
+from benchmarks.runtime import files, workers
+from benchmarks.runtime.command_line import exit_code
+
+def write_slowly(folder):
+    def write(path):
+        path.write_text("half")
+        Path(folder, "begun").touch()
+        time.sleep(60)
+    files.write_atomically(Path(folder, "cell"), write)
+
+def run():
+    with workers.Workers() as pool, pool.progress(1.0):
+        pool.run(write_slowly, sys.argv[1:], description="write")
+
+if __name__ == "__main__":
+    workers.CACHE = Path(sys.argv[1])
+    sys.exit(exit_code(run, "what was finished is kept"))
+"""
+
+
+@pytest.mark.faults
+def test_ctrl_c_ends_workers_at_once_without_a_trace(tmp_path):
+    script, folder = tmp_path / "script.py", tmp_path / "cache"
+    script.write_text(CODE)
+    folder.mkdir()
+    run = subprocess.Popen(
+        [sys.executable, script, folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+    while not (folder / "begun").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process
+    output, errors = run.communicate(timeout=20)
+    assert (run.returncode, output) == (130, "")
+    message = "interrupted: what was finished is kept, the same command goes on from there"
+    assert errors.splitlines() == ["write …", "", message]
+    assert [path.name for path in folder.iterdir()] == ["begun"]
