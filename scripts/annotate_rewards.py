@@ -3,41 +3,41 @@ r"""Score responses to prompts with a trajectory reward model: the data of value
 python scripts/annotate_rewards.py --data wildguardmix \
     --reward Skywork/Skywork-Reward-V2-Qwen3-8B --output harmlessness.jsonl
 
-Writes a JSON line for each example: prompt (a chat), response, reward. An interrupted run resumes:
-finished examples are in OUTPUT.part, which becomes OUTPUT at the end.
+Writes a JSON line for each example: prompt (a chat), response, reward. It runs on every GPU, with
+--executor ray on those of the cluster at RAY_ADDRESS; the file does not depend on their number. An
+interrupted run resumes: finished examples are in OUTPUT.part, which becomes OUTPUT at the end.
 """
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.engine.run import cluster
+from benchmarks.runtime.command_line import Parser, exit_code, path
 from benchmarks.runtime.files import write_text
+from benchmarks.runtime.workers import ThisProcess, Workers
 from benchmarks.spec.profile import Source
+from benchmarks.subjects.hub.annotation import REFUSED, TOO_LONG, Window, score_window
 from benchmarks.subjects.hub.models import (
-    chat_ids,
     check_reward_model,
     choose_device,
     fetch,
-    place,
     require_template,
     tokenizer_of,
 )
-from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, Example, load_examples
-from benchmarks.subjects.scoring import trajectory_rewards
-from sia import RewardScorer
+from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, load_examples
+from benchmarks.subjects.scoring import positions_at_once
 
 LONGEST_HELP = "tokens; longer examples are left out, and counted (default: 2048)"
-TOO_LONG, REFUSED = "too long", "refused by the chat template"
-WINDOW = 256  # examples that are tokenised, scored and written together
+BATCH_HELP = "tokens of a forward pass (default: 32768 on a GPU, else 2048)"
+WINDOW = 256  # examples that a worker tokenises and scores, and that are written together
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,10 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--data", required=True, help=f"{', '.join(EXAMPLE_SETS)}, or NAME=FILE for a local copy")
     add("--reward", required=True, help="Hub id or folder of the reward model")
     add("--revision", default="main", help="of the reward model (default: main)")
-    add("--output", required=True, type=Path, help="JSON lines to write")
+    add("--output", required=True, type=path, help="JSON lines to write")
     add("--longest", type=int, default=2048, help=LONGEST_HELP)
     add("--limit", type=int, help="only the first so many examples")
+    add("--batch-tokens", type=int, help=BATCH_HELP)
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda if available")
+    add("--executor", choices=("local", "ray"), default="local", help="ray: at RAY_ADDRESS")
     options = parser.parse_args(arguments)
     return exit_code(lambda: annotate(options), "what was scored is kept")
 
@@ -65,46 +67,48 @@ def annotate(options: argparse.Namespace) -> None:
     Raises:
         ValueError: For an option, a reward model or an output that cannot be used.
     """
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {options.limit}")
+    for option, value in (("limit", options.limit), ("batch-tokens", options.batch_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} must be at least 1, got {value}")
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
-    device, dtype = choose_device(options.device)
+    gpus = cluster().gpus() if options.executor == "ray" else None
+    device, dtype = choose_device(options.device, gpus=gpus)
     disable_progress_bar()
     examples = load_examples(options.data)[: options.limit]
     source = fetch(Source(options.reward, options.revision))
+    batch_tokens = options.batch_tokens or positions_at_once(torch.device(device))
     settings = {
         "data": options.data,
         "reward": options.reward,
         "revision": source.revision,
         "longest": options.longest,
         "examples": len(examples),
+        "batch_tokens": batch_tokens,
+        "dtype": dtype,
     }
     partial = options.output.with_name(options.output.name + ".part")
     completed = finished_examples(partial, settings)
-    name, location = place(source)
-    tokenizer = tokenizer_of(source)
-    require_template(tokenizer)
+    require_template(tokenizer_of(source))
     check_reward_model(source)
-    model = RewardScorer.from_pretrained(
-        name, tokenizer.eos_token_id, dtype=dtype, device_map=device, **location
-    ).model
-    if not completed:  # a start that failed has left nothing
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    windows = [examples[i : i + WINDOW] for i in range(completed, len(examples), WINDOW)]
+    windows = [
+        Window(
+            number,
+            examples[first : first + WINDOW],
+            source,
+            device,
+            dtype,
+            options.longest,
+            batch_tokens,
+        )
+        for number, first in enumerate(range(completed, len(examples), WINDOW))
+    ]
+    write = InOrder(partial, "" if completed else json.dumps(settings) + "\n")
     with (
-        partial.open("a", encoding="utf-8") as file,
-        tqdm(total=len(examples), initial=completed, desc="rewards", unit="example") as bar,
+        scorers(options.executor, device) as workers,
+        workers.progress(len(examples) - completed),
     ):
-        for window in windows:
-            rewards = score_examples(model, tokenizer, window, options.longest)
-            for (chat, response), reward in zip(window, rewards, strict=True):
-                example = {"prompt": list(chat), "response": response, "reward": reward}
-                file.write(json.dumps(example, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            bar.update(len(window))
+        workers.run(score_window, windows, description="rewards", on_result=write)
     with partial.open(encoding="utf-8") as file:
         _, *lines = file
     rewards = [json.loads(line)["reward"] for line in lines]
@@ -121,59 +125,74 @@ def annotate(options: argparse.Namespace) -> None:
     )
 
 
-def score_examples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    longest: int,
-) -> list[float | str]:
-    """Return the reward of each example, or why it is left out.
+def scorers(executor: str, device: str):
+    """Return what scores windows: this process, a process for each GPU, or a Ray cluster."""
+    if executor == "ray":
+        return cluster().RayWorkers(device == "cuda")
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    return Workers(gpus) if gpus > 1 else ThisProcess()
 
-    Raises:
-        FloatingPointError: If a reward is no finite number.
+
+@dataclass
+class InOrder:
+    """Appends what was scored to a file in the order of the windows, whichever is done first.
+
+    Attributes:
+        file: Made by the first result, so that a start that fails leaves nothing.
+        head: What comes before that.
+        waiting: Lines of windows by their number.
+        written: Number of windows that are in the file.
     """
-    results: list[float | str] = []
-    token_ids = {}
-    for number, (chat, response) in enumerate(examples):
-        whole = [*chat, {"role": "assistant", "content": response}]
-        try:
-            (ids,) = chat_ids(tokenizer, [whole], answered=True)
-        except ValueError:
-            results.append(REFUSED)
-            continue
-        results.append(TOO_LONG)
-        if len(ids) <= longest:
-            token_ids[number] = ids
-    rewards = trajectory_rewards(model, list(token_ids.values())).tolist()
-    for number, reward in zip(token_ids, rewards, strict=True):
-        if not math.isfinite(reward):
-            raise FloatingPointError(
-                f"rewards must be finite, the model gives {reward} for {examples[number]}"
-            )
-        results[number] = reward
-    return results
+
+    file: Path
+    head: str
+    waiting: dict[int, str] = field(default_factory=dict)
+    written: int = 0
+
+    def __call__(self, window: Window, rewards: Sequence[float | str]) -> None:
+        """Take the rewards of a window, and write what is next."""
+        examples = [
+            {"prompt": list(chat), "response": response, "reward": reward}
+            for (chat, response), reward in zip(window.examples, rewards, strict=True)
+        ]
+        lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
+        self.waiting[window.number] = "".join(lines)
+        if self.written not in self.waiting:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(self.head)
+            while self.written in self.waiting:
+                file.write(self.waiting.pop(self.written))
+                self.written += 1
+            file.flush()
+            os.fsync(file.fileno())
+        self.head = ""
 
 
 def finished_examples(partial: Path, settings: dict) -> int:
-    """Return how many examples are scored: the whole lines after the first, the settings.
+    """Return how many examples are scored: whole windows after the first line, the settings.
 
-    A line that was cut off is removed.
+    A window that was cut off is removed, so that its examples are batched as ever.
 
     Raises:
         ValueError: If it was begun with other settings.
     """
     content = partial.read_bytes() if partial.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    first, *scored = whole.splitlines() or [b""]
-    if not first:
-        return 0
-    if json.loads(first) != settings:
+    first, *scored = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
+    if first and json.loads(first) != settings:
         raise ValueError(
-            f"{partial} was begun with other settings, {first.decode()}:"
+            f"{partial} was begun with other settings, {first.decode().strip()}:"
             " delete it, or name another output"
         )
-    os.truncate(partial, len(whole))
-    return len(scored)
+    complete = len(scored)
+    if complete < settings["examples"]:
+        complete -= complete % WINDOW
+    if complete:
+        os.truncate(partial, len(first) + sum(map(len, scored[:complete])))
+    else:
+        partial.unlink(missing_ok=True)
+    return complete
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ python scripts/compare.py --model Qwen/Qwen3-1.7B-Base \
     --backbone Qwen/Qwen3-1.7B-Base --threshold 1.0 --beta 1.0
 
 Underlined: the gate was open and the token was steered. Red: steering changed the token, under the
-same random numbers.
+same random numbers. In a pipe the two answers follow each other, and steered tokens stand in
+brackets, changed ones with stars: [steered], [*changed*].
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rich.columns import Columns
@@ -38,6 +40,7 @@ from sia.batch import start_decoding
 
 LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
 STEERED, SHIFTED = "underline", "underline bold red"
+MARKS = {"": "{}", STEERED: "[{}]", SHIFTED: "[*{}*]"}  # where there are no styles
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,7 +144,8 @@ def model_prompts(
 
 def read_prompts(console: Console) -> Iterator[str]:
     """Yield prompts until an empty one."""
-    while prompt := console.input("[bold]prompt[/bold] (empty to exit): ").strip():
+    ask = partial(console.input, "[bold]prompt[/bold] (empty to exit): ")
+    while prompt := (ask() if sys.stdin.isatty() else input()).strip():
         yield prompt
 
 
@@ -166,6 +170,12 @@ def compare(
         start_decoding(model, tokenizer, ids, value_ids, [0], [options.seed], **limits, **policy)
         for policy in policies
     ]
+    if not console.is_terminal:
+        for decoding in decodings:
+            decoding.run(options.max_new_tokens)
+        answers = [decoding.generations(tokenizer)[0] for decoding in decodings]
+        print(one_after_the_other(tokenizer, answers))
+        return
     with Live(console=console, refresh_per_second=12) as live:
         while any(len(decoding.active_rows) for decoding in decodings):
             for decoding in decodings:
@@ -179,38 +189,50 @@ def side_by_side(
     tokenizer: PreTrainedTokenizerBase, generations: list[Generation], width: int
 ) -> Columns:
     """Return both answers as panels, with lengths and intervention ratio below."""
+    panels = []
+    for title, subtitle, generation in described(generations):
+        text = Text()
+        for space, word, style in styled(tokenizer, generation):
+            text.append(space)
+            text.append(word, style=style)
+        panels.append(Panel(text, title=title, subtitle=subtitle, width=max(20, width // 2 - 1)))
+    return Columns(panels, padding=0)
+
+
+def one_after_the_other(tokenizer: PreTrainedTokenizerBase, generations: list[Generation]) -> str:
+    """Return both answers as plain text, their tokens marked by MARKS."""
+    paragraphs = []
+    for title, subtitle, generation in described(generations):
+        words = styled(tokenizer, generation)
+        text = "".join(space + MARKS[style].format(word) for space, word, style in words)
+        paragraphs.append(f"{title} ({subtitle}):\n{text}\n")
+    return "\n".join(paragraphs)
+
+
+def described(generations: list[Generation]) -> list[tuple[str, str, Generation]]:
+    """Return name, lengths and intervention ratio beside each of the two answers."""
     base, steered = generations
     ratio = 0.0 if math.isnan(steered.intervention_ratio) else steered.intervention_ratio
     note = (
         f"{len(steered.token_ids)} tokens, {ratio:.0%} steered,"
         f" {int(steered.shifted.sum())} changed, KL {float(steered.kl.sum()):.2f} nats"
     )
-    answers = (base, "base", f"{len(base.token_ids)} tokens"), (steered, "steered", note)
-    panels = [
-        Panel(
-            highlighted(tokenizer, generation),
-            title=title,
-            subtitle=subtitle,
-            width=max(20, width // 2 - 1),
-        )
-        for generation, title, subtitle in answers
-    ]
-    return Columns(panels, padding=0)
+    return [("base", f"{len(base.token_ids)} tokens", base), ("steered", note, steered)]
 
 
-def highlighted(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> Text:
-    """Return the answer, each token styled: what it adds to the text before it."""
-    text, shown = Text(), ""
+def styled(
+    tokenizer: PreTrainedTokenizerBase, generation: Generation
+) -> Iterator[tuple[str, str, str]]:
+    """Yield what each token adds to the text before it: white space, the rest, its style."""
+    shown = ""
     for i in range(len(generation.token_ids)):
         decoded = tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)
         decoded = decoded.rstrip("\ufffd")  # of a character that is not complete yet
         added = decoded[len(shown) :]
         style = SHIFTED if generation.shifted[i] else STEERED if generation.steered[i] else ""
-        word = added.lstrip()
-        text.append(added[: len(added) - len(word)])
-        text.append(word, style=style)
+        word = added.lstrip() or added  # white space alone is marked, too
+        yield added[: len(added) - len(word)], word, style if added else ""
         shown = decoded
-    return text
 
 
 if __name__ == "__main__":

@@ -65,12 +65,21 @@ def batches_by_length(
 
 
 @torch.no_grad()
-def trajectory_rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the reward of each whole conversation, as `RewardScorer` reads it, float64."""
+def trajectory_rewards(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], positions: int | None = None
+) -> np.ndarray:
+    """Return the reward of each whole conversation, as `RewardScorer` reads it, float64.
+
+    Args:
+        model: The reward model.
+        sequences: Token ids of the conversations.
+        positions: Token positions to compute together; None for `positions_at_once`.
+    """
     scorer = RewardScorer(model, 0)  # whole conversations bring their own end
     rewards = np.zeros(len(sequences))
     lengths = [len(sequence) for sequence in sequences]
-    for batch in batches_by_length(lengths, positions_at_once(model.device)):
+    positions = positions or positions_at_once(model.device)
+    for batch in batches_by_length(lengths, positions):
         whole = [sequences[i] for i in batch]
         if scorer.head is None:
             rewards[batch] = scorer.read_whole(whole).cpu().numpy()

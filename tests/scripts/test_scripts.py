@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.runtime.workers import ThisProcess
+from benchmarks.subjects.hub import annotation
 from scripts import annotate_rewards, compare, train_value_model
 from sia import RewardScorer, ValueModel
 from tests.helpers import hub_folders
@@ -62,26 +66,57 @@ def test_rewards_are_those_of_the_reward_model(places, data):
 def test_an_interrupted_annotation_goes_on(places, data, tmp_path, monkeypatch):
     monkeypatch.setattr(annotate_rewards, "WINDOW", 3)
     output, calls = tmp_path / "out.jsonl", []
-    rate = annotate_rewards.trajectory_rewards
+    rate = annotation.trajectory_rewards
 
-    def interrupted(model, sequences):
+    def interrupted(model, sequences, positions):
         calls.append(len(sequences))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return rate(model, sequences)
+        return rate(model, sequences, positions)
 
-    monkeypatch.setattr(annotate_rewards, "trajectory_rewards", interrupted)
+    monkeypatch.setattr(annotation, "trajectory_rewards", interrupted)
     assert annotate(places, output) == 130
     partial = output.with_name("out.jsonl.part")
     assert len(partial.read_text().splitlines()) == 1 + 3
-    with partial.open("a") as file:
-        file.write('{"prompt": [{"ro')  # as a kill leaves it
+    with partial.open("a") as file:  # as a kill leaves it: a window's first line, half of another
+        file.write('{"prompt": [], "response": "", "reward": 0.0}\n{"prompt": [{"ro')
     assert annotate(places, output) == 0
     assert calls == [3, 3, 3, 2]
     assert [json.loads(line)["response"] for line in output.read_text().splitlines()] == [
         json.loads(line)["response"] for line in data.read_text().splitlines()
     ]
     assert not partial.exists()
+
+
+class Backwards(ThisProcess):
+    """Workers that finish the last task first."""
+
+    def run(self, function, tasks, **options):
+        return super().run(function, tasks[::-1], **options)
+
+
+def test_the_order_in_which_workers_finish_changes_no_byte(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotate_rewards, "WINDOW", 3)
+    for name, workers in (("one", ThisProcess), ("several", Backwards)):
+        monkeypatch.setattr(annotate_rewards, "scorers", lambda *_, workers=workers: workers())
+        assert annotate(places, tmp_path / name) == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "several").read_bytes()
+
+
+def test_every_gpu_annotates(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert annotate_rewards.scorers("local", "cuda").gpus == 4
+    assert isinstance(annotate_rewards.scorers("local", "cpu"), ThisProcess)
+
+
+def test_annotation_without_memory_names_the_option(places, tmp_path, monkeypatch, capsys):
+    def rate(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(annotation, "trajectory_rewards", rate)
+    assert annotate(places, tmp_path / "x", "--batch-tokens", "512") == 2
+    message = "error: out of GPU memory with 512 tokens of a forward pass: use --batch-tokens 256"
+    assert message in capsys.readouterr().err
 
 
 def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys):
@@ -363,7 +398,8 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
          "must have the columns prompt, response and reward, reward missing"),
         ('{"prompt": [{"role": "user", "content": "a"}], "response": "a", "reward": null}',
          "example 0: a reward must be a number between ±1e+06 (standardise larger ones), got None"),
-        ('{"prompt": "a", "response": "a", "reward": 1e30}', "example 0: a reward must be"),
+        *((f'{{"prompt": "a", "response": "a", "reward": {reward}}}', "example 0: a reward must be")
+          for reward in ("1e30", "NaN", "-Infinity", '"high"', "true", "1e999")),
         ('{"prompt": [{"human": "a"}], "response": "a", "reward": 1}',
          "example 0: a message must have a role and a content, got {'human': 'a'}"),
     ):  # fmt: skip
@@ -403,16 +439,29 @@ def test_both_answers_stand_side_by_side(places, capsys):
     ]
     arguments += ["--max-new-tokens", "6", "--threshold", "0", "--prompt", "how do i bake a cake ?"]
     assert compare.main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert " base " in printed
-    assert "6 tokens" in printed
-    assert "100% steered" in printed
+    base, _, steered = capsys.readouterr().out.partition("\n\nsteered (")
+    assert base.startswith("base (6 tokens):\n")
+    note, _, words = steered.partition(":\n")
+    assert note.startswith("6 tokens, 100% steered, ")
+    changed = int(re.search(r"(\d+) changed", note)[1])
+    assert 0 < words.count("[*") <= changed  # a token that ends the text is not seen
+    assert words.count("[") > words.count("[*")
+    assert words.endswith("\n")
     assert compare.main([*arguments[:-1], " "]) == 2
     assert (
         "error: a prompt needs at least one character, got an empty one" in capsys.readouterr().err
     )
     assert compare.main(arguments[:2]) == 2
     assert "error: --model and --value-model go together" in capsys.readouterr().err
+
+
+def test_prompts_come_from_a_pipe_without_being_asked_for(places, capsys, monkeypatch):
+    arguments = ["--model", str(places["base"]), "--value-model", str(places["values"])]
+    monkeypatch.setattr("sys.stdin", io.StringIO("how do i bake ?\nwhy\n"))
+    assert compare.main([*arguments, "--backbone", str(places["base"])]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("base (")
+    assert printed.count("steered (") == 2
 
 
 def test_without_lab_models_there_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,104 @@
+"""Rewards of examples, window by window: what a worker does for `scripts/annotate_rewards.py`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.runtime import workers
+from benchmarks.spec.profile import Source
+from benchmarks.subjects.hub.models import chat_ids, place, tokenizer_of
+from benchmarks.subjects.hub.prompts import Example
+from benchmarks.subjects.scoring import trajectory_rewards
+from sia import RewardScorer
+
+TOO_LONG, REFUSED = "too long", "refused by the chat template"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Examples that a worker scores at once, and how.
+
+    Attributes:
+        number: Of the window among those of the run.
+        examples: Prompts with their responses.
+        reward: Where the reward model is.
+        device: cpu or cuda.
+        dtype: Of the reward model.
+        longest: Tokens of the longest example that is scored.
+        batch_tokens: Tokens of a forward pass.
+    """
+
+    number: int
+    examples: Sequence[Example]
+    reward: Source
+    device: str
+    dtype: str
+    longest: int
+    batch_tokens: int
+
+
+@lru_cache(maxsize=1)
+def load_reward_model(source: Source, device: str, dtype: str) -> PreTrainedModel:
+    """Load the reward model of a worker, once."""
+    name, location = place(source)
+    end = tokenizer_of(source).eos_token_id
+    return RewardScorer.from_pretrained(name, end, dtype=dtype, device_map=device, **location).model
+
+
+def score_window(window: Window) -> list[float | str]:
+    """Return the reward of each example of a window, or why it is left out.
+
+    Raises:
+        ValueError: If the memory of the GPU does not suffice.
+    """
+    tokenizer = tokenizer_of(window.reward)
+    try:
+        model = load_reward_model(window.reward, window.device, window.dtype)
+        rewards = score_examples(
+            model, tokenizer, window.examples, window.longest, window.batch_tokens
+        )
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of GPU memory with {window.batch_tokens} tokens of a forward pass:"
+            f" use --batch-tokens {max(1, window.batch_tokens // 2)}"
+        ) from error
+    workers.report(len(window.examples))
+    return rewards
+
+
+def score_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    longest: int,
+    batch_tokens: int,
+) -> list[float | str]:
+    """Return the reward of each example, or why it is left out.
+
+    Raises:
+        FloatingPointError: If a reward is no finite number.
+    """
+    results: list[float | str] = []
+    token_ids = {}
+    for number, (chat, response) in enumerate(examples):
+        whole = [*chat, {"role": "assistant", "content": response}]
+        try:
+            (ids,) = chat_ids(tokenizer, [whole], answered=True)
+        except ValueError:
+            results.append(REFUSED)
+            continue
+        results.append(TOO_LONG)
+        if len(ids) <= longest:
+            token_ids[number] = ids
+    rewards = trajectory_rewards(model, list(token_ids.values()), batch_tokens).tolist()
+    for number, reward in zip(token_ids, rewards, strict=True):
+        if not math.isfinite(reward):
+            raise FloatingPointError(
+                f"rewards must be finite, the model gives {reward} for {examples[number]}"
+            )
+        results[number] = reward
+    return results
