@@ -128,7 +128,7 @@ def annotate(options: argparse.Namespace) -> None:
 def scorers(executor: str, device: str):
     """Return what scores windows: this process, a process for each GPU, or a Ray cluster."""
     if executor == "ray":
-        return cluster().RayWorkers(device == "cuda")
+        return cluster().RayWorkers(int(device == "cuda"))
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return Workers(gpus) if gpus > 1 else ThisProcess()
 

@@ -124,6 +124,10 @@ def measure_rows(
     )
     gpus = cluster().gpus() if options.executor == "ray" else None
     subject = subject_class(profile)
+    if not profile.trains_models:
+        from benchmarks.engine.forecast import announce, detect_hardware  # import `datasets`
+
+        announce(profile, needs, detect_hardware(profile, options.hardware, gpus))
     profile_here, provenance = subject.prepare(profile, needs.requests, options.hardware, gpus)
     # there from the begin of a fresh run, once all it needs is there, until its end: older cells
     # do not count, and a killed run goes on
@@ -179,9 +183,10 @@ def _existing_rows(
 
 def workers_for(profile: Profile, executor: str):
     """Return processes here or on a Ray cluster, on GPUs where the profile's models run there."""
+    each = subject_class(profile).gpus_each(profile)
     if executor == "local":
-        return Workers(torch.cuda.device_count() if profile.on_gpu else 0)
-    return cluster().RayWorkers(profile.on_gpu)
+        return Workers(torch.cuda.device_count() if profile.on_gpu else 0, each)
+    return cluster().RayWorkers(each if profile.on_gpu else 0)
 
 
 def cluster() -> ModuleType:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 import pandas as pd
-import torch
 
 from benchmarks.engine.calibration import Calibrator, needs_thresholds
-from benchmarks.engine.loading import subject_of
+from benchmarks.engine.loading import memory_errors, subject_of
 from benchmarks.engine.measure import measure_shard
 from benchmarks.engine.store import CellStore
 from benchmarks.engine.theory import random_instances
@@ -174,10 +173,6 @@ def _measure(task: tuple) -> pd.DataFrame:
         task: Name of the measurement, profile, shard, and what the measurement is given besides.
     """
     measurement, profile, shard, *given = task
-    try:
-        return MEASUREMENTS[measurement](subject_of(profile, shard.cell.replicate), shard, *given)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"out of GPU memory while measuring {shard.cell.method} on {shard.objective}: "
-            "use a smaller BATCH_SIZE"
-        ) from error
+    subject = subject_of(profile, shard.cell.replicate)
+    with memory_errors(subject, f"measuring {shard.cell.method} on {shard.objective}"):
+        return MEASUREMENTS[measurement](subject, shard, *given)

@@ -4,7 +4,7 @@ import time
 
 import pandas as pd
 
-from benchmarks.engine.loading import subject_of
+from benchmarks.engine.loading import memory_errors, subject_of
 from benchmarks.engine.measure import choose_best, expand_prompts, respond
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
@@ -28,9 +28,10 @@ def time_cells(task: tuple[Profile, list[Cell], int]) -> pd.DataFrame:
             expanded, _, seeds = expand_prompts(subject, shard)
             prompts = [prompt for prompt, seed in zip(expanded, seeds, strict=True) if seed == 0]
             start = time.perf_counter()
-            samples = respond(subject, shard, prompts, [0] * len(prompts))
-            if len(samples) > 1:
-                choose_best(subject, samples, prompts)
+            with memory_errors(subject, f"timing {cell.method}"):
+                samples = respond(subject, shard, prompts, [0] * len(prompts))
+                if len(samples) > 1:
+                    choose_best(subject, samples, prompts)
             seconds = time.perf_counter() - start
             workers.report(seconds)
             if turn:

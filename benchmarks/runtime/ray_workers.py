@@ -54,10 +54,10 @@ class RayWorkers:
     """Workers of one run on the cluster that `connect` finds, one for each GPU or core.
 
     Args:
-        gpus: True for one worker on each GPU, False for one on each core.
+        gpus: GPUs of each worker; 0 for workers on cores.
     """
 
-    def __init__(self, gpus: bool = False) -> None:
+    def __init__(self, gpus: int = 0) -> None:
         """Store the settings; workers start on entering."""
         self.gpus = gpus
 
@@ -69,7 +69,7 @@ class RayWorkers:
         """
         connect()
         resource = "GPU" if self.gpus else "CPU"
-        count = int(ray.cluster_resources().get(resource, 0))
+        count = int(ray.cluster_resources().get(resource, 0)) // max(1, self.gpus)
         if not count:
             raise ValueError(
                 f"the Ray cluster must have a {resource}, it has {ray.cluster_resources()}"
@@ -82,7 +82,7 @@ class RayWorkers:
 
     def _start_worker(self) -> None:
         worker = Worker.options(  # type: ignore[attr-defined]  # ray.remote adds it
-            num_gpus=1 if self.gpus else 0, num_cpus=0 if self.gpus else 1
+            num_gpus=self.gpus, num_cpus=0 if self.gpus else 1
         ).remote()
         self._starting[worker.ready.remote()] = worker
 

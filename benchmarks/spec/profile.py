@@ -448,7 +448,7 @@ class HubProfile(Profile):
         inputs = {kind: source.folders for kind, source in self.models.items()}
         for objective, source in self.prompts.sources.items():
             path = source.partition("=")[2]
-            inputs[objective] = [Path(path)] if path else []
+            inputs[objective] = [Path(expand_home(path))] if path else []
         return {name: paths for name, paths in inputs.items() if paths}
 
     @override

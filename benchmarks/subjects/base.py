@@ -57,6 +57,11 @@ class Subject(ABC):
         """
         return profile, {}
 
+    @classmethod
+    def gpus_each(cls, profile: Profile) -> int:
+        """Return the GPUs that a worker takes, of those of this machine."""
+        return 1
+
     @abstractmethod
     def digest_of(self, cell: Condition) -> str:
         """Return the digest of all that decides what the models of a cell say."""

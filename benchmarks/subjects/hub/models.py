@@ -30,6 +30,7 @@ from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_o
 from benchmarks.spec.model_kinds import INSTRUCT, ModelKind
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
+from benchmarks.subjects.hub.memory import gpus_each, memory, response_bytes, weight_bytes
 from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
@@ -72,13 +73,10 @@ def detect_hardware(profile: HubProfile, requested: Hardware, gpus: int | None =
     device, dtype = choose_device(requested.device, requested.dtype, gpus)
     if requested.batch_size:
         return Hardware(device, dtype, requested.batch_size)
-    # two caches of some 150 KiB per token (8 billion parameters with 8 key-value heads), beside
-    # the models themselves
-    room = 2 * GIB
+    room = 2 * GIB  # for caches, beside the models themselves
     if device == "cuda":  # of a cluster's GPUs, what the smallest usual ones have
         room = torch.cuda.get_device_properties(0).total_memory / 4 if gpus is None else 10 * GIB
-    tokens = profile.prompts.longest // 4 + profile.decoding.max_new_tokens
-    fitting = room // (2 * 150 * 1024 * tokens)
+    fitting = room // response_bytes(profile)
     return Hardware(device, dtype, int(np.clip(fitting, 1, profile.decoding.batch_size)))
 
 
@@ -303,9 +301,20 @@ class HubModels(Subject):
         """
         if self.profile.hardware.device == "cpu":
             return 8
-        largest = max(source.billions for source in self.profile.models.values())
-        bytes_each = 2e9 * largest or GIB
-        return max(2, int(torch.cuda.get_device_properties(0).total_memory * 2 / 3 / bytes_each))
+        dtype = self.profile.hardware.dtype
+        largest = max(weight_bytes(source, dtype) for source in self.profile.models.values())
+        devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        room = sum(device.total_memory for device in devices) * 2 / 3
+        return max(2, int(room / (largest or GIB)))
+
+    @classmethod
+    @override
+    def gpus_each(cls, profile: HubProfile) -> int:
+        gpus = torch.cuda.device_count() if profile.on_gpu else 0
+        if gpus < 2:
+            return 1
+        available = torch.cuda.get_device_properties(0).total_memory
+        return gpus_each(memory(profile, profile.models, profile.hardware), available, gpus)
 
     @override
     def digest_of(self, cell: Condition) -> str:
@@ -387,7 +396,10 @@ class HubModels(Subject):
         """Return id and options for from_pretrained, hardware included."""
         name, options = place(self.profile.models[kind])
         hardware = self.profile.hardware
-        return name, options | {"dtype": hardware.dtype, "device_map": hardware.device}
+        # a worker has several GPUs where its models do not fit into one
+        several = hardware.device == "cuda" and torch.cuda.device_count() > 1
+        device = "auto" if several else hardware.device
+        return name, options | {"dtype": hardware.dtype, "device_map": device}
 
     @override
     def language_model(self, kind: str, family: str) -> PreTrainedModel:

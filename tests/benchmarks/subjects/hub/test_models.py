@@ -30,6 +30,7 @@ from benchmarks.spec.profile import (
     load_profile,
     profile_digest,
 )
+from benchmarks.subjects.hub import annotation
 from benchmarks.subjects.hub import models as hub_models
 from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
 from scripts import annotate_rewards, train_value_model
@@ -364,7 +365,7 @@ def test_a_reward_model_is_asked_in_one_format(qwen, project, tmp_path):
     assert subject.conversations(chats, responses, "reward") == whole
     model, reward = subject.language_model("base", "qwen3"), subject.reward_model("reward")
     examples = [(chat, r.text) for chat, r in zip(chats, responses, strict=True)]
-    expected = annotate_rewards.score_examples(reward, tokenizer, examples, 2048)
+    expected = annotation.score_examples(reward, tokenizer, examples, 2048, 2048)
     assert np.std(expected) > 0.01
     scorer = subject.reward_scorer(model, reward)
     tokens = torch.tensor([r.token_ids.tolist() for r in responses])

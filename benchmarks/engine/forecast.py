@@ -1,0 +1,84 @@
+"""What a run will take, before it begins: memory of a worker, hours of the GPUs that are here.
+
+As in `benchmarks.engine.estimate`, nothing here is measured.
+"""
+
+import sys
+
+import torch
+
+from benchmarks.engine.estimate import BANDWIDTH, GPU, SPEED, figure_hours
+from benchmarks.spec.cells import FigureCells
+from benchmarks.spec.profile import Hardware, HubProfile
+from benchmarks.subjects.hub.memory import gpus_each, memory
+from benchmarks.subjects.hub.models import detect_hardware, kinds_of
+
+__all__ = ["announce", "detect_hardware", "forecast"]
+
+CARDS = {  # GB and 1e12 operations per second in bfloat16, as their maker states them
+    "H200": (4800, 989),
+    "H100 PCIe": (2000, 756),
+    "H100": (3350, 989),
+    "A100": (1550, 312),
+    "L40S": (864, 362),
+    "A10": (600, 70),
+    "RTX 4090": (1010, 165),
+    "RTX 3090": (936, 71),
+    "L4": (300, 121),
+    "T4": (320, 65),
+}
+ASK_FROM = 0.1  # hours from which a run asks at a terminal
+
+
+def slowdown(card: str) -> float | None:
+    """Return how many times as long as the estimate's GPU a card takes at most; None if unknown."""
+    for name, (gigabytes, teraflops) in CARDS.items():
+        if name in card:
+            return max(BANDWIDTH / gigabytes / 1e9, SPEED / teraflops / 1e12)
+    return None
+
+
+def forecast(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> tuple[str, float]:
+    """Return a sentence about the memory and the hours of a run, and the hours."""
+    needed = memory(profile, {k for cell in needs.requests for k in kinds_of(cell)}, hardware)
+    hours = figure_hours(profile, {"run": needs})["run"]
+    gpus = torch.cuda.device_count() if hardware.device == "cuda" else 0
+    if not gpus:  # none here, or those of a cluster
+        return f"needs {size(needed)} for each worker, and {spell(hours)} of one {GPU}", hours
+    card = torch.cuda.get_device_properties(0)
+    each = gpus_each(needed, card.total_memory, gpus)
+    factor = slowdown(card.name)
+    hours *= (factor or 1.0) / (gpus // each)
+    place = "on this card" if gpus == 1 else f"on these {gpus} cards"
+    place += f", {each} for each worker" if each > 1 else ""
+    name = card.name if factor else f"{card.name}, taken for a {GPU}"
+    sentence = f"needs {size(needed)} and about {spell(hours)} {place} ({name})"
+    if needed > each * card.total_memory:
+        sentence += (
+            f"; that is more than {size(each * card.total_memory)}: use a smaller BATCH_SIZE"
+        )
+    return sentence, hours
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in GB."""
+    return f"{count / 1e9:.0f} GB"
+
+
+def spell(hours: float) -> str:
+    """Return a duration in hours or minutes."""
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+
+
+def announce(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> None:
+    """Print what a run will take and, at a terminal, ask whether it should begin.
+
+    Raises:
+        ValueError: If it should not.
+    """
+    sentence, hours = forecast(profile, needs, hardware)
+    print(f"{profile.name}: {sentence} (an estimate; what was measured before takes no time)")
+    if hours < ASK_FROM or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return
+    if input("go on? [Y/n] ").strip().lower() in ("n", "no"):
+        raise ValueError("nothing was begun, as you answered")
