@@ -30,6 +30,7 @@ from sia.gates import GATES
 from sia.junctions import JunctionPredictor
 from sia.scorers.candidate_values import CandidateValues
 from tests.helpers import hub_folders, tiny
+from tests.helpers.emulated_cuda import emulated_cuda
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # lm-eval's own, at import
@@ -96,6 +97,17 @@ def test_junction_gates_and_heads_steer(build, settings, tmp_path):
     head.save_pretrained(tmp_path)
     other = build(junction_gate=tmp_path, value_model=tmp_path, backbone=None, beta=3.0, seed=4)
     assert other.digest != sia.digest
+
+
+def test_everything_runs_on_a_gpu(settings):
+    options = {"batch_size": 2, "loglikelihood": "steered", "candidates": len(TOKENIZER)}
+    with emulated_cuda():
+        sia = SIA(**settings, device="cuda", dtype="bfloat16", threshold=0.5, **options)
+        assert sia.model.device.type == "cuda"
+        assert len(respond(sia, TEXTS[:1])) == 1
+        request = Instance("loglikelihood", {}, ("is the earth", " flat"), 0)
+        (likelihood,) = sia.loglikelihood([request], disable_tqdm=True)
+        assert likelihood[0] < 0
 
 
 def test_generation_is_steered(build, settings):
