@@ -178,7 +178,14 @@ def estimate(profile: Profile, options: Options) -> None:
         raise ValueError(
             f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
         )
-    from benchmarks.engine.estimate import GPU, LAUNCH, SHARE, figure_hours
+    from benchmarks.engine.estimate import (
+        GPU,
+        LAUNCH,
+        RESPONSES,
+        SHARE,
+        figure_hours,
+        value_model_hours,
+    )
 
     needs = {name: FIGURES[name].cells(profile, 0) for name in supported(profile)}
     print(
@@ -187,6 +194,9 @@ def estimate(profile: Profile, options: Options) -> None:
     )
     for name, hours in figure_hours(profile, needs).items():
         print(f"  {name:12} {hours:6.1f}")
+    print(f"a value model of your own, from {RESPONSES:,} responses, and a junction gate:")
+    for name, hours in value_model_hours(profile).items():
+        print(f"  {name:12} {hours:6.2f}")
 
 
 def run_check(profile: Profile, options: Options) -> int:

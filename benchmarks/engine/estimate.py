@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from benchmarks.engine.sweep import Sweep
 from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import HubProfile
 
 PROMPT = 100  # tokens of a usual prompt
@@ -19,6 +20,10 @@ GPU = "H100"
 BANDWIDTH, SPEED = 3.35e12, 989e12  # bytes per second; FLOPs per second in bfloat16
 SHARE = 0.35  # of either that decoding reaches: an assumption, as is LAUNCH
 LAUNCH = 0.02  # seconds of a pass besides
+# of a value model of one's own: responses as in the paper, and the defaults of the scripts
+RESPONSES, EPOCHS, BATCH, BATCH_TOKENS = 68_000, 3, 8, 2**15
+BACKWARD = 2  # passes that the backward pass takes the time of
+GATE_PROMPTS, GATE_ROWS, GATE_TOKENS = 1000, 64, 128
 
 
 def pass_seconds(billions: float, tokens: float) -> float:
@@ -75,6 +80,29 @@ def timing_hours(profile: HubProfile, cells: Iterable[CellRequest]) -> float:
         decoding_seconds(profile, cell, (cell.prompts or every) * cell.responses) for cell in cells
     )
     return (ROUNDS + 1) * sum(rounds) / 3600
+
+
+def value_model_hours(profile: HubProfile) -> dict[str, float]:
+    """Return the hours of each step to a value model and a junction gate of one's own.
+
+    For `RESPONSES` responses: scored by the profile's reward model, learned by LoRA on the backbone
+    of its value model; the gate is fitted to responses to `GATE_PROMPTS` prompts.
+    """
+    billions = {kind: source.billions for kind, source in profile.models.items()}
+    value = billions[str(value_kind(profile.losses[0]))]
+    length = PROMPT + profile.decoding.max_new_tokens
+    passes = RESPONSES * length / BATCH_TOKENS
+    steps = EPOCHS * RESPONSES / BATCH * (1 + BACKWARD)
+    decoded = GATE_PROMPTS / GATE_ROWS * GATE_TOKENS
+    dense = pass_seconds(value, GATE_ROWS * (profile.decoding.candidates + 1))
+    seconds = {
+        "train": steps * pass_seconds(value, BATCH * length),
+        "gate": decoded * (pass_seconds(billions["base"], GATE_ROWS) + dense),
+    }
+    if REWARD in billions:
+        annotating = passes * pass_seconds(billions[REWARD], BATCH_TOKENS)
+        seconds = {"annotate": annotating} | seconds
+    return {step: time / 3600 for step, time in seconds.items()}
 
 
 def gpu_hours(

@@ -150,8 +150,9 @@ class RewardScorer(ClosedScorer):
             use_cache=past_key_values is not None,
             return_dict=True,
         )
-        score = cast(nn.Module, self.head)
-        return score(outputs.last_hidden_state[:, -last:]).float().squeeze(-1)
+        rewards = cast(nn.Module, self.head)(outputs.last_hidden_state[:, -last:])
+        # the last layer may be on another GPU than the first
+        return rewards.float().squeeze(-1).to(inputs["input_ids"].device)
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -132,7 +132,7 @@ def hidden_prefixes(
             use_cache=past_key_values is not None,
             return_dict=True,
         )
-        return outputs.last_hidden_state[:, -last:]
+        return outputs.last_hidden_state[:, -last:].to(inputs["input_ids"].device)
 
     return CachedPrefixes(
         backbone, forward, head, prompts, max_new_tokens, samples, branching=False

@@ -15,6 +15,7 @@ from benchmarks.engine.estimate import (
     figure_hours,
     gpu_hours,
     pass_seconds,
+    value_model_hours,
 )
 from benchmarks.spec.cells import ROUNDS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import ARGS, ROLLOUT
@@ -62,9 +63,23 @@ def test_timing_is_a_part_of_the_estimate():
     assert rounds > hours["cost"]
 
 
+def test_a_larger_reward_model_takes_longer_to_annotate_alone():
+    usual = value_model_hours(PROFILE)
+    reward = replace(PROFILE.models["reward"], billions=70.0)
+    larger = value_model_hours(replace(PROFILE, models=PROFILE.models | {"reward": reward}))
+    assert larger["annotate"] > 8 * usual["annotate"]
+    assert (larger["train"], larger["gate"]) == (usual["train"], usual["gate"])
+    without = {kind: source for kind, source in PROFILE.models.items() if kind != "reward"}
+    assert set(value_model_hours(replace(PROFILE, models=without))) == {"train", "gate"}
+
+
 def test_the_command_prints_each_figure_and_all(capsys):
     assert main(["estimate", "--profile", "qwen3-4b"]) == 0
-    first, *lines = capsys.readouterr().out.splitlines()
+    printed, _, own = capsys.readouterr().out.partition(
+        "a value model of your own, from 68,000 responses, and a junction gate:\n"
+    )
+    assert [line.split()[0] for line in own.splitlines()] == ["annotate", "train", "gate"]
+    first, *lines = printed.splitlines()
     assert "an estimate, not measured" in first
     hours = {line.split()[0]: float(line.split()[1]) for line in lines}
     total = hours.pop("all")
