@@ -203,6 +203,7 @@ def test_the_documentation_steers_a_model(checkout):
     for code, lines in ((readme, 1), (usage, 10)):
         assert ".cache/smoke/models" in code
         code = code.replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
+        code = code.replace("hub/custom_generate", str(ROOT / "hub/custom_generate"))
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True
         )

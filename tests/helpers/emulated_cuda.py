@@ -1,8 +1,8 @@
-"""A GPU that is none: tensors that say "cuda:0", compute on the CPU, and refuse what CUDA refuses.
+"""GPUs that are none: tensors that say "cuda:0", compute on the CPU, and refuse what CUDA refuses.
 
-Values are real, so that control flow may depend on them. Refused are operations on tensors of both
-devices (0-dimensional ones of the CPU aside), generators of the CPU for tensors of the GPU, and
-`.numpy()`. What only a GPU's kernels do (their rounding, other dtypes) is not emulated.
+Values are real, so that control flow may depend on them. Refused are operations on tensors of
+several devices (0-dimensional ones of the CPU aside), generators of the CPU for tensors of a GPU,
+and `.numpy()`. What only a GPU's kernels do (their rounding, other dtypes) is not emulated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-CUDA = torch.device("cuda", 0)
 GPU = ("cuda", "meta")  # the guard that CUDA is lent calls "cuda" without an index "meta"
 aten = torch.ops.aten
 MEMORY = 80 * 2**30
@@ -30,10 +29,10 @@ INDEXES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 
 
 class EmulatedTensor(torch.Tensor):
-    """A tensor on "cuda:0" whose values lie in `inner`, a tensor on the CPU."""
+    """A tensor on a GPU, by its number, whose values lie in `inner`, a tensor on the CPU."""
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor) -> EmulatedTensor:
+    def __new__(cls, values: torch.Tensor, gpu: int = 0) -> EmulatedTensor:
         tensor = torch.Tensor._make_wrapper_subclass(
             cls,
             values.size(),
@@ -43,23 +42,23 @@ class EmulatedTensor(torch.Tensor):
             device="meta",  # so that autograd looks for no GPU
             requires_grad=values.requires_grad,
         )
-        tensor.inner = values
+        tensor.inner, tensor.gpu = values, gpu
         return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def __tensor_flatten__(self):
-        return ["inner"], None
+        return ["inner"], self.gpu
 
     @classmethod
     def __tensor_unflatten__(cls, inner, context, size, stride):
-        return cls(inner["inner"])
+        return cls(inner["inner"], context)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return emulate(func, args, kwargs or {})
 
-    device = property(lambda self: CUDA)
+    device = property(lambda self: torch.device("cuda", self.gpu))
     is_cuda = property(lambda self: True)
     is_meta = is_cpu = property(lambda self: False)
 
@@ -121,15 +120,23 @@ def emulate(func, args, kwargs):
         return args[0]
     if not on_gpu:
         return results
-    results = pytree.tree_map_only(torch.Tensor, EmulatedTensor, results)
+    gpus = [tensor.gpu for tensor in tensors if isinstance(tensor, EmulatedTensor)]
+    gpu = devices[0].index or 0 if devices else gpus[0]
+    results = pytree.tree_map_only(torch.Tensor, lambda x: EmulatedTensor(x, gpu), results)
     return results if devices else return_and_correct_aliasing(func, args, kwargs, results)
 
 
 def check_devices(func, args, tensors) -> None:
-    """Raise RuntimeError for tensors of both devices, as CUDA does."""
+    """Raise RuntimeError for tensors of several devices, as CUDA does."""
     if func in INDEXES and isinstance(args[0], EmulatedTensor):  # its indices may lie anywhere
         rest = pytree.tree_leaves((args[0], *args[2:]))
         tensors = [x for x in rest if isinstance(x, torch.Tensor)]
+    gpus = {x.gpu for x in tensors if isinstance(x, EmulatedTensor)}
+    if len(gpus) > 1:
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"cuda:0 and cuda:1! ({func}, {[tuple(x.shape) for x in tensors]})"
+        )
     others = [x for x in tensors if not isinstance(x, EmulatedTensor) and x.dim() > 0]
     if others:
         raise RuntimeError(
@@ -191,14 +198,14 @@ def emulated_cuda() -> Iterator[None]:
             torch._C._set_only_lift_cpu_tensors(before)
 
 
-def to_gpu(module: nn.Module) -> nn.Module:
-    """Move a module's parameters and buffers to the emulated GPU."""
+def to_gpu(module: nn.Module, gpu: int = 0) -> nn.Module:
+    """Move a module's parameters and buffers to an emulated GPU, from the CPU or another."""
     for child in module.modules():
         for name, parameter in child._parameters.items():
             if parameter is not None:
-                values = EmulatedTensor(parameter.detach())
+                values = EmulatedTensor(_on_cpu(parameter.detach()), gpu)
                 child._parameters[name] = nn.Parameter(values, parameter.requires_grad)
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                child._buffers[name] = EmulatedTensor(buffer)
+                child._buffers[name] = EmulatedTensor(_on_cpu(buffer), gpu)
     return module
