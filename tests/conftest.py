@@ -1,6 +1,9 @@
 """Order and environment of the tests: one thread a process, the longest files first."""
 
 import os
+import shutil
+
+import pytest
 
 # before torch is imported: tiny models compute fastest so, above all where processes share cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +13,26 @@ LONGEST = ("test_reproduce.py", "test_figures.py", "test_cluster.py", "test_mode
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Where profiles, tables and the cell store are; a function that adds a profile."""
+    from benchmarks.spec.profile import PROFILES, load_profile
+    from tests.helpers import hub_folders
+
+    shutil.copytree(PROFILES, tmp_path / "profiles")
+    monkeypatch.setattr("benchmarks.spec.profile.PROFILES", tmp_path / "profiles")
+    for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):
+        monkeypatch.setattr(f"{module}.ROOT", tmp_path)
+    monkeypatch.setattr("benchmarks.analysis.tables.RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.analysis.tables.FIGURES", tmp_path / "figures")
+    for module in ("benchmarks.engine.store", "benchmarks.engine.run"):
+        monkeypatch.setattr(f"{module}.CACHE", tmp_path / ".cache")
+
+    def add(family, places, further=""):
+        text = hub_folders.profile_text(family, places) + further
+        (tmp_path / "profiles/tiny.toml").write_text(text, encoding="utf-8")
+        return load_profile("tiny")
+
+    return add

@@ -84,8 +84,9 @@ class Figure5(Figure):
                     setting | {"metric": metric, "position": at, "estimate": share}
                     for metric, share in shares.items()
                 ]
+            total = junctions.sum() or np.nan
             means = {
-                "first_half_share": junctions[positions < length / 2].sum() / junctions.sum(),
+                "first_half_share": junctions[positions < length / 2].sum() / total,
                 "response_length": group["tokens"].mean(),
                 "intervention_ratio": junctions.sum() / group["tokens"].sum(),
             }

@@ -128,6 +128,22 @@ def test_rows_of_tokens(measure, subject, dataframe_regression):
     dataframe_regression.check(plain(rows), default_tolerance=TOLERANCE)
 
 
+def test_views_show_the_responses_that_they_are_given(subject):
+    """Not those that decoding the prompts again would give, which rounding may part from them."""
+    shard = Shard(CELLS["sia"], OBJECTIVES[0])
+    records = measure_shard(subject, shard).attrs["responses"]
+    given = [recorded_response(record) for record in records.values()]
+    for response in given:
+        response.token_ids[:2], response.base_token[:2], response.steered[:2] = 9, (9, 10), True
+    rows = candidate_table(subject, shard, given)
+    for column, name in (("chosen", "token_ids"), ("unsteered", "base_token")):
+        expected = np.concatenate([vars(response)[name] for response in given])
+        words = subject.tokenizer.batch_decode(expected[:, None].tolist())
+        assert rows[rows[column]]["word"].tolist() == words
+    steered = rows.groupby(["prompt", "step"])["steered"].first()
+    assert steered.tolist() == np.concatenate([r.steered for r in given]).tolist()
+
+
 def test_the_second_replicate(data_regression):
     """Prompts, texts of another world, preferences and seeds."""
     second = Untrained.small(1)

@@ -23,9 +23,7 @@ from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import (
-    PROFILES,
     Hardware,
-    HubProfile,
     Source,
     load_profile,
     profile_digest,
@@ -50,37 +48,14 @@ REAL = [
 HARDWARE = Hardware("cpu", "float32", 4)
 
 
-@pytest.fixture(scope="module", params=["qwen3", "llama"])
-def hub(request, tmp_path_factory) -> tuple[str, dict[str, Path]]:
-    return request.param, hub_folders.save_hub(
-        tmp_path_factory.mktemp(request.param), request.param
-    )
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> dict[str, Path]:
+    return hub_folders.save_hub(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory) -> dict[str, Path]:
     return hub_folders.save_hub(tmp_path_factory.mktemp("hub"), "qwen3")
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """Where profiles, tables and the cell store are; a function that adds a profile."""
-    shutil.copytree(PROFILES, tmp_path / "profiles")
-    monkeypatch.setattr("benchmarks.spec.profile.PROFILES", tmp_path / "profiles")
-    for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):
-        monkeypatch.setattr(f"{module}.ROOT", tmp_path)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    for module in ("benchmarks.engine.store", "benchmarks.engine.run"):
-        monkeypatch.setattr(f"{module}.CACHE", tmp_path / ".cache")
-
-    def add(family: str, places: dict[str, Path], further: str = "") -> HubProfile:
-        (tmp_path / "profiles/tiny.toml").write_text(
-            hub_folders.profile_text(family, places) + further
-        )
-        return load_profile("tiny")
-
-    return add
 
 
 # --- profiles
@@ -451,8 +426,8 @@ def test_shards_are_ranges_of_prompts(qwen, project):
 # --- the whole path
 
 
-def test_annotate_train_and_figure_2(hub, project, tmp_path, capsys, monkeypatch):
-    family, places = hub
+def test_annotate_train_and_figure_2(llama, project, tmp_path, capsys, monkeypatch):
+    places = llama
     data = tmp_path / "annotated.jsonl"
     source = f"alpaca-eval={places['helpfulness']}"
     reward = str(places["reward"])
@@ -463,7 +438,7 @@ def test_annotate_train_and_figure_2(hub, project, tmp_path, capsys, monkeypatch
     command = ["--backbone", str(places["base"]), "--data", str(data), "--output", str(value_model)]
     command += ["--heldout", "0.25", "--epochs", "1", "--learning-rate", "1e-2"]
     assert train_value_model.main(command) == 0
-    project(family, places | {"values": value_model})
+    project("llama", places | {"values": value_model})
     # a model that was trained here brings its tokenizer, and names its backbone
     path = tmp_path / "profiles/tiny.toml"
     path.write_text(path.read_text().replace(f'backbone = "{places["base"]}"', 'backbone = ""'))
