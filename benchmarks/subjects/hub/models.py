@@ -113,7 +113,8 @@ def fetch(source: Source) -> Source:
         cause = (str(error).strip().splitlines() or [""])[0]
         raise FileNotFoundError(
             f"{missing}: it is not in the cache {constants.HF_HUB_CACHE} and cannot be downloaded"
-            f" from the Hub ({type(error).__name__}: {cause})"
+            f" from the Hub ({type(error).__name__}: {cause}). `hf download {source.id}` fetches it"
+            " (after `hf auth login` where a licence is to be accepted), a local folder will do too"
         ) from error
     if not (folder / source.subfolder).is_dir():
         raise FileNotFoundError(f"{missing}: {source.id} has no such subfolder at this revision")
@@ -124,9 +125,13 @@ def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
     """Return the profile with these models at hand, revisions resolved to commits by `fetch`."""
     fetched = {}
     for kind in dict.fromkeys(kinds):
-        source = fetch(profile.models[kind])
-        if source.backbone:
-            source = replace(source, backbone_revision=fetch(source.tokenizer_source).revision)
+        try:
+            source = fetch(profile.models[kind])
+            if source.backbone:
+                revision = fetch(source.tokenizer_source).revision
+                source = replace(source, backbone_revision=revision)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"models.{kind}: {error}") from error
         fetched[kind] = source
     return replace(profile, models=profile.models | fetched)
 
@@ -195,7 +200,7 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase, chats: Iterable, **options) -
     require_template(tokenizer)
     options |= {"tokenize": False, "date_string": DATE}
     try:
-        return [tokenizer.apply_chat_template(list(chat), **options) for chat in chats]
+        return [str(tokenizer.apply_chat_template(list(chat), **options)) for chat in chats]
     except TemplateError as error:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation: {error}"

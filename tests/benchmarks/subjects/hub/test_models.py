@@ -120,8 +120,8 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
     [
         (
             ["figure2", "--profile", "qwen3-1.7b"],
-            r"Qwen/Qwen3-1.7B-Base \(revision main\) is missing: it is not in the cache .* "
-            "and cannot be ",
+            r"models.base: Qwen/Qwen3-1.7B-Base \(revision main\) is missing: it is not in the "
+            "cache .* and cannot be downloaded .* `hf download Qwen/Qwen3-1.7B-Base` fetches it ",
         ),
         (
             ["theory", "--profile", "qwen3-4b"],
@@ -173,7 +173,7 @@ def test_one_sentence(project, capsys, monkeypatch, arguments, message):
             "without backbone",
             r"models.value-mean: .*/values has no tokenizer, name as its backbone",
         ),
-        ("missing backbone", "no model in .*/none: there is no such folder, and a Hub id has"),
+        ("missing backbone", "models.value-mean: no model in .*/none: there is no such folder"),
         (
             "without template",
             "models.value-mean: the tokenizer of .*/plain has no chat template, in which prompts "
