@@ -150,6 +150,10 @@ class Not(Gate):
         return ~self.gate.opens(step)
 
 
+class UnreachableRatio(ValueError):
+    """No threshold opens a gate on so many tokens."""
+
+
 @dataclass(frozen=True)
 class ThresholdGate(Gate):
     """Base class of gates that open where a signal, or its rise, is at least `threshold`."""
@@ -203,7 +207,7 @@ class ThresholdGate(Gate):
         threshold = float(level[math.ceil(ratio * len(level) - 1e-9) - 1])
         if math.isinf(threshold):
             most = float(level.isfinite().float().mean())
-            raise ValueError(
+            raise UnreachableRatio(
                 f"no threshold opens {cls.__name__} on {ratio:.0%} of these tokens, "
                 f"the most it can be is {most:.1%}"
             )

@@ -15,6 +15,7 @@ from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.replicate import Replicate, with_eos
 from sia import EntropyGate, RandomGate, RewardScorer, Steering, best_of_n, generate
+from sia.signals import Attention
 from tests.helpers import tiny
 
 SMOKE, TOKENIZER = load_profile("smoke"), tiny.tokenizer()
@@ -124,6 +125,19 @@ def test_the_best_try_is_the_earliest_of_highest_reward(models, monkeypatch):
 def test_bigrams_are_counted_over_the_samples_of_a_prompt():
     responses = [np.array([1, 2, 1, 2]), np.array([7, 8]), np.array([1, 2, 3]), np.array([9])]
     assert measure.distinct_bigrams([0, 1, 0, 2], responses) == [3 / 5, 1.0, 3 / 5, 0.0]
+
+
+def test_ratios_that_no_setting_comes_to_are_left_out(models):
+    """A rise has no first token: of responses of two tokens it opens on half at most."""
+    subject = Lab()
+    sweep = replace(SMOKE.sweep, ratios=(0.2, 0.5, 0.8))
+    subject.profile = replace(SMOKE, sweep=sweep)
+    options = {"observe": [Attention()], "max_new_tokens": 2, "progress": False}
+    responses = generate(models["base"], TOKENIZER, tiny.prompts(3), **options)
+    cell = replace(CELL, split="validation", gate="never", scorer=None)
+    settings = measure.calibrated_settings(subject, cell, responses)
+    assert list(settings["entropy"]) == ["0.2", "0.5", "0.8"]
+    assert list(settings["entropy-rise"]) == list(settings["attention-rise"]) == ["0.2", "0.5"]
 
 
 def test_of_validation_prompts_the_score_and_the_lengths_are_measured_and_nothing_else(
