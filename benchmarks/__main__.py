@@ -15,7 +15,7 @@ from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression, verify
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import render, results_page
-from benchmarks.runtime.command_line import Parser, exit_code
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores, interrupts_withheld
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(f"{options.command} does not take {' '.join(unknown)}")
-    return exit_code(lambda: run(options), "what was finished is kept")
+    return exit_code(lambda: run(options), f"what was finished is kept, {RESUMES}", "BATCH_SIZE")
 
 
 def run(options: Options) -> int | None:

@@ -20,7 +20,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.engine.run import cluster
-from benchmarks.runtime.command_line import Parser, exit_code, path
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.workers import ThisProcess, Workers
 from benchmarks.spec.profile import Source
@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda if available")
     add("--executor", choices=("local", "ray"), default="local", help="ray: at RAY_ADDRESS")
     options = parser.parse_args(arguments)
-    return exit_code(lambda: annotate(options), "what was scored is kept")
+    return exit_code(
+        lambda: annotate(options), f"what was scored is kept, {RESUMES}", "--batch-tokens"
+    )
 
 
 def annotate(options: argparse.Namespace) -> None:

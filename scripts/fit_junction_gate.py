@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seed", type=int, default=0)
     add("--q-head", action="store_true", help="also fit values without the value model")
     options = parser.parse_args(arguments)
-    return exit_code(lambda: fit(options), "nothing was written")
+    return exit_code(lambda: fit(options), "nothing was written", "--batch-size")
 
 
 def fit(options: argparse.Namespace) -> None:

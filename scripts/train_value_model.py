@@ -41,7 +41,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.command_line import Parser, exit_code, path
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
@@ -98,7 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--check-every", type=int, default=100, help="updates between evaluations and checkpoints")
     add("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    return exit_code(lambda: train(options), "the last checkpoint is kept")
+    return exit_code(
+        lambda: train(options),
+        f"the last checkpoint is kept, {RESUMES}",
+        "--batch-size or --longest",
+    )
 
 
 def train(options: argparse.Namespace) -> None:

@@ -274,6 +274,7 @@ def init_worker(put: Callable[[float], object]) -> None:
     _put = put
     torch.set_num_threads(1)
     disable_progress_bar()
+    tqdm.set_lock(threading.RLock())  # its own is for several processes, and outlives a killed one
 
 
 @contextmanager

@@ -219,9 +219,14 @@ class SIA(HFLM):
             for row, mask in zip(context, options["attention_mask"], strict=True)
         ]
         decode = SteeredGenerate(self.steering, candidates=self.candidates, seed=seeds)
-        # the task's number counts, whatever the checkpoint's generation_config says
-        options["max_new_tokens"] = max_length - context.shape[1]
-        return super()._model_generate(context, max_length, stop, custom_generate=decode, **options)
+        config: Any = self.model.generation_config
+        of_checkpoint, config.max_new_tokens = config.max_new_tokens, None
+        try:  # the task's number counts, as max_length
+            return super()._model_generate(
+                context, max_length, stop, custom_generate=decode, **options
+            )
+        finally:
+            config.max_new_tokens = of_checkpoint
 
     def _loglikelihood_tokens(
         self,
@@ -393,7 +398,10 @@ def describe(value_model: str | Path | Scorer | None) -> str:
 
 
 def main() -> None:
-    """Run lm-eval's own command line, with the model `sia`; exit code 2 for bad input."""
+    """Run lm-eval's own command line, with the model `sia`.
+
+    Exit code 2 for bad input, 130 when interrupted.
+    """
     from lm_eval.__main__ import cli_evaluate
 
     try:
@@ -401,6 +409,11 @@ def main() -> None:
     except (ValueError, TypeError, NotImplementedError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: with --use_cache the same command goes on from there", file=sys.stderr
+        )
+        sys.exit(130)
 
 
 if __name__ == "__main__":

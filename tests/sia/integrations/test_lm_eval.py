@@ -459,7 +459,7 @@ def test_auto_tries_the_longest_requests_with_the_value_model(build, monkeypatch
     tried = []
 
     def generate(model, tokenizer, prompts, steering, **options):
-        tried.append((len(prompts), [len(prompt) for prompt in prompts][:2], steering.scorer))
+        tried.append((len(prompts), len(prompts[0]), steering.scorer))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -469,9 +469,8 @@ def test_auto_tries_the_longest_requests_with_the_value_model(build, monkeypatch
     sia.batch_size_per_gpu = "auto"
     monkeypatch.setattr("sia.integrations.lm_eval.generate", generate)
     assert respond(sia, texts) == expected
-    longest = sorted((len(TOKENIZER(text).input_ids) + 6 - 1 for text in texts), reverse=True)
-    scorer = sia.steering.scorer
-    assert tried == [(rows, longest[:2], scorer) for rows in (6, 3, 1)]
+    longest = max(len(TOKENIZER(text).input_ids) + 6 - 1 for text in texts)
+    assert tried == [(rows, longest, sia.steering.scorer) for rows in (6, 3, 1)]
     assert "batch_size=auto: 1 rows fit" in capsys.readouterr().err
     assert sia.batch_size == "auto"  # the next task's prompts may be longer
 
