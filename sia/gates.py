@@ -151,7 +151,15 @@ class Not(Gate):
 
 
 class UnreachableRatio(ValueError):
-    """No threshold opens a gate on so many tokens."""
+    """No threshold opens a gate on so many tokens.
+
+    Attributes:
+        most: Largest share that one opens it on.
+    """
+
+    def __init__(self, message: str, most: float) -> None:
+        super().__init__(message)
+        self.most = most
 
 
 @dataclass(frozen=True)
@@ -209,7 +217,8 @@ class ThresholdGate(Gate):
             most = float(level.isfinite().float().mean())
             raise UnreachableRatio(
                 f"no threshold opens {cls.__name__} on {ratio:.0%} of these tokens, "
-                f"the most it can be is {most:.1%}"
+                f"the most it can be is {most:.1%}",
+                most,
             )
         return replace(gate, threshold=threshold)
 

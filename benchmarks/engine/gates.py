@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.spec.cells import Cell
 from sia.calibration import calibrate
-from sia.gates import GATES, EntropyGate, Gate, Step
+from sia.gates import GATES, EntropyGate, Gate, Step, UnreachableRatio
 from sia.generation import Generation
 
 
@@ -41,5 +41,13 @@ def gate_of(cell: Cell, objective: str) -> Gate:
 
 
 def calibrated_setting(gate: str, generations: Sequence[Generation], ratio: float) -> float:
-    """Return the setting that opens a gate on about `ratio` of the tokens of `generations`."""
-    return calibrate(GATES[gate], generations, ratio).setting_value
+    """Return the setting that opens a gate on about `ratio` of the tokens of `generations`.
+
+    Where none does (a rise has no first token), that which opens it on the most tokens; 0 where
+    these responses do not open it at all.
+    """
+    try:
+        return calibrate(GATES[gate], generations, ratio).setting_value
+    except UnreachableRatio as error:
+        most = error.most
+        return calibrate(GATES[gate], generations, most).setting_value if most else 0.0

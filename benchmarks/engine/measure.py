@@ -1,9 +1,7 @@
 """Measuring one shard: respond, score, count. Subjects are of the lab or of the Hub."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,6 @@ from benchmarks.spec.model_kinds import BASE
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.scoring import sequence_log_likelihoods, trajectory_rewards
 from sia import Generation, Steering, chunk_beam_search
-from sia.gates import UnreachableRatio
 from sia.signals import Attention
 
 VIEW_PROMPTS = 4  # of each objective, whose first responses are kept for views
@@ -114,18 +111,14 @@ def recorded_response(record: Mapping) -> Generation:
 def calibrated_settings(
     subject: Subject, cell: Cell, responses: list[Generation]
 ) -> dict[str, dict[str, float]]:
-    """Return settings by gate and target ratio: the cell's own, or of unsteered ones all.
-
-    Ratios that no setting comes to are left out: most are never asked for.
-    """
+    """Return settings by gate and target ratio: the cell's own, or of unsteered ones all."""
     gates, targets = calibrated_gates(), subject.profile.sweep.ratios
     if cell.gate != "never":
         gates, targets = [cell.gate] * GATES[cell.gate].calibrated, (cell.target_ratio,)
-    settings: dict[str, dict[str, float]] = {gate: {} for gate in gates}
-    for gate, target in product(gates, targets):
-        with suppress(UnreachableRatio):
-            settings[gate][str(target)] = calibrated_setting(gate, responses, target)
-    return settings
+    return {
+        gate: {str(target): calibrated_setting(gate, responses, target) for target in targets}
+        for gate in gates
+    }
 
 
 def respond(

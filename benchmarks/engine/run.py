@@ -1,7 +1,7 @@
 """One run: models at hand (trained, or fetched), cells measured, tables written."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
@@ -145,13 +145,25 @@ def measure_rows(
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)
-            # written as soon as their rows are there: a later failure loses none
+            # written as soon as their rows are there: no failure of another loses them
+            failures: dict[str, Exception] = {}
+
+            def collect(names: Iterable[str]) -> None:
+                for name in names:
+                    try:
+                        rows = figures[name].collect(profile, replicates, sweep)
+                    except (ValueError, ArithmeticError) as error:
+                        failures[name] = error
+                    else:
+                        on_result(name, rows, provenance)
+
             ready, waiting = _by_need_of_tokens(figures, profile, replicates)
-            for name in ready:
-                on_result(name, figures[name].collect(profile, replicates, sweep), provenance)
+            collect(ready)
             sweep.measure_tokens(needs)
-            for name in waiting:
-                on_result(name, figures[name].collect(profile, replicates, sweep), provenance)
+            collect(waiting)
+    for name, error in failures.items():
+        others = "; all other tables are written" if len(figures) > len(failures) else ""
+        raise ValueError(f"{name}: {error}{others}") from error
     if options.fresh:
         marker.unlink(missing_ok=True)
 

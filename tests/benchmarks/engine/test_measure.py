@@ -127,17 +127,20 @@ def test_bigrams_are_counted_over_the_samples_of_a_prompt():
     assert measure.distinct_bigrams([0, 1, 0, 2], responses) == [3 / 5, 1.0, 3 / 5, 0.0]
 
 
-def test_ratios_that_no_setting_comes_to_are_left_out(models):
+@pytest.mark.parametrize(("tokens", "most"), [(2, 0.5), (1, None)])
+def test_gates_open_as_often_as_they_can(models, tokens, most):
     """A rise has no first token: of responses of two tokens it opens on half at most."""
     subject = Lab()
     sweep = replace(SMOKE.sweep, ratios=(0.2, 0.5, 0.8))
     subject.profile = replace(SMOKE, sweep=sweep)
-    options = {"observe": [Attention()], "max_new_tokens": 2, "progress": False}
+    options = {"observe": [Attention()], "max_new_tokens": tokens, "progress": False}
     responses = generate(models["base"], TOKENIZER, tiny.prompts(3), **options)
     cell = replace(CELL, split="validation", gate="never", scorer=None)
     settings = measure.calibrated_settings(subject, cell, responses)
     assert list(settings["entropy"]) == ["0.2", "0.5", "0.8"]
-    assert list(settings["entropy-rise"]) == list(settings["attention-rise"]) == ["0.2", "0.5"]
+    for name in ("entropy-rise", "attention-rise"):
+        expected = calibrated_setting(name, responses, most) if most else 0.0
+        assert settings[name]["0.8"] == expected
 
 
 def test_of_validation_prompts_the_score_and_the_lengths_are_measured_and_nothing_else(

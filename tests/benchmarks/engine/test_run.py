@@ -1,0 +1,69 @@
+"""The order of a run: tables are written as soon as their rows are there."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.engine import run
+from benchmarks.spec.cells import CellRequest, FigureCells
+from benchmarks.spec.profile import load_profile
+
+REQUEST = CellRequest(0, "qwen3")
+
+
+def figure(needs, error=None):
+    def collect(profile, replicates, results):
+        if error:
+            raise error
+        return needs
+
+    return SimpleNamespace(cells=lambda profile, replicate: needs, collect=collect)
+
+
+@pytest.fixture
+def events(monkeypatch, tmp_path):
+    """What a run does, one after the other; nothing is trained or measured."""
+    done = []
+
+    class Sweep:
+        def __init__(self, *_):
+            pass
+
+        def estimated_seconds(self, needs):
+            return 0.0
+
+        def measure(self, needs):
+            done.append("rows measured")
+
+        def measure_tokens(self, needs):
+            done.append("tokens measured")
+
+    workers = nullcontext(SimpleNamespace(progress=lambda total: nullcontext()))
+    replacements = {
+        "Sweep": Sweep,
+        "workers_for": lambda *_: workers,
+        "pending_tasks": lambda models: [],
+        "build": lambda *_: None,
+        "CACHE": tmp_path,
+    }
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(run, name, replacement)
+    return done
+
+
+def test_tables_are_written_as_soon_as_their_rows_are_there(events, tmp_path):
+    """And whatever becomes of other tables."""
+    figures = {
+        "views": figure(FigureCells(views=[REQUEST])),
+        "broken": figure(FigureCells([REQUEST]), ValueError("no such cell")),
+        "rows": figure(FigureCells([REQUEST])),
+        "traces": figure(FigureCells(traces=[REQUEST])),
+    }
+    options = run.RunOptions(fresh=True)
+    with pytest.raises(ValueError, match="broken: no such cell; all other tables are written"):
+        run.measure_rows(
+            figures, load_profile("smoke"), range(1), options, lambda name, *_: events.append(name)
+        )
+    assert events == ["rows measured", "rows", "tokens measured", "views", "traces"]
+    assert (tmp_path / "smoke/measuring-again").exists()  # a fresh run that has to go on
