@@ -15,6 +15,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from benchmarks.runtime.ray_workers import RayWorkers
+from benchmarks.runtime.workers import Workers
+from scripts import annotate_rewards
 from tests.helpers import hub_folders
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
@@ -146,3 +148,20 @@ def test_a_sweep_on_ray_has_the_bytes_of_a_local_one(cluster, tmp_path):
         }
 
     assert figure("ray") == figure("local")
+
+
+@pytest.mark.faults
+def test_annotations_have_the_same_bytes_wherever_they_are_made(cluster, tmp_path, monkeypatch):
+    hub = hub_folders.save_hub(tmp_path / "hub", "qwen3")
+    arguments = ["--data", f"alpaca-eval={hub['helpfulness']}", "--reward", str(hub["reward"])]
+    monkeypatch.setattr(annotate_rewards, "WINDOW", 2)
+
+    def annotated(name: str, *further: str) -> bytes:
+        output = tmp_path / name
+        assert annotate_rewards.main([*arguments, "--output", str(output), *further]) == 0
+        return output.read_bytes()
+
+    here = annotated("here")
+    assert annotated("ray", "--executor", "ray") == here
+    monkeypatch.setattr(annotate_rewards, "scorers", lambda *_: Workers())
+    assert annotated("processes") == here
