@@ -15,25 +15,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers.utils.logging import disable_progress_bar
-
-from benchmarks.engine.run import cluster
 from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
 from benchmarks.runtime.files import write_text
-from benchmarks.runtime.workers import ThisProcess, Workers
+from benchmarks.runtime.workers import ThisProcess, Workers, cluster
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.annotation import REFUSED, TOO_LONG, Window, score_window
-from benchmarks.subjects.hub.models import (
-    check_reward_model,
-    choose_device,
-    fetch,
-    require_template,
-    tokenizer_of,
-)
 from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, load_examples
-from benchmarks.subjects.scoring import positions_at_once
+
+if TYPE_CHECKING:  # a worker imports this file before it knows its GPU, and torch asks at once
+    from benchmarks.subjects.hub.annotation import Window
 
 LONGEST_HELP = "tokens; longer examples are left out, and counted (default: 2048)"
 BATCH_HELP = "tokens of a forward pass (default: 32768 on a GPU, else 2048)"
@@ -69,6 +60,19 @@ def annotate(options: argparse.Namespace) -> None:
     Raises:
         ValueError: For an option, a reward model or an output that cannot be used.
     """
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from benchmarks.subjects.hub.annotation import REFUSED, TOO_LONG, Window, score_window
+    from benchmarks.subjects.hub.models import (
+        check_reward_model,
+        choose_device,
+        fetch,
+        require_template,
+        tokenizer_of,
+    )
+    from benchmarks.subjects.scoring import positions_at_once
+
     for option, value in (("limit", options.limit), ("batch-tokens", options.batch_tokens)):
         if value is not None and value < 1:
             raise ValueError(f"--{option} must be at least 1, got {value}")
@@ -129,6 +133,8 @@ def annotate(options: argparse.Namespace) -> None:
 
 def scorers(executor: str, device: str):
     """Return what scores windows: this process, a process for each GPU, or a Ray cluster."""
+    import torch
+
     if executor == "ray":
         return cluster().RayWorkers(int(device == "cuda"))
     gpus = torch.cuda.device_count() if device == "cuda" else 0
@@ -151,7 +157,7 @@ class InOrder:
     waiting: dict[int, str] = field(default_factory=dict)
     written: int = 0
 
-    def __call__(self, window: Window, rewards: Sequence[float | str]) -> None:
+    def __call__(self, window: "Window", rewards: Sequence[float | str]) -> None:
         """Take the rewards of a window, and write what is next."""
         examples = [
             {"prompt": list(chat), "response": response, "reward": reward}

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol
 
 import pandas as pd
@@ -13,7 +12,7 @@ from pandas import DataFrame
 from benchmarks.analysis import tables
 from benchmarks.engine.sweep import Sweep
 from benchmarks.runtime.files import CACHE
-from benchmarks.runtime.workers import Workers
+from benchmarks.runtime.workers import Workers, cluster
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, Profile
 from benchmarks.subjects import subject_class
@@ -199,18 +198,3 @@ def workers_for(profile: Profile, executor: str):
     if executor == "local":
         return Workers(torch.cuda.device_count() if profile.on_gpu else 0, each)
     return cluster().RayWorkers(each if profile.on_gpu else 0)
-
-
-def cluster() -> ModuleType:
-    """Return `benchmarks.runtime.ray_workers`.
-
-    Raises:
-        ValueError: If Ray is not installed.
-    """
-    try:
-        from benchmarks.runtime import ray_workers
-    except ImportError as error:
-        raise ValueError(
-            f"EXECUTOR=ray needs Ray ({error}): pip install -e '.[bench,ray]'"
-        ) from error
-    return ray_workers

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Self
 
 from tqdm import tqdm
@@ -217,6 +218,21 @@ class ThisProcess:
             else:
                 results.append(result)
         return results
+
+
+def cluster() -> ModuleType:
+    """Return `benchmarks.runtime.ray_workers`.
+
+    Raises:
+        ValueError: If Ray is not installed.
+    """
+    try:
+        from benchmarks.runtime import ray_workers
+    except ImportError as error:
+        raise ValueError(
+            f"EXECUTOR=ray needs Ray ({error}): pip install -e '.[bench,ray]'"
+        ) from error
+    return ray_workers
 
 
 @contextmanager

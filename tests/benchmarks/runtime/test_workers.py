@@ -44,6 +44,13 @@ def test_every_process_sees_gpus_of_its_own(monkeypatch, visible, gpus, each, gr
     assert workers.gpu_groups(gpus, each) == groups
 
 
+def test_workers_know_their_gpus_before_torch_is_imported():
+    """They import the main module first; torch may ask for the GPUs as soon as it is there."""
+    code = "import sys, benchmarks.__main__, scripts.annotate_rewards; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_one_worker_runs_here():
     kept = {}
     with workers.ThisProcess() as here, here.progress(3):
