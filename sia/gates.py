@@ -157,9 +157,7 @@ class UnreachableRatio(ValueError):
         most: Largest share that one opens it on.
     """
 
-    def __init__(self, message: str, most: float) -> None:
-        super().__init__(message)
-        self.most = most
+    most = 0.0
 
 
 @dataclass(frozen=True)
@@ -214,12 +212,13 @@ class ThresholdGate(Gate):
         level = level.sort(descending=True).values
         threshold = float(level[math.ceil(ratio * len(level) - 1e-9) - 1])
         if math.isinf(threshold):
-            most = float(level.isfinite().float().mean())
-            raise UnreachableRatio(
+            most = int(level.isfinite().sum()) / len(level)
+            error = UnreachableRatio(
                 f"no threshold opens {cls.__name__} on {ratio:.0%} of these tokens, "
-                f"the most it can be is {most:.1%}",
-                most,
+                f"the most it can be is {most:.1%}"
             )
+            error.most = most  # set so, an error can be sent to another process
+            raise error
         return replace(gate, threshold=threshold)
 
 

@@ -1,6 +1,7 @@
 """Gates: what they look at, how they combine, and calibration of each that has a threshold."""
 
 import math
+import pickle
 from dataclasses import dataclass
 from operator import and_, or_
 
@@ -27,7 +28,7 @@ from sia import (
     calibrate,
 )
 from sia._attention import OBSERVED, observe_attention
-from sia.gates import GATES, Step, ThresholdGate
+from sia.gates import GATES, Step, ThresholdGate, UnreachableRatio
 from tests.helpers import tiny
 
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -106,8 +107,10 @@ def test_rises_are_closed_at_the_first_step_and_have_a_largest_ratio():
     message = (
         f"no threshold opens EntropyRiseGate on 100% of these tokens, the most .* {largest:.1%}"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UnreachableRatio, match=message) as caught:
         calibrate(EntropyRiseGate, BASE, 1.0)
+    # also in another process, which workers send it to
+    assert pickle.loads(pickle.dumps(caught.value)).most == pytest.approx(largest)
     for generation in respond(Steering(VALUES, EntropyRiseGate(-100.0), beta=0.0)):
         assert not generation.steered[0]
         assert generation.steered[1:].all()

@@ -127,7 +127,7 @@ def test_bigrams_are_counted_over_the_samples_of_a_prompt():
     assert measure.distinct_bigrams([0, 1, 0, 2], responses) == [3 / 5, 1.0, 3 / 5, 0.0]
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(2, 0.5), (1, None)])
+@pytest.mark.parametrize(("tokens", "most"), [(3, 2 / 3), (2, 0.5), (1, None)])
 def test_gates_open_as_often_as_they_can(models, tokens, most):
     """A rise has no first token: of responses of two tokens it opens on half at most."""
     subject = Lab()
