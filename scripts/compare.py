@@ -33,7 +33,14 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.command_line import Parser
 from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
-from benchmarks.subjects.hub.models import chat_ids, choose_device, fetch, place, tokenizer_of
+from benchmarks.subjects.hub.models import (
+    chat_ids,
+    choose_device,
+    device_map,
+    fetch,
+    place,
+    tokenizer_of,
+)
 from benchmarks.subjects.hub.prompts import Chat, plain_text, question
 from sia import EntropyGate, Gate, Generation, JunctionGate, QHead, Scorer, Steering, ValueModel
 from sia.batch import start_decoding
@@ -123,7 +130,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-base")
         return model, tokenizer, ValueModel.from_pretrained(folder / "qwen3-value-token"), tokenizer
     device, dtype = choose_device()
-    kwargs = {"dtype": dtype, "device_map": device}
+    kwargs = {"dtype": dtype, "device_map": device_map(device)}
     source = fetch(Source(options.model))
     values = fetch(Source(options.value_model, "main", options.subfolder, options.backbone))
     name, location = place(source)

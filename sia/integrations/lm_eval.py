@@ -148,7 +148,7 @@ class SIA(HFLM):
                 value_subfolder,
                 value_revision,
                 dtype=self.model.dtype,
-                device_map=str(self.device),
+                device_map="auto" if options.get("parallelize") else str(self.device),
             )
         if value_model is not None:
             self.candidates = None  # a steering has its own
@@ -380,7 +380,8 @@ def load_scorer(
     """
     folder = local_folder(path, "value model", subfolder, revision)
     if (folder / f"{Q_HEAD_FILE}.json").is_file():
-        return QHead.from_pretrained(folder, device=options["device_map"])
+        device = options["device_map"]
+        return QHead.from_pretrained(folder, device="cuda" if device == "auto" else device)
     if (folder / f"{VOCABULARY_HEAD_FILE}.json").is_file():
         return VocabularyValueModel.from_pretrained(folder, **options)
     return ValueModel.from_pretrained(

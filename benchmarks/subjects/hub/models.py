@@ -64,6 +64,14 @@ def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) ->
     return device, dtype
 
 
+def device_map(device: str) -> str:
+    """Return where from_pretrained puts a model: on all GPUs that this process sees.
+
+    A worker sees several where its models do not fit into one.
+    """
+    return "auto" if device == "cuda" and torch.cuda.device_count() > 1 else device
+
+
 def detect_hardware(profile: HubProfile, requested: Hardware, gpus: int | None = None) -> Hardware:
     """Return the hardware as requested; a batch size of 0 becomes the profile's, or what fits.
 
@@ -401,10 +409,7 @@ class HubModels(Subject):
         """Return id and options for from_pretrained, hardware included."""
         name, options = place(self.profile.models[kind])
         hardware = self.profile.hardware
-        # a worker has several GPUs where its models do not fit into one
-        several = hardware.device == "cuda" and torch.cuda.device_count() > 1
-        device = "auto" if several else hardware.device
-        return name, options | {"dtype": hardware.dtype, "device_map": device}
+        return name, options | {"dtype": hardware.dtype, "device_map": device_map(hardware.device)}
 
     @override
     def language_model(self, kind: str, family: str) -> PreTrainedModel:

@@ -46,7 +46,9 @@ def test_every_process_sees_gpus_of_its_own(monkeypatch, visible, gpus, each, gr
 
 def test_workers_know_their_gpus_before_torch_is_imported():
     """They import the main module first; torch may ask for the GPUs as soon as it is there."""
-    code = "import sys, benchmarks.__main__, scripts.annotate_rewards; print('torch' in sys.modules)"
+    code = (
+        "import sys, benchmarks.__main__, scripts.annotate_rewards; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
