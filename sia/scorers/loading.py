@@ -149,6 +149,7 @@ def tokenizer_beside(
         path: Local folder or Hub id.
         options: Of the model's from_pretrained; those that say where it lies count.
     """
+    path = expand_home(path)
     if Path(path).is_dir() and not list(Path(path).glob("**/tokenizer*")):
         return None
     places = {k: v for k, v in options.items() if k in ("revision", "subfolder", "token")}

@@ -622,3 +622,22 @@ def test_templates_that_refuse_a_question_and_its_answer_are_named():
     message = "refuses a conversation of one question and its answer, .*: system first"
     with pytest.raises(ValueError, match=message):
         closing_tokens(tokenizer)
+
+
+def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    """The tokenizer beside the model, too, whose template closes responses."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base = hub_folders.save_model(tmp_path / "base", "qwen3", 0, "base")
+    reward = hub_folders.save_model(tmp_path / "reward", "qwen3", 1, "reward")
+    values = hub_folders.save_value_model(tmp_path / "values", base)
+    there, here = (RewardScorer.from_pretrained(path) for path in ("~/reward", reward))
+    assert there.closing == here.closing
+    assert len(here.closing) > 1
+    tokens = torch.tensor([[5, 6, 7]])
+    there, here = (
+        ValueModel.from_pretrained(path, name)(tokens)
+        for path, name in (("~/values", "~/base"), (values, base))
+    )
+    assert torch.equal(there, here)
+    with pytest.raises(FileNotFoundError, match="no home folder for the path ~nobody-at-all/x"):
+        RewardScorer.from_pretrained("~nobody-at-all/x")
