@@ -80,5 +80,9 @@ def announce(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> Non
     print(f"{profile.name}: {sentence} (an estimate; what was measured before takes no time)")
     if hours < ASK_FROM or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
-    if input("go on? [Y/n] ").strip().lower() in ("n", "no"):
+    try:
+        reply = input("go on? [Y/n] ").strip().lower()
+    except EOFError:
+        reply = "no"
+    if reply in ("n", "no"):
         raise ValueError("nothing was begun, as you answered")
