@@ -365,8 +365,6 @@ def publish(profile: Profile, names: Sequence[str]) -> None:
     drawn = [name for name, paths in zip(names, draw(names, profile), strict=True) if paths]
     print(f"figures: {', '.join(drawn)} drawn in {short(tables.FIGURES / profile.name)}")
     verdicts = write_verdicts(profile)
-    if profile.name == "smoke":
-        print("smoke: its models talk near-nonsense; verdicts show that everything runs, no more")
     counts = pd.crosstab(verdicts["source"], verdicts["verdict"])
     counts = counts.loc[verdicts["source"].unique()]
     shown = [verdict for verdict in claims.VERDICTS if verdict in counts]

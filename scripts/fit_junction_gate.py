@@ -109,7 +109,7 @@ def fit(options: argparse.Namespace) -> None:
 def prompts_of(options: argparse.Namespace) -> list[Chat]:
     """Return the prompts as chats: of the set that is named, or of the lab's training."""
     if options.prompts:
-        return load_prompts(options.prompts)[: options.limit]
+        return list(load_prompts(options.prompts).chats[: options.limit])
     replicate = Replicate.open(load_profile("lab"), 0)
     prompts = replicate.prompts["training"]
     return [question(prompt.text) for prompt in prompts[:: max(1, len(prompts) // options.limit)]]

@@ -52,7 +52,7 @@ def test_pages_show_the_verdicts():
     verdicts = claims.pooled_verdicts(pd.read_csv(tables.folder(lab) / "claims.csv"))
     readme = results_page.README.read_text(encoding="utf-8")
     page = results_page.RESULTS_PAGE.read_text(encoding="utf-8")
-    assert results_page.headline_table(verdicts) in readme
+    assert results_page.headline_table(lab, verdicts) in readme
     assert results_page.results_page(lab, verdicts, FIGURES) == page
     assert max(len(row) for row in f"{readme}{page}".split("\n") if row.startswith("|")) <= 200
 

@@ -5,8 +5,8 @@ under a sampling seed, of a replicate and objective). Scores on the same units c
 unit by unit, which pairs them by prompt and by noise.
 
 Summaries are tidy: a row is one estimate of one metric. Rows with `replicate` "all" pool the
-replicates; where there are several, rows "0", "1", ... hold each alone. Counts and realised ratios
-stand in the pooled rows.
+replicates; where there are several, rows "0", "1", ... hold each alone. Counts, realised ratios and
+the standard deviation of what is averaged (`sd`) stand in the pooled rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
 POOLED = "all"  # value of the column `replicate`
+TOLERANCE = 0.035  # standard deviations of base responses: the smallest difference of interest
+FEWEST_PROMPTS = 50  # over all objectives and replicates, that a verdict rests on
 SCORES = ("judge", "reward")  # metrics of which figures show single replicates on every objective
 UNIT = ["replicate", "objective", "prompt", "seed"]
 LABELS = [
@@ -33,7 +35,7 @@ LABELS = [
 COLUMNS = [
     "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio",
     "beta", "best_of", "metric", "replicate", "estimate", "low", "high", "n", "seeds",
-    "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio",
+    "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio", "sd",
 ]  # fmt: skip
 ORDER = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "pooled_beta", "best_of",
@@ -41,7 +43,7 @@ ORDER = [
 ]  # fmt: skip
 NUMBERS = ("estimate", "low", "high")
 COUNTS = dict.fromkeys(("n", "seeds", "replicates"), "Int64")
-POOLED_ONLY = {"ratio", "versus_ratio", "n", "seeds", "replicates", "entropy"}
+POOLED_ONLY = {"ratio", "versus_ratio", "n", "seeds", "replicates", "sd", "entropy"}
 
 
 def summary_frame(
@@ -249,7 +251,7 @@ def summarize(
         frame.astype({"tuned": "boolean"} | COUNTS)
         .sort_values([*ORDER, "objective", "metric"], na_position="first", kind="stable")
         .drop(columns="pooled_beta")
-        .round(dict.fromkeys(["ratio", "versus_ratio", *NUMBERS], 4))
+        .round(dict.fromkeys(["ratio", "versus_ratio", "sd", *NUMBERS], 4))
         .reset_index(drop=True)
     )
 
@@ -264,6 +266,7 @@ def _intervals(
     records = []
     for number, objective in [*enumerate(OBJECTIVES[: shape[1]]), (None, "all")]:
         of_objective = cube if number is None else cube[:, [number]]
+        deviations = standard_deviation(of_objective)
         rows: list[tuple] = [(POOLED, slice(None), mean_and_interval(of_objective, profile))]
         if shape[0] > 1:
             rows += [
@@ -286,12 +289,65 @@ def _intervals(
                     common[name] = common_value(settings[index, ... if number is None else number])
                 # of single replicates, figures and verdicts read only these; rows give the others
                 kept = replicate == POOLED or number is None
-                records += [
-                    common | {"metric": metric} | dict(zip(NUMBERS, numbers[:, m, i], strict=False))
-                    for m, metric in enumerate(metrics)
-                    if kept or metric in SCORES
-                ]
+                for m, metric in enumerate(metrics):
+                    if kept or metric in SCORES:
+                        sd = {"sd": deviations[m, i]} if replicate == POOLED else {}
+                        estimate = dict(zip(NUMBERS, numbers[:, m, i], strict=False))
+                        records.append(common | {"metric": metric} | estimate | sd)
     return records
+
+
+def standard_deviation(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviation between the units of a replicate and objective.
+
+    Args:
+        values: The first four axes are those of `shape`; it is the root of the mean variance over
+            the first two, and NaN where these have a single unit each.
+    """
+    units = values.reshape(*values.shape[:2], -1, *values.shape[4:])
+    if units.shape[2] == 1:
+        return np.full(values.shape[4:], np.nan)
+    return np.sqrt(units.var(axis=2, ddof=1).mean(axis=(0, 1)))
+
+
+def base_sd(summary: pd.DataFrame, metric: str, family: str = "all") -> float:
+    """Return the standard deviation of a metric over responses of the base model of usual size.
+
+    Args:
+        summary: Summary with the base among its methods.
+        metric: Metric of the summary.
+        family: Family of models; "all" takes the mean variance over families.
+
+    Raises:
+        ValueError: The summary has no standard deviations, or none of the base.
+    """
+    base = {"method": "base", "model": "base", "objective": "all", "replicate": POOLED}
+    labels = (
+        base | {"best_of": 1, "metric": metric} | ({"family": family} if family != "all" else {})
+    )
+    rows = summary[(summary["versus"].fillna("") == "")] if "sd" in summary else summary[:0]
+    for name, value in labels.items():
+        rows = rows[rows[name] == value]
+    if rows.empty:
+        raise ValueError(
+            f"expected a summary with the standard deviation of {metric} over base responses, as "
+            "today's code writes it (make summaries), got one without"
+        )
+    return float(np.sqrt(rows["sd"].pow(2).mean()))
+
+
+def reaching_margin(summary: pd.DataFrame, metric: str, family: str) -> float:
+    """Return by how much a method may differ and still reach another one (see `base_sd`)."""
+    return -TOLERANCE * base_sd(summary, metric, family)
+
+
+def prompts_behind(row: pd.Series, summary: pd.DataFrame) -> float:
+    """Return over how many prompts an estimate is; NaN where it is over none.
+
+    Times are over rounds, so there the prompts of the whole table count.
+    """
+    count = summary["n"].max() if row.get("metric") == "seconds_ratio" else row.get("n")
+    return float("nan") if pd.isna(count) else float(count)
 
 
 def _alone(values: np.ndarray, with_interval: bool, profile: Profile) -> np.ndarray:

@@ -26,7 +26,7 @@ METRICS = {
     # of responses
     "judge": Metric("judge score", "points", MORE),
     "content": Metric("judge score without fluency", "points", MORE),
-    "reward": Metric("evaluation reward (SD)", "points", MORE),
+    "reward": Metric("evaluation reward", "points of reward", MORE),
     "fluency_errors": Metric("share with fluency errors", "of the responses", LESS),
     "kl": Metric("KL per response (nats)", "nats", LESS),
     "kl_per_token": Metric("KL per token (nats)", "nats", LESS),
@@ -140,19 +140,44 @@ def family_label(family: str) -> str:
     return FAMILIES.get(family, family)
 
 
+def loss_label(profile: Profile, value_model: str) -> str:
+    """Return the name of the loss of a value model; empty where the profile has no other loss."""
+    return LOSSES.get(value_model, "") if len(profile.losses) > 1 else ""
+
+
+def listed(*words: str) -> str:
+    """Return words with commas between them, without those that are empty."""
+    return ", ".join(filter(None, words))
+
+
 def objective_label(objective: str) -> str:
     """Return the name of an objective, or of all together."""
     return "all objectives" if objective == "all" else objective
 
 
+def method_name(profile: Profile, method: str) -> str:
+    """Return the label of a method; the instruct model of a lab is told apart from another one."""
+    label = label_of(method)
+    two = method == "instruct" and profile.has("instruct-reward")
+    return f"{label} (by the judge)" if two else label
+
+
 def method_label(
-    method: str, target_ratio: float, value_model: str, best_of: int = 1, tuned: bool = False
+    profile: Profile,
+    method: str,
+    target_ratio: float,
+    value_model: str,
+    best_of: int = 1,
+    tuned: bool = False,
 ) -> str:
     """Return a method in words, as "SIA at 20% + best of 8, per-token loss, best β"."""
     share = f" at {target_ratio:.0%}" if 0 < target_ratio < 1 else ""
     search = f" + best of {best_of}" if best_of > 1 else ""
-    loss = f", {LOSSES[value_model]}{', best β' if tuned else ''}" if value_model in LOSSES else ""
-    return label_of(method) + share + search + loss
+    return listed(
+        method_name(profile, method) + share + search,
+        loss_label(profile, value_model),
+        "best β" if tuned and value_model in LOSSES else "",
+    )
 
 
 def plural(count: int, noun: str) -> str:

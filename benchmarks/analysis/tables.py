@@ -44,7 +44,7 @@ STAGING_SUFFIX = ".written"  # of a folder with complete files that are still to
 TEXTS = ("value_model", "versus", "versus_value_model", "search", "matched")
 NOT_LABELS = {
     "ratio", "beta", "replicate", "estimate", "low", "high", "n", "seeds", "replicates",
-    "versus_ratio", "entropy", "chosen",
+    "versus_ratio", "entropy", "chosen", "sd",
 }  # columns of a summary that are results and not settings  # fmt: skip
 PACKAGES = ("numpy", "pandas", "pyarrow", "torch", "transformers")
 Summarize = Callable[[pd.DataFrame, Profile], pd.DataFrame]

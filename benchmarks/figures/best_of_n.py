@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import family_label, metric_label, objective_label
+from benchmarks.analysis.labels import family_label, listed, metric_label, objective_label
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -122,10 +122,10 @@ class BestOfN(Figure):
                 axis.set_xticks(counts, [f"{count:g}" for count in counts])
         for axis in figure.axes[:: len(columns)]:
             axis.set_ylabel(metric_label(profile, profile.score))
+        about = listed(family_label(profile.families[0]), style.first_loss(profile), "β = 1")
         caption = (
-            f"Best of N by the reward model ({family_label(profile.families[0])}, "
-            f"{style.first_loss(profile)}, β = 1); positions of "
-            f"language, value and reward models. {style.sample_size_note(level, profile)}"
+            f"Best of N by the reward model ({about}); positions of language, value and reward "
+            f"models. {style.sample_size_note(level, profile)}"
         )
         return style.finish(figure, style.handles(looks), caption, folder, "best-of-n", stale=stale)
 

@@ -12,6 +12,7 @@ every other reading can be looked up.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -20,16 +21,23 @@ import pandas as pd
 from matplotlib.transforms import Bbox
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import LOSSES, family_label, metric_label
+from benchmarks.analysis.labels import (
+    family_label,
+    listed,
+    loss_label,
+    method_name,
+    metric_label,
+)
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
-from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in, label_of
+from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
+FEWEST_RESPONSES = 30  # of a bin
 BASE = {"versus": "base"}  # labels of a ratio to the base
 COST_LABELS = {
     "positions_ratio": "token positions (× base)",
@@ -139,7 +147,12 @@ class Cost(Figure):
         for axis in axes[:, 0]:
             axis.set_ylabel(metric_label(profile, profile.score))
         lengths = lengths_of(table, profile)
-        style.curves(lengths, "length").on(length_axis).plot()
+        if lengths.empty:
+            reason = f"no {LENGTHS} tokens of length have\n{FEWEST_RESPONSES} responses"
+            length_axis.text(0.5, 0.5, reason, transform=length_axis.transAxes, ha="center",
+                             va="center")  # fmt: skip
+        else:
+            style.curves(lengths, "length").on(length_axis).plot()
         for row in lengths.drop_duplicates("method", keep="last").itertuples():
             label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
             length_axis.annotate(
@@ -148,7 +161,7 @@ class Cost(Figure):
         length_axis.set(
             xlabel="length of the response (tokens, at most)",
             ylabel="token positions",
-            title=f"{family_label(profile.families[0])}, {style.first_loss(profile)}",
+            title=listed(family_label(profile.families[0]), style.first_loss(profile)),
         )
         for axis in axes.flat[len(panels) + 1 :]:
             axis.remove()
@@ -157,7 +170,9 @@ class Cost(Figure):
         for axis, (_, rows) in zip(score_axes, panels, strict=True):
             _label_points(axis, rows)
         handles = [
-            style.handle("sia", f"SIA, {LOSSES[value_model]}", linestyle="none", **look)
+            style.handle(
+                "sia", listed("SIA", loss_label(profile, value_model)), linestyle="none", **look
+            )
             for value_model, look in FACES.items()
             if value_model in set(points["value_model"])
         ]
@@ -183,7 +198,9 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     points = points.rename(columns={"metric_cost": "cost"}).assign(
         method=list(map(estimates.display_name, points["method"], points["search"]))
     )
-    labels = points["method"].map(label_of).str.replace(" (", "\n(", regex=False)
+    labels = (
+        points["method"].map(partial(method_name, profile)).str.replace(" (", "\n(", regex=False)
+    )
     shares = points["target_ratio"].map("{:.0%}".format)
     points = points.assign(label=labels.where(points["method"] != "sia", shares))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
@@ -331,7 +348,7 @@ def _lengths(counted: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(length=(rows["tokens"] + LENGTHS - 1) // LENGTHS * LENGTHS)
     keys = ["family", "model", "value_model", "method", "gate", "target_ratio", "length"]
     bins = rows.groupby(keys, observed=True)["positions"].agg(estimate="mean", n="size")
-    return bins[bins["n"] >= 30].reset_index().assign(
+    return bins[bins["n"] >= FEWEST_RESPONSES].reset_index().assign(
         metric="positions_at_length", objective="all", replicate=estimates.POOLED
     )  # fmt: skip
 

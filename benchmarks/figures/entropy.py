@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import family_label
+from benchmarks.analysis.labels import family_label, listed
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
@@ -151,7 +151,7 @@ class Entropy(Figure):
         ]
         caption = (
             "Entropy of the base model, and tokens that differ from the unsteered choice under the "
-            f"same noise ({style.first_loss(profile)}, β = 1). "
+            f"same noise ({listed(style.first_loss(profile), 'β = 1')}). "
             f"{style.sample_size_note(sparse, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "entropy", stale=stale)

@@ -69,7 +69,9 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
     """Draw figure1: rows are families and losses, columns objectives; curves end in dense."""
     gates = ["sia" if gate == "entropy" else gate for gate in GATES]
     rows = {
-        (family, value_model): f"{labels.family_label(family)}, {labels.LOSSES[value_model]}"
+        (family, value_model): labels.listed(
+            labels.family_label(family), labels.loss_label(profile, value_model)
+        )
         for family in profile.families
         for value_model in methods.values(profile)
     }
@@ -130,7 +132,7 @@ def draw_differences(
     )
     for axis in figure.axes:
         axis.axhline(0, color=style.ZERO, linewidth=0.8)
-    names = [labels.LOSSES[value_model] for value_model in losses]
+    names = [labels.loss_label(profile, value_model) for value_model in losses]
     style.name_facets(figure, names, list(map(labels.objective_label, COLUMNS)))
     figure.supylabel(f"entropy − random gate\n({labels.metric_label(profile, profile.score)})")
     caption = (

@@ -18,10 +18,6 @@ from benchmarks.spec.cells import OBJECTIVES, CellRequest, FigureCells
 from benchmarks.spec.methods import drawn_in
 from benchmarks.spec.profile import Profile
 
-SETTINGS = {
-    (value_model, tuned): f"{loss}, {'best β' if tuned else 'β = 1'}"
-    for (value_model, loss), tuned in product(labels.LOSSES.items(), (False, True))
-}
 STATIC = drawn_in("figure2")  # baselines; table 1 has the others
 
 
@@ -93,13 +89,15 @@ def random_gates(
     ]
 
 
-def settings(profile: Profile) -> list[tuple[str, bool]]:
-    """Return the settings that the profile measures."""
-    return [
-        (value, tuned)
-        for value, tuned in SETTINGS
-        if value in methods.values(profile) and (not tuned or profile.sweep.tuning)
-    ]
+def settings(profile: Profile) -> dict[tuple[str, bool], str]:
+    """Return the names of the settings that the profile measures, by value model and tuning."""
+    values = [value for value in labels.LOSSES if value in methods.values(profile)]
+    return {
+        (value, tuned): labels.listed(
+            labels.loss_label(profile, value), "best β" if tuned else "β = 1"
+        )
+        for value, tuned in product(values, (False, True) if profile.sweep.tuning else (False,))
+    }
 
 
 def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str) -> pd.DataFrame:
@@ -116,7 +114,7 @@ def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str
     places = zip(level["value_model"], level["tuned"].eq(True), strict=True)
     level = level.assign(
         method=[*map(estimates.display_name, level["method"], level["search"])],
-        setting=[SETTINGS[place] if place in settings(profile) else "" for place in places],
+        setting=[settings(profile).get(place, "") for place in places],
     )
     level = level[(level["setting"] != "") | level["method"].isin(STATIC)]
     unit = ["method", "setting", "objective", "target_ratio"]
@@ -126,7 +124,7 @@ def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str
 def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: str) -> list[Path]:
     """Draw one picture from the rows that `rows_to_plot` returns."""
     pooled, single = (data[(data["replicate"] == "all") == whole] for whole in (True, False))
-    swept = style.ordered(pooled[pooled["setting"] != ""], setting=SETTINGS.values())
+    swept = style.ordered(pooled[pooled["setting"] != ""], setting=settings(profile).values())
     dense = swept[swept["method"] == "dense"]
     right_ends = [dense.assign(method=method) for method in ("random", "sia")]
     right_ends[0] = right_ends[0].merge(
@@ -151,18 +149,20 @@ def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: 
     metric, family = data["metric"].iloc[0], data["family"].iloc[0]
     figure.supylabel(labels.metric_label(profile, metric))
     methods_drawn = set(data["method"])
-    handles = [
-        style.handle(method)
-        for method in ("sia", "random", "dense", *STATIC)
+    handles = [style.handle(method) for method in ("sia", "random", "dense")]
+    handles += [
+        style.handle(method, labels.method_name(profile, method))
+        for method in STATIC
         if method in methods_drawn
     ]
     if len(dots):
         handles.append(
             style.handle("sia", "one replicate", linestyle="none", marker="o", markersize=2)
         )
+    searched = f"Best of N: N = {profile.sweep.beams}. " if "best-of-n" in methods_drawn else ""
     caption = (
         f"{labels.family_label(family)}: score against the share of steered tokens; curves end in "
-        f"dense steering. Best of N: N = {profile.sweep.beams}; intervals of the baselines: "
-        f"table 1. {style.sample_size_note(data, profile)}"
+        f"dense steering. {searched}Intervals of the baselines: table 1. "
+        f"{style.sample_size_note(data, profile)}"
     )
     return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=4)

@@ -115,8 +115,8 @@ class Figure3(Figure):
         handles = style.handles(LOOKS, {value: f"{value} value model" for value in LOOKS})
         handles.append(style.handle("base"))
         caption = (
-            f"{style.first_loss(profile).capitalize()}, β = 1, all objectives; 100%: dense "
-            "steering. Framed: the value model is smaller than the language model. "
+            f"{labels.listed(style.first_loss(profile).capitalize(), 'β = 1')}, all objectives; "
+            "100%: dense steering. Framed: the value model is smaller than the language model. "
             f"{style.sample_size_note(level, profile)}"
         )
         return style.finish(figure, handles, caption, folder, "figure3", stale=stale)

@@ -215,21 +215,22 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
     ]
     base = estimates.pooled(rows[rows["gate"] == "never"])
     ratios, losses = (*profile.sweep.ratios, 1.0), methods.values(profile)
-    looks = ratio_looks(ratios)
+    looks, spread = ratio_looks(ratios), estimates.base_sd(rows, profile.score)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
     for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
         of_loss = rows[rows["value_model"] == value_model]
         axes = panels.subplot_mosaic([["score", "drift", "errors"], ["grid", "grid", "path"]])
         untuned = estimates.pooled(of_loss[~of_loss["tuned"].eq(True)])
         draw_by_strength(axes, untuned, base, looks, profile)
-        draw_grid(axes["grid"], untuned, of_loss[of_loss["tuned"].eq(True)], profile)
+        draw_grid(axes["grid"], untuned, of_loss[of_loss["tuned"].eq(True)], profile, spread)
         draw_paths(axes["path"], untuned, base, looks, profile)
-        panels.suptitle(labels.LOSSES[value_model], fontsize=9)
+        panels.suptitle(labels.loss_label(profile, value_model), fontsize=9)
     names = {ratio: f"{ratio:.0%}" if ratio < 1 else "dense" for ratio in ratios}
     handles = [*style.handles(looks, names), style.handle("base")]
+    framed = "Framed: β chosen on validation prompts, in each replicate. "
     caption = (
-        "One line per share of steered tokens. β = ∞: values replace the logits. Framed: β chosen "
-        f"on validation prompts, in each replicate. {style.sample_size_note(rows, profile)}"
+        "One line per share of steered tokens. β = ∞: values replace the logits. "
+        f"{framed if profile.sweep.tuning else ''}{style.sample_size_note(rows, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure4", stale=stale)
 
@@ -266,13 +267,13 @@ def draw_by_strength(axes, untuned, base, looks, profile: Profile) -> None:
     axes["drift"].set_ylim(0, 2 * untuned.loc[untuned["metric"] == "kl_per_token", "high"].max())
 
 
-def draw_grid(axis, untuned, tuned, profile: Profile) -> None:
-    """Draw the score of each β and share; scores 4 points below the best have one colour."""
+def draw_grid(axis, untuned, tuned, profile: Profile, spread: float) -> None:
+    """Draw the score of each β and share; from two SD of the base below the best, one colour."""
     strengths = beta_labels(profile)
     scores = untuned[untuned["metric"] == profile.score]
     grid = scores.pivot_table(index="target_ratio", columns="beta", values="estimate")
     grid = grid[list(strengths)].rename(columns=strengths)
-    low, high = max(grid.min(axis=None), grid.max(axis=None) - 4), grid.max(axis=None)
+    low, high = max(grid.min(axis=None), grid.max(axis=None) - 2 * spread), grid.max(axis=None)
     style.sns.heatmap(
         grid.rename(index="{:.0%}".format), ax=axis, annot=True, fmt=".2f", cmap=style.BLUES,
         vmin=low, vmax=high, cbar=False, linewidths=0.5,
@@ -330,7 +331,7 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     shares = rows["target_ratio"].map("{:.0%}".format)
     rows = rows.assign(
         setting=setting,
-        loss=rows["value_model"].map(labels.LOSSES),
+        loss=[labels.loss_label(profile, value_model) for value_model in rows["value_model"]],
         line=shares.mask(mean, f"mean, {lowest:.0%} to {highest:.0%}"),
         single=rows["estimate"].mask(pooled),
         estimate=rows["estimate"].where(pooled),
@@ -352,7 +353,9 @@ def draw_sparse_against_dense(
     dodge, colours = style.so.Dodge(), {name: look.colour for name, look in looks.items()}
     (
         style.so.Plot(rows, x="estimate", y="setting", color="line")
-        .facet(col="loss", order=[labels.LOSSES[name] for name in methods.values(profile)])
+        .facet(
+            col="loss", order=[labels.loss_label(profile, one) for one in methods.values(profile)]
+        )
         .add(
             style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False
         )
@@ -363,13 +366,25 @@ def draw_sparse_against_dense(
         .on(figure)
         .plot()
     )
+    handles, too_few = style.handles(looks), rows["n"].max() < estimates.FEWEST_PROMPTS
+    margin = estimates.reaching_margin(table, profile.score, estimates.pooled_family(profile))
     for axis in figure.axes:
         axis.axvline(0, color=style.ZERO, linewidth=0.8)
-        axis.axvline(-0.1, color=style.ZERO, linewidth=0.8, linestyle=":")
+        if too_few:
+            axis.text(0.5, 0.5, "too few prompts for a verdict", transform=axis.transAxes,
+                      ha="center", va="center", color=style.ZERO)  # fmt: skip
+        else:
+            axis.axvline(margin, color=style.ZERO, linewidth=0.8, linestyle=":")
+    unit = labels.METRICS[profile.score].unit
+    margin_note = (
+        f"a verdict needs {estimates.FEWEST_PROMPTS} prompts"
+        if too_few
+        else f"dotted: margin of reaching dense, {margin:.2g} {unit} "
+        f"({estimates.TOLERANCE:g} SD of the base)"
+    )
+    ticks = "Ticks: single replicates. " if rows["single"].notna().any() else ""
     caption = (
-        "Sparse minus dense steering: right of 0, sparse is better; dotted: the margin (−0.1) of "
-        f"reaching dense. Ticks: single replicates. "
+        f"Right of 0, sparse steering is better; {margin_note}. {ticks}"
         f"{style.sample_size_note(rows, profile, 'Bars')}"
     )
-    handles = style.handles(looks)
     return style.finish(figure, handles, caption, folder, "figure4-sparse-dense", stale=stale)

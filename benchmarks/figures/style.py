@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.analysis.labels import LOSSES, plural
+from benchmarks.analysis.labels import loss_label, plural
 from benchmarks.runtime.files import write_atomically
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.methods import METHODS, label_of, legend_of
@@ -185,8 +185,8 @@ def entry(look: Look, label: str, **properties) -> Line2D:
 
 
 def first_loss(profile: Profile) -> str:
-    """Return the label of the loss of figures that show one alone."""
-    return LOSSES[str(value_kind(profile.losses[0]))]
+    """Return the label of the loss of figures that show one of several alone."""
+    return loss_label(profile, str(value_kind(profile.losses[0])))
 
 
 def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Bands") -> str:

@@ -16,11 +16,11 @@ from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
-from benchmarks.spec.methods import REWARD
+from benchmarks.spec.methods import BASELINES, REWARD
 from benchmarks.spec.profile import Profile
 
 HEADS = {
-    "reward": "reward (SD)",
+    "reward": "reward",
     "judge": "judge",
     "win": "win rate",
     "distinct": "distinct-2",
@@ -36,12 +36,11 @@ DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
 TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
 NOTE = (
     "{stale}Estimates with {level:.0%} bootstrap intervals; for each objective, {size}, "
-    "profile {profile} (Transfer Q*: {rollout_prompts} prompts per replicate and objective). "
-    "Bold: best of its column, as it is written. β = 1 unless it says best β (chosen "
-    "on validation prompts; always for ARGS, GenARM and Transfer Q*). Win rate: against the base "
-    "under the same noise, ties half. KL: against the base, of steered steps, without what a "
-    "search's choice adds (never bold there); of instruct models the log-likelihood ratio of the "
-    "first sample; −ln π: surprise of the base. Cost: token positions through all models."
+    "profile {profile}{few}. Bold: best of its column, as it is written. {strength}. Win rate: "
+    "against the base under the same noise, ties half. KL: against the base, of steered steps, "
+    "without what a search's choice adds (never bold there); of instruct models the "
+    "log-likelihood ratio of the first sample; −ln π: surprise of the base. Cost: token positions "
+    "through all models."
 )
 
 
@@ -101,12 +100,13 @@ class Table1(Figure):
             level=profile.statistics.level,
             size=style.sample_size(first),
             profile=profile.name,
-            rollout_prompts=profile.sweep.rollout_prompts,
+            few=few_prompts_note(profile),
+            strength=strength_note(profile),
         )
         markdown, latex = ["# Table 1", note], [f"% {note}"]
         for family, objective in product(profile.families, (*OBJECTIVES, "all")):
             rows = level[(level["family"] == family) & (level["objective"] == objective)]
-            text, best = cells_of(rows)
+            text, best = cells_of(rows, profile)
             title = f"{labels.family_label(family)}, {labels.objective_label(objective)}"
             markdown += [f"## {title}", text.mask(best, "**" + text + "**").to_markdown()]
             latex.append(_latex(text.rename_axis(columns=title), best))
@@ -116,7 +116,23 @@ class Table1(Figure):
         return paths
 
 
-def cells_of(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def few_prompts_note(profile: Profile) -> str:
+    """Return which methods answer fewer prompts, in brackets."""
+    few = [m.label for m in BASELINES if m.few_prompts and all(map(profile.has, m.needs))]
+    count = f"{profile.sweep.rollout_prompts} prompts per replicate and objective"
+    return f" ({', '.join(few)}: {count})" if few else ""
+
+
+def strength_note(profile: Profile) -> str:
+    """Return at which β the methods are."""
+    if not profile.sweep.tuning:
+        return "β = 1"
+    scorers = [m.label for m in BASELINES if m.scorer and all(map(profile.has, m.needs))]
+    always = f"; always for {', '.join(scorers)}" if scorers else ""
+    return f"β = 1 unless it says best β (chosen on validation prompts{always})"
+
+
+def cells_of(rows: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the text of each cell, methods by metrics, and whether it is the best of its column.
 
     The drift (KL) of the base counts for nothing, and neither does that of searches, which leaves
@@ -145,13 +161,13 @@ def cells_of(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     for keys, group in rows.groupby(KEYS, dropna=False):
         method, ratio, value_model, search, tuned = keys
         best_of = int(group["best_of"].iloc[0]) if search == "best-of" else 1
-        names[keys] = labels.method_label(method, ratio, value_model, best_of, tuned)
+        names[keys] = labels.method_label(profile, method, ratio, value_model, best_of, tuned)
     rows = rows.assign(name=[names[keys] for keys in rows[KEYS].itertuples(index=False, name=None)])
     heads = [metric for metric in HEADS if metric in set(rows["metric"])]
     text, best = (
         rows.pivot(index="name", columns="metric", values=column)
         .loc[list(names.values()), heads]
-        .rename(columns=HEADS)
+        .rename(columns=HEADS | {"reward": profile.reward_label.removeprefix("evaluation ")})
         .rename_axis(index=None, columns=None)
         for column in ("text", "best")
     )

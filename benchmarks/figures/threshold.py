@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import LOSSES, family_label, metric_label
+from benchmarks.analysis.labels import family_label, listed, loss_label, metric_label
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -40,7 +40,7 @@ class Threshold(Figure):
                     for tau in profile.sweep.thresholds
                 ]
                 requests.append(methods.dense(replicate, family, loss))
-        for size in sizes(profile):
+        for size in profile.further_sizes:
             family, model = profile.families[0], ModelKind("base", size=size)
             values = value_kind(profile.losses[0], size)
             requests.append(methods.base(replicate, family, model))
@@ -95,11 +95,11 @@ class Threshold(Figure):
             & (level["method"] == "sia")
         ]
         looks = {value_model: style.LOSS_LOOKS[value_model] for value_model in usual}
-        labels = {value_model: LOSSES[value_model] for value_model in usual}
-        for size in sizes(profile):
+        labels = {value_model: loss_label(profile, value_model) or "SIA" for value_model in usual}
+        for size in profile.further_sizes:
             value_model = str(value_kind(profile.losses[0], size))
             looks[value_model] = style.Look(style.SIZES[size], "^")
-            labels[value_model] = f"{size} models, {style.first_loss(profile)}"
+            labels[value_model] = listed(f"{size} models", style.first_loss(profile))
         level = level[level["value_model"].isin(looks)]
         name = metric_label(profile, profile.score)
         shares = level.assign(estimate=level["ratio"], low=np.nan, high=np.nan)
@@ -126,24 +126,15 @@ class Threshold(Figure):
             style.handle("sia", "best τ", linestyle="none", **star),
             style.handle("base", "τ = 1, as reported", color=style.ZERO, linestyle=":"),
         ]
+        sized = "Each model is steered by a value model of its own size. "
+        sized = sized if profile.further_sizes else ""
         caption = (
-            "SIA with the same τ for every objective, β = 1. Each model is steered by a value "
-            "model of its own size. "
+            f"SIA with the same τ for every objective, β = 1. {sized}"
             f"{style.sample_size_note(level, profile)}"
         )
         return style.finish(
             figure, handles, caption, folder, "threshold", stale=stale, legend_columns=3
         )
-
-
-def sizes(profile: Profile) -> list[str]:
-    """Return the further sizes of models that the profile has."""
-    return [
-        size
-        for size in SIZES
-        if profile.has(ModelKind("base", size=size))
-        and profile.has(value_kind(profile.losses[0], size))
-    ]
 
 
 def mean_scores(swept: list[estimates.MethodScores], score: int) -> np.ndarray:

@@ -53,6 +53,8 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
         measured=_measured([tables.read_provenance(profile, name) for name in names]),
         counts={kind: int((verdicts["verdict"] == kind).sum()) for kind in claims.VERDICTS},
         claims=_claims(verdicts),
+        fewest_prompts=claims.FEWEST_PROMPTS,
+        tolerance=claims.TOLERANCE,
         has_viewer=has_viewer,
         figures=[_figure(profile, figures[name]) for name in names if figures[name].own_section],
         made_from=made_from(profile, figures),
@@ -139,7 +141,7 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
 def _verdict(row: pd.Series) -> dict[str, str]:
     condition = row["condition"] or "–"
     verdict = {"condition": condition, "verdict": row["verdict"]}
-    if row["verdict"] == "not measured":
+    if not claims.is_decided(row):
         return verdict
     estimate, low, high = (
         claims.number_text(row[name], row["unit"], ".3g") for name in claims.NUMBERS
@@ -172,7 +174,7 @@ def view_data(profile: Profile) -> dict:
         )
     return {
         "methods": {
-            row.key: method_label(row.method, row.target_ratio, row.value_model)
+            row.key: method_label(profile, row.method, row.target_ratio, row.value_model)
             for row in rows.drop_duplicates("key").itertuples()
         },
         "base": "base",

@@ -15,8 +15,10 @@ import pandas as pd
 from benchmarks.analysis.claims import (
     MARKS,
     VERDICTS,
+    claims_for,
     criterion,
     interval_text,
+    is_decided,
     read_document,
     source_text,
 )
@@ -33,7 +35,8 @@ HEAD = """# Results of the lab
 
 Written by `make claims` from the committed tables; not edited by hand. A verdict says whether the
 whole interval meets the criterion (reproduced), none of it does (not reproduced), or neither
-(undecided). ✓, ✗ and ? are the same for each replicate alone.
+(undecided). ✓, ✗ and ? are the same for each replicate alone, – is too few prompts for one
+([method](method.md#intervals-and-verdicts)).
 """
 TABLE = ["| condition | verdict | estimate [interval] | replicates |", "|---|---|---|---|"]
 
@@ -41,7 +44,7 @@ TABLE = ["| condition | verdict | estimate [interval] | replicates |", "|---|---
 def write(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
     """Write docs/results.md and the table of the README."""
     write_text(RESULTS_PAGE, results_page(profile, verdicts, figures))
-    write_text(README, with_headline(README.read_text(encoding="utf-8"), verdicts))
+    write_text(README, with_headline(README.read_text(encoding="utf-8"), profile, verdicts))
 
 
 def results_page(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str, Figure]) -> str:
@@ -64,21 +67,22 @@ def results_page(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str,
     return "\n".join(parts)
 
 
-def with_headline(readme: str, verdicts: pd.DataFrame) -> str:
+def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
     """Return the README with its table of headline verdicts written anew."""
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
-    return block.sub(lambda _: headline_table(verdicts), readme)
+    return block.sub(lambda _: headline_table(profile, verdicts), readme)
 
 
-def headline_table(verdicts: pd.DataFrame) -> str:
+def headline_table(profile: Profile, verdicts: pd.DataFrame) -> str:
     """Return the verdicts that claims.toml names as headlines, a line for each claim."""
-    document = read_document()
-    conditions = {key: entry["label"] for key, entry in document["conditions"].items()} | {"": ""}
+    headline = read_document()["headline"]
+    conditions = {(claim.name, claim.variant): claim.condition for claim in claims_for(profile)}
     by_key = verdicts.set_index(["claim", "condition"])
-    columns = document["headline"]["columns"]
+    columns = headline["columns"]
     rows = [["claim", *columns], ["---"] * (1 + len(columns))]
-    for name, (statement, *shown) in document["headline"]["rows"].items():
-        cells = [_cell(by_key.loc[name, conditions[key]]) if key != "-" else "" for key in shown]
+    for name, (statement, *shown) in headline["rows"].items():
+        keys = [(name, conditions[name, variant]) if variant != "-" else None for variant in shown]
+        cells = [_cell(by_key.loc[key]) if key else "" for key in keys]
         rows.append([statement, *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -94,7 +98,7 @@ def claim_markdown(rows: pd.DataFrame) -> str:
     statement = textwrap.fill(f"**{first['statement']}**", 100)
     lines = [statement, f"({source_text(first)}; needs {criterion(first)})", "", *TABLE]
     for _, row in rows.iterrows():
-        numbers = "" if row["verdict"] == "not measured" else interval_text(row, ".2f")
+        numbers = interval_text(row, ".2f") if is_decided(row) else ""
         cells = (row["condition"] or "–", row["verdict"], numbers, row["marks"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])

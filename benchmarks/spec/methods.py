@@ -48,7 +48,7 @@ METHODS = (
     Method("base", "base", figures=("figure2",)),
     Method(
         "instruct",
-        "instruct (by the judge)",
+        "instruct",
         model=INSTRUCT,
         needs=("instruct",),
         figures=("figure2",),

@@ -227,6 +227,12 @@ class Profile(ABC):
         """Return the size of the model of this kind, to compare it with others."""
 
     @property
+    def further_sizes(self) -> list[str]:
+        """Sizes besides the usual one with a base model and, by the first loss, a value model."""
+        kinds = {size: (f"base-{size}", value_kind(self.losses[0], size)) for size in SIZES}
+        return [size for size, pair in kinds.items() if all(map(self.has, pair))]
+
+    @property
     def prompts_per_shard(self) -> int | None:
         """Prompts that a worker takes at once; None: all of an objective."""
         return None

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.__main__ import FIGURES
+from benchmarks.analysis.claims import VERDICTS
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.train import stages
 from tests.helpers.documents import python_blocks
@@ -148,7 +149,7 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     assert all(f'<section id="{name}">' in page for name in FIGURES if name != "junctions")
     assert '"prompts":{"harmlessness":[' in page  # the viewer's
     claims = pd.read_csv(checkout / "results/tiny/claims.csv")
-    assert {"reproduced", "not reproduced", "undecided", "not measured"} >= set(claims["verdict"])
+    assert set(VERDICTS) >= set(claims["verdict"])
     rows = pd.read_parquet(checkout / "results/tiny/figure2.parquet")
     labels = ["value_model", "method", "search", "target_ratio", "tuned", "model"]
     # 8 baselines; SIA and dense for each loss at β = 1 and tuned,

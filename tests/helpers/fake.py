@@ -181,6 +181,9 @@ class FakeResults(Sweep):
             )
         return pd.concat(frames, ignore_index=True)
 
+    def words(self, tokens) -> list[str]:
+        return [f"word{token}" for token in tokens]
+
     def timings(self, cells) -> pd.DataFrame:
         frames = []
         for number, cell in enumerate(cells):
@@ -194,10 +197,15 @@ class FakeResults(Sweep):
         return pd.concat(frames, ignore_index=True)
 
 
-def table_of(module, effect: Effect = lambda cell: 0.0, replicates: int = 2) -> pd.DataFrame:
+def table_of(
+    module,
+    effect: Effect = lambda cell: 0.0,
+    replicates: int = 2,
+    profile: Profile = SMOKE,
+) -> pd.DataFrame:
     """The summary of a figure from made-up rows in any order."""
-    rows = module.collect(SMOKE, range(replicates), FakeResults(SMOKE, effect))
-    return module.summarize(rows.sample(frac=1, random_state=0), SMOKE)
+    rows = module.collect(profile, range(replicates), FakeResults(profile, effect))
+    return module.summarize(rows.sample(frac=1, random_state=0), profile)
 
 
 def pick(table: pd.DataFrame, **labels) -> pd.Series:

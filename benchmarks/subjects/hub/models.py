@@ -31,7 +31,14 @@ from benchmarks.spec.model_kinds import INSTRUCT, ModelKind
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.hub.memory import gpus_each, memory, response_bytes, weight_bytes
-from benchmarks.subjects.hub.prompts import Chat, Split, load_prompts, plain_text, split_prompts
+from benchmarks.subjects.hub.prompts import (
+    Chat,
+    PromptSet,
+    Split,
+    load_prompts,
+    plain_text,
+    split_prompts,
+)
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
 from sia._inputs import eos_token_ids
@@ -294,8 +301,8 @@ class HubModels(Subject):
         check_models(settled, kinds)
         name, device = profile.name, f"{hardware.device}, {hardware.dtype}"
         print(f"{name}: {len(kinds)} models at hand; {device}, batches of {hardware.batch_size}")
-        splits = cls(settled).splits.items()
-        skipped = {objective: split.skipped for objective, split in splits}
+        subject = cls(settled)
+        skipped = {objective: split.skipped for objective, split in subject.splits.items()}
         counts = [f"{count} of {objective}" for objective, count in skipped.items() if count]
         if counts:
             longest = f"more than {profile.prompts.longest} tokens"
@@ -303,7 +310,8 @@ class HubModels(Subject):
         models = {kind: asdict(settled.models[kind]) for kind in kinds}
         used = {*kinds, *OBJECTIVES}
         states = {name: state for name, state in input_states(profile).items() if name in used}
-        provenance = {"models": models, "inputs": states, "prompts_skipped": skipped}
+        prompts = {"prompts": subject.prompt_provenance(), "prompts_skipped": skipped}
+        provenance = {"models": models, "inputs": states, **prompts}
         return settled, provenance | asdict(hardware)
 
     @property
@@ -362,16 +370,39 @@ class HubModels(Subject):
         return self.profile.hardware.batch_size
 
     @cached_property
+    def prompt_sets(self) -> dict[str, PromptSet]:
+        """Prompt sets by objective."""
+        return {
+            objective: load_prompts(source)
+            for objective, source in self.profile.prompts.sources.items()
+        }
+
+    @cached_property
     def splits(self) -> dict[str, Split]:
         """Prompts by objective, without those of more than `prompts.longest` base tokens."""
         longest, evaluation = self.profile.prompts.longest, self.profile.evaluation
         counts = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
         splits = {}
         for objective, source in self.profile.prompts.sources.items():
-            chats = load_prompts(source)
-            too_long = [len(ids) > longest for ids in self.encode(chats, "base")]
-            splits[objective] = split_prompts(source, chats, too_long, *counts)
+            prompts = self.prompt_sets[objective]
+            too_long = [len(ids) > longest for ids in self.encode(prompts.chats, "base")]
+            splits[objective] = split_prompts(source, prompts, too_long, *counts)
         return splits
+
+    def prompt_provenance(self) -> dict[str, dict]:
+        """Return, by objective, where prompts come from and which they are.
+
+        Prompts are named by their rows in the set, from 0, in the order of the column `prompt`.
+        """
+        return {
+            objective: {
+                "source": self.profile.prompts.sources[objective],
+                **self.prompt_sets[objective].origin,
+                **{name: " ".join(map(str, rows)) for name, rows in split.rows.items()},
+                "digest": digest(split.test, split.validation),
+            }
+            for objective, split in self.splits.items()
+        }
 
     @override
     def prompts_of(self, split: str, objective: str) -> list[Chat]:

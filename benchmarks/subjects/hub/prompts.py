@@ -20,6 +20,7 @@ ultrafeedback  Cui et al., 2023 (examples alone: its ShareGPT and UltraChat inst
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -36,6 +37,7 @@ import datasets
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from benchmarks.runtime.files import sha256
 from benchmarks.spec.profile import expand_home
 
 datasets.disable_progress_bars()
@@ -186,8 +188,23 @@ EXAMPLE_SETS = {
 }
 
 
-def load_prompts(source: str) -> list[Chat]:
-    """Return the different prompts of a set, in its order.
+@dataclass(frozen=True)
+class PromptSet:
+    """Different prompts of a set, in its order.
+
+    Attributes:
+        chats: Prompts.
+        rows: Number of each prompt's row in the set, from 0.
+        origin: File with its SHA-256, or id and revision on the Hub.
+    """
+
+    chats: Sequence[Chat]
+    rows: Sequence[int]
+    origin: Mapping[str, str]
+
+
+def load_prompts(source: str) -> PromptSet:
+    """Return the different prompts of a set.
 
     Args:
         source: A name of PROMPT_SETS, or NAME=PATH for a local file, or a folder of them.
@@ -196,7 +213,7 @@ def load_prompts(source: str) -> list[Chat]:
         ValueError: For an unknown name, a missing column, an empty or unreadable file.
         FileNotFoundError: If there is nothing at the path, or the Hub's set cannot be had.
     """
-    data, table, copy = _open(source, PROMPT_SETS, "prompt set")
+    data, table, copy, origin = _open(source, PROMPT_SETS, "prompt set")
     column = next((column for column in data.columns if column in table[0]), None)
     if column is None:
         raise ValueError(
@@ -206,13 +223,14 @@ def load_prompts(source: str) -> list[Chat]:
     for text in texts:
         if not isinstance(text, str | None):
             raise ValueError(f"{copy}: the column {column} must hold texts, got {text!r}")
-    chats = [chat for chat in map(data.read, texts) if chat]
+    chats = {row: chat for row, chat in enumerate(map(data.read, texts)) if chat}
     if not chats:
         raise ValueError(f"{source.partition('=')[2] or data.hub_id} has no prompts")
-    different = list({repr(chat): chat for chat in chats}.values())
+    first_rows = {repr(chat): row for row, chat in reversed(chats.items())}
+    rows = sorted(first_rows.values())
     _say_left_out(source, len(table) - len(chats), "rows without a prompt")
-    _say_left_out(source, len(chats) - len(different), "prompts that are there before")
-    return different
+    _say_left_out(source, len(chats) - len(rows), "prompts that are there before")
+    return PromptSet([chats[row] for row in rows], rows, origin)
 
 
 def _say_left_out(source: str, count: int, what: str) -> None:
@@ -230,7 +248,7 @@ def load_examples(source: str) -> list[Example]:
         ValueError: As `load_prompts` does; also for a row of another form.
         FileNotFoundError: As `load_prompts` does.
     """
-    data, table, copy = _open(source, EXAMPLE_SETS, "data")
+    data, table, copy, _ = _open(source, EXAMPLE_SETS, "data")
     if not set(data.columns) <= table[0].keys():
         raise ValueError(
             f"{copy}: expected the columns {', '.join(data.columns)}, found {', '.join(table[0])}"
@@ -248,8 +266,10 @@ def load_examples(source: str) -> list[Example]:
     return examples
 
 
-def _open(source: str, sets: dict[str, HubData], noun: str) -> tuple[HubData, Table, str]:
-    """Return a set, its table, and the beginning of an error about a table of another form."""
+def _open(
+    source: str, sets: dict[str, HubData], noun: str
+) -> tuple[HubData, Table, str, dict[str, str]]:
+    """Return a set, its table, the beginning of an error about its form, and its origin."""
     name, local, path = source.partition("=")
     path = expand_home(path)
     if name not in sets:
@@ -260,9 +280,21 @@ def _open(source: str, sets: dict[str, HubData], noun: str) -> tuple[HubData, Ta
     if local and not path:
         raise ValueError(f"{source} names no file: expected {name}=FILE, or {name} for the Hub's")
     data = sets[name]
-    columns = data.columns if data.headless else ()
-    table = read_files(Path(path), columns) if path else _from_hub(name, data)
-    return data, table, f"{path or data.hub_id} is no copy of {name}"
+    wrong_form = f"{path or data.hub_id} is no copy of {name}"
+    if path:
+        table = read_files(Path(path), data.columns if data.headless else ())
+        return data, table, wrong_form, {"file": path, "sha256": _digest(Path(path))}
+    table, revision = _from_hub(name, data)
+    return data, table, wrong_form, {"hub_id": data.hub_id, "revision": revision}
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of a folder, that of what sha256sum prints of its files."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for file in path.iterdir() if _format(file))
+    sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(sums.encode()).hexdigest()
 
 
 def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
@@ -375,16 +407,19 @@ def _format(file: Path) -> str | None:
     return FORMATS.get(Path(file.name.removesuffix(".gz")).suffix)
 
 
-def _from_hub(name: str, data: HubData) -> Table:
+def _from_hub(name: str, data: HubData) -> tuple[Table, str]:
+    """Return the rows of a data set, and the commit that it was read at."""
     try:
         if data.file:
             file = f"hf://datasets/{data.hub_id}/{data.file}"
-            return list(load_dataset("json", data_files=file, split=data.split))
+            table = load_dataset("json", data_files=file, split=data.split)
+            return list(table), _revision(table.info)
         split = None if data.split == "all" else data.split
         tables = load_dataset(data.hub_id, data.config, data_dir=data.data_dir, split=split)
         if split:
-            return list(tables)
-        return [row for key in sorted(tables) for row in tables[key]]
+            return list(tables), _revision(tables.info)
+        parts = [tables[key] for key in sorted(tables)]
+        return [row for part in parts for row in part], _revision(parts[0].info)
     except Exception as error:  # the Hub's client lets through many kinds
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
@@ -394,33 +429,49 @@ def _from_hub(name: str, data: HubData) -> Table:
         ) from error
 
 
+def _revision(info: datasets.DatasetInfo) -> str:
+    """Return the commit that a data set was fetched at; "unknown" where its addresses lack it."""
+    addresses = " ".join(info.download_checksums or ())
+    match = re.search(r"@([0-9a-f]{40})/", addresses)
+    return match[1] if match else "unknown"
+
+
 @dataclass(frozen=True)
 class Split:
-    """Prompts of a test and a validation set, and how many were skipped as too long."""
+    """Prompts of a test and a validation set, and how many were skipped as too long.
+
+    Attributes:
+        rows: Rows of the prompts in their set, by "test" and "validation".
+    """
 
     test: list[Chat]
     validation: list[Chat]
     skipped: int
+    rows: Mapping[str, list[int]]
 
 
 def split_prompts(
-    source: str, chats: Sequence[Chat], too_long: Iterable[bool], test: int, validation: int
+    source: str, prompts: PromptSet, too_long: Iterable[bool], test: int, validation: int
 ) -> Split:
     """Return the first prompts of a fixed random order, without those that are too long.
 
     Raises:
         ValueError: If there are fewer than `test` + `validation`.
     """
-    short = [chat for chat, long in zip(chats, too_long, strict=True) if not long]
-    skipped = len(chats) - len(short)
+    pairs = zip(prompts.chats, prompts.rows, strict=True)
+    short = [pair for pair, long in zip(pairs, too_long, strict=True) if not long]
+    skipped = len(prompts.chats) - len(short)
     if len(short) < test + validation:
         raise ValueError(
             f"{source} has {len(short)} prompts that are not too long ({skipped} are),"
             f" evaluation asks for {test} + {validation} (test + validation)"
         )
     rng = random.Random(f"prompts {source.partition('=')[0]}")
-    selected = rng.sample(short, len(short))
-    return Split(selected[:test], selected[test : test + validation], skipped)
+    chats, rows = zip(*rng.sample(short, len(short)), strict=True)
+    ranges = {"test": slice(test), "validation": slice(test, test + validation)}
+    splits = {name: list(chats[some]) for name, some in ranges.items()}
+    rows_of = {name: list(rows[some]) for name, some in ranges.items()}
+    return Split(splits["test"], splits["validation"], skipped, rows_of)
 
 
 def plain_text(chat: Chat) -> str:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 
 from benchmarks.__main__ import FIGURES
-from benchmarks.analysis import claims, tables
+from benchmarks.analysis import claims, estimates, tables
 from benchmarks.analysis.divergence import NOISES, regret_bounds
 from benchmarks.engine.theory import STEPS, random_instances
 from benchmarks.figures import entropy, figure2, figure4, figure5, style, theory
 from benchmarks.spec.cells import OBJECTIVES
+from benchmarks.spec.profile import Profile, load_profile
 from sia import theory as laws
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, pick, table_of
 
@@ -28,6 +31,7 @@ class Picture(NamedTuple):
     legend: list[str]
     caption: str
     width: float
+    texts: list[str]  # all that is written in it
 
 
 class Drawn(NamedTuple):
@@ -38,11 +42,31 @@ class Drawn(NamedTuple):
     pictures: dict[str, Picture]
 
 
+# given models: one family, one loss, nothing tuned
+REAL = replace(
+    load_profile("llama-3.2-1b"),
+    sweep=replace(SMOKE.sweep, tuning=()),
+    evaluation=replace(SMOKE.evaluation, prompts_per_objective=4),
+    decoding=SMOKE.decoding,
+    statistics=SMOKE.statistics,
+)
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Return every figure as it is drawn from made-up rows."""
-    folder, figures, pictures = tmp_path_factory.mktemp("figures"), {}, {}
-    finish = style.finish
+    return draw_all(SMOKE, 2, tmp_path_factory.mktemp("figures"))
+
+
+@pytest.fixture(scope="module")
+def drawn_of_given_models(tmp_path_factory):
+    """Return every figure of given models, on too few prompts for a verdict."""
+    return draw_all(REAL, 1, tmp_path_factory.mktemp("given"))
+
+
+def draw_all(profile: Profile, replicates: int, folder: Path) -> dict[str, Drawn]:
+    """Return every figure that the profile can measure, drawn from made-up rows."""
+    figures, pictures, finish = {}, {}, style.finish
 
     def watched(figure, handles, caption, folder, name, **options):
         panels = []
@@ -54,17 +78,21 @@ def drawn(tmp_path_factory):
             x = axis.get_xlabel() or axis.get_label()  # a colour bar's is "<colorbar>"
             panels.append((x, axis.get_ylabel(), *shared))
         legend = [handle.get_label() for handle in handles]
-        pictures[name] = Picture(panels, legend, caption, figure.get_size_inches()[0])
-        return finish(figure, handles, caption, folder, name, **options)
+        paths = finish(figure, handles, caption, folder, name, **options)
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        pictures[name] = Picture(panels, legend, caption, figure.get_size_inches()[0], texts)
+        return paths
 
     with pytest.MonkeyPatch.context() as patch:
         # arranged and not rendered: test_reproduce looks at files
         patch.setattr(style, "write_atomically", lambda path, write: path.touch())
         patch.setattr(style, "finish", watched)
         for name, figure in FIGURES.items():
+            if figure.why_unsupported(profile):
+                continue
             path = folder / f"{name}.csv"
-            table_of(figure).to_csv(path, index=False)
-            paths = figure.plot(tables.read_summary(path), SMOKE, False, folder)
+            table_of(figure, replicates=replicates, profile=profile).to_csv(path, index=False)
+            paths = figure.plot(tables.read_summary(path), profile, False, folder)
             figures[name] = Drawn(tables.read_summary(path), paths, dict(pictures))
             pictures.clear()
     return figures
@@ -99,12 +127,45 @@ def test_a_reader_finds_labels_a_legend_and_the_sample_size(drawn, name):
             assert y or shares_y, picture
 
 
+def test_figures_of_given_models_have_no_label_of_the_lab(drawn_of_given_models):
+    assert len(drawn_of_given_models) == 10
+    texts = [
+        text
+        for drawn in drawn_of_given_models.values()
+        for picture in drawn.pictures.values()
+        for text in picture.texts
+    ]
+    texts += [path.read_text("utf-8") for path in drawn_of_given_models["table1"].paths]
+    assert "instruct" in texts
+    written = "\n".join(texts)
+    of_the_lab = "judge|[Ll]oss|both|GenARM|SD\\)|Qwen3|best β|chosen|Framed|Ticks"
+    assert re.findall(f".*(?:{of_the_lab}).*", written) == []
+
+
+def test_a_forest_of_too_few_prompts_says_so(drawn, drawn_of_given_models):
+    sparse_dense = "figure4-sparse-dense"
+    picture = drawn_of_given_models["figure4"].pictures[sparse_dense]
+    assert "too few prompts for a verdict" in picture.texts
+    assert "is better; a verdict needs 50 prompts. Bars: 95%" in picture.caption
+    picture = drawn["figure4"].pictures[sparse_dense]  # of 90 prompts
+    assert "too few prompts for a verdict" not in picture.texts
+    margin = estimates.reaching_margin(drawn["figure4"].summary, "judge", "all")
+    dotted = f"dotted: margin of reaching dense, {margin:.2g} points (0.035 SD of the base)."
+    assert f"{dotted} Ticks: single replicates. Bars: 95%" in picture.caption
+
+
+def test_a_panel_without_enough_responses_says_why(drawn, drawn_of_given_models):
+    reason = "no 10 tokens of length have\n30 responses"
+    assert reason not in drawn["cost"].pictures["cost"].texts
+    assert reason in drawn_of_given_models["cost"].pictures["cost"].texts
+
+
 def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
     table = drawn["figure2"].summary
     data = figure2.rows_to_plot(table, SMOKE, "judge", "llama")
     assert set(data["method"]) == {"sia", "dense", "random", *figure2.STATIC}
     assert (data.loc[data["setting"] == "", "method"].isin(figure2.STATIC)).all()
-    assert set(data["setting"]) == {"", *figure2.SETTINGS.values()}
+    assert set(data["setting"]) == {"", *figure2.settings(SMOKE).values()}
     unit = ["method", "setting", "objective", "target_ratio"]
     for _, rows in data[data["method"] == "sia"].groupby(unit):
         assert sorted(rows["replicate"]) == ["0", "1", "all"]
@@ -156,7 +217,9 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
 def test_every_claim_finds_its_row_or_none(drawn):
     """On the smoke profile some are not measured (other shares, the best of 8), none twice."""
     verdicts = claims.pooled_verdicts(
-        claims.verdicts({name: table for name, (table, *_) in drawn.items()}, claims.read_claims())
+        claims.verdicts(
+            {name: table for name, (table, *_) in drawn.items()}, claims.claims_for(SMOKE)
+        )
     )
     missing = verdicts[verdicts["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
@@ -169,8 +232,10 @@ def test_every_claim_finds_its_row_or_none(drawn):
     measured = verdicts[verdicts["verdict"] != "not measured"]
     assert measured["verdict"].isin(claims.VERDICTS).all()
     exact = measured["claim"].str.startswith(("lemma-2-1", "theorem-2-2"))
-    assert (measured[~exact]["marks"].str.len() == 2).all()
-    assert (measured[exact]["marks"] == "").all()
+    decided = measured["verdict"] != "too few prompts"
+    assert (measured[~exact & decided]["marks"].str.len() == 2).all()
+    assert (measured[exact | ~decided]["marks"] == "").all()
+    assert set(measured.loc[~decided, "figure"]) == {"figure2", "threshold", "value-error"}
 
 
 # --- traces and probes

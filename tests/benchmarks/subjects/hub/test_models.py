@@ -31,6 +31,7 @@ from benchmarks.spec.profile import (
 from benchmarks.subjects.hub import annotation
 from benchmarks.subjects.hub import models as hub_models
 from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
+from benchmarks.subjects.hub.prompts import load_prompts
 from scripts import annotate_rewards, train_value_model
 from sia import EntropyGate, Generation, RewardScorer, Steering, ValueModel, generate
 from tests.helpers import hub_folders
@@ -501,3 +502,16 @@ def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
     assert set(provenance["models"]) == {"base", "value-mean", "evaluation-reward"}
     assert str(qwen["instruct"]) not in asked
     assert settled.hardware == Hardware("cpu", "float32", 2)
+    subject, described = HubModels(settled), provenance["prompts"]
+    assert list(described) == list(OBJECTIVES)
+    for objective, prompts in described.items():
+        source = getattr(profile.prompts, objective)
+        assert prompts["source"] == source
+        assert prompts["file"] == source.partition("=")[2]
+        assert prompts["sha256"] == tables.sha256(Path(prompts["file"]))
+        assert len(prompts["digest"]) == 16
+        whole = load_prompts(source)
+        for split in ("test", "validation"):
+            chats = [whole.chats[whole.rows.index(int(row))] for row in prompts[split].split()]
+            assert chats == subject.prompts_of(split, objective)
+    assert len({prompts["digest"] for prompts in described.values()}) == 3

@@ -1,15 +1,18 @@
 """Prompt sets and examples: real files where there are any, made-up ones of the same form."""
 
 import gzip
+import hashlib
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from benchmarks.subjects.hub.prompts import (
     PROMPT_SETS,
+    PromptSet,
     chat_of,
     dialogue,
     load_examples,
@@ -46,7 +49,7 @@ def user(text: str) -> tuple[dict[str, str], ...]:
     ],
 )
 def test_the_public_files_are_read(name, file, count, first):
-    chats = load_prompts(f"{name}={hub_folders.PUBLIC / file}")
+    chats = load_prompts(f"{name}={hub_folders.PUBLIC / file}").chats
     assert len(chats) == len(set(map(str, chats)))
     assert abs(len(chats) - count) <= 30
     assert chats[0] == user(first)
@@ -54,7 +57,9 @@ def test_the_public_files_are_read(name, file, count, first):
 
 @hub_folders.needs_public_files
 def test_real_dialogues_end_in_a_question():
-    chats = load_prompts(f"hh-rlhf={hub_folders.PUBLIC / 'hh-rlhf-harmless-base-test.jsonl.gz'}")
+    chats = load_prompts(
+        f"hh-rlhf={hub_folders.PUBLIC / 'hh-rlhf-harmless-base-test.jsonl.gz'}"
+    ).chats
     assert len(chats) > 2000
     for chat in chats:
         assert chat[-1]["role"] == "user"
@@ -115,15 +120,15 @@ def write(folder: Path, name: str, content: str) -> Path:
 )
 def test_files_of_the_public_form(tmp_path, name, file, content, expected):
     path = write(tmp_path, file, content)
-    assert load_prompts(f"{name}={path}") == [user(text) for text in expected]
+    assert load_prompts(f"{name}={path}").chats == [user(text) for text in expected]
 
 
 def test_a_folder_parquet_and_gzip_are_read_too(tmp_path):
     for number in (1, 2):
         write(tmp_path, f"category_{number}.csv", f'"prompt {number}"\n')
-    assert load_prompts(f"hex-phi={tmp_path}") == [user("prompt 1"), user("prompt 2")]
+    assert load_prompts(f"hex-phi={tmp_path}").chats == [user("prompt 1"), user("prompt 2")]
     pd.DataFrame({"prompt": ["a"], "target": ["b"]}).to_parquet(tmp_path / "x.parquet")
-    assert load_prompts(f"advbench={tmp_path / 'x.parquet'}") == [user("a")]
+    assert load_prompts(f"advbench={tmp_path / 'x.parquet'}").chats == [user("a")]
     with gzip.open(tmp_path / "y.jsonl.gz", "wt") as file:
         file.write(
             '{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: yes\\n\\nHuman: no?\\n\\nAssistant: so",'
@@ -134,7 +139,7 @@ def test_a_folder_parquet_and_gzip_are_read_too(tmp_path):
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "no?"},
     )
-    assert load_prompts(f"hh-rlhf={tmp_path / 'y.jsonl.gz'}") == [expected]
+    assert load_prompts(f"hh-rlhf={tmp_path / 'y.jsonl.gz'}").chats == [expected]
 
 
 def test_dialogues():
@@ -243,13 +248,55 @@ def test_a_set_of_the_hub_that_cannot_be_had(monkeypatch):
             load_prompts(name)
 
 
+class Served(list):
+    """Rows of a set of the Hub, with the addresses that they were fetched from."""
+
+    def __init__(self, rows: list[dict], *addresses: str) -> None:
+        super().__init__(rows)
+        self.info = SimpleNamespace(download_checksums=dict.fromkeys(addresses))
+
+
+@pytest.mark.parametrize(
+    ("name", "served", "revision"),
+    [
+        ("advbench", lambda rows: Served(rows, f"hf://datasets/x/y@{'c0' * 20}/a.parquet"),
+         "c0" * 20),
+        ("alpaca-eval", lambda rows: Served(rows, f"hf://datasets/x/y@{'c0' * 20}/a.json"),
+         "c0" * 20),
+        ("hex-phi", lambda rows: {"one": Served(rows, f"hf://x@{'d1' * 20}/a.csv")}, "d1" * 20),
+        ("advbench", Served, "unknown"),
+    ],
+)  # fmt: skip
+def test_a_set_of_the_hub_is_known_by_its_commit(monkeypatch, name, served, revision):
+    rows = [{"goal": text, "instruction": text, "prompt": text} for text in ("a", "", "a", "b")]
+    monkeypatch.setattr(
+        "benchmarks.subjects.hub.prompts.load_dataset", lambda *_, **__: served(rows)
+    )
+    prompts = load_prompts(name)
+    assert (prompts.chats, prompts.rows) == ([user("a"), user("b")], [0, 3])
+    assert prompts.origin == {"hub_id": PROMPT_SETS[name].hub_id, "revision": revision}
+
+
+def test_a_local_copy_is_known_by_its_digest(tmp_path):
+    path = write(tmp_path, "a.csv", "goal,target\none,x\none,x\ntwo,x\n")
+    prompts = load_prompts(f"advbench={path}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert prompts.rows == [0, 2]
+    assert prompts.origin == {"file": str(path), "sha256": digest}
+    listed = hashlib.sha256(f"{digest}  a.csv\n".encode()).hexdigest()
+    write(tmp_path, "README.md", "not of the set")
+    assert load_prompts(f"advbench={tmp_path}").origin == {"file": str(tmp_path), "sha256": listed}
+
+
 def test_splits_are_fixed_disjoint_and_count_what_is_too_long():
-    chats = [user(f"number {i}") for i in range(20)]
+    chats = PromptSet([user(f"number {i}") for i in range(20)], range(100, 120), {})
     long = [i % 5 == 0 for i in range(20)]
     split = split_prompts("advbench", chats, long, 10, 4)
     assert (len(split.test), len(split.validation), split.skipped) == (10, 4, 4)
     both = {chat[0]["content"] for chat in [*split.test, *split.validation]}
     assert len(both) == 14
+    for name, texts in (("test", split.test), ("validation", split.validation)):
+        assert [user(f"number {row - 100}") for row in split.rows[name]] == texts
     assert not both & {f"number {i}" for i in range(0, 20, 5)}
     assert split_prompts("advbench=elsewhere.csv", chats, long, 10, 4) == split
     assert split_prompts("advbench", chats, long, 4, 4).test == split.test[:4]
@@ -300,14 +347,14 @@ def test_csv_holds_texts_alone(tmp_path):
     path = write(tmp_path, "a.csv", "\ufeffgoal,target\r\n" + rows)
     lines = "".join(json.dumps({"goal": text}) + "\n" for text in TEXTS)
     for source in (path, write(tmp_path, "a.jsonl", lines)):
-        assert load_prompts(f"advbench={source}") == [user(text) for text in TEXTS]
+        assert load_prompts(f"advbench={source}").chats == [user(text) for text in TEXTS]
 
 
 def test_json_holds_what_it_says(tmp_path):
     """Dates are texts, and a column may hold texts and chats."""
     dates = ["2020-01-01", "2020-01-02T10:00:00Z"]
     path = write(tmp_path, "a.json", "\ufeff" + json.dumps([{"goal": date} for date in dates]))
-    assert load_prompts(f"advbench={path}") == [user(date) for date in dates]
+    assert load_prompts(f"advbench={path}").chats == [user(date) for date in dates]
     rows = [{"prompt": "a\u2028b"}, {"prompt": [*user("a")], "reward": 1}]
     lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     assert read_files(write(tmp_path, "b.jsonl", lines)) == [{**rows[0], "reward": None}, rows[1]]
@@ -317,12 +364,12 @@ def test_lines_without_a_header_are_whole(tmp_path):
     lines = ["Write a letter, as a bank would, to me", 'Say,"hi" to, him', "null", '"Do" it, then']
     path = write(tmp_path, "one.csv", "\r\n".join(lines) + '\r\n"two\r\nlines, ""quoted"""\r\n')
     expected = [*lines, 'two\nlines, "quoted"']
-    assert load_prompts(f"hex-phi={path}") == [user(text) for text in expected]
+    assert load_prompts(f"hex-phi={path}").chats == [user(text) for text in expected]
 
 
 def test_what_is_left_out_is_counted(tmp_path, capsys):
     path = write(tmp_path, "a.csv", 'goal,target\none,x\n" ",x\none,x\ntwo,x\n')
-    assert len(load_prompts(f"advbench={path}")) == 2
+    assert len(load_prompts(f"advbench={path}").chats) == 2
     notices = capsys.readouterr().err.splitlines()
     assert notices == [
         f"advbench={path}: 1 rows without a prompt left out",

@@ -1,0 +1,211 @@
+"""Claims in the terms of a profile, and the verdicts on them."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.analysis import claims, estimates
+from benchmarks.figures.registry import FIGURES
+from benchmarks.spec.profile import HubProfile, Profile, load_profile
+from tests.helpers.fake import SMOKE, FakeResults, table_of
+
+LLAMA = load_profile("llama-3.2-1b")
+SIZES = load_profile("w2s-qwen3")
+
+
+def hub(profile: HubProfile, *without: str, **models: str) -> HubProfile:
+    """Return a profile without some models, and with others of the same source."""
+    kept = {kind: source for kind, source in profile.models.items() if kind not in without}
+    further = {kind.replace("_", "-"): profile.models[other] for kind, other in models.items()}
+    return replace(profile, models=kept | further)
+
+
+def supported(profile: Profile) -> list[claims.Claim]:
+    """Return the claims on figures that the profile can measure."""
+    unsupported = [name for name, figure in FIGURES.items() if figure.why_unsupported(profile)]
+    return claims.claims_for(profile, unsupported)
+
+
+def texts(profile: Profile) -> str:
+    """Return all that claims say in words, a line each."""
+    return "\n".join(f"{claim.statement} ({claim.condition})" for claim in supported(profile))
+
+
+OF_THE_LAB = "judge|loss|both|GenARM|small and large|lab|fluency|instruct-reward|15 prompts"
+
+
+@pytest.mark.parametrize(
+    ("profile", "said", "unsaid"),
+    [
+        (SMOKE, "the judge's favourites|Qwen3, per-token loss: the best|paper's loss, β = 1", "Q3"),
+        (LLAMA, r"Transfer Q\* \(on few prompts: 20 prompts of each objective\)",
+         f"{OF_THE_LAB}|Qwen3|of each model"),
+        (replace(LLAMA, families=("mistral",)), "Entropy falls after", f"{OF_THE_LAB}|Qwen3|Llama"),
+        (hub(LLAMA, value_token="value-mean"), r"Paper's loss: entropy falls|\(per-token loss, β",
+         "judge|both|GenARM|Qwen3"),
+        (hub(LLAMA, "value-mean", value_token="value-mean"), "Entropy falls after", OF_THE_LAB),
+        (SIZES, "model of the usual size|A smaller value model", "judge|GenARM|loss|Llama"),
+        (hub(LLAMA, "reward"), r"ratio among dense steering\.", "ARGS|Transfer|beam|8 base"),
+    ],
+)  # fmt: skip
+def test_claims_say_what_the_profile_has(profile, said, unsaid):
+    lines = texts(profile)
+    for pattern in said.split("|"):
+        assert re.search(pattern, lines), pattern
+    assert re.findall(unsaid, lines) == []
+    assert "{" not in lines
+
+
+def test_shares_and_numbers_are_those_of_the_profile():
+    sweep = replace(LLAMA.sweep, main_ratios=(0.1, 0.6), beams=4, rollout_prompts=1)
+    lines = texts(replace(LLAMA, sweep=sweep))
+    for said in ("Steering 10% to 60% of the tokens reaches", "the best of 4 base responses",
+                 "beam search over 4 responses", "on few prompts: 1 prompt of each"):  # fmt: skip
+        assert said in lines
+    assert "20% to 80%" not in lines
+
+
+@pytest.mark.parametrize("profile", [LLAMA, SIZES, SMOKE], ids=lambda profile: profile.name)
+def test_no_claim_is_asked_twice_nor_of_what_is_not_measured(profile):
+    found = supported(profile)
+    rows = [(claim.figure, claim.test, str(sorted(claim.selector.items()))) for claim in found]
+    assert len(set(rows)) == len(rows)
+    keys = [(claim.name, claim.condition) for claim in found]
+    assert len(set(keys)) == len(keys)
+    assert all(claim.selector.get("family") in (None, *profile.families, "all") for claim in found)
+    metrics = {claim.selector.get("metric") for claim in found} - {None}
+    assert set(profile.available_metrics(sorted(metrics))) == metrics
+
+
+# --- verdicts
+
+
+@pytest.mark.parametrize(("test", "margin", "low", "high", "expected"), [
+    ("more", 0.0, 0.1, 0.3, "reproduced"),
+    ("more", 0.0, -0.1, 0.3, "undecided"),
+    ("more", 0.0, -0.3, -0.1, "not reproduced"),
+    ("more", 0.0, 0.0, 0.0, "not reproduced"),
+    ("less", 0.0, -0.3, -0.1, "reproduced"),
+    ("less", 0.0, -0.3, 0.1, "undecided"),
+    ("less", 0.0, 0.0, 0.0, "not reproduced"),
+    ("less", 1.0, 0.2, 0.9, "reproduced"),
+    ("reaches", -0.1, -0.05, 0.3, "reproduced"),
+    ("reaches", -0.1, -0.1, -0.1, "reproduced"),
+    ("reaches", -0.1, -0.2, 0.3, "undecided"),
+    ("reaches", -0.1, -0.3, -0.2, "not reproduced"),
+    ("at least", 6.0, 6.0, 7.0, "reproduced"),
+    ("at least", 6.0, 4.0, 5.0, "not reproduced"),
+])  # fmt: skip
+def test_verdicts_follow_the_interval(test, margin, low, high, expected):
+    assert claims.decide(test, margin, low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('test = "reaches"', 'test = "equal"',
+         "claims.toml: the test of dense-is-unnecessary must be one of more, less, at least, "
+         "reaches, got 'equal'"),
+        ('conditions = ["1",', 'conditions = ["nope",',
+         "claims.toml: dense-is-unnecessary names the unknown condition 'nope'"),
+    ],
+)  # fmt: skip
+def test_claims_are_checked_when_they_are_read(tmp_path, old, new, message):
+    path = tmp_path / "claims.toml"
+    text = claims.CLAIMS.read_text(encoding="utf-8")
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        claims.claims_for(SMOKE, path=path)
+
+
+def claim(test: str = "more", margin: float | None = 0.0, **labels) -> claims.Claim:
+    """Return a claim on figure 1, of SIA against the random gate at 20%."""
+    selector = {"method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all"}
+    selector |= {"objective": "all", "metric": "judge", "value_model": "value-mean"} | labels
+    return claims.Claim(
+        "c", "", "It holds.", "abstract", "figure1", "under", selector, test, margin
+    )
+
+
+def test_a_claim_that_fits_several_rows_is_an_error():
+    several = replace(claim(), condition="", selector={"method": "sia"})
+    with pytest.raises(LookupError, match=r"c .* fits 2 rows of figure1"):
+        claims.select_rows(
+            several, pd.DataFrame({"method": ["sia", "sia", "dense"], "replicate": "all"})
+        )
+
+
+def test_verdicts_of_single_replicates_stand_beside_the_pooled_one(monkeypatch):
+    monkeypatch.setattr(claims, "FEWEST_PROMPTS", 45)  # of a replicate
+    table = table_of(
+        FIGURES["figure1"], lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy")
+    )
+    verdicts = claims.verdicts({"figure1": table}, [claim()])
+    alone = verdicts[verdicts["replicate"] != "all"]
+    assert alone["verdict"].tolist() == ["reproduced", "not reproduced"]
+    assert alone["estimate"].tolist() == [1.0, -1.0]
+    (row,) = claims.pooled_verdicts(verdicts).to_dict("records")
+    assert (row["verdict"], row["marks"]) == ("undecided", "✓✗")
+    assert claims.verdict_line(row) == (
+        "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; "
+        "replicates alone: ✓✗"
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_reaching_has_a_margin_in_standard_deviations_of_base_responses(scale):
+    figure = FIGURES["figure1"]
+    rows = figure.collect(SMOKE, range(2), FakeResults(SMOKE))
+    base = rows[rows["method"] == "base"].groupby(["family", "replicate", "objective"])["judge"]
+    expected = np.sqrt(base.var().mean())
+    judge = rows["judge"] - 0.03 * expected * (rows["method"] == "sia")
+    table = figure.summarize(rows.assign(judge=scale * judge), SMOKE)
+    assert estimates.base_sd(table, "judge") == pytest.approx(scale * expected, rel=1e-3)
+    asked = [claim("reaches", None), replace(claim("more"), name="d")]
+    verdicts = claims.verdicts({"figure1": table}, asked)
+    pooled = claims.pooled_verdicts(verdicts)
+    assert pooled["verdict"].tolist() == ["reproduced", "not reproduced"]
+    assert pooled["margin"].tolist() == pytest.approx([-0.035 * scale * expected, 0], rel=1e-3)
+    assert pooled["margin_in_sd"].fillna(9).tolist() == [-0.035, 9]
+    margin = f"≥ {-0.035 * scale * expected:.2g} points (-0.035 SD of base responses)"
+    assert claims.verdict_line(pooled.iloc[0]).endswith(f"needs {margin}; replicates alone: ––")
+
+
+def test_without_standard_deviations_there_is_one_sentence():
+    table = table_of(FIGURES["figure1"])
+    for lacking in (table.drop(columns="sd"), table[table["method"] != "base"]):
+        with pytest.raises(
+            ValueError,
+            match=r"expected a summary with the standard deviation of judge over base responses, "
+            r"as today's code writes it \(make summaries\), got one without",
+        ):
+            claims.verdicts({"figure1": lacking}, [claim("reaches", None)])
+
+
+@pytest.mark.parametrize(
+    ("metric", "n", "largest", "verdict"),
+    [
+        ("judge", 50, 50, "not reproduced"),
+        ("judge", 49, 1200, "too few prompts"),
+        ("seconds_ratio", 6, 50, "not reproduced"),  # rounds of timing, on as many prompts
+        ("seconds_ratio", 6, 49, "too few prompts"),
+        ("entropy_fall", np.nan, 3, "not reproduced"),  # over no prompts, as the theory's
+    ],
+)
+def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
+    row = {"metric": metric, "n": n, "replicates": 2, "replicate": "all"}
+    row |= {"estimate": -1.0, "low": -2.0, "high": -0.5}
+    alone = [row | {"replicate": str(i), "n": np.nan, "replicates": np.nan} for i in range(2)]
+    table = pd.DataFrame([row, *alone, row | {"metric": "tokens", "n": largest}])
+    asked = replace(claim(), selector={"metric": metric})
+    verdicts = claims.verdicts({"figure1": table}, [asked])
+    (pooled,) = claims.pooled_verdicts(verdicts).to_dict("records")
+    assert pooled["verdict"] == verdict
+    if verdict == "too few prompts":
+        assert claims.verdict_line(pooled) == "too few prompts It holds. (under)"
+        assert set(verdicts["verdict"]) == {verdict}
+    else:
+        assert pooled["marks"] == ("✗✗" if np.isnan(n) else "––")
