@@ -141,7 +141,7 @@ def test_transformers_generate(gpu):
         assert output.device.type == "cuda"
 
 
-# once in eight runs an optimiser step under the emulation gave inf; where tensors lie is tested here
+# one run in eight gave inf after an optimiser step; what is tested is where tensors lie
 @pytest.mark.xfail(raises=FloatingPointError, reason="the emulation is not exact", strict=False)
 def test_whole_sequences_and_training(gpu):
     m = models()
