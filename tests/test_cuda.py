@@ -141,8 +141,13 @@ def test_transformers_generate(gpu):
         assert output.device.type == "cuda"
 
 
-# one run in eight gave inf after an optimiser step; what is tested is where tensors lie
-@pytest.mark.xfail(raises=FloatingPointError, reason="the emulation is not exact", strict=False)
+def test_lists_index_values(gpu):
+    values = torch.arange(6.0, device="cuda").view(2, 3)
+    values[[1], [2]] = 9.0
+    assert values[[1, 0], [2, 1]].tolist() == [9.0, 1.0]
+    assert values[[1]].tolist() == [[3.0, 4.0, 9.0]]
+
+
 def test_whole_sequences_and_training(gpu):
     m = models()
     whole = [[*prompt, 7, 8] for prompt in PROMPTS]

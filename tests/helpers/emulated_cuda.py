@@ -62,6 +62,12 @@ class EmulatedTensor(torch.Tensor):
     is_cuda = property(lambda self: True)
     is_meta = is_cpu = property(lambda self: False)
 
+    def __getitem__(self, index):
+        return super().__getitem__(_tensors_for_lists(index))
+
+    def __setitem__(self, index, value):
+        super().__setitem__(_tensors_for_lists(index), value)
+
     def tolist(self):
         return self.inner.tolist()  # which torch refuses for subclasses, and CUDA does not
 
@@ -76,6 +82,13 @@ class EmulatedTensor(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"EmulatedTensor({self.inner})"
+
+
+def _tensors_for_lists(index):
+    """Return an index without lists, of which torch would make tensors without values on "meta"."""
+    if isinstance(index, tuple):
+        return tuple(map(_tensors_for_lists, index))
+    return torch.tensor(index) if isinstance(index, list) else index
 
 
 class EmulatedGenerator(torch.Generator):
