@@ -1,4 +1,4 @@
-"""What a run will take, before it begins: memory of a worker, hours of the GPUs that are here.
+"""Forecast of a run, before it begins: memory of a worker, hours of the GPUs that are here.
 
 As in `benchmarks.engine.estimate`, nothing here is measured.
 """
@@ -11,9 +11,7 @@ from benchmarks.engine.estimate import BANDWIDTH, GPU, SPEED, figure_hours
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, HubProfile
 from benchmarks.subjects.hub.memory import gpus_each, memory
-from benchmarks.subjects.hub.models import detect_hardware, kinds_of
-
-__all__ = ["announce", "detect_hardware", "forecast"]
+from benchmarks.subjects.hub.models import kinds_of
 
 CARDS = {  # GB and 1e12 operations per second in bfloat16, as their maker states them
     "H200": (4800, 989),

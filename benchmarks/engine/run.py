@@ -118,13 +118,17 @@ def measure_rows(
         on_result: Called with the name of each figure, its rows, and what their provenance says
             besides; with "models" as soon as their quality, if requested, is known.
     """
-    needs = FigureCells.union(
-        figure.cells(profile, replicate) for figure in figures.values() for replicate in replicates
-    )
+    needs_of = {
+        name: FigureCells.union(figure.cells(profile, replicate) for replicate in replicates)
+        for name, figure in figures.items()
+    }
+    needs = FigureCells.union(needs_of.values())
     gpus = cluster().gpus() if options.executor == "ray" else None
     subject = subject_class(profile)
     if not profile.trains_models:
-        from benchmarks.engine.forecast import announce, detect_hardware  # import `datasets`
+        # these import `datasets`
+        from benchmarks.engine.forecast import announce
+        from benchmarks.subjects.hub.models import detect_hardware
 
         announce(profile, needs, detect_hardware(profile, options.hardware, gpus))
     profile_here, provenance = subject.prepare(profile, needs.requests, options.hardware, gpus)
@@ -156,27 +160,19 @@ def measure_rows(
                     else:
                         on_result(name, rows, provenance)
 
-            ready, waiting = _by_need_of_tokens(figures, profile, replicates)
-            collect(ready)
+            waiting = [
+                name for name, need in needs_of.items()
+                if need.traces or need.rollouts or need.views
+            ]  # fmt: skip
+            collect(name for name in figures if name not in waiting)
             sweep.measure_tokens(needs)
             collect(waiting)
-    for name, error in failures.items():
+    if failures:
+        name, error = next(iter(failures.items()))
         others = "; all other tables are written" if len(figures) > len(failures) else ""
         raise ValueError(f"{name}: {error}{others}") from error
     if options.fresh:
         marker.unlink(missing_ok=True)
-
-
-def _by_need_of_tokens(
-    figures: Mapping[str, MeasuredFigure], profile: Profile, replicates: Sequence[int]
-) -> tuple[list[str], list[str]]:
-    """Return the figures that need rows of responses alone, and those that need their tokens."""
-    needs = {
-        name: FigureCells.union(figure.cells(profile, replicate) for replicate in replicates)
-        for name, figure in figures.items()
-    }
-    waiting = [name for name, need in needs.items() if need.traces or need.rollouts or need.views]
-    return [name for name in figures if name not in waiting], waiting
 
 
 def _existing_rows(

@@ -58,8 +58,8 @@ def test_memory_and_hours_follow_the_card(gpus, count, name, gigabytes, message,
 
 def test_more_responses_together_need_more_memory(gpus):
     gpus(1)
-    few, many = (forecast(PROFILE, NEEDS, replace(HARDWARE, batch_size=n))[0] for n in (1, 512))
-    assert (few.split()[1], many.split()[1]) == ("34", "115")
+    small, large = (forecast(PROFILE, NEEDS, replace(HARDWARE, batch_size=n))[0] for n in (1, 512))
+    assert (small.split()[1], large.split()[1]) == ("34", "115")
 
 
 def test_every_known_card_is_compared():

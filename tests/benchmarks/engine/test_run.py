@@ -23,7 +23,7 @@ def figure(needs, error=None):
 
 @pytest.fixture
 def events(monkeypatch, tmp_path):
-    """What a run does, one after the other; nothing is trained or measured."""
+    """The steps of a run, in their order; nothing is trained or measured."""
     done = []
 
     class Sweep:
