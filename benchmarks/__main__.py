@@ -288,7 +288,7 @@ def existing_tables(profile: Profile) -> list[str]:
     Raises:
         FileNotFoundError: If there is none.
     """
-    names = [name for name in FIGURES if tables.has_table(profile, name)]
+    names = tables.with_tables(profile, FIGURES)
     if not names:
         raise FileNotFoundError(
             f"there is no table in {short(tables.folder(profile))} to draw or judge: "
@@ -330,9 +330,8 @@ def measure(
     from benchmarks.engine.run import RunOptions, run_experiment
 
     if options.keep:
-        for name in names:
-            if tables.has_table(profile, name):
-                check_hardware(profile, name, options)
+        for name in tables.with_tables(profile, names):
+            check_hardware(profile, name, options)
     hardware = requested_hardware(options)
     run_options = RunOptions(options.fresh, options.keep, quality, options.executor, hardware)
     figures = {name: FIGURES[name] for name in names}
@@ -375,10 +374,9 @@ def publish(profile: Profile, names: Sequence[str]) -> None:
 
 def write_verdicts(profile: Profile) -> pd.DataFrame:
     """Hold every claim against the tables, write claims.csv, and return its rows."""
-    unsupported = [name for name in FIGURES if name not in supported(profile)]
-    measured = [name for name in FIGURES if tables.has_table(profile, name)]
+    measured = tables.with_tables(profile, FIGURES)
     summaries = {name: tables.read_table(profile, name)[0] for name in measured}
-    verdicts = claims.verdicts(summaries, claims.claims_for(profile, unsupported))
+    verdicts = claims.judge(profile, FIGURES, summaries)
     write_text(tables.folder(profile) / "claims.csv", verdicts.to_csv(index=False))
     return claims.pooled_verdicts(verdicts)
 

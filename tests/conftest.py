@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Where profiles, tables and the cell store are; a function that adds a profile."""
+    """Empty folders of profiles, tables and cells, and a function that adds a profile."""
     from benchmarks.spec.profile import PROFILES, load_profile
     from tests.helpers import hub_folders
 

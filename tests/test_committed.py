@@ -43,7 +43,7 @@ def test_summaries_verdicts_figures_and_report_follow_from_rows(path):
     profile = load_profile(path.parent.name)
     assert list(verify.damage(tables.folder(profile))) == []
     assert list(verify.outdated_files(profile, FIGURES)) == []
-    measured = {name for name in FIGURES if tables.has_table(profile, name)}
+    measured = tables.with_tables(profile, FIGURES)
     assert set(read_json(path)) == {*measured, "report"}
 
 

@@ -8,10 +8,11 @@ alone. An estimate over fewer than FEWEST_PROMPTS prompts decides nothing.
 """
 
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -251,6 +252,20 @@ def select_rows(claim: Claim, summary: pd.DataFrame) -> pd.DataFrame:
         )
     alone = rows[~pooled & rows["low"].notna()]
     return pd.concat([rows[pooled], alone.sort_values("replicate")])
+
+
+def judge(
+    profile: Profile, figures: Mapping[str, Any], summaries: dict[str, pd.DataFrame]
+) -> pd.DataFrame:
+    """Return the verdicts on all claims that a profile can decide; see `verdicts`.
+
+    Args:
+        profile: Settings of the tables.
+        figures: All figures by name (`benchmarks.figures.base.Figure`).
+        summaries: Of those that have been measured.
+    """
+    unsupported = [name for name, figure in figures.items() if figure.why_unsupported(profile)]
+    return verdicts(summaries, claims_for(profile, unsupported))
 
 
 def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -258,6 +258,11 @@ def intervals(profile: Profile) -> str:
 def has_table(profile: Profile, name: str) -> bool:
     """Return whether there is such a table."""
     return (folder(profile) / f"{name}.json").exists()
+
+
+def with_tables(profile: Profile, names: Iterable[str]) -> list[str]:
+    """Return those of these figures that have a table."""
+    return [name for name in names if has_table(profile, name)]
 
 
 def committed_summary(profile: Profile, name: str) -> pd.DataFrame | None:

@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.figures.base import Figure
 from benchmarks.report import render
-from benchmarks.runtime.files import read_json
+from benchmarks.runtime.files import read_json, sha256
 from benchmarks.runtime.fingerprints import drawing_code
 from benchmarks.spec.profile import Profile
 
@@ -30,9 +30,9 @@ def run(profile: Profile, figures: Mapping[str, Figure]) -> int:
     outdated = [] if damaged else list(outdated_files(profile, figures))
     for text in outdated:
         print(f"outdated: {text}")
-    whole = f"{len(damaged)} damaged" if damaged else "all whole"
+    state = f"{len(damaged)} damaged" if damaged else "all whole"
     count = sum(1 for _ in folder.glob("*.json"))
-    print(f"verify: {count} tables of profile {profile.name}, {whole}; {len(outdated)} outdated")
+    print(f"verify: {count} tables of profile {profile.name}, {state}; {len(outdated)} outdated")
     return 1 if damaged else 0
 
 
@@ -50,7 +50,7 @@ def damage(folder: Path) -> Iterator[str]:
 
 def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
     """Yield a sentence for each file that does not follow from the tables, and what makes it so."""
-    names = [name for name in figures if tables.has_table(profile, name)]
+    names = tables.with_tables(profile, figures)
     summaries = {}
     for name in names:
         summaries[name], stale = tables.read_table(profile, name)
@@ -59,8 +59,7 @@ def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[
         path = tables.folder(profile) / f"{name}.csv"
         if not follows(tables.summarized(profile, name, figures[name].summarize), path):
             yield f"{path.name} does not follow from its rows: {_make('summaries', profile)}"
-    unsupported = [name for name, figure in figures.items() if figure.why_unsupported(profile)]
-    verdicts = claims.verdicts(summaries, claims.claims_for(profile, unsupported))
+    verdicts = claims.judge(profile, figures, summaries)
     path = tables.folder(profile) / "claims.csv"
     if not follows(verdicts, path):
         yield f"{path.name} is of other tables than there are: {_make('claims', profile)}"
@@ -70,13 +69,13 @@ def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[
 def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
     """Yield a sentence for each figure, and the report, that shows something else."""
     drawn = tables.read_drawings(profile)
-    names = [name for name in figures if tables.has_table(profile, name)]
+    names = tables.with_tables(profile, figures)
     for name in names:
         if name not in drawn:
             yield f"{name} is not drawn: {_make(name, profile)}"
             continue
         drawing, table = drawn[name], tables.folder(profile) / f"{name}.csv"
-        if drawing["table"] != tables.sha256(table):
+        if drawing["table"] != sha256(table):
             yield f"{name} is drawn from another table: {_make(name, profile)}"
         elif drawing["code"] != drawing_code(name):
             yield f"{name} is drawn by other code: {_make(name, profile)}"

@@ -45,7 +45,7 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make claims PROFILE={profile.name} writes it")
     verdicts = claims.pooled_verdicts(pd.read_csv(path))
-    names = [name for name in figures if tables.has_table(profile, name)]
+    names = tables.with_tables(profile, figures)
     has_viewer = "junctions" in names
     page = _template().render(
         profile=profile,
@@ -84,7 +84,7 @@ def _template() -> jinja2.Template:
 def made_from(profile: Profile, figures: Mapping[str, Figure]) -> dict[str, str]:
     """Return the first 16 digits of the SHA-256 of every file that the page shows."""
     folder = tables.folder(profile)
-    names = [name for name in figures if tables.has_table(profile, name)]
+    names = tables.with_tables(profile, figures)
     files = [
         TEMPLATE,
         folder / "claims.csv",

@@ -70,13 +70,13 @@ def test_shares_and_numbers_are_those_of_the_profile():
 
 @pytest.mark.parametrize("profile", [LLAMA, SIZES, SMOKE], ids=lambda profile: profile.name)
 def test_no_claim_is_asked_twice_nor_of_what_is_not_measured(profile):
-    found = supported(profile)
-    rows = [(claim.figure, claim.test, str(sorted(claim.selector.items()))) for claim in found]
+    usable = supported(profile)
+    rows = [(claim.figure, claim.test, str(sorted(claim.selector.items()))) for claim in usable]
     assert len(set(rows)) == len(rows)
-    keys = [(claim.name, claim.condition) for claim in found]
+    keys = [(claim.name, claim.condition) for claim in usable]
     assert len(set(keys)) == len(keys)
-    assert all(claim.selector.get("family") in (None, *profile.families, "all") for claim in found)
-    metrics = {claim.selector.get("metric") for claim in found} - {None}
+    assert all(claim.selector.get("family") in (None, *profile.families, "all") for claim in usable)
+    metrics = {claim.selector.get("metric") for claim in usable} - {None}
     assert set(profile.available_metrics(sorted(metrics))) == metrics
 
 
@@ -164,8 +164,8 @@ def test_reaching_has_a_margin_in_standard_deviations_of_base_responses(scale):
     judge = rows["judge"] - 0.03 * expected * (rows["method"] == "sia")
     table = figure.summarize(rows.assign(judge=scale * judge), SMOKE)
     assert estimates.base_sd(table, "judge") == pytest.approx(scale * expected, rel=1e-3)
-    asked = [claim("reaches", None), replace(claim("more"), name="d")]
-    verdicts = claims.verdicts({"figure1": table}, asked)
+    tested = [claim("reaches", None), replace(claim("more"), name="d")]
+    verdicts = claims.verdicts({"figure1": table}, tested)
     pooled = claims.pooled_verdicts(verdicts)
     assert pooled["verdict"].tolist() == ["reproduced", "not reproduced"]
     assert pooled["margin"].tolist() == pytest.approx([-0.035 * scale * expected, 0], rel=1e-3)
@@ -200,8 +200,8 @@ def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
     row |= {"estimate": -1.0, "low": -2.0, "high": -0.5}
     alone = [row | {"replicate": str(i), "n": np.nan, "replicates": np.nan} for i in range(2)]
     table = pd.DataFrame([row, *alone, row | {"metric": "tokens", "n": largest}])
-    asked = replace(claim(), selector={"metric": metric})
-    verdicts = claims.verdicts({"figure1": table}, [asked])
+    tested = replace(claim(), selector={"metric": metric})
+    verdicts = claims.verdicts({"figure1": table}, [tested])
     (pooled,) = claims.pooled_verdicts(verdicts).to_dict("records")
     assert pooled["verdict"] == verdict
     if verdict == "too few prompts":

@@ -287,13 +287,13 @@ def test_hardware_is_what_there_is_and_can_be_said():
 def test_every_kind_of_model_reads_its_own_template(qwen, project):
     subject = HubModels(replace(project("qwen3", qwen), hardware=HARDWARE))
     chats = subject.prompts_of("test", "helpfulness")[:2]
-    asked = [
+    prompts = [
         chat[0]["content"]
         for objective in OBJECTIVES
         for split in ("test", "validation")
         for chat in subject.prompts_of(split, objective)
     ]
-    assert len(set(asked)) == 24
+    assert len(set(prompts)) == 24
     assert subject.splits["harmlessness"].skipped == 1
     text = chats[0][0]["content"]
     decode = hub_folders.tokenizer().decode
@@ -495,12 +495,12 @@ def test_annotate_train_and_figure_2(llama, project, tmp_path, capsys, monkeypat
 
 def test_prepare_fetches_only_what_is_needed(qwen, project, monkeypatch):
     profile = project("qwen3", qwen)
-    asked = []
-    monkeypatch.setattr(hub_models, "fetch", lambda source: asked.append(source.id) or source)
+    fetched = []
+    monkeypatch.setattr(hub_models, "fetch", lambda source: fetched.append(source.id) or source)
     cells = [Cell(0, "qwen3", scorer=value_kind("mean"), gate="every")]
     settled, provenance = HubModels.prepare(profile, cells, Hardware("cpu", "", 2), None)
     assert set(provenance["models"]) == {"base", "value-mean", "evaluation-reward"}
-    assert str(qwen["instruct"]) not in asked
+    assert str(qwen["instruct"]) not in fetched
     assert settled.hardware == Hardware("cpu", "float32", 2)
     subject, described = HubModels(settled), provenance["prompts"]
     assert list(described) == list(OBJECTIVES)
