@@ -297,6 +297,9 @@ class DivergenceGate(ThresholdGate):
     It asks the scorer at every step, and so costs as much as dense steering: for analysis.
     """
 
+    name = "divergence"
+    label = "divergence (oracle)"
+
     @property
     @override
     def signal(self) -> Divergence:

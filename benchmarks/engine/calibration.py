@@ -12,8 +12,15 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from benchmarks.engine.gates import GATES
-from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest, Shard
+from benchmarks.engine.gates import is_calibrated
+from benchmarks.spec.cells import (
+    DIVERGENCE,
+    DIVERGENCE_GATES,
+    OBJECTIVES,
+    Cell,
+    CellRequest,
+    Shard,
+)
 from benchmarks.spec.profile import Profile
 
 RATIO_TOLERANCE = 0.02  # difference of a ratio from its target up to which a threshold is kept
@@ -21,12 +28,19 @@ RATIO_TOLERANCE = 0.02  # difference of a ratio from its target up to which a th
 
 def needs_thresholds(request: CellRequest) -> bool:
     """Return whether calibration has to choose the thresholds of a request."""
-    return GATES[request.gate].calibrated and request.tau is None
+    return is_calibrated(request.gate) and request.tau is None
 
 
 def unsteered(cell: Cell | CellRequest) -> Cell:
-    """Return the validation cell whose responses give initial thresholds."""
-    return Cell(cell.replicate, cell.family, "validation", cell.model)
+    """Return the validation cell whose responses give initial thresholds.
+
+    It keeps the scorer for gates by divergences, and its β for that of this very β; predictors are
+    fitted at β = 1.
+    """
+    plain = Cell(cell.replicate, cell.family, "validation", cell.model)
+    if cell.gate not in DIVERGENCE_GATES:
+        return plain
+    return replace(plain, scorer=cell.scorer, beta=cell.beta if cell.gate == DIVERGENCE else 1.0)
 
 
 def choose_threshold(
@@ -84,7 +98,7 @@ class Calibrator:
 
     def recalibrated(self, cell: Cell) -> Cell:
         """Return a measured validation cell with new thresholds where its ratio is off target."""
-        if not GATES[cell.gate].calibrated:
+        if not is_calibrated(cell.gate):
             return cell
         measured = self._measured_thresholds(cell, cell)
         runs = zip(cell.thresholds, measured, self.ratios(cell), strict=True)

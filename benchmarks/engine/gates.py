@@ -1,4 +1,7 @@
-"""Gates of cells by name, and one that only the benchmarks use."""
+"""Gates of cells by name, and one that only the benchmarks use.
+
+A cell's gate is "junction", whose predictor is of the cell's models, or one of `sia.gates.GATES`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +9,14 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from benchmarks.spec.cells import Cell
+from benchmarks.engine.loading import fitted
+from benchmarks.spec.cells import DIVERGENCE_GATES, Cell
+from benchmarks.spec.model_kinds import JUNCTION
+from benchmarks.subjects.base import Subject
 from sia.calibration import calibrate
-from sia.gates import GATES, EntropyGate, Gate, Step, UnreachableRatio
+from sia.gates import GATES, EntropyGate, Gate, JunctionGate, Step, UnreachableRatio
 from sia.generation import Generation
+from sia.junctions import JunctionPredictor
 
 
 @dataclass(frozen=True)
@@ -29,25 +36,50 @@ class InvertedEntropyGate(EntropyGate):
         return super().fit(generations, 1 - ratio, **settings)
 
 
+def is_calibrated(gate: str) -> bool:
+    """Return whether a gate has a setting to calibrate."""
+    return gate == JUNCTION or GATES[gate].calibrated
+
+
 def calibrated_gates() -> list[str]:
-    """Return the names of the gates that have a setting to calibrate."""
-    return [name for name, gate in GATES.items() if gate.calibrated]
+    """Return the names of the gates whose setting plain responses give, asked by no scorer."""
+    return [name for name in GATES if is_calibrated(name) and name not in DIVERGENCE_GATES]
 
 
-def gate_of(cell: Cell, objective: str) -> Gate:
+def predictor_of(subject: Subject, cell: Cell) -> JunctionPredictor | None:
+    """Return the predictor of divergence by the values of a cell; None where it has none."""
+    return fitted(subject, cell.predictor, cell.family).predictor if cell.predictor else None
+
+
+def gate_of(subject: Subject, cell: Cell, objective: str) -> Gate:
     """Return the gate of a cell with its setting for an objective."""
+    if cell.gate == JUNCTION:
+        return JunctionGate(cell.threshold(objective), predictor_of(subject, cell))
     gate = GATES[cell.gate]
     return gate.from_setting(cell.threshold(objective) if gate.calibrated else cell.target_ratio)
 
 
-def calibrated_setting(gate: str, generations: Sequence[Generation], ratio: float) -> float:
+def calibrated_setting(
+    gate: str,
+    generations: Sequence[Generation],
+    ratio: float,
+    predictor: JunctionPredictor | None = None,
+) -> float:
     """Return the setting that opens a gate on about `ratio` of the tokens of `generations`.
 
     Where none does (a rise has no first token), that which opens it on the most tokens; 0 where
     these responses do not open it at all.
+
+    Args:
+        gate: Its name.
+        generations: Responses that hold the gate's signal.
+        ratio: Share of the tokens.
+        predictor: Of the junction gate.
     """
+    gate_class = JunctionGate if gate == JUNCTION else GATES[gate]
+    settings = {"predictor": predictor} if gate == JUNCTION else {}
     try:
-        return calibrate(GATES[gate], generations, ratio).setting_value
+        return calibrate(gate_class, generations, ratio, **settings).setting_value
     except UnreachableRatio as error:
         most = error.most
-        return calibrate(GATES[gate], generations, most).setting_value if most else 0.0
+        return calibrate(gate_class, generations, most, **settings).setting_value if most else 0.0

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, REWARD, ROLLOUT
-from benchmarks.spec.model_kinds import BASE, ModelKind
+from benchmarks.spec.model_kinds import BASE, FITTED, ModelKind
 from benchmarks.spec.profile import Profile
 from benchmarks.subjects import subject_class
-from benchmarks.subjects.base import Subject
+from benchmarks.subjects.base import Fitted, Subject
 from sia import AutoregressiveScorer, RewardScorer, RolloutScorer
 from sia.scorers.base import Scorer
 
@@ -72,13 +72,20 @@ def reward_model(subject: Subject, kind: str) -> PreTrainedModel:
     return load_cached(subject, subject.reward_model, kind)
 
 
+def fitted(subject: Subject, kind: ModelKind, family: str) -> Fitted:
+    """Return what is fitted to the base model and a value model: a gate or a head."""
+    return load_cached(subject, subject.fitted, str(kind), family)
+
+
 def scorer_of(subject: Subject, kind: ModelKind, family: str) -> Scorer:
-    """Return what scores candidates: a value model, or the scorer of a baseline."""
+    """Return what scores candidates: a value model, a head, or the scorer of a baseline."""
 
     def load_scorer(label: str, family: str) -> Scorer:
         build = SCORERS.get(kind)
         return build(subject, family) if build else subject.value_model(label, family)
 
+    if kind.name in FITTED:
+        return fitted(subject, kind, family)
     return load_cached(subject, load_scorer, str(kind), family)
 
 

@@ -7,16 +7,22 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.engine.costs import total_costs
-from benchmarks.engine.gates import GATES, calibrated_gates, calibrated_setting, gate_of
+from benchmarks.engine.gates import (
+    calibrated_gates,
+    calibrated_setting,
+    gate_of,
+    is_calibrated,
+    predictor_of,
+)
 from benchmarks.engine.loading import language_model, reward_model, scorer_of
 from benchmarks.runtime import workers
-from benchmarks.spec.cells import Cell, Shard
+from benchmarks.spec.cells import DIVERGENCE_GATES, Cell, Shard
 from benchmarks.spec.methods import ARGS, REWARD, method_of_scorer
 from benchmarks.spec.model_kinds import BASE
 from benchmarks.subjects.base import Subject
 from benchmarks.subjects.scoring import sequence_log_likelihoods, trajectory_rewards
 from sia import Generation, Steering, chunk_beam_search
-from sia.signals import Attention
+from sia.signals import Attention, Divergence, PredictedDivergence, Signal
 
 VIEW_PROMPTS = 4  # of each objective, whose first responses are kept for views
 KEPT = {  # of such a response, beside `finished`
@@ -30,7 +36,7 @@ KEPT = {  # of such a response, beside `finished`
 
 def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering | None:
     """Return the steering of a cell for an objective, None for plain decoding."""
-    if cell.gate == "never":
+    if cell.scorer is None:
         return None
     beta, method = cell.beta, method_of_scorer(cell.scorer)
     if method is not None and method.raw_rewards:
@@ -38,7 +44,7 @@ def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering | None
     scorer = scorer_of(subject, cell.scorer, cell.family)
     return Steering(
         scorer,
-        gate_of(cell, objective),
+        gate_of(subject, cell, objective),
         beta,
         candidates=subject.profile.decoding.candidates,
         min_probability=cell.floor,
@@ -112,13 +118,26 @@ def calibrated_settings(
     subject: Subject, cell: Cell, responses: list[Generation]
 ) -> dict[str, dict[str, float]]:
     """Return settings by gate and target ratio: the cell's own, or of unsteered ones all."""
-    gates, targets = calibrated_gates(), subject.profile.sweep.ratios
+    gates = DIVERGENCE_GATES if cell.scorer else calibrated_gates()
+    targets = subject.profile.sweep.ratios
     if cell.gate != "never":
-        gates, targets = [cell.gate] * GATES[cell.gate].calibrated, (cell.target_ratio,)
+        gates, targets = [cell.gate] * is_calibrated(cell.gate), (cell.target_ratio,)
+    predictor = predictor_of(subject, cell)
     return {
-        gate: {str(target): calibrated_setting(gate, responses, target) for target in targets}
+        gate: {
+            str(target): calibrated_setting(gate, responses, target, predictor)
+            for target in targets
+        }
         for gate in gates
     }
+
+
+def observed_signals(subject: Subject, cell: Cell) -> list[Signal]:
+    """Return the signals that responses keep: of unsteered validation prompts, those of gates."""
+    if cell.split != "validation" or cell.gate != "never":
+        return []
+    predictor = predictor_of(subject, cell)
+    return [Attention()] if predictor is None else [Divergence(), PredictedDivergence(predictor)]
 
 
 def respond(
@@ -129,7 +148,7 @@ def respond(
     model = language_model(subject, cell.model, cell.family)
     steering = steering_of(cell, shard.objective, subject)
     ids = subject.encode(prompts, str(cell.model))
-    value_ids = subject.encode(prompts, str(cell.scorer)) if cell.gate != "never" else ids
+    value_ids = subject.encode(prompts, str(cell.scorer)) if cell.scorer else ids
     if cell.search == "beams":
         reward = scorer_of(subject, ARGS, cell.family)
         reward_ids = subject.encode(prompts, REWARD)
@@ -154,7 +173,7 @@ def respond(
                 progress=False,
             )
         return [responses]
-    observe = [Attention()] if cell.split == "validation" and cell.gate == "never" else []
+    observe = observed_signals(subject, cell)
     # the first of several responses meets the same noise as a single one
     stride = subject.profile.evaluation.samples
     return [

@@ -153,8 +153,9 @@ def read_cell(path: Path) -> pd.DataFrame:
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of the files of a folder into it."""
-    checksums = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    """Write the checksums of all files below a folder into it."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    checksums = {str(file.relative_to(folder)): sha256(file) for file in files}
     (folder / SEAL).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
 
 

@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, Self
 
 from benchmarks.spec.methods import method_of_scorer
-from benchmarks.spec.model_kinds import BASE, ModelKind
+from benchmarks.spec.model_kinds import BASE, JUNCTION, ModelKind
 from benchmarks.spec.profile import digest
 
 OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
 ROUNDS = 2 * len(OBJECTIVES)  # of timing; each is of one objective, and another one warms up
 LARGE_WORK = 2.5  # times the work of the usual size
+DIVERGENCE = "divergence"  # the gate that asks the scorer at every step
+# gates by what a scorer says, or is expected to say; responses under another one do not hold that
+DIVERGENCE_GATES = (JUNCTION, DIVERGENCE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Condition:
         model: Language model that responds.
         scorer: What scores candidates: a value model, or the scorer of a baseline; None where
             nothing steers.
-        gate: "never", "every", or the name of a gate in `sia.gates.GATES`.
+        gate: "never", "every", "junction" (its predictor is fitted to values by the scorer's loss),
+            or the name of a gate in `sia.gates.GATES`.
         target_ratio: Share of tokens to steer.
         beta: Strength of steering.
         floor: Base probability that candidates need on steered steps.
@@ -59,10 +63,18 @@ class Condition:
         """The identifier of the method in tables and figures."""
         if self.search == "beams":
             return "beams"
+        scorer = method_of_scorer(self.scorer)
         if self.gate == "every":
-            baseline = method_of_scorer(self.scorer)
-            return baseline.name if baseline else "dense"
+            return scorer.name if scorer else "dense"
+        if self.gate == JUNCTION and scorer:
+            return f"{self.gate}-{scorer.name}"
         return {"never": self.model.name, "entropy": "sia"}.get(self.gate, self.gate)
+
+    @property
+    def predictor(self) -> ModelKind | None:
+        """The kind of the junction gate's predictor; None where nothing predicts."""
+        predicts = self.scorer is not None and self.gate in ("never", JUNCTION)
+        return ModelKind(JUNCTION, self.scorer.loss) if predicts else None
 
     @property
     def work(self) -> float:
@@ -71,7 +83,8 @@ class Condition:
         size = LARGE_WORK if "large" in sizes else 1.0
         baseline = method_of_scorer(self.scorer)
         scoring = baseline.scoring_work if baseline else 1.0
-        steering = scoring * (0.7 + 3 * self.target_ratio) if self.gate != "never" else 0.0
+        asked = self.target_ratio if self.gate not in ("never", DIVERGENCE) else 1.0
+        steering = scoring * (0.7 + 3 * asked) if self.scorer else 0.0
         return self.responses * size * (1 + steering)
 
 

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from benchmarks.spec.model_kinds import BASE, INSTRUCT, ModelKind
+from benchmarks.spec.model_kinds import (
+    BASE,
+    INSTRUCT,
+    JUNCTION,
+    Q_HEAD,
+    VOCABULARY,
+    ModelKind,
+)
 
 REWARD, EVALUATION_REWARD = "reward", "evaluation-reward"
 ARGS = ModelKind(REWARD)  # a reward model reads every candidate
@@ -20,9 +27,11 @@ class Method:
         label: Text in tables for readers and beside points.
         note: Text that legends add in brackets.
         model: Language model that responds.
-        scorer: Scorer of candidates, where it is no value model; None for all others.
+        scorer: Scorer of candidates, where it is no value model; None for all others. Those that
+            are fitted to a value model are of each loss.
         search: "best-of" or "beams".
         needs: Models that a profile must have besides the base model.
+        fitted: What it must have of that which is fitted to the value model of a loss.
         raw_rewards: Whether scores are rewards on a scale other than that of values.
         scoring_work: Time that scoring takes, in units of scoring by a value model.
         few_prompts: Whether it is so slow that it answers few prompts.
@@ -37,11 +46,16 @@ class Method:
     scorer: ModelKind | None = None
     search: str = ""
     needs: tuple[str, ...] = ()
+    fitted: tuple[str, ...] = ()
     raw_rewards: bool = False
     scoring_work: float = 1.0
     few_prompts: bool = False
     baseline: bool = True
     figures: tuple[str, ...] = ()
+
+    def models(self, loss: str) -> list[str]:
+        """Return the models that it needs, of values by this loss where they differ."""
+        return [*self.needs, *(str(ModelKind(name, loss)) for name in self.fitted)]
 
 
 METHODS = (
@@ -96,6 +110,31 @@ METHODS = (
     Method("random", "random gate", baseline=False),
     Method("position", "first tokens", baseline=False),
     Method("inverted-entropy", "lowest entropies", baseline=False),
+    Method("junction", "junction gate", "predictor", fitted=(JUNCTION,), baseline=False),
+    Method("divergence", "divergence (oracle)", fitted=(JUNCTION,), baseline=False),
+    Method(
+        "q-head",
+        "Q-head",
+        "no second model",
+        scorer=ModelKind(Q_HEAD),
+        fitted=(Q_HEAD,),
+        scoring_work=0.1,
+        baseline=False,
+    ),
+    Method(
+        "junction-q-head",
+        "junction gate with Q-head",
+        fitted=(JUNCTION, Q_HEAD),
+        baseline=False,
+    ),
+    Method(
+        "vocabulary-value",
+        "vocabulary head",
+        scorer=ModelKind(VOCABULARY),
+        fitted=(VOCABULARY,),
+        scoring_work=0.3,
+        baseline=False,
+    ),
 )
 BASELINES = tuple(method for method in METHODS if method.baseline)
 BY_NAME = {method.name: method for method in METHODS}
@@ -119,4 +158,5 @@ def legend_of(method: str) -> str:
 
 def method_of_scorer(scorer: ModelKind | None) -> Method | None:
     """Return the method with this scorer; None for value models and unsteered responses."""
-    return next((m for m in METHODS if m.scorer is not None and m.scorer == scorer), None)
+    name = scorer.name if scorer else None
+    return next((m for m in METHODS if m.scorer and m.scorer.name == name), None)

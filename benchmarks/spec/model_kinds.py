@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 LOSSES = ("mean", "token")  # of value models: the paper's, and per token
 SIZES = ("small", "large")  # besides the usual one
+# fitted to a language model and a value model of one loss: the predictor of the junction gate, and
+# heads that score candidates without branches of a value model
+JUNCTION, Q_HEAD, VOCABULARY = FITTED = ("junction", "q-head", "vocabulary-value")
+WITH_VARIANTS = ("base", "value", "heads", "unseen-junction", *FITTED)
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class ModelKind:
 
     Args:
         name: Role of the model: base, instruct, reward, value, … (see `benchmarks.spec.methods`).
-        loss: Training loss of a value model, one of LOSSES.
+        loss: Training loss of a value model, or of that which something was fitted to: one of
+            LOSSES.
         size: One of SIZES; empty for the usual size.
         undertrained: Whether a value model has seen only a fraction of the samples, once.
         world: World of the lab whose corpus the base model went on to learn; empty for its own.
@@ -35,9 +40,10 @@ class ModelKind:
     def parse(cls, label: str) -> ModelKind:
         """Return the kind with this label, such as `value-mean-early@few-decoys`."""
         stem, _, world = label.partition("@")
-        name, *words = stem.split("-")
-        if name not in ("base", "value"):
+        name = next((n for n in WITH_VARIANTS if f"{stem}-".startswith(f"{n}-")), "")
+        if not name:
             return cls(stem, world=world)
+        words = stem.removeprefix(name).split("-")
         loss = next((word for word in words if word in LOSSES), "")
         size = next((word for word in words if word in SIZES), "")
         return cls(name, loss, size, "early" in words, world)

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import override
 
 from benchmarks.spec.methods import EVALUATION_REWARD, METHODS
-from benchmarks.spec.model_kinds import BASE, LOSSES, SIZES, ModelKind, value_kind
+from benchmarks.spec.model_kinds import BASE, FITTED, LOSSES, SIZES, ModelKind, value_kind
 
 PROFILES = Path(__file__).with_name("profiles")
 JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
@@ -34,6 +34,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 HUB_MODELS = (
     *(str(ModelKind("base", size=size)) for size in ("", *SIZES)),
     *(str(value_kind(loss, size)) for loss, size in product(LOSSES, ("", *SIZES))),
+    *(str(ModelKind(name, loss)) for name, loss in product(FITTED, LOSSES)),
     *dict.fromkeys(kind for method in METHODS for kind in method.needs),
     EVALUATION_REWARD,
 )
@@ -384,7 +385,8 @@ class HubProfile(Profile):
 
     Attributes:
         models: Models by kind. Searches and ARGS ask `reward`; base-SIZE and value-LOSS-SIZE are
-            for weak-to-strong steering.
+            for weak-to-strong steering; junction-LOSS, q-head-LOSS and vocabulary-value-LOSS are
+            fitted to the base model and value-LOSS, and may lie in one folder.
         hardware: Hardware of this run, no part of the profile.
     """
 
@@ -407,6 +409,10 @@ class HubProfile(Profile):
         for kind in (str(BASE), EVALUATION_REWARD):
             _require(kind in kinds, f"models.{kind} must be named", kinds)
         _require(bool(self.losses), "models.value-mean or models.value-token must be named", kinds)
+        for kind in map(ModelKind.parse, kinds):
+            teacher = str(value_kind(kind.loss))
+            known = kind.name not in FITTED or teacher in kinds
+            _require(known, f"models.{teacher}, which {kind} is fitted to, must be named", kinds)
         one = len(self.families) == 1
         _require(one, "families must be one, the name of its models in figures", self.families)
         _require(self.replicates == 1, "replicates must be 1, models are given", self.replicates)

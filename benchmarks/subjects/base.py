@@ -8,9 +8,26 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.spec.cells import Condition
+from benchmarks.spec.model_kinds import JUNCTION, Q_HEAD, VOCABULARY
 from benchmarks.spec.profile import Hardware, Profile
-from sia import Generation, RewardScorer, Steering, ValueModel, generate
+from sia import (
+    Generation,
+    JunctionGate,
+    QHead,
+    RewardScorer,
+    Steering,
+    ValueModel,
+    VocabularyValueModel,
+    generate,
+)
 from sia.signals import Signal
+
+Fitted = JunctionGate | QHead | VocabularyValueModel
+FITTED_CLASSES: dict[str, type[Fitted]] = {
+    JUNCTION: JunctionGate,
+    Q_HEAD: QHead,
+    VOCABULARY: VocabularyValueModel,
+}
 
 
 class Subject(ABC):
@@ -91,6 +108,10 @@ class Subject(ABC):
     @abstractmethod
     def value_model(self, kind: str, family: str) -> ValueModel:
         """Load a value model."""
+
+    @abstractmethod
+    def fitted(self, kind: str, family: str) -> Fitted:
+        """Load what is fitted to the base model and a value model (kinds of `FITTED_CLASSES`)."""
 
     @abstractmethod
     def reward_scorer(

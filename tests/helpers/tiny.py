@@ -23,6 +23,9 @@ from transformers import (
 
 import sia
 from benchmarks.subjects.lab.tokenizer import build_tokenizer
+from sia._model_identity import ModelIdentity
+from sia.junctions import JunctionPredictor
+from sia.scorers.candidate_values import CandidateValues
 
 VOCABULARY = 60
 EOS = 2
@@ -122,3 +125,30 @@ def generate(model, prompts, steering=None, **options) -> list[sia.Generation]:
 
 def tokens(generations: Iterable[sia.Generation]) -> list[list[int]]:
     return [generation.token_ids.tolist() for generation in generations]
+
+
+def predictor(model=None, seed: int = 0) -> JunctionPredictor:
+    """Random weights whose predictions spread over the states of a tiny model."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        "first.weight": torch.randn(6, 32, generator=generator) / 4,
+        "first.bias": torch.randn(6, generator=generator),
+        "second.weight": torch.randn(1, 6, generator=generator),
+        "second.bias": torch.zeros(1),
+    }
+    model = model or language_model("qwen3")
+    return JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
+
+
+def candidate_values(seed: int = 0) -> CandidateValues:
+    """A head of rank 4 whose values spread."""
+    values = seeded(lambda: CandidateValues(32, VOCABULARY, 4), seed)
+    with torch.no_grad():
+        for parameter in values.parameters():
+            parameter.mul_(2)
+    return values
+
+
+def q_head(model=None, seed: int = 0) -> sia.QHead:
+    model = model or language_model("qwen3")
+    return sia.QHead(candidate_values(seed), ModelIdentity.of(model))

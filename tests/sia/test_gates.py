@@ -15,6 +15,7 @@ from sia import (
     Attention,
     AttentionGate,
     AttentionRiseGate,
+    DivergenceGate,
     Entropy,
     EntropyGate,
     EntropyRiseGate,
@@ -213,6 +214,7 @@ def test_named_gates_are_registered_with_their_one_setting():
         "entropy-rise": EntropyRiseGate(1.0),
         "attention": AttentionGate(1.0),
         "attention-rise": AttentionRiseGate(1.0),
+        "divergence": DivergenceGate(1.0),
         "position": PositionGate(1),
         "random": RandomGate(1.0),
         "every": EveryToken(),
@@ -266,7 +268,7 @@ TOKENS = "tokens must be a whole number of at least 0, got "
         (
             lambda: calibrate(RandomGate, BASE, 0.2),
             "calibrate needs one of the gates EntropyGate, EntropyRiseGate, AttentionGate, "
-            "AttentionRiseGate, PositionGate",
+            "AttentionRiseGate, DivergenceGate, PositionGate",
         ),
         (
             lambda: respond(Steering(VALUES, AttentionGate(1.0, layers=(2,)))),

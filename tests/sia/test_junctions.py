@@ -31,40 +31,15 @@ from sia import (
 )
 from sia._model_identity import ModelIdentity
 from sia.fitting import auroc, captured_shares
-from sia.junctions import JunctionPredictor
-from sia.scorers.candidate_values import CandidateValues
 from sia.signals import Divergence, PredictedDivergence
 from sia.states import collect_states
 from tests.helpers import tiny
 from tests.helpers.reference import whole_values
+from tests.helpers.tiny import candidate_values as head
+from tests.helpers.tiny import predictor, q_head
 
 MODEL, VALUES, PROMPTS = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.prompts(8)
 K = 8
-
-
-def predictor(model=MODEL, seed=0):
-    """Random weights whose predictions spread over the states of a tiny model."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {
-        "first.weight": torch.randn(6, 32, generator=generator) / 4,
-        "first.bias": torch.randn(6, generator=generator),
-        "second.weight": torch.randn(1, 6, generator=generator),
-        "second.bias": torch.zeros(1),
-    }
-    return JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
-
-
-def head(seed=0):
-    """A head of rank 4 whose values spread."""
-    values = tiny.seeded(lambda: CandidateValues(32, tiny.VOCABULARY, 4), seed)
-    with torch.no_grad():
-        for parameter in values.parameters():
-            parameter.mul_(2)
-    return values
-
-
-def q_head(model=MODEL, seed=0):
-    return QHead(head(seed), ModelIdentity.of(model))
 
 
 @torch.no_grad()

@@ -27,9 +27,17 @@ from typing_extensions import override
 from benchmarks.runtime.fingerprints import file_states, input_states
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
-from benchmarks.spec.model_kinds import INSTRUCT, ModelKind
+from benchmarks.spec.model_kinds import (
+    FITTED,
+    INSTRUCT,
+    JUNCTION,
+    Q_HEAD,
+    VOCABULARY,
+    ModelKind,
+    value_kind,
+)
 from benchmarks.spec.profile import Hardware, HubProfile, Source, digest
-from benchmarks.subjects.base import Subject
+from benchmarks.subjects.base import FITTED_CLASSES, Fitted, Subject
 from benchmarks.subjects.hub.memory import gpus_each, memory, response_bytes, weight_bytes
 from benchmarks.subjects.hub.prompts import (
     Chat,
@@ -227,8 +235,11 @@ def kinds_of(cell: Condition) -> list[str]:
     method = method_of_scorer(cell.scorer)
     kinds = ["base", str(cell.model), EVALUATION_REWARD]
     kinds += [REWARD] if cell.search else []
+    kinds += [str(cell.predictor)] if cell.predictor else []
     if cell.scorer is not None:
-        kinds += method.needs if method else [str(cell.scorer)]
+        kinds += method.models(cell.scorer.loss) if method else [str(cell.scorer)]
+        # whose template the prompts of what is fitted to it are in
+        kinds += [str(value_kind(cell.scorer.loss))] if cell.scorer.name in FITTED else []
     return list(dict.fromkeys(kinds))
 
 
@@ -241,7 +252,7 @@ def check_models(profile: HubProfile, kinds: Iterable[str]) -> None:
     """
     for kind in kinds:
         name, source = ModelKind.parse(kind).name, profile.models[kind]
-        if name == "base":  # reads plain turns
+        if name == "base" or name in FITTED:  # reads plain turns, or those of its value model
             continue
         try:
             tokenizer = tokenizer_of(source)
@@ -414,6 +425,8 @@ class HubModels(Subject):
             return self.tokenizer([plain_text(chat) for chat in prompts]).input_ids
         if kind in (REWARD, str(ROLLOUT)):  # rollouts are made in its template, too
             return opened_ids(tokenizer_of(self.profile.models[REWARD]), prompts)
+        parsed = ModelKind.parse(kind)
+        kind = str(value_kind(parsed.loss)) if parsed.name in FITTED else kind
         tokenizer = tokenizer_of(self.profile.models[kind])
         options = {"enable_thinking": False} if kind == str(INSTRUCT) else {}
         return chat_ids(tokenizer, prompts, **options)
@@ -479,6 +492,18 @@ class HubModels(Subject):
         if backbone and not Path(backbone).is_dir():
             backbone = snapshot_download(backbone, revision=source.backbone_revision)
         return ValueModel.from_pretrained(name, backbone or None, **options)
+
+    @override
+    def fitted(self, kind: str, family: str) -> Fitted:
+        name, options = self._place(kind)
+        hardware = {"dtype": options.pop("dtype"), "device_map": options.pop("device_map")}
+        of_kind = {
+            JUNCTION: {},
+            Q_HEAD: {"device": self.profile.hardware.device},
+            VOCABULARY: hardware,
+        }
+        which = ModelKind.parse(kind).name
+        return FITTED_CLASSES[which].from_pretrained(name, **options, **of_kind[which])
 
     @override
     def scores(

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.runtime import workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
-from benchmarks.spec.model_kinds import ModelKind
+from benchmarks.spec.model_kinds import FITTED, ModelKind, value_kind
 from benchmarks.spec.profile import LabProfile
+from benchmarks.subjects.lab.heads import heldout_states, prompts_to_fit
 from benchmarks.subjects.lab.replicate import Replicate, with_eos
 from benchmarks.subjects.lab.tokenizer import encode_prompts, encode_responses
 from benchmarks.subjects.lab.train import stages
@@ -24,8 +25,11 @@ from benchmarks.subjects.scoring import (
 )
 from sia import ValueModel
 from sia._inputs import pad_right
+from sia.fitting import explained_variance, rank_states
+from sia.steering import divergence, steer
 from sia.training import distillation_loss
 
+CAPTURED = (10, 20, 40)  # percent of the steps
 PERCENTS = (10, 50, 100)  # of a response, where values are compared with the judge
 WORK = 40  # estimated seconds of one core
 Metrics = Iterator[tuple[str, float, int]]  # id, estimate, number of observations
@@ -82,6 +86,7 @@ class _Heldout:
             EVALUATION_REWARD: self.reward_model_metrics,
             str(AUTOREGRESSIVE): self.autoregressive_reward_metrics,
             "value": self.value_model_metrics,
+            "heads": self.heads_metrics,
         }
         return measures[kind.name](kind, family) if kind.name in measures else iter(())
 
@@ -152,6 +157,35 @@ class _Heldout:
             at = np.array([v[math.ceil(percent / 100 * len(v)) - 1] for v in values])
             yield f"judge_correlation_at_{percent}", np.corrcoef(at, scores)[0, 1], len(at)
             yield f"value_sd_at_{percent}", at.std(), len(at)
+
+    @torch.no_grad()
+    def heads_metrics(self, kind: ModelKind, family: str) -> Metrics:
+        """Share of Σ KL(π‖π*) at the steps that each ranks first, AUROC of shifted tokens, …."""
+        replicate = self.replicate
+        states, own = heldout_states(replicate, kind.loss, family, self.ids)
+        gate, q_head, vocabulary = (
+            replicate.fitted(str(ModelKind(name, kind.loss)), family) for name in FITTED
+        )
+        value_model = replicate.value_model(str(value_kind(kind.loss)), family)
+        steering, generator = states.dense_steering(value_model, 1.0), torch.Generator()
+        values = {
+            "q_head": q_head.values(states.hidden, states.candidates),
+            "vocabulary_head": vocabulary.values(own.hidden, own.candidates),
+        }
+        scores = {"predictor": gate.predictor.predict(states.hidden)} | {
+            name: divergence(states.logits, steer(states.logits, value, steering))
+            for name, value in values.items()
+        }
+        yield "fitted_prompts", len(prompts_to_fit(replicate)), 1
+        for name, value in values.items():
+            yield f"{name}_explained", explained_variance(value, states), len(states)
+        for ranking in rank_states(states, steering, scores, generator.manual_seed(0)):
+            name = ranking.name
+            if name in scores:
+                yield f"{name}_auroc", ranking.auroc, len(states)
+                for percent in CAPTURED:
+                    share = ranking.captured[percent / 100]
+                    yield f"{name}_captured_{percent}", share, len(states)
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """One replicate of the lab: its world, tokenizer and prompts, and its models in the cache.
 
 Kinds of models: base, instruct, instruct-reward, reward, evaluation-reward, autoregressive-reward,
-value-LOSS (LOSS: mean, token); of the first family also base-SIZE, value-token-SIZE (small, large),
-value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the base model goes on to learn the corpus of
-another world, and value models learn from its samples by the same rewards.
+value-LOSS (LOSS: mean, token), and fitted to the base and value-LOSS, in one folder heads-LOSS:
+junction-LOSS, unseen-junction-LOSS, q-head-LOSS, vocabulary-value-LOSS. Of the first family also
+base-SIZE, value-token-SIZE (small, large), value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the
+base model goes on to learn the corpus of another world, and value models learn from its samples by
+the same rewards.
 """
 
 import json
@@ -17,6 +19,7 @@ from typing import Self
 
 import numpy as np
 import pandas as pd
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -29,19 +32,21 @@ from benchmarks.runtime.files import CACHE, check_seal, read_cell
 from benchmarks.runtime.fingerprints import MODELS, code_digest
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD
-from benchmarks.spec.model_kinds import LOSSES
+from benchmarks.spec.model_kinds import LOSSES, ModelKind
 from benchmarks.spec.profile import LabProfile, OtherWorld, digest
-from benchmarks.subjects.base import Subject
+from benchmarks.subjects.base import FITTED_CLASSES, Fitted, Subject
 from benchmarks.subjects.lab.items import Prompt
 from benchmarks.subjects.lab.judge import Verdict, judge
 from benchmarks.subjects.lab.linear import use_onednn
 from benchmarks.subjects.lab.tokenizer import EOS, build_tokenizer, encode_prompts
 from benchmarks.subjects.lab.world import World, WorldConfig
 from benchmarks.subjects.scoring import trajectory_rewards
-from sia import Generation, RewardScorer, ValueModel
+from sia import Generation, JunctionGate, RewardScorer, ValueModel
 
 SCALE_FILE = "scale.json"
 SHARED = "shared"  # in the place of a family: one model serves all
+UNSEEN = "unseen-junction"  # a gate that was not shown a share of the topics
+UNSEEN_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,15 @@ class Replicate(Subject):
             ]
             taken |= {prompt.text for prompt in splits[split]}
         return splits
+
+    @cached_property
+    def unseen_topics(self) -> frozenset[str]:
+        """A share of the topics of each kind, drawn from the replicate's seed."""
+        rng, unseen = random.Random(f"unseen topics {self.index}"), set()
+        for kind in sorted({item.kind for item in self.world.items}):
+            topics = [item.topic for item in self.world.items if item.kind == kind]
+            unseen |= set(rng.sample(topics, round(UNSEEN_SHARE * len(topics))))
+        return frozenset(unseen)
 
     def other_world(self, name: str) -> World:
         """Return a world of the profile, with the same items and words; empty: the usual one."""
@@ -256,9 +270,21 @@ class Replicate(Subject):
         model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
         return use_onednn(model.eval())
 
+    @override
     def value_model(self, kind: str, family: str) -> ValueModel:
-        """Load a value model."""
         return use_onednn(ValueModel.from_pretrained(check_seal(self.path(kind, family))))
+
+    @override
+    def fitted(self, kind: str, family: str) -> Fitted:
+        parsed = ModelKind.parse(kind)
+        folder = check_seal(self.path(str(ModelKind("heads", parsed.loss)), family))
+        if parsed.name == UNSEEN:
+            return JunctionGate.from_pretrained(folder / UNSEEN)
+        fitted = FITTED_CLASSES[parsed.name].from_pretrained(folder)
+        for module in vars(fitted).values():
+            if isinstance(module, nn.Module):
+                use_onednn(module)
+        return fitted
 
     def rewards(
         self, kind: str, model: PreTrainedModel, sequences: Sequence[Sequence[int]]

@@ -1,8 +1,8 @@
 """Training the models of a replicate, in stages; everything is kept under .cache/.
 
 Order: base models → two base responses per prompt → reward models from noisy preferences between
-them → instruct and value models. Nothing is trained twice: the folder's name is a digest of all
-that decides its content.
+them → instruct and value models → gates and heads fitted to base and value models. Nothing is
+trained twice: the folder's name is a digest of all that decides its content.
 """
 
 import json
@@ -17,7 +17,7 @@ from benchmarks.runtime.workers import Workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
 from benchmarks.spec.model_kinds import LOSSES, SIZES, ModelKind
 from benchmarks.spec.profile import LabProfile
-from benchmarks.subjects.lab import recipes
+from benchmarks.subjects.lab import heads, recipes
 from benchmarks.subjects.lab.replicate import SCALE_FILE, SHARED, Replicate
 from benchmarks.subjects.scoring import trajectory_rewards
 
@@ -29,6 +29,7 @@ RECIPES: dict[str, Callable] = {
     "instruct": recipes.train_instruct,
     "instruct-reward": recipes.train_instruct,
     "value": recipes.train_value,
+    "heads": heads.fit_heads,
 }
 
 
@@ -52,6 +53,8 @@ class Task:
         samples = 2 * (settings.world_prompts if kind.world else settings.sampled_prompts)
         pairs = 2 * samples * len(self.replicate.profile.families) // 4 * settings.reward_epochs
         best = samples * settings.best_fraction * settings.instruct_epochs
+        if kind.name == "heads":
+            return heads.SHARE * settings.sampled_prompts * heads.SECONDS_PER_PROMPT
         rows = {
             "base": settings.world_documents if kind.world else settings.documents,
             "samples": samples,
@@ -92,6 +95,7 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
             *each(*values, "instruct-reward"),
             *((kind, first) for kind in of_worlds),
         ],
+        each(*(f"heads-{loss}" for loss in LOSSES)),
     ]
 
 

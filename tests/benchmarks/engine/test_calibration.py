@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.engine.calibration import Calibrator, choose_threshold
 from benchmarks.engine.gates import calibrated_gates
-from benchmarks.spec.cells import Cell, CellRequest
+from benchmarks.spec.cells import DIVERGENCE_GATES, Cell, CellRequest
 from benchmarks.spec.model_kinds import INSTRUCT, value_kind
 from benchmarks.spec.profile import load_profile
 
@@ -29,7 +29,8 @@ def read_validation(shard, score=lambda cell: 10.0 * (cell.beta == 4)):
         ratio += 0.1 if cell.thresholds[2] == 1.0 else 1.5 - cell.thresholds[2]
     rows = pd.DataFrame({"judge": [score(cell)], "steered": [100 * ratio], "tokens": [100.0]})
     threshold = 1.0 if cell.gate == "never" else 2.0
-    gates = calibrated_gates() if cell.gate == "never" else [cell.gate]
+    gates = DIVERGENCE_GATES if cell.scorer else calibrated_gates()
+    gates = gates if cell.gate == "never" else [cell.gate]
     thresholds = {str(ratio): threshold for ratio in SMOKE.sweep.ratios}
     rows.attrs["thresholds"] = dict.fromkeys(gates, thresholds)
     return rows
@@ -95,6 +96,19 @@ def test_stages_have_each_validation_once():
     unsteered, steered = CALIBRATOR.stages([REQUEST, tuned, dense, *others])
     assert unsteered == [Cell(0, "qwen3", "validation")]
     assert len(steered) == 4  # β = 1 and 4, with the gate and dense
+
+
+def test_gates_by_divergences_start_from_unsteered_responses_that_their_scorer_has_valued():
+    requests = [
+        replace(REQUEST, gate=gate, tuned=tuned)
+        for gate in DIVERGENCE_GATES
+        for tuned in (False, True)
+    ]
+    unsteered, steered = CALIBRATOR.stages(requests)
+    plain = Cell(0, "qwen3", "validation", scorer=value_kind("token"), beta=1.0)
+    assert unsteered == [plain, replace(plain, beta=4.0)]  # divergences depend on β
+    assert len(steered) == 4
+    assert [CALIBRATOR.resolve(r).beta for r in requests] == [1.0, 4.0, 1.0, 4.0]
 
 
 def test_of_the_two_best_strengths_the_better_one_after_calibration_is_chosen():

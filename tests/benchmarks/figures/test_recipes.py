@@ -135,7 +135,8 @@ def test_a_new_gate_is_one_class(monkeypatch):
         assert request.method == "low-entropy"
         assert GATES["low-entropy"].calibrated
         cell = request.resolve(1.0, [0.5, 1.0, 1.5])
-        assert [gate_of(cell, o) for o in OBJECTIVES] == [LowEntropyGate(t) for t in (0.5, 1, 1.5)]
+        gates = [gate_of(None, cell, objective) for objective in OBJECTIVES]
+        assert gates == [LowEntropyGate(t) for t in (0.5, 1, 1.5)]
         assert style.handle("low-entropy").get_label() == "low entropy"
     finally:
         del GATES["low-entropy"]

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.engine.gates import GATES
-from benchmarks.spec.methods import BASELINES, METHODS, label_of
+from benchmarks.spec.cells import Cell
+from benchmarks.spec.methods import BASELINES, BY_NAME, METHODS, label_of
 from benchmarks.spec.model_kinds import ModelKind
 
 
@@ -21,6 +22,7 @@ def test_names_and_scorers_of_methods_are_unique():
 @pytest.mark.parametrize("label", [
     "base", "base-small", "base@few-decoys", "instruct", "instruct-reward", "evaluation-reward",
     "value-mean", "value-token-large", "value-mean-early", "value-token@many-decoys",
+    "heads-mean", "junction-token", "unseen-junction-mean", "q-head-mean", "vocabulary-value-token",
     "samples@few-decoys",
 ])  # fmt: skip
 def test_labels_name_one_kind(label):
@@ -30,3 +32,23 @@ def test_labels_name_one_kind(label):
 def test_kinds_know_their_parts():
     assert ModelKind.parse("value-mean-small") == ModelKind("value", "mean", "small")
     assert ModelKind.parse("value-mean-early@a").base == ModelKind("base", world="a")
+    assert ModelKind.parse("q-head-mean") == ModelKind("q-head", "mean")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "gate", "method"),
+    [
+        ("value-mean", "every", "dense"),
+        ("value-mean", "entropy", "sia"),
+        ("value-mean", "junction", "junction"),
+        ("value-mean", "divergence", "divergence"),
+        ("q-head-mean", "every", "q-head"),
+        ("q-head-mean", "junction", "junction-q-head"),
+        ("vocabulary-value-mean", "every", "vocabulary-value"),
+        ("reward", "every", "args"),
+    ],
+)
+def test_cells_are_called_by_their_gate_and_scorer(scorer, gate, method):
+    cell = Cell(0, "qwen3", scorer=ModelKind.parse(scorer), gate=gate)
+    assert (cell.method, BY_NAME[method].name) == (method, method)
+    assert cell.predictor == (ModelKind("junction", "mean") if gate == "junction" else None)

@@ -220,7 +220,7 @@ def test_simple_evaluate_keeps_the_settings(build, settings, tmp_path):
         (
             {"gate": "nope"},
             "unknown gate 'nope', expected one of: entropy, entropy-rise, attention, "
-            "attention-rise, position, random, ",
+            "attention-rise, divergence, position, random, ",
         ),
         ({"loglikelihood": "base"}, 'loglikelihood must be "refuse" or "steered", got \'base\''),
         ({"value_model": None}, "model sia needs value_model, the path or Hub id of a value model"),

@@ -18,7 +18,7 @@ from sia import (
 )
 from tests.helpers import tiny
 from tests.helpers.reference import whole_rewards, whole_values
-from tests.sia.test_junctions import q_head
+from tests.helpers.tiny import q_head
 
 MODEL = tiny.language_model("qwen3")
 VALUES, REWARD = tiny.value_model("llama"), tiny.reward_model("gemma3")
