@@ -75,7 +75,7 @@ def measure_shard(subject: Subject, shard: Shard) -> pd.DataFrame:
     """
     cell = shard.cell
     prompts, indices, seeds = expand_prompts(subject, shard)
-    samples = respond(subject, shard, prompts, seeds)
+    samples = respond(subject, shard, prompts, seeds, observed_signals(subject, cell))
     frames, best_of = [], 1
     while best_of <= len(samples):
         among = samples[:best_of]
@@ -141,9 +141,21 @@ def observed_signals(subject: Subject, cell: Cell) -> list[Signal]:
 
 
 def respond(
-    subject: Subject, shard: Shard, prompts: list, seeds: list[int]
+    subject: Subject,
+    shard: Shard,
+    prompts: list,
+    seeds: list[int],
+    observe: Sequence[Signal] = (),
 ) -> list[list[Generation]]:
-    """Return samples of each prompt: `cell.responses` of best-of-N, else one."""
+    """Return samples of each prompt: `cell.responses` of best-of-N, else one.
+
+    Args:
+        subject: Models and prompts.
+        shard: The cell.
+        prompts: Prompts, each repeated for its samples.
+        seeds: Of the samples.
+        observe: Signals that the responses keep, unless they are searched by beams.
+    """
     cell, sweep, decoding = shard.cell, subject.profile.sweep, subject.profile.decoding
     model = language_model(subject, cell.model, cell.family)
     steering = steering_of(cell, shard.objective, subject)
@@ -173,7 +185,6 @@ def respond(
                 progress=False,
             )
         return [responses]
-    observe = observed_signals(subject, cell)
     # the first of several responses meets the same noise as a single one
     stride = subject.profile.evaluation.samples
     return [

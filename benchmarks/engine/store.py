@@ -1,6 +1,6 @@
 """Measured shards on disk, each under a digest of everything that changes its rows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +11,7 @@ from benchmarks.runtime.files import CACHE, read_cell, write_cell
 from benchmarks.runtime.fingerprints import row_code
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.methods import ROLLOUT
+from benchmarks.spec.model_kinds import JUNCTION, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 from sia import Generation
 
@@ -49,6 +50,10 @@ class CellStore:
         decisive += [(sweep.beam_width, sweep.chunk)] if cell.search == "beams" else []
         decisive += [sweep.rollout_tokens] if cell.scorer == ROLLOUT else []
         decisive += [sweep.probes, sweep.probe_rollouts] if measurement == "rollouts" else []
+        if measurement == "view":  # which shows divergences by values, and as they are predicted
+            values = cell.scorer or value_kind(self.profile.losses[0])
+            predicted = self.profile.has(ModelKind(JUNCTION, values.loss))
+            cell = replace(cell, scorer=values, gate=JUNCTION if predicted else "every")
         models = subject_of(self.profile, cell.replicate).digest_of(cell)
         key = shard.key(measurement, models, row_code(self.profile), *decisive)
         return CACHE / self.profile.name / "cells" / key[:2] / f"{key}.cell"

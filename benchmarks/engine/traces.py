@@ -10,19 +10,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.engine.loading import language_model, reward_model, scorer_of
+from benchmarks.engine.loading import fitted, language_model, reward_model, scorer_of
 from benchmarks.engine.measure import expand_prompts, respond, steering_of
 from benchmarks.runtime import workers
 from benchmarks.spec.cells import Shard
 from benchmarks.spec.methods import REWARD
-from benchmarks.spec.model_kinds import value_kind
+from benchmarks.spec.model_kinds import BASE, JUNCTION, Q_HEAD, ModelKind, value_kind
 from benchmarks.subjects.base import Subject
-from benchmarks.subjects.lab.replicate import Replicate, with_eos
-from sia import Generation
+from benchmarks.subjects.lab.replicate import UNSEEN, Replicate, with_eos
+from sia import Attention, Generation, Never, Steering
+from sia._hidden_states import observe_hidden_states
 from sia._inputs import pad_right
 from sia._kv_cache import input_device
 from sia.scorers.base import Scorer
-from sia.steering import kl_divergence, steer, tilt
+from sia.steering import divergence, kl_divergence, steer, tilt
+
+OTHER_BETA = 4.0  # besides 1, for which predictors are fitted
 
 
 def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
@@ -33,9 +36,19 @@ def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
     - divergence_LOSS: KL(π‖π*) in nats over the candidates, π* by the value model of this loss
       and β = 1, whether steered or not.
     - range_LOSS: largest minus smallest value.
+
+    And of the base what a gate could look at, and what it would gain:
+
+    - attention: the signal of the attention gate.
+    - predicted_LOSS: divergence_LOSS as the junction gate predicts it, q_head_LOSS: as it follows
+      from the Q-head's values, unseen_LOSS: as a gate predicts it that was not shown this topic
+      (NaN for topics that it was shown).
+    - other_beta_LOSS: the divergence at β = OTHER_BETA.
+    - shift_LOSS: probability that steering at β = 1 changes the token under the same noise.
     """
     prompts, indices, seeds = expand_prompts(subject, shard)
-    responses = respond(subject, shard, prompts, seeds)[0]
+    signals = [Attention()] if _looks_ahead(subject, shard) else []
+    responses = respond(subject, shard, prompts, seeds, signals)[0]
     lengths = [len(response.token_ids) for response in responses]
     columns = {
         name: np.concatenate([getattr(response, name) for response in responses])
@@ -52,9 +65,7 @@ def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
     if not subject.traced_losses:
         return frame
     first = [i for i, seed in enumerate(seeds) if seed == 0]
-    measured = _regret_and_range(
-        subject, shard, [prompts[i] for i in first], [responses[i] for i in first]
-    )
+    measured = _at_steps(subject, shard, [prompts[i] for i in first], [responses[i] for i in first])
     for name, per_response in measured.items():
         column = np.full(len(frame), np.nan, dtype=np.float32)
         column[frame["seed"] == 0] = torch.cat(per_response).cpu().numpy()
@@ -62,25 +73,78 @@ def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
     return frame
 
 
-def _regret_and_range(
+def _looks_ahead(subject: Subject, shard: Shard) -> bool:
+    """Return whether a trace tells what gates could look at: of the lab's base."""
+    return bool(subject.traced_losses) and shard.cell.gate == "never" and shard.cell.model == BASE
+
+
+def _at_steps(
     subject: Subject, shard: Shard, prompts: list, responses: list[Generation]
 ) -> dict[str, list[Tensor]]:
-    """Return divergence and range of values by loss, `(tokens,)` for each response."""
+    """Return the columns of a trace that values and hidden states give, `(tokens,)` by response."""
     cell = shard.cell
     ids = subject.encode(prompts, str(cell.model))
     model = language_model(subject, cell.model, cell.family)
     count = subject.profile.decoding.candidates
-    logits, candidates = candidate_logits(model, ids, responses, count)
-    columns = {}
+    logits, candidates, hidden = candidate_states(model, ids, responses, count)
+    columns: dict[str, list[Tensor]] = {}
     for loss in subject.traced_losses:
         scorer = scorer_of(subject, value_kind(loss), cell.family)
         values = candidate_values(scorer, ids, responses, candidates)
-        columns[f"divergence_{loss}"] = [
-            kl_divergence(base, tilt(base, value, 1.0))
-            for base, value in zip(logits, values, strict=True)
-        ]
+        columns[f"divergence_{loss}"] = _divergences(logits, values)
         columns[f"range_{loss}"] = [value.amax(1) - value.amin(1) for value in values]
+        if _looks_ahead(subject, shard):
+            gate, unseen, head = (
+                fitted(subject, ModelKind(name, loss), cell.family)
+                for name in (JUNCTION, UNSEEN, Q_HEAD)
+            )
+            foreseen = [unseen.predictor.predict(states) for states in hidden]
+            topics = [prompt.item.topic for prompt in prompts]
+            estimates = [
+                head.values(states, tokens)
+                for states, tokens in zip(hidden, candidates, strict=True)
+            ]
+            columns |= {
+                f"predicted_{loss}": [gate.predictor.predict(states) for states in hidden],
+                f"unseen_{loss}": [
+                    x if topic in subject.unseen_topics else torch.full_like(x, math.nan)
+                    for x, topic in zip(foreseen, topics, strict=True)
+                ],
+                f"q_head_{loss}": _divergences(logits, estimates),
+                f"other_beta_{loss}": _divergences(logits, values, OTHER_BETA),
+                f"shift_{loss}": [
+                    shift_probability(base, tilt(base, value, 1.0))
+                    for base, value in zip(logits, values, strict=True)
+                ],
+            }
+    if _looks_ahead(subject, shard):
+        columns["attention"] = [
+            torch.from_numpy(response.signal(Attention())) for response in responses
+        ]
     return columns
+
+
+def _divergences(
+    logits: Sequence[Tensor], values: Sequence[Tensor], beta: float = 1.0
+) -> list[Tensor]:
+    """Return KL(π‖π*) at every step, `(tokens,)` by response."""
+    pairs = zip(logits, values, strict=True)
+    return [kl_divergence(base, tilt(base, value, beta)) for base, value in pairs]
+
+
+def shift_probability(logits: Tensor, steered: Tensor) -> Tensor:
+    """Return the probability that two policies sample different tokens under the same noise.
+
+    Of Gumbel noise, argmax(ln p + g) and argmax(ln q + g) are both k with probability
+    1 / Σ_j max(p_j/p_k, q_j/q_k).
+
+    Args:
+        logits: Of one policy, `(steps, K)`.
+        steered: Of the other, `(steps, K)`.
+    """
+    ratios = [x[:, None, :] - x[:, :, None] for x in (logits, steered)]  # ln p_j/p_k at [k, j]
+    same = torch.maximum(*ratios).logsumexp(-1).neg().exp().sum(-1)
+    return (1 - same).clamp(0, 1)
 
 
 def rollout_values(replicate: Replicate, shard: Shard) -> pd.DataFrame:
@@ -99,7 +163,7 @@ def rollout_values(replicate: Replicate, shard: Shard) -> pd.DataFrame:
     chosen = [rng.randrange(count) for _ in range(sweep.probes)]
     ids = replicate.encode(prompts[:count], str(cell.model))
     responses = respond(replicate, shard, prompts[:count], seeds[:count])[0]
-    logits, candidates = candidate_logits(model, ids, responses, profile.decoding.candidates)
+    logits, candidates, _ = candidate_states(model, ids, responses, profile.decoding.candidates)
     values = {}
     for loss in replicate.traced_losses:
         scorer = scorer_of(replicate, value_kind(loss), cell.family)
@@ -156,6 +220,8 @@ def candidate_table(
     - base_logprob: ln π of the base over the K candidates.
     - value: score of the cell's scorer, whether the gate is open or not (NaN where nothing
       steers); tilted: ln of the steered policy, as it is where the gate is open.
+    - divergence: KL(π‖π*) in nats of the step, of the base by the profile's first loss at β = 1;
+      predicted: as the junction gate of this loss predicts it (NaN where there is none).
     - chosen, unsteered: whether it is the token that was taken, and the one that the same noise
       would have taken unsteered.
 
@@ -171,15 +237,20 @@ def candidate_table(
     ids = subject.encode(prompts, str(cell.model))
     model = language_model(subject, cell.model, cell.family)
     count = subject.profile.decoding.candidates
-    logits, candidates = candidate_logits(model, ids, responses, count)
-    values = [torch.full_like(base, math.nan) for base in logits]
-    if steering is not None:
-        value_ids = subject.encode(prompts, str(cell.scorer))
-        values = candidate_values(steering.scorer, value_ids, responses, candidates)
+    logits, candidates, hidden = candidate_states(model, ids, responses, count)
+    kind = cell.scorer or value_kind(subject.profile.losses[0])
+    asked = steering or Steering(scorer_of(subject, kind, cell.family), Never(), 1.0)
+    value_ids = subject.encode(prompts, str(kind))
+    values = candidate_values(asked.scorer, value_ids, responses, candidates)
+    predicted = [torch.full((len(base),), math.nan) for base in logits]
+    if subject.profile.has(junction := ModelKind(JUNCTION, kind.loss)):
+        predict = fitted(subject, junction, cell.family).predictor.predict
+        predicted = [predict(states).cpu() for states in hidden]
     frames = []
     for i, response in enumerate(responses):
         base, tokens, value = (each[i].cpu() for each in (logits, candidates, values))
-        tilted = base if steering is None else steer(base, value, steering)
+        optimal = steer(base, value, asked)
+        tilted = base if steering is None else optimal
         steps, width = base.shape
         columns = {
             "objective": shard.objective,
@@ -195,7 +266,9 @@ def candidate_table(
             "unsteered": (tokens.numpy() == response.base_token[:, None]).flatten(),
             "base_logprob": base.log_softmax(-1).flatten().numpy().round(4),
             "tilted": tilted.log_softmax(-1).flatten().numpy().round(4),
-            "value": value.flatten().numpy().round(4),
+            "value": np.float32(np.nan) if steering is None else value.flatten().numpy().round(4),
+            "divergence": np.repeat(divergence(base, optimal).numpy(), width).round(4),
+            "predicted": np.repeat(predicted[i].numpy(), width).round(4),
         }
         frames.append(pd.DataFrame(columns))
     workers.report(cell.work * len(prompts) / workers.RESPONSES_PER_SECOND)
@@ -203,29 +276,32 @@ def candidate_table(
 
 
 @torch.no_grad()
-def candidate_logits(
+def candidate_states(
     model: PreTrainedModel,
     prompts: list[list[int]],
     responses: Sequence[Generation],
     candidates: int,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return logits and token ids of the candidates at every step, `(tokens, K)` per response.
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return logits and ids of the candidates, `(tokens, K)`, and hidden states by response.
 
     The tokens that the response and the unsteered policy took are among them, also where rounding
-    ranks another token higher than when they were taken.
+    ranks another token higher than when they were taken. Hidden states: the last ones of the
+    language model, `(tokens, hidden)`.
     """
-    logits, tokens = [], []
+    logits, tokens, hidden = [], [], []
     device = input_device(model)
     for prompt, response in zip(prompts, responses, strict=True):
         whole = torch.tensor([[*prompt, *response.token_ids]], device=device)
-        steps = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        with observe_hidden_states(model, read=True) as observed:
+            steps = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
         taken = np.stack([response.token_ids, response.base_token], axis=1)
         first = steps.scatter(1, torch.tensor(taken, device=device), torch.inf)
         chosen = first.topk(candidates).indices
         best = steps.gather(1, chosen).sort(descending=True, stable=True)
         logits.append(best.values)
         tokens.append(chosen.gather(1, best.indices))
-    return logits, tokens
+        hidden.append(observed.latest[0, len(prompt) - 1 : -1])
+    return logits, tokens, hidden
 
 
 @torch.no_grad()

@@ -19,8 +19,10 @@ from benchmarks.subjects.lab.items import Prompt
 from benchmarks.subjects.lab.recipes import preferences
 from benchmarks.subjects.lab.replicate import SHARED, Replicate
 from benchmarks.subjects.lab.tokenizer import EOS
+from sia import JunctionGate
 from tests.golden import models
 from tests.golden.models import TOLERANCE
+from tests.helpers import tiny
 
 TOKEN, MEAN = value_kind("token"), value_kind("mean")
 SIA = {"gate": "entropy", "target_ratio": 0.5, "beta": 1.0, "thresholds": (2.15, 2.05, 2.2)}
@@ -86,6 +88,12 @@ class Untrained(Replicate):
     def value_model(self, kind: str, family: str):
         return models.value_model(family, self.seed_of(kind, family), len(self.tokenizer))
 
+    def fitted(self, kind: str, family: str):
+        model = self.language_model("base", family)
+        if kind.startswith("q-head"):
+            return tiny.q_head(model, self.seed_of(kind, family), len(self.tokenizer))
+        return JunctionGate(1.0, tiny.predictor(model, self.seed_of(kind, family)))
+
     def scale(self, kind: str) -> dict[str, float]:
         return {"mean": 0.25, "sd": 1.5}
 
@@ -126,6 +134,11 @@ def test_rows_of_tokens(measure, subject, dataframe_regression):
         given = [[recorded_response(record) for record in records]]
     rows = measure(subject, shard, *given).head(48)
     dataframe_regression.check(plain(rows), default_tolerance=TOLERANCE)
+
+
+def test_a_trace_of_the_base_tells_what_gates_could_look_at(subject, dataframe_regression):
+    rows = trace_tokens(subject, Shard(CELLS["base"], OBJECTIVES[0]))
+    dataframe_regression.check(plain(rows.query("seed == 0")), default_tolerance=TOLERANCE)
 
 
 def test_views_show_the_responses_that_they_are_given(subject):

@@ -140,15 +140,15 @@ def predictor(model=None, seed: int = 0) -> JunctionPredictor:
     return JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
 
 
-def candidate_values(seed: int = 0) -> CandidateValues:
+def candidate_values(seed: int = 0, vocabulary: int = VOCABULARY) -> CandidateValues:
     """A head of rank 4 whose values spread."""
-    values = seeded(lambda: CandidateValues(32, VOCABULARY, 4), seed)
+    values = seeded(lambda: CandidateValues(32, vocabulary, 4), seed)
     with torch.no_grad():
         for parameter in values.parameters():
             parameter.mul_(2)
     return values
 
 
-def q_head(model=None, seed: int = 0) -> sia.QHead:
+def q_head(model=None, seed: int = 0, vocabulary: int = VOCABULARY) -> sia.QHead:
     model = model or language_model("qwen3")
-    return sia.QHead(candidate_values(seed), ModelIdentity.of(model))
+    return sia.QHead(candidate_values(seed, vocabulary), ModelIdentity.of(model))
