@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ def write_checkpoint(
 
     A save that was cut off has no settings, so that `read_checkpoint` refuses it.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(path, name.replace("_", " "))
     final = folder / f"{name}.json"
     final.unlink(missing_ok=True)
     save_file(
@@ -89,12 +89,36 @@ def local_folder(
     return Path(folder) / subfolder
 
 
+def output_folder(path: str | Path, title: str) -> Path:
+    """Return the folder to save something in, made if need be.
+
+    Args:
+        path: The folder (~ is the home folder).
+        title: Name of what is saved, for messages.
+
+    Raises:
+        FileExistsError: If there is a file in its place.
+    """
+    folder = Path(expand_home(path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FileExistsError(
+            f"a {title} is saved as a folder, but {path} is a file, or lies below one"
+        ) from None
+    return folder
+
+
 def expand_home(path: str | Path) -> str:
     """Return a path, its ~ replaced by the home folder; Hub ids and other paths as they are.
 
     Raises:
+        TypeError: If it is no path.
         FileNotFoundError: If nobody has this name.
     """
+    if not isinstance(path, str | PathLike) or not str(path):
+        given = repr(path) if isinstance(path, str) else type(path).__name__
+        raise TypeError(f"a path must name a folder, or a repository of the Hub, got {given}")
     try:
         return str(Path(path).expanduser() if str(path).startswith("~") else path)
     except RuntimeError:

@@ -24,7 +24,13 @@ from sia._checks import (
 )
 from sia._hidden_states import HiddenStates, observe_hidden_states
 from sia._hooks import Hooks
-from sia._kv_cache import backbone_of, check_extended, preallocated_cache, rotary_switch
+from sia._kv_cache import (
+    backbone_of,
+    check_extended,
+    narrows_logits,
+    preallocated_cache,
+    rotary_switch,
+)
 from sia._modes import evaluation_mode
 from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
@@ -137,6 +143,8 @@ class Decoding:
                 f"tokens that end a response must be below the {self.vocabulary} tokens that model "
                 f"and scorer share, got {beyond}"
             )
+        # some checkpoints have -1, or a token without an embedding
+        self.pad_token = self.hooks.pad_token if self.hooks.pad_token in range(own) else 0
         # whether fewer than K candidates may be possible
         self.restricted = bool(self.hooks.process) or self.vocabulary < own
         self.model, self.steering, self.samples = model, steering, samples
@@ -152,6 +160,7 @@ class Decoding:
         self.responses = Responses.empty(rows, max_new_tokens, recorded, device)
         self.stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
         self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
+        self.narrowed = {"logits_to_keep": 1} if narrows_logits(model) else {}
         self.padded = not bool(attention_mask.all())
         head = model.get_output_embeddings()
         self.meter = Meter(Architecture.of(backbone_of(model), head), rows, device)
@@ -244,7 +253,7 @@ class Decoding:
         if steered is not prediction.base_logits:
             token = self._pick(prediction, steered, noise)
         if self.hooks.see_rows:
-            token = token.where(self.alive, self.hooks.pad_token)
+            token = token.where(self.alive, self.pad_token)
         self._record(prediction, token, base_token, opened, kl)
         if self.hooks.stream:
             self.hooks.stream(token)
@@ -265,10 +274,10 @@ class Decoding:
             past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
-            logits_to_keep=1,
+            **self.narrowed,
         )
         if self.step == 0:
-            check_extended(self.cache, self.model)
+            check_extended(self.cache, self.model, length)
         logits = outputs.logits[:, -1].float()
         signals = {} if observer is None else observer.signals(self.positions[:, -1])
         hidden = None if observed is None else observed.newest

@@ -42,6 +42,7 @@ WARPERS = (
     EtaLogitsWarper,
     LogitNormalization,
 )
+OWN_CACHE = (None, "dynamic")
 # settings of transformers' generate that steering does not have: what they mean, and how they look
 # when they are off
 UNSUPPORTED = {
@@ -52,7 +53,7 @@ UNSUPPORTED = {
     "dola_layers": ("has no decoding by contrasting layers", (None,)),
     "constraints": ("has no constrained beam search", (None,)),
     "force_words_ids": ("has no constrained beam search", (None,)),
-    "cache_implementation": ("keeps its own dynamic cache", (None, "dynamic")),
+    "cache_implementation": ("keeps its own dynamic cache", OWN_CACHE),
     "guidance_scale": ("has no classifier-free guidance", (None, 1)),
     "prompt_lookup_num_tokens": ("does not speculate", (None,)),
     "assistant_early_exit": ("does not speculate", (None,)),

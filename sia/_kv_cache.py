@@ -9,8 +9,16 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
+from torch.nn import DataParallel
 from torch.nn.functional import pad
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
@@ -23,6 +31,37 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
+def check_model(model: Any) -> None:
+    """Check that this is a model of transformers, also one within PEFT's or torch.compile's.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: For adapters that lie outside the model (prompt and prefix tuning), and models
+            that return tuples.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        wrapped = isinstance(model, DataParallel | DistributedDataParallel)
+        raise TypeError(
+            f"a model must be one of transformers, got {type(model).__name__}"
+            + ": pass its .module" * wrapped
+        )
+    # when PEFT's generate is called, the model within has a method of the wrapper
+    outer = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", model)
+    kinds = [getattr(wrapper, "active_peft_config", None) for wrapper in (model, outer)]
+    for kind in filter(None, kinds):
+        if kind.is_prompt_learning:
+            raise ValueError(
+                "adapters must lie in the layers of the model, as LoRA's do, "
+                f"got {type(kind).__name__}"
+            )
+    if config.return_dict is False:
+        raise ValueError(
+            f"{type(model).__name__} must return outputs with names, as transformers' own generate "
+            "needs them: expected config.return_dict=True, got False"
+        )
+
+
 def check_weights(model: PreTrainedModel) -> None:
     """Raise ValueError for a model on "meta" whose weights nothing brings from elsewhere."""
     if model.device.type == "meta" and not any("_hf_hook" in vars(m) for m in model.modules()):
@@ -30,6 +69,11 @@ def check_weights(model: PreTrainedModel) -> None:
             f'{type(model).__name__} must have weights, they are on the device "meta": '
             "load it with from_pretrained, outside torch.device"
         )
+
+
+def narrows_logits(model: PreTrainedModel) -> bool:
+    """Return whether a language model takes `logits_to_keep`, as older ones of the Hub do not."""
+    return cast(GenerationMixin, model)._supports_logits_to_keep()
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -147,10 +191,17 @@ class PreallocatedLayer(DynamicLayer):
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
-def check_extended(cache: Cache, model: PreTrainedModel) -> None:
-    """Raise ValueError if the first forward pass left no keys in the cache."""
+def check_extended(cache: Cache, model: PreTrainedModel, tokens: int | None = None) -> None:
+    """Raise ValueError if the first forward pass left no keys in the cache, or not one per token.
+
+    Args:
+        cache: After the pass.
+        model: The model.
+        tokens: How many keys there must be; None for some.
+    """
     layers = cast(list[DynamicLayer], cache.layers)  # `attention_windows` has looked at them
-    if not any(layer.is_initialized for layer in layers):
+    extended = any(layer.is_initialized for layer in layers)
+    if not extended or tokens not in (None, cache.get_seq_length()):
         raise ValueError(
             f"steering needs a model that extends transformers' caches, {type(model).__name__} "
             "does not"

@@ -21,6 +21,7 @@ from sia._kv_cache import (
     check_positions,
     check_weights,
     input_device,
+    narrows_logits,
     rotary_switch,
 )
 from sia._modes import evaluation_mode
@@ -53,13 +54,15 @@ class Forward(Protocol):
 
 def logits_forward(model: PreTrainedModel) -> Forward:
     """Return a forward pass of a language model whose output is its logits, float32."""
+    narrows = narrows_logits(model)
 
     def forward(*, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
+        if narrows:
+            inputs["logits_to_keep"] = last
         logits = model(
             **inputs,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
-            logits_to_keep=last,
             return_dict=True,
         ).logits
         return logits[:, -last:].float()

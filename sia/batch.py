@@ -12,7 +12,7 @@ from sia._checks import check_decoder
 from sia._decoding import Decoding
 from sia._hooks import checkpoint_hooks
 from sia._inputs import eos_token_ids, pad_left, prompt_ids
-from sia._kv_cache import input_device, rotary_switch
+from sia._kv_cache import check_model, input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
 from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation
@@ -186,9 +186,11 @@ def read_prompts(
         raise TypeError(
             "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
         )
-    if isinstance(tokenizer, ProcessorMixin):
+    check_model(model)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        inside = isinstance(tokenizer, ProcessorMixin)
         raise TypeError(
-            "tokenizer must be a tokenizer, such as processor.tokenizer, got a "
+            f"tokenizer must be a tokenizer{', such as processor.tokenizer' * inside}, got a "
             f"{type(tokenizer).__name__}"
         )
     return prompt_ids(prompts, "prompt", tokenizer, padding_token(model))

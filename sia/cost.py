@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Self, cast
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
 # in the configs of transformers: how many experts a token is sent to
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
@@ -142,6 +143,12 @@ def _is_adapted(module: nn.Module) -> bool:
 
 def _running_children(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the children of a module that take part in its forward pass."""
+    children = dict(module.named_children())
+    if {"original_module", "modules_to_save"} <= children.keys():  # trained in the place of another
+        wrapper = cast("ModulesToSaveWrapper", module)
+        trained = [] if wrapper.disable_adapters else wrapper.active_adapters
+        yield from [wrapper.modules_to_save[name] for name in trained] or [wrapper.original_module]
+        return
     if not _is_adapted(module):
         yield from module.children()
         return
@@ -165,10 +172,16 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
             f"prefixes can be cached in layers of attention only, {type(model).__name__} has none"
         )
     windows: list[int | None] = []
-    for layer in DynamicCache(config=model.config).layers:
+    config = model.config.get_text_config()
+    kinds = config.to_dict().get("layer_types") or ()
+    for index, layer in enumerate(DynamicCache(config=model.config).layers):
+        # layers without keys of their own read those of a layer of their kind (Gemma 3n)
+        shared = kinds[index] if type(layer) is DummyLayer else ""
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append(layer.sliding_window)
-        elif type(layer) is DynamicLayer:
+        elif shared == "sliding_attention":
+            windows.append(config.sliding_window)
+        elif type(layer) is DynamicLayer or shared == "full_attention":
             windows.append(None)
         else:
             raise ValueError(

@@ -23,7 +23,7 @@ from sia._checks import (
 )
 from sia._hidden_states import observe_hidden_states
 from sia._inputs import check_tokens, pad_left, pad_right
-from sia._kv_cache import input_device, rotary_switch
+from sia._kv_cache import check_model, input_device, narrows_logits, rotary_switch
 from sia._modes import evaluation_mode
 from sia._numbers import whole_number
 from sia.gates import Never, Step
@@ -85,6 +85,7 @@ def log_likelihoods(
             vocabularies of different sizes.
         FloatingPointError: Where a value is NaN or infinite.
     """
+    check_model(model)
     value_prompts = prompts if value_prompts is None else value_prompts
     count = candidate_count(steering, candidates)
     batch_size = whole_number("batch_size", batch_size, 1)
@@ -129,11 +130,12 @@ def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tens
     """Return logits, and the hidden states that they are read from, at the positions `kept`."""
     # what the output embeddings read is narrowed to `kept` too
     with evaluation_mode(model.modules()), observe_hidden_states(model, read=True) as states:
-        outputs = model(input_ids=input_ids, use_cache=False, return_dict=True, logits_to_keep=kept)
-        logits = outputs.logits
+        narrows = narrows_logits(model)
+        narrowed = {"logits_to_keep": kept} if narrows else {}
+        logits = model(input_ids=input_ids, use_cache=False, return_dict=True, **narrowed).logits
     assert states is not None
     assert states.latest is not None
-    return logits, states.latest
+    return (logits, states.latest) if narrows else (logits[:, kept], states.latest[:, kept])
 
 
 class _Batch:

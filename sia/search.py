@@ -123,6 +123,7 @@ def chunk_beam_search(
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     width, expansions = whole_number("width", width, 1), whole_number("expansions", expansions, 1)
     chunk, batch_size = whole_number("chunk", chunk, 1), whole_number("batch_size", batch_size, 1)
+    ids = read_prompts(model, tokenizer, prompts)
     configured = model.generation_config.temperature
     if (configured if temperature is None else temperature) == 0 and width * expansions > 1:
         raise ValueError(
@@ -130,7 +131,6 @@ def chunk_beam_search(
         )
     vocabulary = check_vocabulary(model, reward, "reward", tokenizer)
     reward = close(reward, tokenizer)
-    ids = read_prompts(model, tokenizer, prompts)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
     samples, seeds = width * expansions, [whole_number("seed", seed)] * len(ids)

@@ -35,7 +35,7 @@ import sia
 from sia._checkpoints import expand_home, local_folder
 from sia.batch import generate
 from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
-from sia.integrations.transformers import SteeredGenerate, count_before
+from sia.integrations.transformers import SteeredGenerate, count_before, taken_stop_strings
 from sia.likelihood import Likelihood, log_likelihoods
 from sia.scorers import QHead, Scorer, ValueModel, VocabularyValueModel
 from sia.scorers.base import close
@@ -218,13 +218,20 @@ class SIA(HFLM):
             self.noise_seed + count_before(self.repeats, row[mask.bool()].tolist())
             for row, mask in zip(context, options["attention_mask"], strict=True)
         ]
-        decode = SteeredGenerate(self.steering, candidates=self.candidates, seed=seeds)
         config: Any = self.model.generation_config
         of_checkpoint, config.max_new_tokens = config.max_new_tokens, None
         try:  # the task's number counts, as max_length
-            return super()._model_generate(
-                context, max_length, stop, custom_generate=decode, **options
-            )
+            with taken_stop_strings(config) as texts:
+                decode = SteeredGenerate(
+                    self.steering,
+                    candidates=self.candidates,
+                    seed=seeds,
+                    tokenizer=self.tokenizer,
+                    stop_strings=texts,
+                )
+                return super()._model_generate(
+                    context, max_length, stop, custom_generate=decode, **options
+                )
         finally:
             config.max_new_tokens = of_checkpoint
 

@@ -1,7 +1,8 @@
 """Steering inside transformers: `model.generate(custom_generate=SteeredGenerate(steering), …)`."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from inspect import unwrap
 from traceback import walk_stack
@@ -25,9 +26,9 @@ from transformers.utils import ModelOutput
 
 from sia import _sampling
 from sia._decoding import Decoding
-from sia._hooks import Hooks, check_generation_config, refuse
+from sia._hooks import OWN_CACHE, Hooks, check_generation_config, refuse
 from sia._inputs import prompt_ids
-from sia._kv_cache import input_device
+from sia._kv_cache import check_model, input_device
 from sia._numbers import python_value, row_numbers
 from sia.batch import Prompts, padding_token
 from sia.generation import Generation
@@ -123,7 +124,16 @@ class SteeredGenerate:
         Returns:
             `SteeredOutput` with `return_dict_in_generate=True`, else sequences `(rows, length)`.
         """
+        check_model(model)
         _refuse_withheld()
+        of_checkpoint = model.generation_config.cache_implementation
+        if (
+            of_checkpoint not in OWN_CACHE
+            and of_checkpoint == generation_config.cache_implementation
+        ):
+            # says how to decode fast, not what: the cache that transformers has made is not used
+            generation_config.cache_implementation = None
+            model_kwargs.pop("past_key_values", None)
         check_generation_config(generation_config)
         attention_mask = checked_mask(input_ids, model_kwargs)
         prompts = [
@@ -227,6 +237,23 @@ def steered_generate(
         stop_strings,
         **model_kwargs,
     )
+
+
+@contextmanager
+def taken_stop_strings(*configs: GenerationConfig | None) -> Iterator[Sequence[str]]:
+    """Take the stop strings out of generation configs, and return those of the first that has any.
+
+    transformers would ask for the tokenizer, which it hands to no callable.
+    """
+    given = [config for config in configs if config is not None]
+    texts = [config.stop_strings for config in given]
+    for config in given:
+        config.stop_strings = None
+    try:
+        yield next(filter(None, texts), ())
+    finally:
+        for config, text in zip(given, texts, strict=True):
+            config.stop_strings = text
 
 
 def row_seeds(prompts: Sequence[Sequence[int]], seed: int | Sequence[int] | None) -> list[int]:

@@ -5,14 +5,14 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from sia._numbers import as_number
+from sia._numbers import as_number, python_value
 from sia._prefix_cache import CachedPrefixes
 from sia.cost import Meter
 
@@ -82,8 +82,8 @@ class _ScorerType(ABCMeta):
 class Scorer(metaclass=_ScorerType):
     """Anything that opens a `Session` over prompts: a value model, a reward model, rollouts.
 
-    Scorers add up: `2.0 * helpful - 0.5 * harmful` is a scorer again. A class that has the two
-    members below need not inherit from this one, but then only takes part on the right.
+    Scorers add up: `2.0 * helpful - 0.5 * harmful` is a scorer again, as is `sum(several) / 3`. A
+    class that has the two members below need not inherit from this one to take part.
 
     Attributes:
         tokenizer: Of the model that scores, if it is known: it must agree with that of the
@@ -120,13 +120,24 @@ class Scorer(metaclass=_ScorerType):
     def __add__(self, other: "Scorer") -> "SumScorer":
         return SumScorer([*_terms(self), *_terms(other)])
 
+    def __radd__(self, other: "Scorer | int") -> "SumScorer":
+        # `sum` begins with 0
+        return SumScorer([*([] if other == 0 else _terms(other)), *_terms(self)])
+
     def __sub__(self, other: "Scorer") -> "SumScorer":
         return self + SumScorer([(-weight, scorer) for weight, scorer in _terms(other)])
 
+    def __rsub__(self, other: "Scorer") -> "SumScorer":
+        return -self + other
+
     def __mul__(self, factor: float) -> "SumScorer":
-        return SumScorer([(as_number(factor) * weight, scorer) for weight, scorer in _terms(self)])
+        number = check_weight(factor)
+        return SumScorer([(number * weight, scorer) for weight, scorer in _terms(self)])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "SumScorer":
+        return self * (1 / check_weight(divisor))
 
     def __neg__(self) -> "SumScorer":
         return -1.0 * self
@@ -146,14 +157,12 @@ class SumScorer(Scorer):
     """
 
     def __init__(self, terms: Sequence[tuple[float, Scorer]]) -> None:
-        for weight, scorer in terms:
+        for _, scorer in terms:
             if not isinstance(scorer, Scorer):
                 raise TypeError(f"scorers add up with scorers, got {type(scorer).__name__}")
-            if not math.isfinite(as_number(weight)):
-                raise ValueError(f"the weight of a scorer must be a finite number, got {weight!r}")
         known = [scorer.tokenizer for _, scorer in terms if issubclass(type(scorer), Scorer)]
         self.tokenizer = next(filter(None, known), None)
-        self.terms = tuple((as_number(weight), scorer) for weight, scorer in terms)
+        self.terms = tuple((check_weight(weight), scorer) for weight, scorer in terms)
         self._vocabulary = shared_vocabulary([scorer.vocabulary_size for _, scorer in terms])
 
     @property
@@ -202,7 +211,20 @@ def shared_vocabulary(sizes: Sequence[int]) -> int:
     return min(sizes)
 
 
-def _terms(scorer: Scorer) -> Sequence[tuple[float, Scorer]]:
+def check_weight(weight: Any) -> float:
+    """Return the weight of a scorer as a Python number.
+
+    Raises:
+        ValueError: Unless it is a finite number.
+    """
+    number, value = as_number(weight), python_value(weight)
+    if not math.isfinite(number):
+        given = value if isinstance(value, float) else type(value).__name__
+        raise ValueError(f"the weight of a scorer must be a finite number, got {given}")
+    return number
+
+
+def _terms(scorer: Any) -> Sequence[tuple[float, Scorer]]:
     """Return the terms of a sum, or the scorer as its only term."""
     return scorer.terms if isinstance(scorer, SumScorer) else [(1.0, scorer)]
 

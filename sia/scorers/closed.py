@@ -53,7 +53,9 @@ class ClosedScorer(Scorer):
     def read_whole(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Return the values of whole sequences, closing included, float32 `(sequences,)`."""
         model = self.model
-        device, padding = input_device(model), model.config.get_text_config().pad_token_id or 0
+        device, config = input_device(model), model.config.get_text_config()
+        # some checkpoints have -1, or a token without an embedding
+        padding = config.pad_token_id if config.pad_token_id in range(config.vocab_size) else 0
         batch = 1 if model.config.is_encoder_decoder else BATCH
         values = []
         for start in range(0, len(sequences), batch):

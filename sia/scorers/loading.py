@@ -1,8 +1,9 @@
 """Parts that scorers share: models out of their wrappers, complete checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -10,41 +11,57 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._checkpoints import expand_home
+from sia._kv_cache import check_model
 
 if TYPE_CHECKING:
-    from peft import PeftModel  # takes seconds to import
+    from peft import PeftConfig, PeftModel  # takes seconds to import
 
 
 def unwrap(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
-    """Return the transformers model that PEFT wraps, its adapters in place; others as they are.
+    """Return the transformers model that PEFT or torch.compile wraps, others as they are.
 
-    Raises:
-        ValueError: For adapters that lie outside the model (prompt and prefix tuning).
+    Adapters stay in place. Errors are those of `check_model`.
     """
-    if isinstance(model, PreTrainedModel):
-        return model
-    if model.active_peft_config.is_prompt_learning:
-        raise ValueError(
-            "adapters must lie in the layers of the model, as LoRA's do, "
-            f"got {type(model.active_peft_config).__name__}"
-        )
-    return cast(PreTrainedModel, model.get_base_model())
+    check_model(model)
+    inner: Any = dict(model.named_children()).get("_orig_mod", model)
+    return inner if isinstance(inner, PreTrainedModel) else inner.get_base_model()
 
 
-def load_complete(
-    auto_class: Any, path: str | Path, noun: str, options: Mapping[str, Any]
-) -> PreTrainedModel:
-    """Load a model with all its weights, those of its head too: none are made up.
+def existing(path: str | Path, noun: str) -> str:
+    """Return a path, its ~ replaced by the home folder, if it may be a folder or a Hub id.
 
     Raises:
-        OSError: If it is not there.
-        ValueError: If weights are damaged or missing.
+        FileNotFoundError: If it cannot.
     """
     path = expand_home(path)
     if not Path(path).is_dir() and str(path).count("/") != 1:
         raise FileNotFoundError(
             f"no {noun} in {path}: there is no such folder, and a Hub id has the form owner/name"
         )
+    return path
+
+
+def load_complete(
+    auto_class: Any,
+    path: str | Path,
+    noun: str,
+    options: Mapping[str, Any],
+    further: Collection[str] = (),
+) -> PreTrainedModel:
+    """Load a model with all its weights, those of its head too: none are made up.
+
+    Args:
+        auto_class: Of the model.
+        path: Local folder or Hub id.
+        noun: Name of what is loaded, for messages.
+        options: For transformers' from_pretrained.
+        further: Weights that will come from elsewhere.
+
+    Raises:
+        OSError: If it is not there.
+        ValueError: If weights are damaged or missing.
+    """
+    path = existing(path, noun)
     try:
         model, loading = auto_class.from_pretrained(path, output_loading_info=True, **options)
     except SafetensorError as error:
@@ -52,7 +69,7 @@ def load_complete(
             f"the {noun} {path} cannot be read, a file is damaged or truncated: {error}"
         ) from error
     mismatched = [key for key, *_ in loading["mismatched_keys"]]
-    if missing := sorted([*loading["missing_keys"], *mismatched]):
+    if missing := sorted({*loading["missing_keys"], *mismatched} - {*further}):
         raise ValueError(
             f"{path} is no {noun}: expected all weights of {type(model).__name__}, "
             f"{', '.join(missing)} missing"
@@ -60,15 +77,19 @@ def load_complete(
     return model
 
 
-def load_backbone(folder: Path, options: Mapping[str, Any]) -> PreTrainedModel:
+def load_backbone(folder: str | Path, options: Mapping[str, Any]) -> PreTrainedModel:
     """Load the backbone of a value model with all its weights, whatever heads lie beside it.
+
+    Args:
+        folder: Local folder or Hub id.
+        options: For transformers' from_pretrained.
 
     Raises:
         ValueError: If weights are damaged, missing, or of other sizes than config.json says.
     """
     try:
         backbone, loading = AutoModel.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **options
+            folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, **options
         )
     except SafetensorError as error:
         raise ValueError(
@@ -87,8 +108,14 @@ def load_backbone(folder: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     return backbone
 
 
-def check_reproducible(backbone: PreTrainedModel) -> None:
+def check_reproducible(
+    backbone: PreTrainedModel, adapter: "tuple[str, PeftConfig] | None" = None
+) -> None:
     """Check that `load_backbone` would bring a backbone back bit for bit.
+
+    Args:
+        backbone: The backbone.
+        adapter: Name and config of that in its layers, if it is to be saved apart from it.
 
     Raises:
         ValueError: If its config makes another model (adapters in its layers, modules quantised or
@@ -99,6 +126,11 @@ def check_reproducible(backbone: PreTrainedModel) -> None:
     try:
         with torch.device("meta"):
             again = AutoModel.from_config(backbone.config)
+            if adapter is not None:
+                from peft import inject_adapter_in_model  # takes seconds to import
+
+                name, config = adapter
+                again = inject_adapter_in_model(copy(config), again, name)
     except ValueError as error:  # a config that no class is registered for
         raise ValueError(f"the backbone cannot be saved: {error}") from error
     kinds = type(backbone), type(again)
@@ -117,7 +149,7 @@ def check_reproducible(backbone: PreTrainedModel) -> None:
             f"({different[0]}): merge adapters first, as PEFT's merge_and_unload does"
         )
     dtypes = sorted({str(weight.dtype) for weight in backbone.parameters()})
-    if len(dtypes) > 1:
+    if len(dtypes) > 1 and adapter is None:
         raise ValueError(
             "the backbone cannot be saved, its weights must have one dtype, "
             f"got {', '.join(dtypes)}"

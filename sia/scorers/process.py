@@ -15,8 +15,9 @@ from typing_extensions import override
 
 from sia._inputs import eos_token_ids
 from sia._prefix_cache import logits_forward
+from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
-from sia.scorers.loading import load_complete, unwrap
+from sia.scorers.loading import unwrap
 
 
 class ProcessRewardScorer(ClosedScorer):

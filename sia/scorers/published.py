@@ -13,7 +13,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from sia._kv_cache import backbone_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # takes seconds to import
 
 CONFIG_FILE, ADAPTER_FOLDER, HEAD_FILE = "model_config.json", "lora_weights", "token_reward_head.pt"
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
@@ -75,7 +78,7 @@ def read(
             f"{settings['hidden_size']}, {source} has {size}"
         )
     head = _read_head(folder / HEAD_FILE)
-    merged = merge_adapter(model, adapter, source)
+    merged = load_adapter(model, adapter, source).merge_and_unload()
     return backbone_of(merged), head.to(merged.device)
 
 
@@ -114,8 +117,10 @@ def _load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) ->
     return model
 
 
-def merge_adapter(model: PreTrainedModel, adapter: Path, source: str | Path) -> PreTrainedModel:
-    """Return the backbone `model`, read from `source`, with the adapter merged into it."""
+def load_adapter(
+    model: PreTrainedModel, adapter: str | Path, source: str | Path, **places: Any
+) -> "PeftModel":
+    """Return the backbone `model`, read from `source`, with the adapter in its layers."""
     from peft import (  # takes seconds to import
         PeftModel,
         get_peft_model_state_dict,
@@ -126,14 +131,14 @@ def merge_adapter(model: PreTrainedModel, adapter: Path, source: str | Path) -> 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, adapter)
+            adapted = PeftModel.from_pretrained(model, adapter, **places)
             expected = get_peft_model_state_dict(adapted)
-            weights = load_peft_weights(str(adapter), device="cpu")
+            weights = load_peft_weights(str(adapter), device="cpu", **places)
             if foreign := sorted(set(weights) - set(expected)):
                 raise ValueError(
                     f"it has weights for layers that the backbone does not have, {foreign[0]} first"
                 )
-            return adapted.merge_and_unload()
+            return adapted
     except SafetensorError as error:
         raise ValueError(
             f"the adapter in {adapter} cannot be read, a file is damaged or truncated: {error}"

@@ -26,8 +26,9 @@ from typing_extensions import override
 
 from sia._kv_cache import backbone_of
 from sia._numbers import python_value
+from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
-from sia.scorers.loading import load_complete, tokenizer_beside, unwrap
+from sia.scorers.loading import tokenizer_beside, unwrap
 
 
 class RewardScorer(ClosedScorer):

@@ -76,7 +76,7 @@ def read(
             "the path or Hub id of the model that its adapter was trained on"
         )
     model = AutoModelForCausalLM.from_pretrained(source, **options)
-    merged = published.merge_adapter(model, folder, source)
+    merged = published.load_adapter(model, folder, source).merge_and_unload()
     return backbone_of(merged), head.to(merged.device)
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from typing_extensions import override
 
-from sia._checkpoints import expand_home, local_folder
+from sia._checkpoints import expand_home, local_folder, output_folder
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes
-from sia.scorers import published, value_heads
+from sia.scorers import adapters, published, value_heads
 from sia.scorers.base import CachedSession, Scorer
 from sia.scorers.loading import (
     cast_buffers,
@@ -65,7 +65,10 @@ class ValueModel(nn.Module, Scorer):
             model: Any model, also one wrapped by PEFT, whose adapters stay in the backbone. The
                 backbone is shared, not copied.
         """
-        backbone = backbone_of(unwrap(model))
+        model = unwrap(model)
+        backbone = backbone_of(model)
+        if "peft_config" in vars(model):  # PEFT leaves it on the model that has the head
+            vars(backbone)["peft_config"] = vars(model)["peft_config"]
         head = nn.Linear(output_size(backbone), 1, device=input_device(backbone))
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -106,34 +109,43 @@ class ValueModel(nn.Module, Scorer):
         elif not _is_own(folder) and (head := value_heads.read_head(folder)) is not None:
             model = cls(*value_heads.read(folder, head, backbone, options))
         else:
-            published.refuse_backbone(folder, backbone)
-            model = cls(*_read_own(folder, options))
+            model = cls(*_read_own(folder, backbone, options))
         model.tokenizer = tokenizer_beside(folder, {})
         return model.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
-        A save that was cut off has no head, so that `from_pretrained` refuses it.
+        An adapter of PEFT (LoRA, say) is saved without the backbone, as PEFT does, if it names one:
+        then the backbone is loaded from there. A save that was cut off has no head, so that
+        `from_pretrained` refuses it.
 
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back bit
-                for bit (adapters in its layers, say), or the folder holds an adapter.
+                for bit (several adapters in its layers, say), or the folder holds an adapter and
+                this is to be a whole model, or the other way round.
         """
-        check_reproducible(self.backbone)
-        folder = Path(path)
-        if (folder / published.ADAPTER_CONFIG).exists():
+        adapter = adapters.sole_adapter(self.backbone)
+        check_reproducible(self.backbone, adapter)
+        folder = output_folder(path, "value model")
+        other = published.MODEL_CONFIG if adapter else published.ADAPTER_CONFIG
+        if (folder / other).exists():
+            kinds = ("a whole model", "an adapter")[:: -1 if adapter is None else 1]
             raise ValueError(
-                f"a value model cannot be saved in {folder}: it holds an adapter "
-                f"({published.ADAPTER_CONFIG}), which would be loaded into the backbone"
+                f"a value model cannot be saved in {folder}: it holds {kinds[0]} ({other}), which "
+                f"would be loaded together with {kinds[1]}"
             )
         (folder / HEAD_FILE).unlink(missing_ok=True)
-        self.backbone.save_pretrained(folder)
+        if adapter is None:
+            self.backbone.save_pretrained(folder)
+        else:
+            adapters.save(self.backbone, *adapter, folder)
         state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         # `model.bfloat16()` casts buffers, too, that transformers makes anew in float32 (rotations)
         state |= {f"{BUFFER}{name}": buffer for name, buffer in cast_buffers(self.backbone).items()}
         unfinished = folder / f".{HEAD_FILE}"
-        safetensors.torch.save_file(state, unfinished)
+        dtype = str(self.backbone.dtype).removeprefix("torch.")
+        safetensors.torch.save_file(state, unfinished, {"dtype": dtype})
         unfinished.replace(folder / HEAD_FILE)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -226,26 +238,43 @@ def _is_own(folder: Path) -> bool:
         return False
 
 
-def _read_own(folder: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, nn.Linear]:
-    """Read backbone and head as `ValueModel.save_pretrained` wrote them."""
-    for name in ("config.json", HEAD_FILE):
+def _read_own(
+    folder: Path, source: str | Path | None, options: dict[str, Any]
+) -> tuple[PreTrainedModel, nn.Linear]:
+    """Read backbone and head as `ValueModel.save_pretrained` wrote them.
+
+    Args:
+        folder: The checkpoint.
+        source: Path or Hub id of the backbone of an adapter; None for the one that it names.
+        options: For the backbone's from_pretrained.
+    """
+    is_adapter = (folder / published.ADAPTER_CONFIG).is_file()
+    is_adapter = is_adapter and not (folder / published.MODEL_CONFIG).exists()
+    for name in (HEAD_FILE, *([] if is_adapter else [published.MODEL_CONFIG])):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"no value model in {folder}: expected config.json, model.safetensors and "
                 f"{HEAD_FILE} (or the published layout with {published.HEAD_FILE}), "
                 f"{name} is missing"
             )
-    if not list(folder.glob("model*.safetensors")):
-        raise FileNotFoundError(
-            f"no value model in {folder}: the weights of its backbone, model.safetensors is missing"
-        )
     try:
         state = safetensors.torch.load_file(folder / HEAD_FILE)
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
         ) from error
-    backbone = load_backbone(folder, options)
+    if is_adapter:
+        with safetensors.safe_open(folder / HEAD_FILE, "pt") as content:
+            dtype = content.metadata()  # the backbone's own checkpoint may have another
+        backbone = adapters.load(folder, source, {**dtype, **options})
+    else:
+        published.refuse_backbone(folder, source)
+        if not list(folder.glob("model*.safetensors")):
+            raise FileNotFoundError(
+                f"no value model in {folder}: the weights of its backbone, model.safetensors is "
+                "missing"
+            )
+        backbone = load_backbone(folder, options)
     for name in [name for name in state if name.startswith(BUFFER)]:
         buffer = backbone.get_buffer(name.removeprefix(BUFFER))
         buffer.data = state.pop(name).to(buffer.device)

@@ -11,13 +11,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from typing_extensions import override
 
-from sia._checkpoints import local_folder, read_checkpoint, write_checkpoint
+from sia._checkpoints import local_folder, output_folder, read_checkpoint, write_checkpoint
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers.base import Scorer, Session
 from sia.scorers.candidate_values import CandidateValues
+from sia.scorers.loading import check_reproducible, load_backbone
 
 HEAD_FILE = "vocabulary_head"
 
@@ -45,8 +46,13 @@ class VocabularyValueModel(Scorer):
         return VocabularySession(self, prompts, max_new_tokens, samples)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the backbone as transformers does, and the head beside it (safetensors)."""
-        self.backbone.save_pretrained(path)
+        """Write the backbone as transformers does, and the head beside it (safetensors).
+
+        Raises:
+            ValueError: Before anything is written, if the backbone could not be brought back.
+        """
+        check_reproducible(self.backbone)
+        self.backbone.save_pretrained(output_folder(path, "vocabulary head"))
         write_checkpoint(path, HEAD_FILE, self.values.state_dict(), {"sizes": self.values.sizes})
 
     @classmethod
@@ -67,7 +73,7 @@ class VocabularyValueModel(Scorer):
         """
         folder = local_folder(path, "vocabulary head", subfolder, revision)
         weights, settings = read_checkpoint(folder, HEAD_FILE)
-        backbone = AutoModel.from_pretrained(folder, local_files_only=True, **options)
+        backbone = load_backbone(folder, options)
         values = CandidateValues.from_weights(weights, settings["sizes"])
         return cls(backbone, values.to(backbone.device))
 

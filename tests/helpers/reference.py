@@ -116,3 +116,29 @@ def whole_rewards(model, prefix, candidates):
     """transformers' own reading of each sequence alone, ended by EOS once."""
     ends = [[token] if token == EOS else [token, EOS] for token in candidates]
     return torch.stack([model(torch.tensor([[*prefix, *end]])).logits[0, 0] for end in ends])
+
+
+def beam_search(extend, reward, keys, *, width, expansions, chunk, max_new_tokens=10):
+    """Chunk-level beam search over beams (reward, response) of one prompt.
+
+    Args:
+        extend: Continues a response: (key of its row, response, tokens, max_new_tokens) → response.
+        reward: Of a response as it stands.
+        keys: Noise of the rows, `(width · expansions,)`.
+
+    Returns:
+        Reward and response of the best beam.
+    """
+    beams, ended, copies = [[]], [], len(keys)
+    while beams:
+        rows = [beam for beam in beams for _ in range(copies)]
+        continued = [
+            extend(keys[row : row + 1], beam, chunk, max_new_tokens)
+            for row, beam in enumerate(rows)
+        ]
+        pairs = [(reward(response), response) for response in continued]
+        best = sorted([*pairs, *ended], key=lambda pair: -pair[0])[:width]
+        beams = [r for _, r in best if r[-1] != EOS and len(r) < max_new_tokens]
+        ended = [pair for pair in best if pair[1] not in beams]
+        copies = expansions
+    return max(ended, key=lambda pair: pair[0])

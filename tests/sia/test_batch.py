@@ -52,6 +52,7 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
             lambda: sia.generate(MODEL, object.__new__(ProcessorMixin), ["w7"]),
             "tokenizer must be a tokenizer, such as processor.tokenizer, got a ProcessorMixin",
         ),
+        (lambda: sia.generate(MODEL, None, [[7]]), "tokenizer must be a tokenizer, got a NoneType"),
         (lambda: generate([[-3]]), IDS + "-3"),
         (lambda: generate([[7, 60]]), IDS + "60"),
         (lambda: generate([[7]], STEERING, value_prompts=[[99]]), IDS + "99"),

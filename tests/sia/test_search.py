@@ -13,7 +13,7 @@ from sia._decoding import Decoding
 from sia._inputs import pad_left
 from sia.search import select_beams
 from tests.helpers import tiny
-from tests.helpers.reference import whole_rewards
+from tests.helpers.reference import beam_search, whole_rewards
 
 TOKENIZER = tiny.tokenizer()
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -24,7 +24,7 @@ best_of_n = partial(sia.best_of_n, MODEL, TOKENIZER, progress=False, max_new_tok
 search = partial(sia.chunk_beam_search, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 
 
-def continuation(prompt, key, steering, start, tokens, max_new_tokens):
+def continuation(prompt, steering, key, start, tokens, max_new_tokens=10):
     """Decode one response alone, forcing its first tokens: the plain way to go on."""
     input_ids, mask = pad_left([prompt], "cpu")
     decoding = Decoding(
@@ -53,32 +53,16 @@ def rewarded(prompt, response):
     return float(whole_rewards(REWARD.model, [*prompt, *response[:-1]], response[-1:])[0])
 
 
-def slow_search(prompt, steering, *, width, expansions, chunk, max_new_tokens=10, seed=2):
-    """Keep beams as (reward, response); each goes on under the key of the row that it fills."""
-    copies = width * expansions
-    keys = _sampling.sample_keys(_sampling.prompt_keys([prompt], [seed]), copies)
-    beams, ended = [[]], []
-    while beams:
-        rows = [beam for beam in beams for _ in range(copies)]
-        continued = [
-            continuation(prompt, keys[row : row + 1], steering, beam, chunk, max_new_tokens)
-            for row, beam in enumerate(rows)
-        ]
-        pairs = [(rewarded(prompt, response), response) for response in continued]
-        best = sorted([*pairs, *ended], key=lambda pair: -pair[0])[:width]
-        beams = [r for _, r in best if r[-1] != tiny.EOS and len(r) < max_new_tokens]
-        ended = [pair for pair in best if pair[1] not in beams]
-        copies = expansions
-    return max(ended, key=lambda pair: pair[0])
-
-
 @pytest.mark.parametrize(("width", "expansions", "chunk"), [(1, 4, 10), (2, 2, 3), (3, 2, 4)])
 @pytest.mark.parametrize("steering", [None, STEERING])
 def test_the_search_finds_what_the_plain_loop_finds(width, expansions, chunk, steering):
     options = {"width": width, "expansions": expansions, "chunk": chunk}
     find = partial(search, reward=REWARD, steering=steering, seed=2, **options)
     for prompt, generation in zip(PROMPTS, find(PROMPTS), strict=True):
-        reward, response = slow_search(prompt, steering, **options)
+        keys = _sampling.sample_keys(_sampling.prompt_keys([prompt], [2]), width * expansions)
+        reward, response = beam_search(
+            partial(continuation, prompt, steering), partial(rewarded, prompt), keys, **options
+        )
         (alone,) = find([prompt])
         assert generation.token_ids.tolist() == alone.token_ids.tolist() == response
         assert generation.reward == pytest.approx(reward, abs=1e-4)
@@ -91,7 +75,7 @@ def test_best_of_n_is_the_best_of_n_single_responses():
     best = best_of_n(PROMPTS, REWARD, 4, STEERING, seed=1)
     for prompt, generation in zip(PROMPTS, best, strict=True):
         keys = _sampling.sample_keys(_sampling.prompt_keys([prompt], [1]), 4)
-        singles = [continuation(prompt, keys[i : i + 1], STEERING, [], 10, 10) for i in range(4)]
+        singles = [continuation(prompt, STEERING, keys[i : i + 1], [], 10) for i in range(4)]
         assert generation.token_ids.tolist() == max(singles, key=partial(rewarded, prompt))
         # the prompt is computed once, the last token of each response never
         sampled, cost = sum(map(len, singles)), generation.cost

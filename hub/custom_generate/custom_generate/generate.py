@@ -7,6 +7,7 @@ import torch
 
 try:  # transformers would name a package "sia", which is another one
     from sia import EntropyGate, SteeredGenerate, Steering, ValueModel
+    from sia.integrations.transformers import taken_stop_strings
 except ImportError as error:
     raise ImportError(
         "this decoding method needs the package sia-steering: pip install . in a clone of it"
@@ -79,17 +80,18 @@ def generate(
             candidates=candidates,
             min_probability=min_probability,
         )
-    decode = SteeredGenerate(
-        steering,
-        seed=seed,
-        tokenizer=tokenizer,
-        streamer=streamer,
-        stop_strings=stop_strings or (),
-        value_prompts=value_prompts,
-        observe=observe,
-    )
-    # the class's own: from_pretrained(trust_remote_code=True) puts this function on the model
-    return type(model).generate(model, custom_generate=decode, **options)
+    with taken_stop_strings(options.get("generation_config"), model.generation_config) as texts:
+        decode = SteeredGenerate(
+            steering,
+            seed=seed,
+            tokenizer=tokenizer,
+            streamer=streamer,
+            stop_strings=stop_strings or texts,
+            value_prompts=value_prompts,
+            observe=observe,
+        )
+        # the class's own: from_pretrained(trust_remote_code=True) puts this function on the model
+        return type(model).generate(model, custom_generate=decode, **options)
 
 
 @lru_cache(maxsize=2)

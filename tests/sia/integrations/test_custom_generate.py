@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from sia import EntropyGate, EveryToken, SteeredGenerate, Steering, ValueModel
 from tests.helpers import hub_folders, tiny
@@ -44,6 +44,22 @@ def test_arguments_are_those_of_a_steering():
     )
     assert torch.equal(output.sequences, expected)
     assert output.generations[0].text is not None
+
+
+@pytest.mark.parametrize("of_call", [False, True])
+def test_stop_strings_of_generation_configs_are_heeded(of_call):
+    model, tokenizer, config = tiny.language_model("qwen3"), tiny.letters(), None
+    options = {"steering": STEERING, "seed": 3, "tokenizer": tokenizer}
+    whole = generate(model, **options)[:, INPUTS.input_ids.shape[1] :]
+    text = tokenizer.decode(whole[0, 2:4])
+    expected = generate(model, **options, stop_strings=[text])
+    if of_call:
+        config = GenerationConfig(stop_strings=[text], eos_token_id=tiny.EOS, pad_token_id=0)
+    else:
+        model.generation_config.stop_strings = [text]
+    assert torch.equal(generate(model, **options, generation_config=config), expected)
+    assert expected.shape != whole.shape
+    assert (config or model.generation_config).stop_strings == [text]
 
 
 def test_value_models_are_loaded_once_by_path(tmp_path, monkeypatch):

@@ -135,6 +135,12 @@ def test_stop_sequences_end_a_response(build):
     sia = build(beta=3.0)
     (whole,) = respond(sia, ["tell me why"])
     assert respond(sia, ["tell me why"], until=[whole[3]]) == [whole[: whole.index(whole[3])]]
+    sia.model.generation_config.stop_strings = [whole[3]]
+    (stopped,) = respond(sia, ["tell me why"])
+    assert stopped == whole[: len(stopped)]
+    assert whole[3] in stopped
+    assert len(stopped) < len(whole)
+    assert sia.model.generation_config.stop_strings == [whole[3]]
 
 
 def test_likelihoods_are_refused_or_those_of_the_steered_policy(build):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,10 @@ SUMS = {
     "sum of sums": (
         lambda: -(VALUES + ImplicitRewardScorer(POLICY, REFERENCE, 0.7)) * 3,
         lambda *a: -3 * (whole_values(VALUES, *a) + implicit(*a)),
+    ),
+    "mean": (
+        lambda: sum([VALUES, RewardScorer(REWARD)]) / np.float32(2),
+        lambda *a: (whole_values(VALUES, *a) + whole_rewards(REWARD, *a)) / 2,
     ),
 }
 
@@ -138,7 +143,14 @@ def test_scorers_of_others_take_part():
     given = order, tiny.random_tokens(2, 1), tiny.random_tokens(2, 5)
     single, *totals = (
         scorer.start_session(prompts, 3).score(*given)
-        for scorer in (VALUES, VALUES + Duck(), 2 * Child(), SumScorer([(2, Duck())]))
+        for scorer in (
+            VALUES,
+            VALUES + Duck(),
+            Duck() + VALUES,
+            Duck() - -VALUES,
+            2 * Child(),
+            SumScorer([(2, Duck())]),
+        )
     )
     for total in totals:
         torch.testing.assert_close(total, 2 * single)
@@ -166,7 +178,11 @@ def test_padded_vocabularies_share_their_tokens():
     ("call", "error", "message"),
     [
         (lambda: math.nan * VALUES, ValueError, "must be a finite number, got nan"),
-        (lambda: VALUES * "2", ValueError, "must be a finite number, got nan"),
+        (lambda: VALUES * "2", ValueError, "must be a finite number, got str"),
+        (lambda: VALUES * VALUES, ValueError, "must be a finite number, got ValueModel"),
+        (lambda: VALUES / None, ValueError, "must be a finite number, got NoneType"),
+        (lambda: VALUES / 0, ZeroDivisionError, "division by zero"),
+        (lambda: 1 - VALUES, TypeError, "scorers add up with scorers, got int"),
         (lambda: VALUES + 1.0, TypeError, "scorers add up with scorers, got float"),
         (
             lambda: VALUES + tiny.value_model("qwen3", vocabulary=2000),

@@ -1,0 +1,112 @@
+"""Adapters of PEFT (LoRA and the like) in the layers of a backbone, saved apart from it."""
+
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from sia.scorers import loading, published
+from sia.scorers.loading import existing, load_backbone
+
+if TYPE_CHECKING:
+    from peft import PeftConfig  # takes seconds to import
+
+PREFIX = "base_model.model."  # of the names of weights in PEFT's files
+HEADS = ("score.weight", "classifier.weight")
+PLACES = {"revision", "subfolder", "token", "cache_dir"}  # options that say where a checkpoint lies
+PLAIN_STARTS = (None, True, False, "gaussian")  # others (PiSSA, …) change the backbone's weights
+
+
+def sole_adapter(backbone: PreTrainedModel) -> "tuple[str, PeftConfig] | None":
+    """Return name and config of the adapter that can be saved apart from its backbone, if any.
+
+    It is active in all its layers, alone, and names the backbone. The config is for the backbone
+    without a head: it has no task, and names layers as they are called there.
+    """
+    configs = vars(backbone).get("peft_config", {})
+    if len(configs) != 1:
+        return None
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ((name, config),) = configs.items()
+    layers = {
+        path: module
+        for path, module in backbone.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    active = all(
+        layer.active_adapters == [name] and not (layer.merged or layer.disable_adapters)
+        for layer in layers.values()
+    )
+    settings = vars(config)
+    plain = settings.get("init_lora_weights") in PLAIN_STARTS and not settings.get("alpha_pattern")
+    if not (layers and active and plain and config.base_model_name_or_path):
+        return None
+    alone = copy(config)
+    alone.task_type, alone.inference_mode, alone.target_modules = None, True, set(layers)
+    return name, alone
+
+
+def save(backbone: PreTrainedModel, name: str, config: "PeftConfig", folder: Path) -> None:
+    """Write the adapter that `sole_adapter` returns, as PEFT does for a model without a head."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(backbone, adapter_name=name)
+    save_file(
+        {f"{PREFIX}{key}": weight.contiguous() for key, weight in weights.items()},
+        folder / published.ADAPTER_WEIGHTS[0],
+    )
+    config.save_pretrained(str(folder))
+
+
+def load(folder: Path, source: str | Path | None, options: dict[str, Any]) -> PreTrainedModel:
+    """Return a backbone with the adapter in a folder, which `save` wrote.
+
+    Args:
+        folder: With the adapter.
+        source: Path or Hub id of the backbone; None for the one that the adapter names.
+        options: For the backbone's from_pretrained.
+    """
+    named = published.read_json(folder / published.ADAPTER_CONFIG)["base_model_name_or_path"]
+    source = source or named
+    adapted = published.load_adapter(load_backbone(source, options), folder, source)
+    return cast(PreTrainedModel, adapted.get_base_model())
+
+
+def load_complete(
+    auto_class: Any, path: str | Path, noun: str, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Load a model with all its weights, a checkpoint of its own or an adapter for a backbone.
+
+    The adapter must bring what the backbone lacks, the head: none is made up.
+
+    Args:
+        auto_class: Of the model.
+        path: Local folder or Hub id.
+        noun: Name of what is loaded, for messages.
+        options: For transformers' from_pretrained.
+
+    Raises:
+        OSError: If it is not there.
+        ValueError: If weights are damaged or missing.
+    """
+    path = existing(path, noun)
+    places = {name: options[name] for name in PLACES & options.keys()}
+    file = find_adapter_config_file(path, **places)
+    if file is None or (Path(path) / published.MODEL_CONFIG).is_file():
+        return loading.load_complete(auto_class, path, noun, options)
+    from peft import load_peft_weights
+
+    weights = load_peft_weights(path, device="cpu", **places)
+    source = published.read_json(Path(file))["base_model_name_or_path"]
+    brought = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    heads = [len(weight) for name, weight in brought.items() if name in HEADS]
+    labels = {"num_labels": heads[0]} if heads else {}
+    further = {name: value for name, value in options.items() if name not in PLACES}
+    model = loading.load_complete(auto_class, source, noun, {**labels, **further}, brought)
+    adapted = published.load_adapter(model, path, source, **places)
+    return cast(PreTrainedModel, adapted.get_base_model())

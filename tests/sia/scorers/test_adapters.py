@@ -1,0 +1,177 @@
+"""Adapters of PEFT that lie apart from their backbone, of value models and of reward models."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from sia import (
+    ProcessRewardScorer,
+    RewardScorer,
+    StepTokenScorer,
+    ValueModel,
+    VocabularyValueModel,
+)
+from sia.scorers.candidate_values import CandidateValues
+from tests.helpers import tiny
+from tests.sia.scorers.test_reward import adapted
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft's of tied embeddings
+IDS = torch.tensor([[7, 8, 9, tiny.EOS]])
+LORA = {"r": 4, "init_lora_weights": False}
+CAUSAL, BACKBONE = AutoModelForCausalLM, AutoModel
+REWARD, TOKENS = AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+
+def base(folder, family="llama"):
+    tiny.language_model(family).save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def lora(auto_class, path, *, dtype=torch.float32, labels=None, **settings):
+    """An adapter for the model in a folder."""
+    options = {} if labels is None else {"num_labels": labels}
+    model = auto_class.from_pretrained(path, dtype=dtype, **options)
+    return adapted(LoraConfig(**{**LORA, "target_modules": ["q_proj"], **settings}), model)
+
+
+@torch.no_grad()
+def value_model(model):
+    values = ValueModel.from_backbone(model).eval()
+    values.head.weight.normal_(generator=torch.Generator().manual_seed(1))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "settings"),
+    [
+        (CAUSAL, {}),
+        (CAUSAL, {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}),
+        (CAUSAL, {"target_modules": r"model\.layers\.\d+\.mlp\.up_proj"}),
+        (CAUSAL, {"target_modules": ["q_proj", "lm_head"], "use_dora": True}),
+        (CAUSAL, {"dtype": torch.bfloat16, "bias": "all"}),
+        (REWARD, {"task_type": "SEQ_CLS", "labels": 1}),
+        (BACKBONE, {"modules_to_save": ["embed_tokens"]}),
+    ],
+)
+@torch.no_grad()
+def test_adapters_of_value_models_come_back_bit_for_bit(auto_class, settings, tmp_path):
+    path, saved = base(tmp_path), tmp_path / "values"
+    values = value_model(lora(auto_class, path, **settings))
+    values.save_pretrained(saved)
+    names = {"adapter_config.json", "adapter_model.safetensors", "value_head.safetensors"}
+    assert {file.name for file in saved.iterdir()} == names
+    for backbone in (None, path):
+        loaded = ValueModel.from_pretrained(saved, backbone)
+        torch.testing.assert_close(loaded.state_dict(), values.state_dict(), atol=0, rtol=0)
+        torch.testing.assert_close(loaded(IDS), values(IDS))
+        loaded.save_pretrained(saved)  # and once more
+
+
+def native(path):
+    """By transformers' own way to add an adapter."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.add_adapter(LoraConfig(**LORA, target_modules=["q_proj"]))
+    return model
+
+
+@torch.no_grad()
+def test_an_adapter_that_transformers_added_comes_back(tmp_path):
+    values = value_model(native(base(tmp_path)))
+    values.save_pretrained(tmp_path / "values")
+    loaded = ValueModel.from_pretrained(tmp_path / "values")
+    torch.testing.assert_close(loaded(IDS), values(IDS))
+
+
+def two(path):
+    model = lora(CAUSAL, path)
+    model.add_adapter("other", LoraConfig(**LORA, target_modules=["q_proj"]))
+    return model
+
+
+def disabled(path):
+    model = lora(CAUSAL, path)
+    model.base_model.disable_adapter_layers()
+    return model
+
+
+def merged(path):
+    model = lora(CAUSAL, path)
+    model.merge_adapter()
+    return model
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        two,
+        disabled,
+        merged,
+        lambda path: lora(CAUSAL, path, init_lora_weights="pissa"),
+        lambda path: lora(CAUSAL, path, alpha_pattern={"q_proj": 3}),
+    ],
+    ids=["two", "disabled", "merged", "other backbone", "other factors"],
+)
+def test_adapters_that_would_not_come_back_are_to_be_merged(build, tmp_path):
+    values = ValueModel.from_backbone(build(base(tmp_path)))
+    with pytest.raises(
+        ValueError, match=r"cannot be saved, it has other weights .*: merge adapters"
+    ):
+        values.save_pretrained(tmp_path / "values")
+    assert not (tmp_path / "values").exists()
+
+
+def test_a_whole_model_and_an_adapter_do_not_share_a_folder(tmp_path):
+    path = base(tmp_path)
+    values = value_model(lora(CAUSAL, path))
+    with pytest.raises(ValueError, match=r"it holds a whole model \(config.json\), which would be"):
+        values.save_pretrained(path)
+
+
+def test_a_vocabulary_head_on_an_adapted_backbone_is_not_saved(tmp_path):
+    backbone = ValueModel.from_backbone(lora(CAUSAL, base(tmp_path))).backbone
+    scorer = VocabularyValueModel(backbone, CandidateValues(32, tiny.VOCABULARY, 4))
+    with pytest.raises(ValueError, match="the backbone cannot be saved, it has other weights"):
+        scorer.save_pretrained(tmp_path / "head")
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "settings", "read"),
+    [
+        (REWARD, {"task_type": "SEQ_CLS", "labels": 1}, RewardScorer.from_pretrained),
+        (
+            TOKENS,
+            {"task_type": "TOKEN_CLS", "labels": 3},
+            lambda path: ProcessRewardScorer.from_pretrained(path, [5]),
+        ),
+        (
+            CAUSAL,
+            {"task_type": "CAUSAL_LM"},
+            lambda path: StepTokenScorer.from_pretrained(path, [5], 6, 7),
+        ),
+    ],
+    ids=["reward", "process reward", "step token"],
+)
+@torch.no_grad()
+def test_reward_models_saved_as_adapters_are_read(auto_class, settings, read, tmp_path):
+    """As TRL saves them: with a head, whose number of labels the backbone does not know."""
+    model = lora(auto_class, base(tmp_path), **settings)
+    model.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(read(tmp_path / "adapter").model(IDS).logits, model(IDS).logits)
+
+
+def test_an_adapter_that_brings_no_head_is_refused(tmp_path):
+    lora(REWARD, base(tmp_path), labels=1).save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert settings["modules_to_save"] is None
+    with pytest.raises(
+        ValueError, match=r"is no reward model: expected all .* score.weight missing"
+    ):
+        RewardScorer.from_pretrained(tmp_path / "adapter")
