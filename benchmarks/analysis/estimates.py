@@ -19,7 +19,7 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.bootstrap import bootstrap_weights, interval
+from benchmarks.analysis.intervals import bootstrap_interval, bootstrap_weights, t_interval
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
@@ -358,17 +358,21 @@ def _alone(values: np.ndarray, with_interval: bool, profile: Profile) -> np.ndar
 
 
 @lru_cache(maxsize=4)
-def resamples(shape: tuple[int, int, int, int], count: int, seed: int) -> np.ndarray:
-    """Return the bootstrap weights of units of this shape, kept for the next call."""
+def resamples(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
+    """Return the bootstrap weights of a replicate's units, kept for the next call."""
     return bootstrap_weights(shape, count, np.random.default_rng(seed))
 
 
 def mean_and_interval(values: np.ndarray, profile: Profile) -> np.ndarray:
     """Return mean, low and high over the first four axes (those of `shape`): `(3, other axes)`."""
+    (replicates, *shape), others = values.shape[:4], values.shape[4:]
     statistics = profile.statistics
-    weights = resamples(values.shape[:4], statistics.resamples, statistics.seed)
-    bounds = interval(values.reshape(len(weights[0]), -1), weights, statistics.level)
-    return np.stack(bounds).reshape(3, *values.shape[4:])
+    if replicates > 1:
+        means = values.reshape(replicates, np.prod(shape), -1).mean(1)
+        return t_interval(means, statistics.level).reshape(3, *others)
+    weights = resamples(tuple(shape), statistics.resamples, statistics.seed)
+    bounds = bootstrap_interval(values.reshape(len(weights[0]), -1), weights, statistics.level)
+    return bounds.reshape(3, *others)
 
 
 def unit_indices(
@@ -396,7 +400,7 @@ def unit_indices(
 def ratio_draws(
     sums: np.ndarray, counts: np.ndarray, shape: tuple[int, int, int, int], profile: Profile
 ) -> np.ndarray:
-    """Return ratios of sums, pooled and of each replicate, each with its resamples.
+    """Return the ratios of sums of each replicate, with their resamples.
 
     Args:
         sums: `(units, columns)` in the order of `shape`.
@@ -405,17 +409,15 @@ def ratio_draws(
         profile: Says how many resamples.
 
     Returns:
-        `(1 + replicates, 1 + resamples, columns)`; the first of each is the estimate.
+        `(replicates, 1 + resamples, columns)`; the first of each replicate is the estimate.
     """
-    statistics, draws = profile.statistics, []
-    for replicate in (slice(None), *([r] for r in range(shape[0]))):
-        numerators, denominators = (x.reshape(*shape, -1)[replicate] for x in (sums, counts))
-        weights = resamples(numerators.shape[:4], statistics.resamples, statistics.seed)
-        top, bottom = (x.reshape(weights.shape[1], -1) for x in (numerators, denominators))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            estimate = (top.sum(0) / bottom.sum(0))[None]
-            draws.append(np.concatenate([estimate, (weights @ top) / (weights @ bottom)]))
-    return np.stack(draws)
+    statistics = profile.statistics
+    weights = resamples(shape[1:], statistics.resamples, statistics.seed)
+    whole = np.full((1, weights.shape[1]), 1 / weights.shape[1], np.float64)
+    weights = np.concatenate([whole, weights])
+    tops, bottoms = (x.reshape(shape[0], weights.shape[1], -1) for x in (sums, counts))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weights @ tops) / (weights @ bottoms)
 
 
 def estimate_rows(
@@ -424,25 +426,38 @@ def estimate_rows(
     profile: Profile,
     chosen: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict]:
-    """Return the row of a pooled estimate, then those of each replicate where there are several.
+    """Return the row of an estimate over all replicates, then one of each where there are several.
 
     Args:
         labels: Of the estimate; rows of single replicates are without POOLED_ONLY.
-        draws: `(1 + replicates, 1 + resamples)`, as `ratio_draws` returns them.
+        draws: `(replicates, 1 + resamples)`, as `ratio_draws` returns them.
         profile: Says the level of the intervals.
         chosen: As in `MethodScores`.
     """
-    tail = (1 - profile.statistics.level) / 2
+    level = profile.statistics.level
+    of_replicates = [_bootstrap_bounds(draw, level) for draw in draws]
+    pooled = of_replicates[0] if len(draws) == 1 else t_interval(draws[:, :1], level)[:, 0]
     alone = {name: value for name, value in labels.items() if name not in POOLED_ONLY}
-    rows = []
-    for number, draw in enumerate(draws if len(draws) > 2 else draws[:1]):
-        row = alone | {"replicate": str(number - 1)} if number else labels | {"replicate": POOLED}
-        for name, values in (chosen or {}).items():
-            row[name] = common_value(values[number - 1] if number else values)
-        finite = np.isfinite(draw[1:]).any()
-        bounds = np.nanquantile(draw[1:], [tail, 1 - tail]) if finite else (np.nan, np.nan)
-        rows.append(row | dict(zip(NUMBERS, map(float, (draw[0], *bounds)), strict=True)))
-    return rows
+    rows = [(labels | {"replicate": POOLED}, pooled, slice(None))]
+    if len(draws) > 1:
+        rows += [
+            (alone | {"replicate": str(number)}, numbers, number)
+            for number, numbers in enumerate(of_replicates)
+        ]
+    return [
+        row
+        | {name: common_value(values[index]) for name, values in (chosen or {}).items()}
+        | dict(zip(NUMBERS, map(float, numbers), strict=True))
+        for row, numbers, index in rows
+    ]
+
+
+def _bootstrap_bounds(draws: np.ndarray, level: float) -> np.ndarray:
+    """Return an estimate with its interval from the estimate and its resamples."""
+    tail = (1 - level) / 2
+    finite = np.isfinite(draws[1:]).any()
+    bounds = np.nanquantile(draws[1:], [tail, 1 - tail]) if finite else (np.nan, np.nan)
+    return np.array([draws[0], *bounds])
 
 
 def metric_rows(labels: dict, draws: Mapping[str, np.ndarray], profile: Profile) -> list[dict]:

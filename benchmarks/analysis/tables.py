@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from benchmarks.analysis.bootstrap import METHOD
 from benchmarks.analysis.estimates import POOLED
+from benchmarks.analysis.intervals import METHOD
 from benchmarks.runtime.files import (
     CACHE,
     locked,

@@ -357,8 +357,8 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
     """Return ratios of seconds within a round, geometric means over the rounds.
 
     Of every method to plain decoding (versus "base") and to SIA at the smallest ratio timed, and
-    the largest of the latter among the rivals (method "largest"). Intervals: bootstrap over
-    replicates and rounds.
+    the largest of the latter among the rivals (method "largest"). Intervals are over
+    replicates, or over the rounds of a single one.
     """
     names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
     groups = timing.groupby(names, observed=True, dropna=False)

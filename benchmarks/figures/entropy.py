@@ -81,8 +81,8 @@ class Entropy(Figure):
         """Return entropy around junctions, shares of changed tokens, and the most frequent changes.
 
         Means of entropy at each offset, the fall after a junction and the rebound, shares of
-        junctions and of changed ones by entropy (`entropy_bin`). Intervals: over replicates, and
-        prompts within replicate and objective. Versus "base": steered minus base responses.
+        junctions and of changed ones by entropy (`entropy_bin`). Versus "base": steered minus base
+        responses.
         """
         records = []
         for (family, target), both in rows.groupby(["family", "target_ratio"], observed=True):

@@ -142,10 +142,7 @@ def at_equal_drift(
         mean = sparse[0].labels | {"method": "sia-claimed", "target_ratio": None}
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
             gains = np.stack(
-                [
-                    _gains(curves, sparse, number, replicate, profile)
-                    for replicate in (None, *range(replicates))
-                ]
+                [_gains(curves, sparse, number, r, profile) for r in range(replicates)]
             )
             common = {
                 "objective": objective,
@@ -169,24 +166,17 @@ def at_equal_drift(
     return estimates.summary_frame(records)
 
 
-def _gains(
-    curves, sparse, objective: int | None, replicate: int | None, profile: Profile
-) -> np.ndarray:
-    """Return the estimate, and then every resample of it: `(1 + resamples, ratios)`."""
+def _gains(curves, sparse, objective: int | None, replicate: int, profile: Profile) -> np.ndarray:
+    """Return the estimate of a replicate, then its resamples: `(1 + resamples, ratios)`."""
     metrics, statistics = profile.available_metrics(METRICS), profile.statistics
     columns = [metrics.index(profile.score), metrics.index("kl")]
-    replicates, objectives = (
-        slice(None) if number is None else [number] for number in (replicate, objective)
-    )
+    objectives = slice(None) if objective is None else [objective]
     entries = [*sparse, *(one for curve in curves for one in curve)]
     values = np.stack(
-        [
-            one.values[:, columns].reshape(*one.shape, 2)[replicates][:, objectives]
-            for one in entries
-        ],
+        [one.values[:, columns].reshape(*one.shape, 2)[replicate, objectives] for one in entries],
         axis=-1,
-    )  # (replicates, objectives, prompts, seeds, 2, entries)
-    weights = estimates.resamples(values.shape[:4], statistics.resamples, statistics.seed)
+    )  # (objectives, prompts, seeds, 2, entries)
+    weights = estimates.resamples(values.shape[:3], statistics.resamples, statistics.seed)
     flat = values.reshape(weights.shape[1], -1)
     centre = flat.mean(0)
     draws = centre + weights @ (flat - centre).astype(np.float32)

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from benchmarks.analysis.intervals import interval_kind
 from benchmarks.analysis.labels import loss_label, plural
 from benchmarks.runtime.files import write_atomically
 from benchmarks.spec.cells import OBJECTIVES
@@ -203,7 +204,7 @@ def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Band
         for method, n in fewer[["method", "n"]].drop_duplicates().itertuples(index=False)
     ]
     return (
-        f"{shown}: {profile.statistics.level:.0%} bootstrap intervals over replicates and prompts; "
+        f"{shown}: {interval_kind(profile.statistics.level, int(largest['replicates']))}; "
         f"{sample_size(largest)}{''.join(exceptions)}, profile {profile.name}."
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import estimates, labels
+from benchmarks.analysis.intervals import interval_kind
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import write_text
@@ -35,7 +36,7 @@ BETTER = {metric: labels.METRICS[metric].better or None for metric in METRICS}
 DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
 TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
 NOTE = (
-    "{stale}Estimates with {level:.0%} bootstrap intervals; for each objective, {size}, "
+    "{stale}Estimates with {intervals}; for each objective, {size}, "
     "profile {profile}{few}. Bold: best of its column, as it is written. {strength}. Win rate: "
     "against the base under the same noise, ties half. KL: against the base, of steered steps, "
     "without what a search's choice adds (never bold there); of instruct models the "
@@ -97,7 +98,7 @@ class Table1(Figure):
         first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
         note = NOTE.format(
             stale="Stale: measured under other conditions than there are now. " if stale else "",
-            level=profile.statistics.level,
+            intervals=interval_kind(profile.statistics.level, int(first["replicates"])),
             size=style.sample_size(first),
             profile=profile.name,
             few=few_prompts_note(profile),

@@ -341,7 +341,7 @@ def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
 def _per_prompt(
     tokens: pd.DataFrame, top: pd.Series, bottom: pd.Series | None, profile: Profile
 ) -> np.ndarray:
-    """Return resamples, over replicates and prompts, of Σ top / Σ bottom (None: the responses)."""
+    """Return Σ top / Σ bottom (None: the responses), as `estimates.ratio_draws` does."""
     prompts = profile.evaluation.prompts_per_objective
     index, shape = estimates.unit_indices(tokens, "prompt", prompts)
     sums, counts = (

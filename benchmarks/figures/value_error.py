@@ -22,6 +22,7 @@ import pandas as pd
 
 from benchmarks.analysis import estimates
 from benchmarks.analysis.divergence import NOISES, kl_divergence, tilted
+from benchmarks.analysis.intervals import interval_kind
 from benchmarks.analysis.labels import LOSSES, family_label, plural
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
@@ -157,12 +158,13 @@ class ErrorOfValues(Figure):
                 NOISE_LOOKS, {size: f"exact values + noise of SD {size}" for size in NOISE_LOOKS}
             ),
         ]
+        replicates = int(table["replicates"].max())
         caption = (
             "Effect of steering one step, by rollouts of the base model. J = E[reward] − KL, with "
             "the reward scaled to SD 2; β = 1. "
-            f"Bands: {profile.statistics.level:.0%} bootstrap intervals over replicates and "
-            f"states; n = {table['n'].min():.0f} to {table['n'].max():.0f} states per point, "
-            f"{plural(int(table['replicates'].max()), 'replicate')}, profile {profile.name}."
+            f"Bands: {interval_kind(profile.statistics.level, replicates, 'states')}; "
+            f"n = {table['n'].min():.0f} to {table['n'].max():.0f} states per point, "
+            f"{plural(replicates, 'replicate')}, profile {profile.name}."
         )
         return style.finish(
             figure, handles, caption, folder, "value-error", stale=stale, legend_columns=3
@@ -213,7 +215,7 @@ def _family_rows(
 def _draws(
     states: pd.DataFrame, values: np.ndarray, inside: np.ndarray, profile: Profile
 ) -> np.ndarray:
-    """Return means over the states inside, resampled over replicates and states within strata."""
+    """Return means over the states inside, resampled within objectives."""
     index, shape = estimates.unit_indices(states, "state", profile.sweep.probes)
     sums, counts = np.zeros((np.prod(shape), values.shape[1])), np.zeros((np.prod(shape), 1))
     np.add.at(sums, index[inside], values[inside])  # states of both families share a unit

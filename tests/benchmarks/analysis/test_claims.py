@@ -150,7 +150,7 @@ def test_verdicts_of_single_replicates_stand_beside_the_pooled_one(monkeypatch):
     (row,) = claims.pooled_verdicts(verdicts).to_dict("records")
     assert (row["verdict"], row["marks"]) == ("undecided", "✓✗")
     assert claims.verdict_line(row) == (
-        "undecided       It holds. (under) +0.000 [-1.000, +1.000], needs > 0 points; "
+        "undecided       It holds. (under) +0.000 [-12.706, +12.706], needs > 0 points; "
         "replicates alone: ✓✗"
     )
 

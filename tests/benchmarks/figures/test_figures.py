@@ -121,7 +121,7 @@ def test_a_reader_finds_labels_a_legend_and_the_sample_size(drawn, name):
         assert not {label for label in picture.legend if not label or label.startswith("_")}
         assert len(picture.caption) <= 2 * style.CHARACTERS * picture.width
         assert re.search(r"n = \d+ \(\d+ repl.* prompts?\), \d+ samples? each", picture.caption)
-        assert re.search("bootstrap intervals|No intervals", picture.caption)
+        assert re.search("(bootstrap|t) intervals over|No intervals", picture.caption)
         for x, y, shares_x, shares_y in picture.panels:
             assert x or shares_x, picture
             assert y or shares_y, picture

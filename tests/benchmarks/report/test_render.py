@@ -96,7 +96,7 @@ def test_every_verdict_and_figure_is_there(project, page):
         assert f"{count} {verdict}" in text
     for name in ("figure1", "figure3", "figure5"):
         assert f"<code>make {name} PROFILE=smoke</code>" in text
-    assert ": 95% bootstrap intervals over replicates and prompts; n = " in text  # captions
+    assert ": 95% t intervals over replicates; n = " in text  # captions
     assert "Table: " in text
 
 
