@@ -52,6 +52,7 @@ DIRECTIONS = [  # of a label from its point, the preferred ones first: unit offs
     (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
 ]  # fmt: skip
 DISTANCES = (4, 6, 8, 11)  # points
+LABEL_WEIGHT = 10  # a label over a label is worse than one over a line
 FACES = {"value-token": {}, "value-mean": {"markerfacecolor": "white"}}  # by value model
 
 
@@ -133,38 +134,31 @@ class Cost(Figure):
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Draw the score against each cost relative to the base, and positions against length."""
+        """Draw the score against each cost relative to the base, and positions against length.
+
+        The latter is left out where less than two lengths have enough responses.
+        """
         table = estimates.pooled(table)
         points = scores_and_costs(table, profile)
         panels = points.groupby(["family", "cost"], sort=False)
-        columns = -(-(len(panels) + 1) // 2)
-        figure, axes = style.plt.subplots(2, columns, figsize=(style.PAGE, 5.8), squeeze=False)
-        *score_axes, length_axis = axes.flat[: len(panels) + 1]
+        lengths = lengths_of(table, profile)
+        layout = np.arange(len(panels))[None]
+        against_length = lengths["length"].nunique() > 1
+        if against_length:
+            layout = np.full((2, len(panels) // 2 + 1), -1)  # -1: the last panel, to the right end
+            layout.flat[: len(panels)] = range(len(panels))
+        figure = style.plt.figure(figsize=(style.PAGE, 2.4 * len(layout) + 1))
+        axes = figure.subplot_mosaic(layout)
+        score_axes = [axes[number] for number in range(len(panels))]
         for axis, ((family, cost), rows) in zip(score_axes, panels, strict=True):
             _draw_points(axis, rows)
             axis.set(xscale="log", xlabel=COST_LABELS[cost], title=family_label(family))
             axis.margins(x=0.14, y=0.1)
-        for axis in axes[:, 0]:
-            axis.set_ylabel(metric_label(profile, profile.score))
-        lengths = lengths_of(table, profile)
-        if lengths.empty:
-            reason = f"no {LENGTHS} tokens of length have\n{FEWEST_RESPONSES} responses"
-            length_axis.text(0.5, 0.5, reason, transform=length_axis.transAxes, ha="center",
-                             va="center")  # fmt: skip
-        else:
-            style.curves(lengths, "length").on(length_axis).plot()
-        for row in lengths.drop_duplicates("method", keep="last").itertuples():
-            label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
-            length_axis.annotate(
-                label, (row.length, row.estimate), (-4, 4), ha="right", va="center", **TEXT
-            )
-        length_axis.set(
-            xlabel="length of the response (tokens, at most)",
-            ylabel="token positions",
-            title=listed(family_label(profile.families[0]), style.first_loss(profile)),
-        )
-        for axis in axes.flat[len(panels) + 1 :]:
-            axis.remove()
+        for number in {*layout[:, 0]} - {-1}:
+            axes[number].set_ylabel(metric_label(profile, profile.score))
+        if against_length:
+            title = listed(family_label(profile.families[0]), style.first_loss(profile))
+            _draw_lengths(axes[-1], lengths, title)
         figure.set_layout_engine("constrained", rect=(0, 0.07, 1, 0.82))  # about as `finish` does
         figure.draw_without_rendering()
         for axis, (_, rows) in zip(score_axes, panels, strict=True):
@@ -181,9 +175,11 @@ class Cost(Figure):
             for label, line in (("Pareto front", "-"), ("front on the base model", "--"))
         ]
         rounds = points.loc[points["cost"] == "seconds_ratio", "n_cost"].max()
+        too_few = f"Too few responses for the cost by length ({FEWEST_RESPONSES} of a length). "
         caption = (
             "Score against cost, relative to the base. Percentages: tokens that SIA "
-            f"steers. Time: {rounds:.0f} rounds. {style.sample_size_note(points, profile, 'Lines')}"
+            f"steers. Time: {rounds:.0f} rounds. {too_few * (not against_length)}"
+            f"{style.sample_size_note(points, profile, 'Lines')}"
         )
         return style.finish(figure, handles, caption, folder, "cost", stale=stale)
 
@@ -245,6 +241,17 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
         axis.plot(cost[front], score[front], color="#AAAAAA", linewidth=1, linestyle=line, zorder=0)
 
 
+def _draw_lengths(axis, lengths: pd.DataFrame, title: str) -> None:
+    """Draw the cost of responses against their length, a line for each method."""
+    style.curves(lengths, "length").on(axis).plot()
+    for row in lengths.drop_duplicates("method", keep="last").itertuples():
+        label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
+        axis.annotate(label, (row.length, row.estimate), (-4, 4), ha="right", va="center", **TEXT)
+    axis.set(
+        xlabel="length of the response (tokens, at most)", ylabel="token positions", title=title
+    )
+
+
 def _label_points(axis, rows: pd.DataFrame) -> None:
     """Write each label beside its point, where it covers least of labels, points and intervals."""
     renderer, point = axis.figure.canvas.get_renderer(), axis.figure.dpi / 72  # pixels
@@ -256,6 +263,7 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
     centres = axis.transData.transform(rows[["estimate_cost", "estimate"]].to_numpy(float))
     obstacles = [Bbox([low - point, high + point]) for low, high in zip(*ends, strict=True)]
     obstacles += [Bbox([centre - 2 * point, centre + 2 * point]) for centre in centres]
+    labels: list[Bbox] = []
     # ratios stand close together: they choose first
     for row in rows.sort_values("method", key=lambda names: names != "sia").itertuples():
         point_at = (row.estimate_cost, row.estimate)
@@ -268,11 +276,12 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
             box = text.get_window_extent(renderer)
             area = _overlap(box, box) - _overlap(box, inside)
             area += sum(_overlap(box, other) for other in obstacles)
+            area += LABEL_WEIGHT * sum(_overlap(box, other) for other in labels)
             covered.setdefault(round(area), (place, box))
         place, box = covered[min(covered)]
         text.set(**place)
         axis.annotate("", point_at, place["position"], arrowprops=LEADER, **TEXT)
-        obstacles.append(box.padded(point))
+        labels.append(box.padded(point))
 
 
 def _overlap(box: Bbox, other: Bbox) -> float:

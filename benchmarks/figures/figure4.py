@@ -196,7 +196,10 @@ def _gains(curves, sparse, objective: int | None, replicate: int, profile: Profi
 
 
 def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-    """Draw figure4: for each loss score, drift and fluency by β, the grid, and score by drift."""
+    """Draw figure4: for each loss score, drift and fluency by β, the grid, and score by drift.
+
+    Models of the Hub have no fluency errors, and no panel for them.
+    """
     rows = table[
         (table["family"] == profile.families[0])
         & (table["objective"] == "all")
@@ -209,7 +212,9 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
     for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
         of_loss = rows[rows["value_model"] == value_model]
-        axes = panels.subplot_mosaic([["score", "drift", "errors"], ["grid", "grid", "path"]])
+        by_strength = list(strength_metrics(profile))
+        wide = ["grid"] * (len(by_strength) - 1)
+        axes = panels.subplot_mosaic([by_strength, [*wide, "path"]])
         untuned = estimates.pooled(of_loss[~of_loss["tuned"].eq(True)])
         draw_by_strength(axes, untuned, base, looks, profile)
         draw_grid(axes["grid"], untuned, of_loss[of_loss["tuned"].eq(True)], profile, spread)
@@ -237,16 +242,19 @@ def beta_labels(profile: Profile) -> dict[float, str]:
     return {beta: "∞" if np.isinf(beta) else f"{beta:g}" for beta in profile.sweep.betas}
 
 
+def strength_metrics(profile: Profile) -> dict[str, str]:
+    """Return what is drawn against β, by its panel: metrics that the profile has."""
+    metrics = {"score": profile.score, "drift": "kl_per_token", "errors": "fluency_errors"}
+    available = profile.available_metrics(tuple(metrics.values()))
+    return {panel: metric for panel, metric in metrics.items() if metric in available}
+
+
 def draw_by_strength(axes, untuned, base, looks, profile: Profile) -> None:
     """Draw score, drift and fluency errors against β, a line for each share of the tokens."""
     strengths = beta_labels(profile)
     untuned = untuned.assign(place=untuned["beta"].map(list(strengths).index))
-    metrics = {"score": profile.score, "drift": "kl_per_token", "errors": "fluency_errors"}
-    for panel, metric in metrics.items():
+    for panel, metric in strength_metrics(profile).items():
         points = untuned[untuned["metric"] == metric].reset_index(drop=True)
-        if points.empty:  # models of the Hub have no judge
-            axes[panel].set_axis_off()
-            continue
         style.curves(points, "place", "target_ratio", looks=looks).on(axes[panel]).plot()
         axes[panel].set_xticks(range(len(strengths)), strengths.values())
         axes[panel].set(xlabel="strength β", ylabel=labels.metric_label(profile, metric))
@@ -360,14 +368,11 @@ def draw_sparse_against_dense(
     margin = estimates.reaching_margin(table, profile.score, estimates.pooled_family(profile))
     for axis in figure.axes:
         axis.axvline(0, color=style.ZERO, linewidth=0.8)
-        if too_few:
-            axis.text(0.5, 0.5, "too few prompts for a verdict", transform=axis.transAxes,
-                      ha="center", va="center", color=style.ZERO)  # fmt: skip
-        else:
+        if not too_few:
             axis.axvline(margin, color=style.ZERO, linewidth=0.8, linestyle=":")
     unit = labels.METRICS[profile.score].unit
     margin_note = (
-        f"a verdict needs {estimates.FEWEST_PROMPTS} prompts"
+        f"too few prompts for a verdict, which needs {estimates.FEWEST_PROMPTS}"
         if too_few
         else f"dotted: margin of reaching dense, {margin:.2g} {unit} "
         f"({estimates.TOLERANCE:g} SD of the base)"

@@ -213,7 +213,8 @@ def sample_size(row: pd.Series) -> str:
     """Return the n of a row of a summary, its factors and the samples of each prompt."""
     n, replicates = int(row["n"]), int(row["replicates"])
     objectives = len(OBJECTIVES) if row["objective"] == "all" else 1
-    prompts = plural(n // (replicates * objectives), "prompt")
+    count, others = divmod(n, replicates * objectives)  # others: objectives may differ
+    prompts = f"{'about ' * bool(others)}{plural(count, 'prompt')}"
     factors = [plural(replicates, "replicate")]
     factors += [plural(objectives, "objective")] if objectives > 1 else []
     samples = plural(int(row["seeds"]), "sample")

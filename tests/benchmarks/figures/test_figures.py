@@ -145,19 +145,30 @@ def test_figures_of_given_models_have_no_label_of_the_lab(drawn_of_given_models)
 def test_a_forest_of_too_few_prompts_says_so(drawn, drawn_of_given_models):
     sparse_dense = "figure4-sparse-dense"
     picture = drawn_of_given_models["figure4"].pictures[sparse_dense]
-    assert "too few prompts for a verdict" in picture.texts
-    assert "is better; a verdict needs 50 prompts. Bars: 95%" in picture.caption
+    few = "too few prompts for a verdict, which needs 50"
+    assert f"is better; {few}. Bars: 95%" in picture.caption
     picture = drawn["figure4"].pictures[sparse_dense]  # of 90 prompts
-    assert "too few prompts for a verdict" not in picture.texts
     margin = estimates.reaching_margin(drawn["figure4"].summary, "judge", "all")
     dotted = f"dotted: margin of reaching dense, {margin:.2g} points (0.035 SD of the base)."
     assert f"{dotted} Ticks: single replicates. Bars: 95%" in picture.caption
 
 
-def test_a_panel_without_enough_responses_says_why(drawn, drawn_of_given_models):
-    reason = "no 10 tokens of length have\n30 responses"
-    assert reason not in drawn["cost"].pictures["cost"].texts
-    assert reason in drawn_of_given_models["cost"].pictures["cost"].texts
+def test_panels_without_data_are_left_out(drawn, drawn_of_given_models, monkeypatch, tmp_path):
+    strength = [one["figure4"].pictures["figure4"] for one in (drawn, drawn_of_given_models)]
+    assert [len(picture.panels) for picture in strength] == [2 * 5, 4]
+    cost = drawn["cost"].pictures["cost"]
+    assert len(cost.panels) == 3
+    assert "Too few responses for the cost by length (30 of a length)." in cost.caption
+    table = drawn["cost"].summary
+    longer = table[table["length"].notna()].assign(length=lambda rows: rows["length"] + 10)
+    figures = []
+    monkeypatch.setattr(style, "finish", lambda figure, *_, **__: figures.append(figure))
+    FIGURES["cost"].plot(pd.concat([table, longer], ignore_index=True), SMOKE, False, tmp_path)
+    assert [axis.get_ylabel() for axis in figures[0].axes][1:] == [
+        "",
+        "judge score",
+        "token positions",
+    ]
 
 
 def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
