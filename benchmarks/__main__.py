@@ -307,7 +307,8 @@ def require_tables(profile: Profile) -> list[str]:
 def warn_of_stale(profile: Profile, names: Sequence[str]) -> None:
     """Say which tables, all of them whole, were measured under other conditions than today's."""
     for name in names:
-        if stale := tables.staleness(profile, tables.read_provenance(profile, name)):
+        _, stale = tables.read_table(profile, name)
+        if stale:
             print(f"warning: {name}.csv is stale, it was measured {stale}", file=sys.stderr)
 
 

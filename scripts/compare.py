@@ -14,8 +14,13 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
+from itertools import takewhile
 from typing import Any
+
+# before what takes seconds to import: from here on Ctrl-C prints no trace
+from benchmarks.runtime.command_line import Parser, exit_code
+
+# isort: split
 
 from rich.columns import Columns
 from rich.console import Console
@@ -30,7 +35,6 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.command_line import Parser
 from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import (
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        Exit code: 0, 2 for bad input.
+        Exit code: 0, 2 for bad input, 130 when interrupted.
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
@@ -69,29 +73,22 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seed", type=int, default=0)
     add("--prompt", help="answer this prompt and exit; otherwise prompts are read one by one")
     options = parser.parse_args(arguments)
+    return exit_code(lambda: answer(options), "", "--max-new-tokens, or smaller models")
+
+
+def answer(options: argparse.Namespace) -> None:
+    """Answer the prompt, or prompts that are read one by one."""
     console = Console()
-    try:
-        model, tokenizer, value_model, value_tokenizer = load(options)
-        gate: Gate = EntropyGate(options.threshold)
-        if options.junction_gate:
-            gate = JunctionGate.from_pretrained(options.junction_gate)
-        scorer: Scorer = value_model
-        if options.q_head:
-            scorer = QHead.from_pretrained(options.q_head, device=model.device)
-        steering = Steering(
-            scorer,
-            gate,
-            options.beta,
-            candidates=options.candidates,
-        )
-        for prompt in read_prompts(console) if options.prompt is None else [options.prompt]:
-            compare(console, model, tokenizer, steering, value_tokenizer, prompt, options)
-    except (ValueError, TypeError, ArithmeticError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, EOFError):
-        console.print()
-    return 0
+    model, tokenizer, value_model, value_tokenizer = load(options)
+    gate: Gate = EntropyGate(options.threshold)
+    if options.junction_gate:
+        gate = JunctionGate.from_pretrained(options.junction_gate)
+    scorer: Scorer = value_model
+    if options.q_head:
+        scorer = QHead.from_pretrained(options.q_head, device=model.device)
+    steering = Steering(scorer, gate, options.beta, candidates=options.candidates)
+    for prompt in read_prompts(console) if options.prompt is None else [options.prompt]:
+        compare(console, model, tokenizer, steering, value_tokenizer, prompt, options)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,10 +147,15 @@ def model_prompts(
 
 
 def read_prompts(console: Console) -> Iterator[str]:
-    """Yield prompts until an empty one."""
-    ask = partial(console.input, "[bold]prompt[/bold] (empty to exit): ")
-    while prompt := (ask() if sys.stdin.isatty() else input()).strip():
-        yield prompt
+    """Yield prompts until an empty one or the end of input."""
+    if not sys.stdin.isatty():
+        yield from takewhile(str.strip, sys.stdin)
+        return
+    try:
+        while prompt := console.input("[bold]prompt[/bold] (empty to exit): ").strip():
+            yield prompt
+    except EOFError:
+        console.print()
 
 
 def compare(

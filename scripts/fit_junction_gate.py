@@ -16,11 +16,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# before what takes seconds to import: from here on Ctrl-C prints no trace
+from benchmarks.runtime.command_line import Parser, exit_code, path
+
+# isort: split
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from benchmarks.runtime.command_line import Parser, exit_code, path
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.hub.models import chat_ids

@@ -23,6 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# before what takes seconds to import: from here on Ctrl-C prints no trace
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
+
+# isort: split
+
 import pandas as pd
 import seaborn as sns
 import torch
@@ -41,7 +46,6 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of

@@ -205,11 +205,11 @@ def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, str]:
     """Return a summary, and why it is stale: under which other conditions it was measured."""
     with _tables_lock(profile):  # else another run might be changing it
-        stale = staleness(profile, read_provenance(profile, name))
+        stale = _staleness(profile, read_provenance(profile, name))
         return read_summary(folder(profile) / f"{name}.csv"), stale
 
 
-def staleness(profile: Profile, provenance: Mapping) -> str:
+def _staleness(profile: Profile, provenance: Mapping) -> str:
     """Return under which conditions other than today's a table was measured; empty if none."""
     if provenance["profile_digest"] != profile_digest(profile):
         return f"under other settings than profile {profile.name} has now"

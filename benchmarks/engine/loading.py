@@ -1,11 +1,9 @@
 """Models and scorers of a subject, kept at hand in a worker process."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 
-import torch
 from transformers import PreTrainedModel
 
 from benchmarks.spec.methods import ARGS, AUTOREGRESSIVE, REWARD, ROLLOUT
@@ -21,31 +19,6 @@ from sia.scorers.base import Scorer
 def subject_of(profile: Profile, index: int) -> Subject:
     """Return what is measured: a replicate of the lab, or the models of a Hub profile."""
     return subject_class(profile).open(profile, index)
-
-
-@contextmanager
-def memory_errors(subject: Subject, work: str) -> Iterator[None]:
-    """Say what to change where memory does not suffice inside.
-
-    Args:
-        subject: Whose models run.
-        work: What they do: "measuring …".
-
-    Raises:
-        ValueError: In place of running out of memory.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)):
-            raise
-        rows = subject.batch_size
-        remedy = f"use BATCH_SIZE={rows // 2}"
-        if rows == 1:
-            remedy = "that takes more memory, or smaller models"
-        raise ValueError(
-            f"out of memory while {work}, {rows} responses together: {remedy}"
-        ) from error
 
 
 _cache: OrderedDict[tuple, object] = OrderedDict()  # the most recently used last

@@ -9,13 +9,14 @@ from functools import cached_property
 import pandas as pd
 
 from benchmarks.engine.calibration import Calibrator, needs_thresholds
-from benchmarks.engine.loading import memory_errors, subject_of
+from benchmarks.engine.loading import subject_of
 from benchmarks.engine.measure import measure_shard
 from benchmarks.engine.store import CellStore
 from benchmarks.engine.theory import random_instances
 from benchmarks.engine.timing import time_cells
 from benchmarks.engine.traces import candidate_table, rollout_values, trace_tokens
 from benchmarks.runtime import workers
+from benchmarks.runtime.memory import memory_errors
 from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells, Shard
 from benchmarks.spec.profile import Profile
 from sia import Generation
@@ -174,5 +175,6 @@ def _measure(task: tuple) -> pd.DataFrame:
     """
     measurement, profile, shard, *given = task
     subject = subject_of(profile, shard.cell.replicate)
-    with memory_errors(subject, f"measuring {shard.cell.method} on {shard.objective}"):
+    work = f"measuring {shard.cell.method} on {shard.objective}"
+    with memory_errors(work, subject.batch_size, "responses", "BATCH_SIZE="):
         return MEASUREMENTS[measurement](subject, shard, *given)

@@ -4,9 +4,10 @@ import time
 
 import pandas as pd
 
-from benchmarks.engine.loading import memory_errors, subject_of
+from benchmarks.engine.loading import subject_of
 from benchmarks.engine.measure import choose_best, expand_prompts, respond
 from benchmarks.runtime import workers
+from benchmarks.runtime.memory import memory_errors
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.profile import Profile
 
@@ -28,7 +29,8 @@ def time_cells(task: tuple[Profile, list[Cell], int]) -> pd.DataFrame:
             expanded, _, seeds = expand_prompts(subject, shard)
             prompts = [prompt for prompt, seed in zip(expanded, seeds, strict=True) if seed == 0]
             start = time.perf_counter()
-            with memory_errors(subject, f"timing {cell.method}"):
+            rows = subject.batch_size
+            with memory_errors(f"timing {cell.method}", rows, "responses", "BATCH_SIZE="):
                 samples = respond(subject, shard, prompts, [0] * len(prompts))
                 if len(samples) > 1:
                     choose_best(subject, samples, prompts)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.analysis import claims, tables
 from benchmarks.analysis.estimates import pooled
-from benchmarks.analysis.labels import method_label, metric_label
+from benchmarks.analysis.labels import listed, method_label, metric_label, plural
 from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import read_frame, write_text
@@ -118,10 +118,15 @@ def read_made_from(page: str) -> dict[str, str]:
 def _measured(provenance: Sequence[Mapping]) -> dict[str, object]:
     """Return where and with what the tables were measured."""
     last = provenance[-1]
+    hardware = last["hardware"]
+    device = f"{plural(hardware['cores'], 'core')} of {hardware['processor']}"
+    if "dtype" in last:  # of given models
+        device = listed(last.get("card") or device, last["dtype"])
+        device += f", {plural(last['batch_size'], 'response')} together"
     return {
         "replicates": sorted({len(entry["replicates"]) for entry in provenance}),
         "commits": sorted({entry["git_commit"][:12] for entry in provenance}),
-        "hardware": last["hardware"],
+        "device": device,
         "packages": last["packages"],
     }
 
@@ -263,11 +268,11 @@ def _selected_rows(
     if metrics:
         rows = rows[rows["metric"].isin(metrics)]
         selection.append(", ".join(metrics))
-    for column, plural in (("objective", "objectives"), ("family", "families")):
+    for column, noun in (("objective", "objectives"), ("family", "families")):
         levels = rows[rows["versus"] == ""] if column == "family" and "versus" in rows else rows
         if column in rows and (levels[column] == "all").any():
             rows = rows[rows[column] == "all"]
-            selection.append(f"over all {plural}")
+            selection.append(f"over all {noun}")
     rows = _relevant_first(rows, profile)
     if len(rows) > MAX_ROWS:
         selection.append(f"the first {MAX_ROWS} of {len(rows)} such")

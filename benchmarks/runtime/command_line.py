@@ -3,11 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable
+from os.path import expanduser
 from pathlib import Path
 
 from typing_extensions import override
-
-from benchmarks.spec.profile import expand_home
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +22,7 @@ RESUMES = "the same command goes on from there"
 
 def path(text: str) -> Path:
     """Return a path as the command line names it; ~ is the home folder."""
-    return Path(expand_home(text))
+    return Path(expanduser(text))
 
 
 def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
@@ -31,8 +30,8 @@ def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
 
     Args:
         run: The command; returns its exit code, or None for 0.
-        kept: Sentence that tells an interrupted user what was kept.
-        setting: What to lower where the memory of a GPU does not suffice.
+        kept: Sentence that tells an interrupted user what was kept; may be empty.
+        setting: What to lower where memory does not suffice.
 
     Returns:
         2, after one sentence, for bad input; 130 when interrupted; else what `run` returns.
@@ -42,11 +41,13 @@ def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
     except (ValueError, ArithmeticError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        from sia._memory import ran_out_of_memory  # not before: it imports torch
+
+        if not ran_out_of_memory(error):
             raise
         print(f"error: out of memory, use a smaller {setting}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {kept}", file=sys.stderr)
+        print("\ninterrupted" + (f": {kept}" if kept else ""), file=sys.stderr)
         return 130

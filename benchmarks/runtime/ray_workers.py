@@ -8,12 +8,13 @@ task would wait for a node with room for it while other workers are free.)
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from typing_extensions import override
 
 from benchmarks.runtime import workers
 
@@ -50,7 +51,7 @@ class Worker:
         return function(task), sum(self.units)
 
 
-class RayWorkers:
+class RayWorkers(workers.Pool):
     """Workers of one run on the cluster that `connect` finds, one for each GPU or core.
 
     Args:
@@ -97,16 +98,11 @@ class RayWorkers:
             yield
             self._bar.update(max(0.0, total - self._bar.n))
 
-    def run(
-        self,
-        function: Callable,
-        tasks: Sequence,
-        *,
-        description: str,
-        on_result: Callable | None = None,
-    ) -> list:
-        """Run a function on every task, as `Workers.run` does."""
-        waiting, results, busy = deque(range(len(tasks))), [None] * len(tasks), {}
+    @override
+    def _results(
+        self, function: Callable, tasks: Sequence, description: str
+    ) -> Generator[tuple[int, object]]:
+        waiting, busy = deque(range(len(tasks))), {}
         # workers lost in each task; None: before they had any
         lost: Counter[int | None] = Counter()
         while waiting or busy:
@@ -142,8 +138,4 @@ class RayWorkers:
                 continue
             result, units = answer
             self._bar.update(min(units, self._bar.total - self._bar.n))
-            if on_result:
-                on_result(tasks[number], result)
-            else:
-                results[number] = result
-        return [] if on_result else results
+            yield number, result

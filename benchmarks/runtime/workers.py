@@ -14,14 +14,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import ModuleType
 from typing import Self
 
 from tqdm import tqdm
+from typing_extensions import override
 
 from benchmarks.runtime.files import CACHE, remove_leftovers
 
@@ -71,7 +73,52 @@ def progress_bar(total: float) -> Bar:
     return Bar(total=total, bar_format=BAR, mininterval=1.0, smoothing=0.02, disable=hidden)
 
 
-class Workers:
+class Pool(ABC):
+    """Workers that run tasks, here or on a cluster."""
+
+    def run(
+        self,
+        function: Callable,
+        tasks: Sequence,
+        *,
+        description: str,
+        on_result: Callable | None = None,
+    ) -> list:
+        """Run a function on every task, inside `progress`.
+
+        An exception in a task is raised here; tasks that have not begun are dropped.
+
+        Args:
+            function: Called in a worker with one task.
+            tasks: Arguments of the function.
+            description: Name of the work beside the bar.
+            on_result: Called here with each task and its result as soon as that is there.
+
+        Returns:
+            The results in the order of the tasks; nothing if `on_result` took them.
+
+        Raises:
+            ValueError: If a worker was killed.
+        """
+        if not tasks:
+            return []
+        results: list = [None] * len(tasks)
+        with closing(self._results(function, tasks, description)) as finished:
+            for number, result in finished:
+                if on_result:
+                    on_result(tasks[number], result)
+                else:
+                    results[number] = result
+        return [] if on_result else results
+
+    @abstractmethod
+    def _results(
+        self, function: Callable, tasks: Sequence, description: str
+    ) -> Generator[tuple[int, object]]:
+        """Yield the number of each task and its result, in the order in which they are done."""
+
+
+class Workers(Pool):
     """Processes of one run. They start with the first task and import torch once.
 
     Args:
@@ -129,45 +176,19 @@ class Workers:
                 self._queue.put(None)
                 drain.join()
 
-    def run(
-        self,
-        function: Callable,
-        tasks: Sequence,
-        *,
-        description: str,
-        on_result: Callable | None = None,
-    ) -> list:
-        """Run a function on every task, inside `progress`.
-
-        An exception in a task is raised here; tasks that have not begun are dropped.
-
-        Args:
-            function: Called in a worker with one task.
-            tasks: Arguments of the function.
-            description: Name of the work beside the bar.
-            on_result: Called here with each task and its result as soon as that is there.
-
-        Returns:
-            The results in the order of the tasks; nothing if `on_result` took them.
-
-        Raises:
-            ValueError: If a worker was killed.
-        """
-        if not tasks:
-            return []
+    @override
+    def _results(
+        self, function: Callable, tasks: Sequence, description: str
+    ) -> Generator[tuple[int, object]]:
         self._bar.set_description(counted(description, 0, len(tasks)))
         with interrupts_withheld():
             futures = [self._pool.submit(function, task) for task in tasks]
         numbers = {future: number for number, future in enumerate(futures)}
-        results: list = [None] * len(tasks)
         try:
             for finished, future in enumerate(as_completed(numbers), start=1):
                 number, result = numbers[future], future.result()
                 self._bar.set_description(counted(description, finished, len(tasks)), refresh=False)
-                if on_result:
-                    on_result(tasks[number], result)
-                else:
-                    results[number] = result
+                yield number, result
         except BrokenProcessPool as error:
             raise ValueError(
                 f"{description}: a worker process was killed, for want of memory perhaps; "
@@ -176,10 +197,9 @@ class Workers:
         finally:
             for future in numbers:
                 future.cancel()
-        return [] if on_result else results
 
 
-class ThisProcess:
+class ThisProcess(Pool):
     """Stands in for `Workers` where one worker is enough: runs tasks here, in their order."""
 
     def __enter__(self) -> Self:
@@ -200,24 +220,13 @@ class ThisProcess:
             finally:
                 _put = None
 
-    def run(
-        self,
-        function: Callable,
-        tasks: Sequence,
-        *,
-        description: str,
-        on_result: Callable | None = None,
-    ) -> list:
-        """Run a function on every task, as `Workers.run` does."""
-        results = []
-        for finished, task in enumerate(tasks):
-            self._bar.set_description(counted(description, finished, len(tasks)))
-            result = function(task)
-            if on_result:
-                on_result(task, result)
-            else:
-                results.append(result)
-        return results
+    @override
+    def _results(
+        self, function: Callable, tasks: Sequence, description: str
+    ) -> Generator[tuple[int, object]]:
+        for number, task in enumerate(tasks):
+            self._bar.set_description(counted(description, number, len(tasks)))
+            yield number, function(task)
 
 
 def cluster() -> ModuleType:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -325,7 +326,7 @@ class Source:
     def __post_init__(self) -> None:
         """Let ~ be the home folder."""
         for name in ("id", "backbone"):
-            object.__setattr__(self, name, expand_home(getattr(self, name)))
+            object.__setattr__(self, name, expanduser(getattr(self, name)))
 
     @property
     def tokenizer_source(self) -> "Source":
@@ -460,24 +461,12 @@ class HubProfile(Profile):
         inputs = {kind: source.folders for kind, source in self.models.items()}
         for objective, source in self.prompts.sources.items():
             path = source.partition("=")[2]
-            inputs[objective] = [Path(expand_home(path))] if path else []
+            inputs[objective] = [Path(expanduser(path))] if path else []
         return {name: paths for name, paths in inputs.items() if paths}
 
     @override
     def decisive_settings(self) -> dict:
         return asdict(replace(self, hardware=None))
-
-
-def expand_home(path: str) -> str:
-    """Return a path, its ~ replaced by the home folder; Hub ids and other paths as they are.
-
-    Raises:
-        FileNotFoundError: If nobody has this name.
-    """
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        raise FileNotFoundError(f"there is no home folder for the path {path}") from None
 
 
 def load_profile(name: str) -> Profile:

@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 import sia
 from sia._checkpoints import expand_home, local_folder
+from sia._memory import ran_out_of_memory
 from sia.batch import generate
 from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before, taken_stop_strings
@@ -355,8 +356,8 @@ def fits_into_memory(trial: Callable[[int], object], batch_size: int) -> bool:
     """Return whether the trial of a batch size ends without running out of memory."""
     try:
         trial(batch_size)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+    except (RuntimeError, MemoryError) as error:
+        if ran_out_of_memory(error):
             return False
         raise
     return True

@@ -115,7 +115,7 @@ def test_annotation_without_memory_names_the_option(places, tmp_path, monkeypatc
 
     monkeypatch.setattr(annotation, "trajectory_rewards", rate)
     assert annotate(places, tmp_path / "x", "--batch-tokens", "512") == 2
-    message = "error: out of GPU memory with 512 tokens of a forward pass: use --batch-tokens 256"
+    message = "out of memory while annotating, 512 tokens together: use --batch-tokens 256"
     assert message in capsys.readouterr().err
 
 

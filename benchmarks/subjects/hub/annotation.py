@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.runtime import workers
+from benchmarks.runtime.memory import memory_errors
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import Example
@@ -53,19 +53,14 @@ def score_window(window: Window) -> list[float | str]:
     """Return the reward of each example of a window, or why it is left out.
 
     Raises:
-        ValueError: If the memory of the GPU does not suffice.
+        ValueError: If memory does not suffice.
     """
     tokenizer = tokenizer_of(window.reward)
-    try:
+    with memory_errors("annotating", window.batch_tokens, "tokens", "--batch-tokens "):
         model = load_reward_model(window.reward, window.device, window.dtype)
         rewards = score_examples(
             model, tokenizer, window.examples, window.longest, window.batch_tokens
         )
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"out of GPU memory with {window.batch_tokens} tokens of a forward pass:"
-            f" use --batch-tokens {max(1, window.batch_tokens // 2)}"
-        ) from error
     workers.report(len(window.examples))
     return rewards
 

@@ -79,6 +79,12 @@ def choose_device(device: str = "", dtype: str = "", gpus: int | None = None) ->
     return device, dtype
 
 
+def card_of(hardware: Hardware) -> str:
+    """Return the name of the GPUs here, where models run on them; else nothing."""
+    on_gpu = hardware.device == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(0).name if on_gpu else ""
+
+
 def device_map(device: str) -> str:
     """Return where from_pretrained puts a model: on all GPUs that this process sees.
 
@@ -116,7 +122,7 @@ def fetch(source: Source) -> Source:
         if not folder.is_dir():
             raise FileNotFoundError(f"no model in {folder}: there is no such folder")
         return source
-    if source.id.count("/") != 1 or source.id.startswith((".", "/")):
+    if source.id.count("/") != 1 or source.id.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"no model in {source.id}: there is no such folder, and a Hub id has the form"
             " owner/name"
@@ -173,7 +179,7 @@ def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
 
 
 def fingerprint(source: Source) -> list:
-    """Return the commit of a model or, of local files, their names, sizes and times."""
+    """Return the commit of a model or, of local files, their names and digests."""
     return [asdict(source), file_states(source.folders)]
 
 
@@ -323,7 +329,7 @@ class HubModels(Subject):
         states = {name: state for name, state in input_states(profile).items() if name in used}
         prompts = {"prompts": subject.prompt_provenance(), "prompts_skipped": skipped}
         provenance = {"models": models, "inputs": states, **prompts}
-        return settled, provenance | asdict(hardware)
+        return settled, provenance | asdict(hardware) | {"card": card_of(hardware)}
 
     @property
     def models_kept(self) -> int:

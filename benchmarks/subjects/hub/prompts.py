@@ -30,6 +30,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from benchmarks.runtime.files import sha256
-from benchmarks.spec.profile import expand_home
 
 datasets.disable_progress_bars()
 csv.field_size_limit(2**31 - 1)  # prompts may be long
@@ -271,7 +271,7 @@ def _open(
 ) -> tuple[HubData, Table, str, dict[str, str]]:
     """Return a set, its table, the beginning of an error about its form, and its origin."""
     name, local, path = source.partition("=")
-    path = expand_home(path)
+    path = expanduser(path)
     if name not in sets:
         raise ValueError(
             f"unknown {noun} {name!r}, expected one of: {', '.join(sets)}"

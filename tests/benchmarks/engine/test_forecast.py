@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.engine.estimate import figure_hours
 from benchmarks.engine.forecast import announce, forecast, slowdown
-from benchmarks.engine.loading import memory_errors
 from benchmarks.engine.run import workers_for
+from benchmarks.runtime.memory import memory_errors
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Hardware, Source, load_profile
@@ -116,14 +116,16 @@ def test_the_size_of_a_local_model_is_that_of_its_files(tmp_path):
     [
         (64, torch.OutOfMemoryError("CUDA"), "measuring sia, 64 responses together: use BATCH_SIZ"),
         (64, RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use BATCH_SIZE=32$"),
+        (64, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "use BATCH_SIZE=32$"),
+        (64, MemoryError("Unable to allocate 3 GiB"), "use BATCH_SIZE=32$"),
         (1, torch.OutOfMemoryError("CUDA"), "1 responses together: that takes more memory, or sm"),
     ],
 )
 def test_what_runs_out_of_memory_names_the_setting(rows, error, message):
     with (
         pytest.raises(ValueError, match=f"out of memory while .*{message}"),
-        memory_errors(SimpleNamespace(batch_size=rows), "measuring sia"),
+        memory_errors("measuring sia", rows, "responses", "BATCH_SIZE="),
     ):
         raise error
-    with pytest.raises(RuntimeError, match="other"), memory_errors(None, "x"):
+    with pytest.raises(RuntimeError, match="other"), memory_errors("x", 2, "", ""):
         raise RuntimeError("other")

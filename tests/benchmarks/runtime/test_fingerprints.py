@@ -1,5 +1,6 @@
 """Digests of code."""
 
+import os
 import shutil
 
 from benchmarks.runtime import fingerprints
@@ -33,3 +34,22 @@ def test_what_draws_a_figure_is_its_file_and_the_style(monkeypatch, tmp_path):
         after = {name: fingerprints.drawing_code(name) for name in before}
         assert {name for name in before if after[name] != before[name]} == moved
         before = after
+
+
+def test_files_are_known_by_what_they_hold(monkeypatch, tmp_path):
+    monkeypatch.setattr(fingerprints, "BLOCKS", 3)
+    monkeypatch.setattr(fingerprints, "BLOCK", 4)
+    small, big = tmp_path / "head.bin", tmp_path / "weights.bin"
+    small.write_bytes(b"head")
+    big.write_bytes(b"a" * 100)
+    before = fingerprints.file_states([tmp_path, small])
+    assert [name for name, _ in before] == ["head.bin", "weights.bin", "head.bin"]
+    for file in (small, big):
+        os.utime(file, (1, 1))
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/download.lock").touch()
+    assert fingerprints.file_states([tmp_path, small]) == before
+    for changed in (b"b" + b"a" * 99, b"a" * 50 + b"b" + b"a" * 49, b"a" * 99 + b"b", b"a" * 99):
+        big.write_bytes(changed)
+        os.utime(big, (2, len(changed) + changed.find(b"b")))
+        assert fingerprints.file_states([tmp_path])[1] != before[1]

@@ -175,7 +175,7 @@ def test_dialogues():
         ("advbench={folder}/headers.csv", ValueError, "headers.csv has no rows"),
         ("advbench={folder}/none.json", ValueError, "none.json has no rows"),
         ("advbench=", ValueError, "advbench= names no file: expected advbench=FILE, or advbench"),
-        ("advbench=~nobody-at-all/a.csv", FileNotFoundError, "no home folder for the path ~nob"),
+        ("advbench=~nobody-at-all/a.csv", FileNotFoundError, "no data in ~nobody-at-all/a.csv"),
         ("alpaca-eval={folder}/broken.json", ValueError, "broken.json cannot be read as json: "),
         (
             "advbench={folder}/numbers.jsonl",
