@@ -29,7 +29,7 @@ FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
 	$(basename $(notdir $(wildcard benchmarks/figures/*.py)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed test faults lint format docs clean
+.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed throughput test faults lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,8 +74,11 @@ estimate: $(READY) ## estimate GPU hours of the figures of a profile of real mod
 $(FIGURES): $(READY)
 	$(RUN) $@ $(OPTIONS)
 
-speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 10 minutes
+speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 13 minutes
 	$(BIN)/python -m benchmarks.perf.speed
+
+throughput: $(READY) ## time steering in batches against plain decoding, into results/throughput.csv: 13 minutes
+	$(BIN)/python -m benchmarks.perf.throughput
 
 test: $(READY_DEV) ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

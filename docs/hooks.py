@@ -9,8 +9,8 @@ FIGURES = Path(__file__).parents[1] / "figures"
 
 def on_files(files, config):
     """Add the drawn figures to the site."""
-    for path in sorted(FIGURES.glob("*/*.png")):
-        name = f"figures/{path.parent.name}/{path.name}"
+    for path in sorted(FIGURES.rglob("*.png")):
+        name = f"figures/{path.relative_to(FIGURES)}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 

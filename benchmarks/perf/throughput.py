@@ -1,6 +1,6 @@
 """Throughput against batch size, share of steered tokens and scorer.
 
-`python -m benchmarks.perf.throughput` writes results/throughput.csv and figures/throughput.png.
+`make throughput` writes results/throughput.csv, figures/throughput.png and docs/throughput.md.
 In a large batch nearly every step has a row at a junction. How much of the gain of sparsity is left
 there depends on how the scorer reads: rows beside each other, or one plain pass. Tokens per second
 are multiples of those of plain decoding by the same loop, taken in turns within one process. The
@@ -40,6 +40,28 @@ SHARES = (0.0, 0.1, 0.2, 0.4, 1.0)
 TOKENS = 64
 ROUNDS = 5
 FIGURE = ROOT / "figures" / "throughput.png"
+PAGE = ROOT / "docs" / "throughput.md"
+SPARSE = 0.2  # share whose gain over dense steering the page states
+TEXT = """# Throughput in batches
+
+Written by `make throughput` from `results/throughput.csv`; not edited by hand. Tokens per second as
+multiples of those of plain decoding by `sia.generate`, measured in turns within one process: the
+median of {runs} rounds, {tokens} new tokens. The models have random weights (`{model}`), the gate
+steers tokens at random, {threads} CPU threads, float32.
+
+![Throughput against batch size](../figures/throughput.png)
+
+A step of a batch costs a pass of the scorer as soon as one row is at a junction. The gain of
+sparsity is the throughput with {sparse:.0%} of the tokens steered over that with all of them. Where
+it is below 1, rows that lag behind by different numbers of tokens cost more, padded to the longest,
+than a pass of all rows at every step:
+
+{gains}
+
+All numbers:
+
+{table}
+"""
 
 
 def throughput_rows(
@@ -70,6 +92,7 @@ def throughput_rows(
             relative = ratios(seconds, plain)  # of tokens per second, which are as many
             rows.append(
                 {
+                    "model": f"qwen3-{models.parameters / 1e6:.1f}M",
                     "batch": batch,
                     "new_tokens": tokens,
                     "scorer": name,
@@ -97,11 +120,35 @@ def draw(table: pd.DataFrame) -> Figure:
             of_scorer, x="batch", y="estimate", hue="share", style="share", markers=True,
             dashes=False, palette="viridis", legend=last, ax=axes,
         )  # fmt: skip
+        spread = of_scorer[["low", "high"]].sub(of_scorer["estimate"], axis=0).abs().T
+        axes.errorbar(
+            of_scorer["batch"], of_scorer["estimate"], spread, fmt="none", ecolor="0.7",
+            elinewidth=0.8, zorder=0,
+        )  # fmt: skip
         axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
-        axes.set(title=scorer, xlabel="responses in a batch", ylim=(0, 1.1))
+        axes.set(title=scorer, xlabel="responses in a batch", ylim=(0, None))
         axes.set_ylabel("tokens per second,\nmultiple of plain decoding")
     panels[-1].legend(title="steered", frameon=False, loc="lower left", fontsize=7)
+    runs = table["runs"].max()
+    figure.supxlabel(f"median of {runs} rounds; bars: their range", fontsize=7, color="0.4")
     return figure
+
+
+def page(table: pd.DataFrame, threads: int) -> str:
+    """Return docs/throughput.md: how it was measured, the gain of sparsity, and the table."""
+    numbers = table.pivot_table("estimate", ["scorer", "share"], "batch", sort=False)
+    numbers.columns = [f"batch of {batch}" for batch in numbers.columns]
+    gains = numbers.xs(SPARSE, level="share") / numbers.xs(1.0, level="share")
+    shown = numbers.rename(index="{:.0%}".format, level="share").reset_index()
+    return TEXT.format(
+        runs=table["runs"].max(),
+        tokens=table["new_tokens"].max(),
+        model=table["model"].iloc[0],
+        threads=threads,
+        sparse=SPARSE,
+        gains=gains.reset_index().to_markdown(index=False, floatfmt=".2f"),
+        table=shown.to_markdown(index=False, floatfmt=".2f"),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -126,7 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
         draw(table).savefig(file, dpi=200, format="png")
 
     write_atomically(FIGURE, save)
-    print(table.pivot_table("estimate", ["scorer", "share"], "batch", sort=False).to_string())
+    text = page(table, torch.get_num_threads())
+    write_text(PAGE, text)
+    print(text)
     return 0
 
 
