@@ -21,7 +21,7 @@ def test_responding_and_the_choice_of_the_best_are_timed_once_for_each_prompt(mo
     expanded = (["p", "q", "p", "q"], [0, 1, 0, 1], [0, 0, 1, 1])
     replacements = {
         "time": SimpleNamespace(perf_counter=lambda: clock[0]),
-        "subject_of": lambda profile, replicate: takes(100.0, "the subject"),
+        "subject_of": lambda profile, replicate: takes(100.0, SimpleNamespace(batch_size=2)),
         "expand_prompts": lambda subject, shard: takes(100.0, expanded),
         "respond": respond,
         "choose_best": lambda subject, samples, prompts: takes(1.0, None),
