@@ -49,7 +49,10 @@ from benchmarks.subjects.hub.prompts import (
 )
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
+from sia._checkpoints import local_folder
 from sia._inputs import eos_token_ids
+from sia.scorers import published, value_heads
+from sia.scorers.value_model import HEAD_FILE
 
 GIB = 2**30
 # the same weights in other formats
@@ -253,39 +256,72 @@ def check_models(profile: HubProfile, kinds: Iterable[str]) -> None:
     """Check what can be known of these models before any is loaded.
 
     Raises:
-        ValueError: For a model without tokenizer or chat template, or a reward model of another
-            kind. Names the model of the profile, and what helps.
+        ValueError: For a model without tokenizer, chat template or head, or of another kind. Names
+            the model of the profile, and what helps.
     """
     for kind in kinds:
         name, source = ModelKind.parse(kind).name, profile.models[kind]
-        if name == "base" or name in FITTED:  # reads plain turns, or those of its value model
-            continue
         try:
-            tokenizer = tokenizer_of(source)
-        except (OSError, ValueError) as error:
-            value = "name as its backbone the model that it was trained on"
-            remedy = value if name == "value" else "put its tokenizer.json beside it"
-            raise ValueError(
-                f"models.{kind}: {source.tokenizer_source.id} has no tokenizer, {remedy}"
-            ) from error
-        try:
-            require_template(tokenizer)
-            if kind in (REWARD, EVALUATION_REWARD):
-                check_reward_model(source)
+            if name in CHECKS:
+                CHECKS[name](source)
+            if name != "base" and name not in FITTED:  # these read plain turns, or a value model's
+                require_template(_required_tokenizer(name, source))
         except ValueError as error:
             raise ValueError(f"models.{kind}: {error}") from error
 
 
+def _required_tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a kind of model; ValueError says what helps where it has none."""
+    try:
+        return tokenizer_of(source)
+    except (OSError, ValueError) as error:
+        value = "name as its backbone the model that it was trained on"
+        remedy = value if name == "value" else "put its tokenizer.json beside it"
+        raise ValueError(f"{source.tokenizer_source.id} has no tokenizer, {remedy}") from error
+
+
+def check_language_model(source: Source) -> None:
+    """Raise ValueError for a classifier, which transformers would load with a head made up."""
+    architecture, _ = architecture_of(source)
+    if architecture.endswith("Classification"):
+        raise ValueError(f"{source.id} is a {architecture}: name a language model")
+
+
+def check_value_model(source: Source) -> None:
+    """Raise ValueError for a model without the head of a value model."""
+    folder = local_folder(source.id, "value model", source.subfolder, source.revision)
+    heads = (published.HEAD_FILE, HEAD_FILE)
+    if not any((folder / head).is_file() for head in heads) and not value_heads.read_head(folder):
+        raise ValueError(
+            f"{folder} has no head of a value model (such as {' or '.join(heads)}): name the folder"
+            " that has it, or its subfolder"
+        )
+
+
 def check_reward_model(source: Source) -> None:
     """Raise ValueError for a model that is no sequence classifier with one label."""
-    name, options = place(source)
-    config = AutoConfig.from_pretrained(name, **options)
-    architecture = (config.architectures or [type(config).__name__])[0]
-    if architecture.endswith("ForCausalLM") or config.num_labels != 1:
+    architecture, labels = architecture_of(source)
+    if architecture.endswith("ForCausalLM") or labels != 1:
         raise ValueError(
-            f"{source.id} is a {architecture} with {config.num_labels} labels: name a reward model,"
+            f"{source.id} is a {architecture} with {labels} labels: name a reward model,"
             " a sequence classifier with one label"
         )
+
+
+def architecture_of(source: Source) -> tuple[str, int]:
+    """Return the class of a model and its number of labels, as its configuration names them."""
+    name, options = place(source)
+    config = AutoConfig.from_pretrained(name, **options)
+    return (config.architectures or [type(config).__name__])[0], config.num_labels
+
+
+CHECKS: dict[str, Callable[[Source], None]] = {  # by the name of a kind
+    "base": check_language_model,
+    str(INSTRUCT): check_language_model,
+    "value": check_value_model,
+    REWARD: check_reward_model,
+    EVALUATION_REWARD: check_reward_model,
+}
 
 
 def _without_end(response: Generation, ends: Collection[int]) -> list[int]:

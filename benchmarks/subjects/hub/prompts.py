@@ -41,6 +41,7 @@ from datasets.exceptions import DatasetGenerationError
 from benchmarks.runtime.files import sha256
 
 datasets.disable_progress_bars()
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised as well
 csv.field_size_limit(2**31 - 1)  # prompts may be long
 Chat = tuple[dict[str, str], ...]
 Example = tuple[Chat, str]
@@ -221,7 +222,8 @@ def load_prompts(source: str) -> PromptSet:
         )
     texts = [row[column] for row in table]
     for text in texts:
-        if not isinstance(text, str | None):
+        halves = isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text)
+        if halves or not isinstance(text, str | None):  # halves of a sign: no tokenizer takes them
             raise ValueError(f"{copy}: the column {column} must hold texts, got {text!r}")
     chats = {row: chat for row, chat in enumerate(map(data.read, texts)) if chat}
     if not chats:
@@ -329,7 +331,7 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
         else:
             rows = list(load_dataset(kind, data_files=list(map(str, files)), split="train"))
     except (
-        DatasetGenerationError, ValueError, OSError, EOFError, csv.Error, zlib.error
+        DatasetGenerationError, ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error
     ) as error:  # fmt: skip
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read as {kind}: {cause}") from error

@@ -185,6 +185,15 @@ def test_one_sentence(project, capsys, monkeypatch, arguments, message):
             r"models.reward: .*/instruct is a Qwen3ForCausalLM with 2 labels: name a reward model, "
             "a sequence classifier with one label",
         ),
+        (
+            "reward model",
+            "models.base: .*/reward is a Qwen3ForSequenceClassification: name a language model",
+        ),
+        (
+            "headless",
+            "models.value-mean: .*/base has no head of a value model .such as token_reward_head.pt"
+            " or value_head.safetensors.: name the folder that has it, or its subfolder",
+        ),
     ],
 )
 def test_a_start_that_fails_says_what_helps_and_leaves_nothing(
@@ -198,8 +207,14 @@ def test_a_start_that_fails_says_what_helps_and_leaves_nothing(
         "without template": f'backbone = "{tmp_path}/plain"',
     }.get(kind, old)
     text = path.read_text().replace(old, new)
-    if kind == "language model":
-        text = text.replace(str(qwen["reward"]), str(qwen["instruct"]))
+    swapped = {
+        "language model": ("reward", "instruct"),
+        "reward model": ("base", "reward"),
+        "headless": ("values", "base"),
+    }
+    if kind in swapped:
+        given, other = swapped[kind]
+        text = text.replace(f'id = "{qwen[given]}"', f'id = "{qwen[other]}"')
     path.write_text(text)
     shutil.copytree(qwen["base"], tmp_path / "plain")
     tokenizer = hub_folders.tokenizer()

@@ -182,6 +182,8 @@ def test_dialogues():
             ValueError,
             "numbers.jsonl is no copy of advbench: the column goal must hold texts, got 1",
         ),
+        ("advbench={folder}/half.jsonl", ValueError, "column goal must hold texts, got '.ud800 a'"),
+        ("advbench={folder}/deep.json", ValueError, "deep.json cannot be read as json: maximum"),
         (
             "advbench={folder}/wide.csv",
             ValueError,
@@ -220,6 +222,8 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "broken.json", '[{"instruction": ')
     write(tmp_path, "notes.txt", "hello")
     write(tmp_path, "numbers.jsonl", '{"goal": 1}\n')
+    write(tmp_path, "half.jsonl", '{"goal": "\\ud800 a"}\n')
+    write(tmp_path, "deep.json", "[" * 100_000)
     write(tmp_path, "wide.csv", "goal,target\nhow,Sure\nhow, then,Sure\n")
     write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
     write(tmp_path, "two.csv", 'one, two\n"one",two\n')
