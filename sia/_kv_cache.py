@@ -12,13 +12,7 @@ from torch import Tensor
 from torch.nn import DataParallel
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
-from transformers import (
-    Cache,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
@@ -73,7 +67,7 @@ def check_weights(model: PreTrainedModel) -> None:
 
 def narrows_logits(model: PreTrainedModel) -> bool:
     """Return whether a language model takes `logits_to_keep`, as older ones of the Hub do not."""
-    return cast(GenerationMixin, model)._supports_logits_to_keep()
+    return cast(Any, model)._supports_logits_to_keep()
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Counted FLOPs against torch's own counter, and counts against arithmetic."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
-    MixtralConfig,
-    MixtralForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
     RwkvConfig,
@@ -22,7 +21,7 @@ from transformers import (
 from sia import EntropyGate, EveryToken, Steering, ValueModel
 from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows, weights_used
 from tests.helpers import tiny
-from tests.helpers.architectures import LATENT, build
+from tests.helpers.architectures import GEMMA3N, LATENT, SHARED_KEYS, build
 
 
 def decode_and_count(model, steering=None):
@@ -138,11 +137,11 @@ def llama(**settings):
     ).eval()
 
 
-def lora(*, merged=False, enabled=True):
+def lora(*, merged=False, enabled=True, **settings):
     """A model with two adapters, of which the smaller is active."""
     peft = pytest.importorskip("peft")
     sizes = {"other": 32, "active": 8}
-    settings = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    settings = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False} | settings
     configs = {name: peft.LoraConfig(r=r, **settings) for name, r in sizes.items()}
     model = peft.get_peft_model(llama(), configs["other"], "other")
     model.add_adapter("active", configs["active"])
@@ -163,21 +162,18 @@ def multimodal():
     return Gemma3ForConditionalGeneration(config).eval()
 
 
-def mixture():
-    model = MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=60,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=48,
-            num_local_experts=8,
-            num_experts_per_tok=2,
-        )
-    ).eval()
-    model.set_experts_implementation("eager")
-    return model
+ARCHITECTURES = {
+    # experts, some with a shared one; those of Llama 4 all run
+    **{key: {} for key in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "jetmoe")},
+    "llama4_text": {},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "minicpm3": LATENT,
+    # layers that run several times, in front of the output embeddings, or with larger heads
+    **{key: {} for key in ("hrm_text", "rembert", "electra", "roberta", "modernbert-decoder")},
+    "gemma4_text": SHARED_KEYS,
+    "gemma3n_text": SHARED_KEYS | GEMMA3N,
+}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's use of transformers
@@ -189,14 +185,21 @@ def mixture():
         lambda: lora(),
         lambda: lora(merged=True),
         lambda: lora(enabled=False),
+        lambda: lora(modules_to_save=["lm_head"]),
+        lambda: lora(modules_to_save=["lm_head"], enabled=False),
         multimodal,
-        mixture,
-        lambda: build("minicpm3", **LATENT),
+        *(partial(build, kind, **further) for kind, further in ARCHITECTURES.items()),
     ],
-    ids=["plain", "tied", "adapter", "merged", "disabled", "multimodal", "experts", "latent"],
+    ids=[
+        *("plain", "tied", "adapter", "merged", "disabled", "trained head", "disabled head"),
+        *("multimodal", *ARCHITECTURES),
+    ],
 )
 def test_weights_count_if_they_run(build_model):
-    generation, flops = decode_and_count(build_model())
+    model = build_model()
+    if "num_experts" in str(model.config):
+        model.set_experts_implementation("eager")
+    generation, flops = decode_and_count(model)
     assert generation.cost.model_flops == pytest.approx(flops, rel=0.05)
 
 
