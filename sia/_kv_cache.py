@@ -31,7 +31,7 @@ def check_model(model: Any) -> None:
     Raises:
         TypeError: If it is something else.
         ValueError: For adapters that lie outside the model (prompt and prefix tuning), and models
-            that return tuples.
+            that return tuples or whose tokens see later ones.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
@@ -49,6 +49,11 @@ def check_model(model: Any) -> None:
                 "adapters must lie in the layers of the model, as LoRA's do, "
                 f"got {type(kind).__name__}"
             )
+    if vars(config.get_text_config()).get("use_bidirectional_attention") in (True, "all"):
+        raise ValueError(
+            f"cached prefixes need causal attention, {type(model).__name__} lets the tokens of a "
+            "prompt see later ones (use_bidirectional_attention)"
+        )
     if config.return_dict is False:
         raise ValueError(
             f"{type(model).__name__} must return outputs with names, as transformers' own generate "

@@ -24,6 +24,7 @@ from sia import (
     log_likelihoods,
 )
 from tests.helpers import tiny
+from tests.helpers.architectures import build as build_architecture
 from tests.sia.scorers.test_reward import ENCODER, adapted
 from tests.sia.test_junctions import q_head
 
@@ -52,7 +53,17 @@ def prompt_tuned():
     return adapted(settings, tiny.language_model("llama"))
 
 
+def bidirectional():
+    """As PaliGemma reads its prompts, and EmbeddingGemma everything."""
+    return build_architecture("gemma3_text", use_bidirectional_attention=True)
+
+
 NO_MODELS = {
+    "no causal attention": (
+        bidirectional,
+        "cached prefixes need causal attention, Gemma3ForCausalLM lets the tokens of a prompt see "
+        "later ones (use_bidirectional_attention)",
+    ),
     "several GPUs": (
         lambda: nn.DataParallel(MODEL),
         "a model must be one of transformers, got DataParallel: pass its .module",
