@@ -52,7 +52,7 @@ DIRECTIONS = [  # of a label from its point, the preferred ones first: unit offs
     (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
 ]  # fmt: skip
 DISTANCES = (4, 6, 8, 11)  # points
-LABEL_WEIGHT = 10  # a label over a label is worse than one over a line
+LABEL_WEIGHT = 10  # a label over a label, or outside, is worse than one over a line
 FACES = {"value-token": {}, "value-mean": {"markerfacecolor": "white"}}  # by value model
 
 
@@ -274,9 +274,9 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
             place = {"position": (distance * x, distance * y), "ha": ha, "va": va}
             text.set(**place)
             box = text.get_window_extent(renderer)
-            area = _overlap(box, box) - _overlap(box, inside)
+            outside = _overlap(box, box) - _overlap(box, inside)
+            area = LABEL_WEIGHT * (outside + sum(_overlap(box, other) for other in labels))
             area += sum(_overlap(box, other) for other in obstacles)
-            area += LABEL_WEIGHT * sum(_overlap(box, other) for other in labels)
             covered.setdefault(round(area), (place, box))
         place, box = covered[min(covered)]
         text.set(**place)

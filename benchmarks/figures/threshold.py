@@ -95,7 +95,8 @@ class Threshold(Figure):
             & (level["method"] == "sia")
         ]
         looks = {value_model: style.LOSS_LOOKS[value_model] for value_model in usual}
-        labels = {value_model: loss_label(profile, value_model) or "SIA" for value_model in usual}
+        one_loss = "medium models" if profile.further_sizes else "SIA"
+        labels = {value: loss_label(profile, value) or one_loss for value in usual}
         for size in profile.further_sizes:
             value_model = str(value_kind(profile.losses[0], size))
             looks[value_model] = style.Look(style.SIZES[size], "^")
