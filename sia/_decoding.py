@@ -33,7 +33,7 @@ from sia._kv_cache import (
 )
 from sia._modes import evaluation_mode
 from sia._responses import Responses
-from sia.cost import Architecture, Cost, Meter, costs, language_head
+from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
 from sia.generation import Generation
 from sia.scorers.base import HiddenStateSession, Session, close
@@ -162,8 +162,8 @@ class Decoding:
         self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
         self.narrowed = {"logits_to_keep": 1} if narrows_logits(model) else {}
         self.padded = not bool(attention_mask.all())
-        architecture = Architecture.of(backbone_of(model), language_head(model))
-        self.meter = Meter(architecture, rows, device)
+        head = model.get_output_embeddings()
+        self.meter = Meter(Architecture.of(backbone_of(model), head), rows, device)
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.cache = preallocated_cache(model.config, prompt_length + max_new_tokens)
         lengths = self.prompt_lengths

@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import DataParallel
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
@@ -72,7 +78,7 @@ def check_weights(model: PreTrainedModel) -> None:
 
 def narrows_logits(model: PreTrainedModel) -> bool:
     """Return whether a language model takes `logits_to_keep`, as older ones of the Hub do not."""
-    return cast(Any, model)._supports_logits_to_keep()
+    return cast(GenerationMixin, model)._supports_logits_to_keep()
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

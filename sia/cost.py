@@ -18,10 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
-
-from sia._kv_cache import backbone_of
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 
 # in the configs of transformers: how many experts a token is sent to
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
-# experts that all compute every token, of which most is multiplied by zero
-COMPUTES_ALL = ("Llama4TextExperts",)
 
 
 @dataclass(frozen=True)
@@ -91,29 +86,23 @@ class Architecture:
         Raises:
             ValueError: For layers that keep something else than keys and values.
         """
-        windows = attention_windows(backbone)
+        windows = Counter(attention_windows(backbone))
         config = backbone.config.get_text_config()
         heads, settings = config.num_attention_heads, config.to_dict()
-        expanded, attention = 0, Counter[int | None]()
-        for window, layer in zip(windows, config.per_layer_config, strict=True):
-            size = getattr(layer, "head_dim", None) or config.hidden_size // heads
-            queries, values = size, settings.get("v_head_dim") or size
-            if "qk_nope_head_dim" in settings:  # latent attention
-                queries = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
-                per_latent = heads * (settings["qk_nope_head_dim"] + values)
-                expanded += settings["kv_lora_rank"] * per_latent
-            attention[window] += 2 * heads * (queries + values)  # two products of 2 FLOPs each
+        size = settings.get("head_dim") or config.hidden_size // heads
+        queries, values = size, settings.get("v_head_dim") or size
+        expanded = 0
+        if "qk_nope_head_dim" in settings:  # latent attention
+            queries = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
+            per_latent = heads * (settings["qk_nope_head_dim"] + values)
+            expanded = settings["kv_lora_rank"] * per_latent * config.num_hidden_layers
+        per_layer = 2 * heads * (queries + values)  # two products of 2 FLOPs each
         per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
         experts = per_token[0] if per_token else 1
-        decoder = backbone.get_decoder()
-        layers = [module for module in decoder.modules() if _is_layer(module)]
-        # some models run their layers several times (ALBERT, HRM)
-        further = len(windows) / len(layers) - 1 if 0 < len(layers) < len(windows) else 0
-        repeated = sum(weights_used(layer, experts) for layer in layers) * further
         return cls(
-            linear=2 * (weights_used(decoder, experts) + round(repeated) - expanded),
+            linear=2 * (weights_used(backbone.get_decoder(), experts) - expanded),
             head=2 * weights_used(head),
-            attention=tuple(attention.items()),
+            attention=tuple((window, per_layer * count) for window, count in windows.items()),
             expansion=2 * expanded,
         )
 
@@ -130,8 +119,6 @@ def weights_used(module: nn.Module, experts: int = 1) -> int:
     if isinstance(module, nn.Embedding):  # is looked up
         return 0
     used = 0
-    if type(module).__name__ in COMPUTES_ALL:
-        experts = sys.maxsize
     if isinstance(module, Conv1D):
         used = module.weight.numel()
     elif not _is_adapted(module) and {"in_features", "out_features"} <= vars(module).keys():
@@ -143,26 +130,6 @@ def weights_used(module: nn.Module, experts: int = 1) -> int:
             elif weight.ndim == 2 and name == "weight":  # of a router
                 used += weight.numel()
     return used + sum(weights_used(child, experts) for child in _running_children(module))
-
-
-def language_head(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the modules of a language model that read its backbone's output.
-
-    These are the output embeddings and, in BERT and its kin, layers before them.
-    """
-    # PEFT and torch.compile put others around the model
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    backbone = backbone_of(inner)
-    parents = (module for module in inner.modules() if backbone in module.children())
-    parent = next(parents, None)
-    if parent is None:
-        return nn.ModuleList([model.get_output_embeddings()])
-    return nn.ModuleList(child for child in parent.children() if child is not backbone)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Return whether this is a layer of a transformer."""
-    return isinstance(module, GradientCheckpointingLayer) or type(module).__name__ == "AlbertLayer"
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from benchmarks.analysis.estimates import (
 )
 from benchmarks.analysis.labels import METRICS, family_label, listed, loss_label, plural
 from benchmarks.spec.methods import BY_NAME, drawn_in
-from benchmarks.spec.model_kinds import LOSSES, value_kind
+from benchmarks.spec.model_kinds import LOSSES, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
 
 SIGNS = {"more": ">", "less": "<", "at least": "≥", "reaches": "≥"}  # of each test
@@ -139,7 +139,8 @@ def _variants(name: str, entry: dict, conditions: dict, profile: Profile) -> Ite
         label, of_first_loss = labels.pop("label"), labels.pop("of_first_loss", False)
         selector = entry["selector"] | labels
         selector |= {"family": family_name} if family else {}
-        selector |= {column: str(value_kind(loss))} if column else {}
+        if column:  # the value model, or what is fitted to it
+            selector |= {column: str(ModelKind(selector.get(column, "value"), loss))}
         selector = _in_terms_of(selector, profile)
         if selector is None or (of_first_loss and loss != first):
             continue
@@ -166,9 +167,10 @@ def _variants(name: str, entry: dict, conditions: dict, profile: Profile) -> Ite
 def _in_terms_of(selector: dict, profile: Profile) -> dict | None:
     """Return the selector with the profile's score and floor; None if it lacks what is compared."""
     named = {display_name(selector.get("method", ""), selector.get("search", ""))}
+    loss = ModelKind.parse(selector.get("value_model", "")).loss
     needed = [
         kind for name in {*named, selector.get("versus")} & BY_NAME.keys()
-        for kind in BY_NAME[name].needs
+        for kind in BY_NAME[name].models(loss)
     ]  # fmt: skip
     if not all(map(profile.has, needed)) or (selector.get("tuned") and not profile.sweep.tuning):
         return None

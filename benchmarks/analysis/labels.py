@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from benchmarks.spec.methods import label_of
+from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
 LESS, MORE, NEITHER = -1, 1, 0  # which way a metric is better
@@ -45,6 +46,9 @@ METRICS = {
     "reported_ratio": Metric("passes by the reported accounting, ratio", "times", LESS),
     "seconds_ratio": Metric("time, ratio", "times", LESS),
     "positions_at_length": Metric("token positions of responses of one length", better=LESS),
+    # scores of steps (regret)
+    "captured_divergence": Metric("share of Σ KL(π‖π*) captured", better=MORE),
+    "shift_auroc": Metric("AUROC of the tokens that steering changes", better=MORE),
     # junctions along a response (figure 5)
     "junction_share": Metric("share of responses with a junction here"),
     "junction_share_of_reached": Metric("share of responses still going on with a junction here"),
@@ -151,8 +155,11 @@ def family_label(family: str) -> str:
 
 
 def loss_label(profile: Profile, value_model: str) -> str:
-    """Return the name of the loss of a value model; empty where the profile has no other loss."""
-    return LOSSES.get(value_model, "") if len(profile.losses) > 1 else ""
+    """Return the name of the loss of a value model, or of the one that a head was fitted to.
+
+    Empty where the profile has no other loss.
+    """
+    return LOSSES.get(teacher_of(value_model), "") if len(profile.losses) > 1 else ""
 
 
 def listed(*words: str) -> str:
@@ -186,7 +193,7 @@ def method_label(
     return listed(
         method_name(profile, method) + share + search,
         loss_label(profile, value_model),
-        "best β" if tuned and value_model in LOSSES else "",
+        "best β" if tuned and teacher_of(value_model) in LOSSES else "",
     )
 
 

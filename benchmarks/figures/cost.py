@@ -3,12 +3,12 @@
 Counted costs come from every response; time is measured on one core, all methods in turns, as a
 ratio to plain decoding in the same round (rows with `seconds`; prompt: number of the round). The
 reported accounting charges one forward pass per candidate of a junction: passes of the language
-model + K · junctions; of GenARM one per junction, which gives all candidates; of Transfer Q* also
-the tokens of each rollout. "Up to 6 times" is read as the largest ratio of a baseline's cost to
-that of SIA at 20% (method "largest"), among dense steering, ARGS, GenARM, best-of-N and chunk beam
-search. Transfer Q* costs more by orders of magnitude and does not count. `versus` names what a cost
-is divided by, with its ratio and values in `versus_target_ratio` and `versus_value_model`, so that
-every other reading can be looked up.
+model + K · junctions; of GenARM and the vocabulary head one per junction, which gives all
+candidates, of the Q-head none; of Transfer Q* also the tokens of each rollout. "Up to 6 times" is
+read as the largest ratio of a baseline's cost to that of SIA at 20% (method "largest"), among dense
+steering, ARGS, GenARM, best-of-N and chunk beam search. Transfer Q* costs more by orders of
+magnitude and does not count. `versus` names what a cost is divided by, with its ratio and values in
+`versus_target_ratio` and `versus_value_model`, so that every other reading can be looked up.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
+from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
@@ -72,12 +73,13 @@ class Cost(Figure):
     reported = ("reported", "positions", "megaflops", "judge")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return the baselines, and SIA at every ratio by the values of each loss."""
+        """Return the baselines, SIA at every ratio by values of each loss, and what predicts."""
         requests = []
         for family in profile.families:
             requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
                 requests += methods.curve(profile, replicate, family, loss)
+                requests += methods.predicting(profile, replicate, family, loss)
         return FigureCells(requests, timed=timed(profile, replicate))
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
@@ -95,6 +97,7 @@ class Cost(Figure):
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
         k, losses = profile.decoding.candidates, methods.values(profile)
         passes = {"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)}
+        passes |= {"vocabulary-value": 1, "q-head": 0, "junction-q-head": 0}
         charged = counted["method"].astype(str).map(passes).fillna(k) * counted["junctions"]
         counted = counted.assign(
             positions=counted["model_tokens"] + counted["value_tokens"],
@@ -116,7 +119,7 @@ class Cost(Figure):
             for one in of_family:
                 ratios += _ratios([one], base, BASE, profile)
                 for loss, of_loss in sparse.items():
-                    if one.labels["value_model"] in set(losses) - {loss}:
+                    if teacher_of(one.labels["value_model"]) not in ("", loss):
                         continue
                     ratios += _ratios([one], of_loss, _versus(of_loss.labels), profile)
                     rivals[loss] += [one] if _is_rival(one.labels) else []
@@ -171,6 +174,11 @@ class Cost(Figure):
             if value_model in set(points["value_model"])
         ]
         handles += [
+            style.handle(method, linestyle="none")
+            for method in methods.PREDICTING
+            if method in set(points["method"])
+        ]
+        handles += [
             style.handle("base", label, color="#AAAAAA", linestyle=line)
             for label, line in (("Pareto front", "-"), ("front on the base model", "--"))
         ]
@@ -198,7 +206,8 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         points["method"].map(partial(method_name, profile)).str.replace(" (", "\n(", regex=False)
     )
     shares = points["target_ratio"].map("{:.0%}".format)
-    points = points.assign(label=labels.where(points["method"] != "sia", shares))
+    labels = labels.where(points["method"] != "sia", shares)
+    points = points.assign(label=labels.mask(points["method"].isin(methods.PREDICTING), ""))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
 
@@ -232,7 +241,7 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
             marker=style.PALETTE[row.method].marker,
             markersize=4,
             elinewidth=0.7,
-            **FACES.get(row.value_model, {}),
+            **face(row.value_model),
         )
     on_base = rows[(rows["model"] == "base") & (rows["value_model"] != str(AUTOREGRESSIVE))]
     for methods_shown, line in ((rows, "-"), (on_base, "--")):
@@ -252,6 +261,11 @@ def _draw_lengths(axis, lengths: pd.DataFrame, title: str) -> None:
     )
 
 
+def face(value_model: str) -> dict[str, str]:
+    """Return the face of a marker: that of the loss of values or heads."""
+    return FACES.get(teacher_of(value_model), {})
+
+
 def _label_points(axis, rows: pd.DataFrame) -> None:
     """Write each label beside its point, where it covers least of labels, points and intervals."""
     renderer, point = axis.figure.canvas.get_renderer(), axis.figure.dpi / 72  # pixels
@@ -265,7 +279,8 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
     obstacles += [Bbox([centre - 2 * point, centre + 2 * point]) for centre in centres]
     labels: list[Bbox] = []
     # ratios stand close together: they choose first
-    for row in rows.sort_values("method", key=lambda names: names != "sia").itertuples():
+    labelled = rows[rows["label"] != ""]  # of the others the legend tells
+    for row in labelled.sort_values("method", key=lambda names: names != "sia").itertuples():
         point_at = (row.estimate_cost, row.estimate)
         text = axis.annotate(row.label, point_at, (0, 0), **TEXT)
         text.set_in_layout(False)
@@ -302,9 +317,9 @@ def _is_rival(labels: dict) -> bool:
 
 def timed(profile: Profile, replicate: int) -> list[CellRequest]:
     """Return what is timed, of the first family."""
-    unit = (profile, replicate, profile.families[0])
-    sparse = methods.curve(*unit, profile.losses[0], profile.sweep.reduced_ratios)
-    return [*methods.baselines(*unit), *sparse]
+    unit, loss = (profile, replicate, profile.families[0]), profile.losses[0]
+    sparse = methods.curve(*unit, loss, profile.sweep.reduced_ratios)
+    return [*methods.baselines(*unit), *sparse, *methods.predicting(*unit, loss)]
 
 
 def _ratios(

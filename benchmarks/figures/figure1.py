@@ -1,4 +1,6 @@
-"""Figure 1: where to steer, that is six gates at matched shares of steered tokens, β = 1.
+"""Figure 1: where to steer, that is gates at matched shares of steered tokens, β = 1.
+
+Beside the paper's six gates stand the junction gate and its oracle, at small shares.
 
 figure1 shows the score under each gate, for both losses of the value model. Of the gates it draws
 the intervals of the entropy and the random gate alone; the table has all. figure1-paired shows the
@@ -14,10 +16,11 @@ import pandas as pd
 from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import OBJECTIVES, FigureCells
+from benchmarks.spec.cells import DIVERGENCE_GATES, OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-GATES = ("entropy", *style.GATES)
+PAPERS = ("entropy", *style.GATES)
+GATES = (*PAPERS, *DIVERGENCE_GATES)
 COLUMNS = (*OBJECTIVES, "all")
 
 
@@ -34,8 +37,12 @@ class Figure1(Figure):
             for loss in profile.losses:
                 requests += [
                     methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
-                    for gate, ratio in product(GATES, profile.sweep.ratios)
+                    for gate, ratio in product(PAPERS, profile.sweep.ratios)
                 ]
+                ratios = methods.small_ratios(profile)
+                requests += methods.divergence_gates(
+                    profile, replicate, family, loss, ratios, DIVERGENCE_GATES
+                )
                 requests.append(methods.dense(replicate, family, loss))
         return FigureCells(requests)
 
@@ -67,7 +74,8 @@ class Figure1(Figure):
 
 def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
     """Draw figure1: rows are families and losses, columns objectives; curves end in dense."""
-    gates = ["sia" if gate == "entropy" else gate for gate in GATES]
+    measured = set(level["method"])
+    gates = ["sia", *(gate for gate in GATES if gate in measured)]
     rows = {
         (family, value_model): labels.listed(
             labels.family_label(family), labels.loss_label(profile, value_model)
@@ -101,7 +109,7 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
     style.name_facets(figure, list(rows.values()), list(map(labels.objective_label, COLUMNS)))
     figure.supylabel(labels.metric_label(profile, profile.score))
     caption = (
-        "Six gates at equal shares of steered tokens, β = 1; curves end in dense steering. "
+        "Gates at equal shares of steered tokens, β = 1; curves end in dense steering. "
         f"{style.sample_size_note(level, profile, 'Bands (entropy and random gate only)')}"
     )
     handles = [style.handle(method) for method in (*gates, "base")]

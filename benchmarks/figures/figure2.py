@@ -1,11 +1,13 @@
 """Figure 2: alignment against the share of steered tokens, beside static baselines.
 
 Settings: values by the paper's loss ("mean") or by the per-token loss ("token"), each at β = 1 and
-with every method at its own best β, which the judge chose on validation prompts. Of the baselines
-the figure shows those of STATIC; table 1 has all of them, and their intervals. Dots are single
+with every method at its own best β, which the judge chose on validation prompts. Beside SIA stand
+the junction gate and a Q-head, fitted to the same values. Of the baselines the figure shows those
+of STATIC; table 1 has all of them and the vocabulary head, with their intervals. Dots are single
 replicates of SIA and dense steering, drawn at the realised ratio of all replicates together.
 """
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -16,9 +18,13 @@ from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, CellRequest, FigureCells
 from benchmarks.spec.methods import drawn_in
+from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
 STATIC = drawn_in("figure2")  # baselines; table 1 has the others
+GAIN = 0.9  # share of what dense steering gains over the base, that a Q-head is held against
+# the Q-head's curve: where the junction gate opens, and at every token
+CURVES = {"junction-q-head": "q-head"}
 
 
 class Figure2(Figure):
@@ -32,10 +38,13 @@ class Figure2(Figure):
         for family in profile.families:
             requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
-                requests += methods.curve(profile, replicate, family, loss)
-                requests += random_gates(profile, replicate, family, loss)
+                unit, ratios = (profile, replicate, family, loss), methods.small_ratios(profile)
+                requests += methods.curve(*unit)
+                requests += random_gates(*unit)
+                requests += [*methods.divergence_gates(*unit, ratios), *methods.heads(*unit)]
                 if profile.sweep.tuning:
-                    requests += methods.curve(profile, replicate, family, loss, tuned=True)
+                    requests += methods.curve(*unit, tuned=True)
+                    requests += methods.predicting(*unit, tuned=True)
             if profile.sweep.tuning:
                 requests += random_gates(profile, replicate, family, profile.losses[0], tuned=True)
         return FigureCells(requests)
@@ -50,12 +59,21 @@ class Figure2(Figure):
             static = [
                 (estimates.display_name(one.labels["method"], one.labels["search"]), one)
                 for one in of_family
-                if one.labels["value_model"] not in methods.values(profile)
+                if not teacher_of(one.labels["value_model"])
             ]
-            setting = estimates.select(of_family, value_model=value_model, tuned=tuned)
+            setting = [
+                one
+                for one in estimates.select(of_family, tuned=tuned)
+                if teacher_of(one.labels["value_model"]) == value_model
+            ]
             dense = estimates.select_one(setting, method="dense")
             sparse = estimates.select(setting, method="sia")
             differences += methods.against_dense(sparse, dense, profile)
+            base = estimates.select_one(of_family, method="base", search="")
+            gain = replace(dense, values=GAIN * dense.values + (1 - GAIN) * base.values)
+            for one in estimates.select(setting, method=methods.PREDICTING):
+                differences.append(estimates.difference(one, dense))
+                differences.append(estimates.difference(one, gain, versus="dense-gain"))
             for sia in sparse:
                 ratio = sia.labels["target_ratio"]
                 random = estimates.select(setting, method="random", target_ratio=ratio)
@@ -111,12 +129,13 @@ def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str
         & (table["metric"] == metric)
         & (table["family"] == family)
     ]
-    places = zip(level["value_model"], level["tuned"].eq(True), strict=True)
+    places = zip(map(teacher_of, level["value_model"]), level["tuned"].eq(True), strict=True)
     level = level.assign(
-        method=[*map(estimates.display_name, level["method"], level["search"])],
+        method=[*map(estimates.display_name, level["method"].replace(CURVES), level["search"])],
         setting=[settings(profile).get(place, "") for place in places],
     )
-    level = level[(level["setting"] != "") | level["method"].isin(STATIC)]
+    drawn = (level["setting"] != "") & (level["method"] != "vocabulary-value")
+    level = level[drawn | level["method"].isin(STATIC)]
     unit = ["method", "setting", "objective", "target_ratio"]
     return level.assign(ratio=level.groupby(unit)["ratio"].transform("first"))
 
@@ -126,10 +145,13 @@ def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: 
     pooled, single = (data[(data["replicate"] == "all") == whole] for whole in (True, False))
     swept = style.ordered(pooled[pooled["setting"] != ""], setting=settings(profile).values())
     dense = swept[swept["method"] == "dense"]
-    right_ends = [dense.assign(method=method) for method in ("random", "sia")]
-    right_ends[0] = right_ends[0].merge(
-        swept.loc[swept["method"] == "random", ["setting"]].drop_duplicates()
-    )
+    gates = [name for name in ("random", "sia", "junction") if name in set(swept["method"])]
+    right_ends = [
+        dense[dense["setting"].isin(swept.loc[swept["method"] == gate, "setting"])].assign(
+            method=gate
+        )
+        for gate in gates
+    ]
     lines = pd.concat([swept[swept["method"] != "dense"], *right_ends, dense], ignore_index=True)
     drawn = list(dict.fromkeys(swept["setting"]))
     figure = style.plt.figure(figsize=(style.PAGE, 1.3 * len(drawn) + 1.1))
@@ -149,7 +171,8 @@ def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: 
     metric, family = data["metric"].iloc[0], data["family"].iloc[0]
     figure.supylabel(labels.metric_label(profile, metric))
     methods_drawn = set(data["method"])
-    handles = [style.handle(method) for method in ("sia", "random", "dense")]
+    shown = ("sia", "random", "dense", "junction", "q-head")
+    handles = [style.handle(method) for method in shown if method in methods_drawn]
     handles += [
         style.handle(method, labels.method_name(profile, method))
         for method in STATIC
@@ -159,10 +182,12 @@ def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: 
         handles.append(
             style.handle("sia", "one replicate", linestyle="none", marker="o", markersize=2)
         )
+    head = "Q-head: where the junction gate opens, and at every token. "
+    head = head if "q-head" in methods_drawn else ""
     searched = f"Best of N: N = {profile.sweep.beams}. " if "best-of-n" in methods_drawn else ""
     caption = (
-        f"{labels.family_label(family)}: score against the share of steered tokens; curves end in "
-        f"dense steering. {searched}Intervals of the baselines: table 1. "
+        f"{labels.family_label(family)}: curves end in dense steering. {head}{searched}Intervals "
+        "of the baselines: table 1. "
         f"{style.sample_size_note(data, profile)}"
     )
     return style.finish(figure, handles, caption, folder, name, stale=stale, legend_columns=4)

@@ -28,7 +28,7 @@ class Junctions(Figure):
     own_section = False
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return the base, SIA, dense steering and the random gate, with their candidates."""
+        """Return base, SIA, dense steering, random and junction gate, with their candidates."""
         family, ratios = profile.families[0], profile.sweep.reduced_ratios
         requests = [methods.base(replicate, family)]
         for loss in profile.losses:
@@ -36,6 +36,7 @@ class Junctions(Figure):
             requests.append(
                 methods.steered(replicate, family, loss, gate="random", ratio=min(ratios))
             )
+            requests += methods.divergence_gates(profile, replicate, family, loss, [min(ratios)])
         return FigureCells(cells=requests, views=requests)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:

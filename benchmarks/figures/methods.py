@@ -8,12 +8,21 @@ import pandas as pd
 
 from benchmarks.analysis.estimates import MethodScores, difference, mean_of, select
 from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest
-from benchmarks.spec.methods import BASELINES
-from benchmarks.spec.model_kinds import BASE, ModelKind, value_kind
+from benchmarks.spec.methods import BASELINES, BY_NAME
+from benchmarks.spec.model_kinds import (
+    BASE,
+    JUNCTION,
+    Q_HEAD,
+    VOCABULARY,
+    ModelKind,
+    value_kind,
+)
 from benchmarks.spec.profile import Profile
 
 VALUES = {loss: str(value_kind(loss)) for loss in ("token", "mean")}  # label of its value model
 SCORES = ("judge", "reward", "fluency_errors", "kl")  # metrics of most figures
+# methods that `predicting` requests
+PREDICTING = ("junction", "q-head", "junction-q-head", "vocabulary-value")
 TAU = 1.0  # nats: the threshold that is reported to serve everywhere
 
 
@@ -72,6 +81,60 @@ def values(profile: Profile) -> list[str]:
 def searched(request: CellRequest, responses: int) -> CellRequest:
     """Return the same with the best of up to so many responses."""
     return replace(request, search="best-of", responses=responses)
+
+
+def small_ratios(profile: Profile) -> list[float]:
+    """Return the shares of tokens up to the largest reduced one, where gates differ most."""
+    sweep = profile.sweep
+    return [ratio for ratio in sweep.ratios if ratio <= max(sweep.reduced_ratios)]
+
+
+def has(profile: Profile, method: str, loss: str) -> bool:
+    """Return whether the profile has the models of a method, by values of this loss."""
+    return all(map(profile.has, BY_NAME[method].models(loss)))
+
+
+def divergence_gates(
+    profile: Profile,
+    replicate: int,
+    family: str,
+    loss: str,
+    ratios: Sequence[float],
+    gates: Sequence[str] = (JUNCTION,),
+    **settings,
+) -> list[CellRequest]:
+    """Return steering by values where the divergence is, or is expected to be, largest."""
+    return [
+        steered(replicate, family, loss, gate=gate, ratio=ratio, **settings)
+        for gate in gates
+        if has(profile, gate, loss)
+        for ratio in ratios
+    ]
+
+
+def heads(
+    profile: Profile, replicate: int, family: str, loss: str, tuned: bool = False
+) -> list[CellRequest]:
+    """Return the Q-head at every token and, at β = 1, at the junction gate, and a vocabulary head.
+
+    Those for which the profile has models.
+    """
+    q_head, ratio = ModelKind(Q_HEAD, loss), min(profile.sweep.reduced_ratios)
+    requests = [dense(replicate, family, q_head, tuned=tuned)]
+    if not tuned:
+        requests += [
+            steered(replicate, family, q_head, gate=JUNCTION, ratio=ratio),
+            dense(replicate, family, ModelKind(VOCABULARY, loss)),
+        ]
+    return [request for request in requests if has(profile, request.method, loss)]
+
+
+def predicting(
+    profile: Profile, replicate: int, family: str, loss: str, tuned: bool = False
+) -> list[CellRequest]:
+    """Return the junction gate at the smallest reduced share, and what `heads` returns."""
+    unit, ratio = (profile, replicate, family, loss), min(profile.sweep.reduced_ratios)
+    return [*divergence_gates(*unit, [ratio], tuned=tuned), *heads(*unit, tuned)]
 
 
 def baselines(profile: Profile, replicate: int, family: str) -> list[CellRequest]:

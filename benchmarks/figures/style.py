@@ -82,8 +82,13 @@ PALETTE = {
     "transfer-q": Look("#999933", ">", (4, 1, 1, 1)),
     "genarm": Look("#332288", "h", (6, 2, 1, 2)),
     "inverted-entropy": Look("#661100", "X"),
+    "junction": Look("#CC3311", "p"),
+    "divergence": Look("#6A3D9A", "d", (4, 1)),
+    "q-head": Look("#1B7837", "*"),
+    "junction-q-head": Look("#1B7837", "p"),
+    "vocabulary-value": Look("#8073AC", "*"),
 }
-SPARE_COLOURS = ("#DDCC77", "#88CCEE", "#1B7837", "#8073AC")  # of methods without a look above
+SPARE_COLOURS = ("#DDCC77", "#88CCEE", "#A65628", "#66C2A5")  # of methods without a look above
 PALETTE |= {
     method.name: Look(colour)
     for method, colour in zip(

@@ -53,15 +53,17 @@ class Table1(Figure):
     reported = ()
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return baselines, SIA and dense steering, at β = 1 and at the best β, and a search."""
+        """Return baselines, and what values steer, at β = 1 and at the best β, and a search."""
         requests, ratios = [], profile.sweep.reduced_ratios
         for family in profile.families:
             unit = (profile, replicate, family)
             requests += methods.baselines(*unit)
             for loss in profile.losses:
                 requests += methods.curve(*unit, loss, ratios)
+                requests += methods.predicting(*unit, loss)
                 if profile.sweep.tuning:
                     requests += methods.curve(*unit, loss, ratios, tuned=True)
+                    requests += methods.predicting(*unit, loss, tuned=True)
             if profile.has(REWARD):
                 sparse = methods.steered(*unit[1:], profile.losses[0], ratio=min(ratios))
                 requests.append(methods.searched(sparse, profile.sweep.beams))

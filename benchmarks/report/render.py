@@ -22,16 +22,18 @@ from PIL import Image
 
 from benchmarks.analysis import claims, tables
 from benchmarks.analysis.estimates import pooled
-from benchmarks.analysis.labels import listed, method_label, metric_label, plural
+from benchmarks.analysis.labels import listed, loss_label, method_label, metric_label, plural
 from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import read_frame, write_text
+from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Profile
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 REPORT = "report.html"
 MAX_COLOURS = 96  # of a picture in the page, which keeps it small
 MAX_ROWS = 150  # of a table in the page
+DIVERGENCES = ("divergence", "predicted")  # columns of views
 HIDDEN_COLUMNS = ("seeds", "replicate", "versus_ratio")
 
 
@@ -59,6 +61,7 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
         figures=[_figure(profile, figures[name]) for name in names if figures[name].own_section],
         made_from=made_from(profile, figures),
         view_data=view_data(profile) if has_viewer else None,
+        first_loss=loss_label(profile, str(value_kind(profile.losses[0]))),
     )
     path = tables.FIGURES / profile.name / REPORT
     write_text(path, page)
@@ -186,6 +189,8 @@ def view_data(profile: Profile) -> dict:
         "words": list(words),
         "spaced": profile.words,
         "highest": math.log(profile.decoding.candidates),
+        # KL(π‖π*) of every step, and as it is predicted; earlier tables have neither
+        "divergences": [name for name in DIVERGENCES if name in rows],
         "rounding": round(junctions.rounding_gap(rows), 3),
         "score": metric_label(profile, profile.score),
         "prompts": prompts,
@@ -210,7 +215,8 @@ def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
     )
     values = [None if np.isnan(value) else round(float(value), 2) for value in step["value"]]
     first = step.iloc[0]
-    return {
+    divergences = {name: _number(first[name]) for name in DIVERGENCES if name in step}
+    return divergences | {
         "entropy": round(float(first["entropy"]), 3),
         "steered": bool(first["steered"]),
         "chosen": int(np.argmax(step["chosen"].to_numpy())),
@@ -225,6 +231,11 @@ def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
             )
         ),
     }
+
+
+def _number(value: float) -> float | None:
+    """Return a number for JSON, which has no NaN."""
+    return None if np.isnan(value) else round(float(value), 3)
 
 
 def _figure(profile: Profile, figure: Figure) -> dict[str, object]:

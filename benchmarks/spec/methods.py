@@ -123,7 +123,7 @@ METHODS = (
     ),
     Method(
         "junction-q-head",
-        "junction gate with Q-head",
+        "junction gate and Q-head",
         fitted=(JUNCTION, Q_HEAD),
         baseline=False,
     ),

@@ -54,6 +54,14 @@ class ModelKind:
         return ModelKind("base", size=self.size, world=self.world)
 
 
+def teacher_of(label: str) -> str:
+    """Return the label of a value model, or of the one that a head was fitted to; empty if none."""
+    kind = ModelKind.parse(label)
+    if kind.name in FITTED:
+        return str(value_kind(kind.loss))
+    return label if kind.name == "value" else ""
+
+
 BASE = ModelKind("base")
 INSTRUCT = ModelKind("instruct")
 

@@ -491,7 +491,7 @@ def load_profile(name: str) -> Profile:
         raise ValueError(f"profile {name}.toml{sentence}") from None
 
 
-def _read_toml(name: str, extending: Sequence[str] = ()) -> dict:
+def _read_toml(name: str) -> dict:
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if name not in known:
         raise ValueError(f"unknown profile {name!r}, expected one of: {', '.join(known)}")
@@ -501,11 +501,7 @@ def _read_toml(name: str, extending: Sequence[str] = ()) -> dict:
         raise ValueError(f"profile {name}.toml is not valid TOML: {error}") from None
     if "extends" not in values:
         return values
-    chain = [*extending, name]
-    if (common_name := values.pop("extends")) in chain:
-        names = " → ".join([*chain, common_name])
-        raise ValueError(f"profiles extend each other in a circle: {names}")
-    common = _read_toml(common_name, chain)
+    common = _read_toml(values.pop("extends"))
     return common | {
         key: common.get(key, {}) | value if isinstance(value, dict) else value
         for key, value in values.items()

@@ -9,7 +9,6 @@ from typing_extensions import override
 
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
-from sia.cost import language_head
 from sia.scorers.base import Scorer, Session
 from sia.scorers.loading import unwrap
 
@@ -54,7 +53,7 @@ class AutoregressiveSession(Session):
         self.prefixes = CachedPrefixes(
             backbone_of(model),
             logits_forward(model),
-            language_head(model),
+            model.get_output_embeddings(),
             prompts,
             max_new_tokens,
             samples,

@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from sia._inputs import eos_token_ids
 from sia._prefix_cache import logits_forward
-from sia.cost import language_head
 from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
 from sia.scorers.loading import unwrap
@@ -161,7 +160,7 @@ class StepTokenScorer(ClosedScorer):
     @property
     @override
     def head(self) -> nn.Module:
-        return language_head(self.model)
+        return self.model.get_output_embeddings()
 
     @override
     def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:

@@ -16,7 +16,6 @@ from sia import _sampling
 from sia._inputs import eos_token_ids
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
-from sia.cost import language_head
 from sia.scorers.base import Scorer, Session, branch_layout, shared_vocabulary
 from sia.scorers.closed import ClosedScorer
 from sia.scorers.loading import unwrap
@@ -106,7 +105,7 @@ class RolloutSession(Session):
         self.prefixes = CachedPrefixes(
             backbone_of(model),
             logits_forward(model),
-            language_head(model),
+            model.get_output_embeddings(),
             prompts,
             longest,
             samples,

@@ -67,13 +67,6 @@ SIZES = {
     "num_kv_shared_layers": 0,
     "is_decoder": True,
 }
-# the second half of the layers reads the keys of the first
-SHARED_KEYS = {
-    "num_hidden_layers": 4,
-    "num_kv_shared_layers": 2,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-}
-GEMMA3N = {"intermediate_size": [48] * 4, "activation_sparsity_pattern": [0.0] * 4}
 LATENT = {"num_key_value_heads": 4}  # its keys have as many heads as its queries
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from benchmarks.engine.calibration import needs_thresholds
 from benchmarks.engine.sweep import Sweep
 from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest
+from benchmarks.spec.model_kinds import LOSSES
 from benchmarks.spec.profile import Profile, load_profile
 
 SMOKE = load_profile("smoke")
@@ -118,10 +119,19 @@ class FakeResults(Sweep):
                             for name in ("divergence_mean", "divergence_token")
                         },
                         **{name: 1 + rng.random(n) for name in ("range_mean", "range_token")},
+                        **(self._foresight(n, place.prompt) if cell.gate == "never" else {}),
                     }
                 )
             )
         return pd.concat(frames, ignore_index=True)
+
+    def _foresight(self, n: int, prompt: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(prompt)
+        names = ("predicted", "q_head", "other_beta", "shift")
+        columns = {f"{name}_{loss}": rng.random(n) for name in names for loss in LOSSES}
+        unseen = rng.random(n) if prompt % 4 == 0 else np.full(n, np.nan)
+        columns |= {f"unseen_{loss}": unseen for loss in LOSSES}
+        return columns | {"attention": rng.random(n)}
 
     def _candidates(self, cell: Cell) -> pd.DataFrame:
         rng, frames = np.random.default_rng(cell.replicate), []
@@ -176,6 +186,10 @@ class FakeResults(Sweep):
                             for name, x in policies.items()
                         },
                         "value": values.flatten() if cell.gate != "never" else np.nan,
+                        **{
+                            name: np.repeat(rng.random(n), count)
+                            for name in ("divergence", "predicted")
+                        },
                     }
                 )
             )

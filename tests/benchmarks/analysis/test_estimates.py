@@ -61,7 +61,7 @@ def test_estimates_are_means_and_differences_are_paired():
 
 
 def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
-    effects = {"entropy": 1.0, "random": 0.5, "every": 2.0, "never": 0.0}
+    effects = {"entropy": 1.0, "junction": 1.9, "random": 0.5, "every": 2.0, "never": 0.0}
     table = table_of(
         FIGURES["figure2"], lambda cell: effects[cell.gate] + 3 * (cell.model == "instruct")
     )
@@ -84,6 +84,14 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
     ):
         row = pick(table, **common, versus=versus, tuned=tuned)
         assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), versus
+    head = {"method": "q-head", "value_model": "q-head-token", "target_ratio": 1.0}
+    for method, versus, expected in (
+        ({"method": "junction"}, "dense", -0.1),
+        (head, "dense", 0.0),
+        (head, "dense-gain", 0.2),  # beyond nine tenths of the way from the base to dense steering
+    ):
+        row = pick(table, **(common | method), versus=versus, tuned=True)
+        assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), method
     few = pick(table, **common, versus="transfer-q", tuned=False)  # on the prompts that it has
     assert ends(few) == pytest.approx([-1.0] * 3, abs=ROUNDED)
     assert few["n"] == 2 * 3 * SMOKE.sweep.rollout_prompts

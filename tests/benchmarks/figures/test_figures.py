@@ -174,7 +174,8 @@ def test_panels_without_data_are_left_out(drawn, drawn_of_given_models, monkeypa
 def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
     table = drawn["figure2"].summary
     data = figure2.rows_to_plot(table, SMOKE, "judge", "llama")
-    assert set(data["method"]) == {"sia", "dense", "random", *figure2.STATIC}
+    swept = {"sia", "dense", "random", "junction", "q-head"}
+    assert set(data["method"]) == {*swept, *figure2.STATIC}
     assert (data.loc[data["setting"] == "", "method"].isin(figure2.STATIC)).all()
     assert set(data["setting"]) == {"", *figure2.settings(SMOKE).values()}
     unit = ["method", "setting", "objective", "target_ratio"]

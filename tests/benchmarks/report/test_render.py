@@ -200,6 +200,29 @@ def test_a_reader_picks_objective_prompt_and_method(page, tmp_path, project, mon
             assert ("shifted" in marks) == (token["chosen"] != token["unsteered"])
 
 
+def test_tokens_are_shaded_by_what_a_reader_picks(page, tmp_path, project, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", project / "results")
+    shown = browse(page, tmp_path, """
+        const shade = document.getElementById("shade");
+        const sure = () => [...document.querySelectorAll("#right .token")]
+            .map((token) => Number(token.style.getPropertyValue("--sure")));
+        const shades = {};
+        for (const option of [...shade.options].map((one) => one.value)) {
+            shade.value = option; shade.dispatchEvent(new Event("change"));
+            shades[option] = sure();
+        }
+        const text = document.querySelector("#looking p").textContent;
+        return { shades, text, method: document.getElementById("method").value };
+    """)  # fmt: skip
+    data = render.view_data(SMOKE)
+    tokens = data["prompts"]["harmlessness"][0]["responses"][shown["method"]]["tokens"]
+    assert list(shown["shades"]) == ["entropy", "divergence", "predicted"]
+    for name, highest in (("entropy", data["highest"]), ("divergence", 1), ("predicted", 1)):
+        expected = [min(1, token[name] / highest) for token in tokens]
+        assert shown["shades"][name] == pytest.approx(expected, abs=1e-3)
+    assert re.search(r"nats, divergence \(oracle\) 0\.\d\d, predicted divergence 0", shown["text"])
+
+
 def test_hover_and_keyboard_show_the_candidates(page, tmp_path):
     shown = browse(page, tmp_path, """
         const all = [...document.querySelectorAll("#right .token")];

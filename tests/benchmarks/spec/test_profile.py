@@ -95,14 +95,3 @@ def test_every_setting_changes_the_profile_digest():
             digests.add(profile_digest(dataclasses.replace(SMOKE, **{field.name: "changed"})))
         settings += len(keys) or 1
     assert len(digests) == settings
-
-
-@pytest.mark.parametrize(
-    ("common", "chain"), [("other", "bad → other → bad"), ("bad", "bad → bad")], ids=["two", "one"]
-)
-def test_profiles_that_extend_each_other_are_named(monkeypatch, tmp_path, common, chain):
-    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
-    (tmp_path / "bad.toml").write_text(f'extends = "{common}"\n')
-    (tmp_path / "other.toml").write_text('extends = "bad"\n')
-    with pytest.raises(ValueError, match=f"profiles extend each other in a circle: {chain}$"):
-        load_profile("bad")
