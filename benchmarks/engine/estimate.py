@@ -8,9 +8,16 @@ measured. `make estimate PROFILE=qwen3-8b`.
 from collections.abc import Iterable
 
 from benchmarks.engine.sweep import Sweep
-from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells
+from benchmarks.spec.cells import (
+    DIVERGENCE,
+    OBJECTIVES,
+    ROUNDS,
+    Cell,
+    CellRequest,
+    FigureCells,
+)
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT
-from benchmarks.spec.model_kinds import value_kind
+from benchmarks.spec.model_kinds import Q_HEAD, VOCABULARY, value_kind
 from benchmarks.spec.profile import HubProfile
 
 PROMPT = 100  # tokens of a usual prompt
@@ -41,13 +48,17 @@ def decoding_seconds(profile: HubProfile, cell: Cell | CellRequest, responses: i
     batches = responses / rows
     steps = batches * decoding.max_new_tokens
     seconds = steps * pass_seconds(billions[str(cell.model)], rows)
-    ratio = 0.0 if cell.gate == "never" else cell.target_ratio or 0.5
-    if ratio:
+    ratio = cell.target_ratio or 0.5
+    if cell.gate in ("never", DIVERGENCE):  # a scorer there is asked at every step
+        ratio = 1.0
+    if cell.scorer and cell.scorer.name != Q_HEAD:  # which is no model of its own
         opened = 1 - (1 - ratio) ** rows  # share of steps at which some row is at a junction
         if cell.scorer == ROLLOUT:
             rollouts = rows * ratio * decoding.candidates
             rolled = sweep.rollout_tokens * pass_seconds(billions["base"], rollouts)
             scoring = rolled + pass_seconds(billions[REWARD], rollouts * sweep.rollout_tokens)
+        elif cell.scorer.name == VOCABULARY:
+            scoring = pass_seconds(billions[str(value_kind(cell.scorer.loss))], rows)
         else:
             scored = rows * (ratio * decoding.candidates + 1)  # 1: what a row has to catch up
             scoring = pass_seconds(billions[str(cell.scorer)], scored)

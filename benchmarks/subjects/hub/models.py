@@ -6,7 +6,7 @@ A base model reads plain turns ("Human:", "Assistant:"), a post-trained one its 
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -51,8 +51,11 @@ from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
 from sia._checkpoints import local_folder
 from sia._inputs import eos_token_ids
+from sia.gates import GATE_FILE
 from sia.scorers import published, value_heads
+from sia.scorers.q_head import Q_HEAD_FILE
 from sia.scorers.value_model import HEAD_FILE
+from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_FILE
 
 GIB = 2**30
 # the same weights in other formats
@@ -315,12 +318,24 @@ def architecture_of(source: Source) -> tuple[str, int]:
     return (config.architectures or [type(config).__name__])[0], config.num_labels
 
 
+def check_fitted(source: Source, file: str) -> None:
+    """Raise ValueError for a folder without a gate or head that was fitted to a model."""
+    folder = local_folder(source.id, file.replace("_", " "), source.subfolder, source.revision)
+    if not (folder / f"{file}.json").is_file():
+        raise ValueError(
+            f"{folder} has no {file}.json: name the folder that `save_pretrained` wrote"
+        )
+
+
 CHECKS: dict[str, Callable[[Source], None]] = {  # by the name of a kind
     "base": check_language_model,
     str(INSTRUCT): check_language_model,
     "value": check_value_model,
     REWARD: check_reward_model,
     EVALUATION_REWARD: check_reward_model,
+    JUNCTION: partial(check_fitted, file=GATE_FILE),
+    Q_HEAD: partial(check_fitted, file=Q_HEAD_FILE),
+    VOCABULARY: partial(check_fitted, file=VOCABULARY_FILE),
 }
 
 

@@ -19,7 +19,7 @@ from benchmarks.engine.estimate import (
 )
 from benchmarks.spec.cells import ROUNDS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import ARGS, ROLLOUT
-from benchmarks.spec.model_kinds import value_kind
+from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import load_profile
 
 PROFILE = load_profile("qwen3-4b")
@@ -36,9 +36,14 @@ def test_a_pass_reads_the_weights_or_multiplies():
 
 def test_what_costs_more_is_estimated_higher():
     dense = replace(SPARSE, gate="every", target_ratio=1.0)
+    junction = replace(SPARSE, gate="junction")
+    head = replace(dense, scorer=ModelKind("q-head", "mean"))
+    assert decoding_seconds(PROFILE, head, 100) == decoding_seconds(PROFILE, PLAIN, 100)
+    assert decoding_seconds(PROFILE, junction, 100) == decoding_seconds(PROFILE, SPARSE, 100)
     ladder = [
         PLAIN,
         SPARSE,
+        replace(dense, scorer=ModelKind("vocabulary-value", "mean")),
         dense,
         replace(dense, scorer=ARGS),
         replace(dense, scorer=ROLLOUT),

@@ -21,7 +21,7 @@ from benchmarks.engine.store import CellStore
 from benchmarks.figures.methods import baselines
 from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
-from benchmarks.spec.model_kinds import value_kind
+from benchmarks.spec.model_kinds import FITTED, ModelKind, value_kind
 from benchmarks.spec.profile import (
     Hardware,
     Source,
@@ -33,7 +33,17 @@ from benchmarks.subjects.hub import models as hub_models
 from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
 from benchmarks.subjects.hub.prompts import load_prompts
 from scripts import annotate_rewards, train_value_model
-from sia import EntropyGate, Generation, RewardScorer, Steering, ValueModel, generate
+from sia import (
+    EntropyGate,
+    Generation,
+    RewardScorer,
+    Steering,
+    ValueModel,
+    fit_junction_gate,
+    fit_q_head,
+    fit_vocabulary_value_model,
+    generate,
+)
 from tests.helpers import hub_folders
 
 REAL = [
@@ -397,6 +407,46 @@ def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
             hidden = judge.base_model(input_ids=torch.tensor([ids])).last_hidden_state
         assert reward == pytest.approx(judge.score(hidden)[0, -1, 0].item(), abs=1e-4)
     assert rows["surprise"].gt(0).all()
+
+
+def test_what_is_fitted_to_given_models_steers_them(qwen, project, tmp_path):
+    """All in one folder; prompts are in the template of the value model that it was fitted to."""
+    subject = HubModels(replace(project("qwen3", qwen), hardware=HARDWARE))
+    model, values = subject.language_model("base", "qwen3"), subject.value_model("value-mean", "")
+    chats = subject.prompts_of("test", "honesty")
+    unit = (model, subject.tokenizer, values, subject.encode(chats, "base"))
+    options = {"max_new_tokens": 6, "epochs": 1, "progress": False}
+    options["value_prompts"] = subject.encode(chats, "value-mean")
+    fits = (
+        fit_junction_gate(*unit, **options).gate,
+        fit_q_head(*unit, **options).scorer,
+        fit_vocabulary_value_model(*unit, **options).scorer,
+    )
+    for fitted in fits:
+        fitted.save_pretrained(tmp_path / "mine")
+    further = [f'[models.{name}-mean]\nid = "{tmp_path}/mine"\n' for name in FITTED]
+    profile = replace(project("qwen3", qwen, "\n".join(["", *further])), hardware=HARDWARE)
+    need = FIGURES["figure1"].cells(profile, 0)
+    assert {"junction", "divergence"} <= {cell.gate for cell in need.cells}
+    for scorer, gate, kinds in (
+        ("value-mean", "junction", {"junction-mean", "value-mean"}),
+        ("q-head-mean", "junction", {"junction-mean", "q-head-mean", "value-mean"}),
+        ("vocabulary-value-mean", "every", {"vocabulary-value-mean", "value-mean"}),
+    ):
+        cell = Cell(0, "qwen3", scorer=ModelKind.parse(scorer), gate=gate, beta=1.0,
+                    target_ratio=1.0, thresholds=(0.0,) * 3)  # fmt: skip
+        assert {*kinds_of(cell)} == kinds | {"base", "evaluation-reward"}
+        hub_models.check_models(profile, kinds_of(cell))
+        shard = Shard(cell, "honesty", range(2))
+        rows = measure.measure_shard(subject_of(profile, 0), shard)
+        assert (rows["steered"] == rows["tokens"]).all()
+    (tmp_path / "mine/q_head.json").unlink()
+    with pytest.raises(ValueError, match=r"models.q-head-mean: .*/mine has no q_head.json: name"):
+        hub_models.check_models(profile, ["q-head-mean"])
+    without = [line for line in further if "junction" in line]
+    text = "\n".join(["", *without]).replace("junction-mean", "junction-token")
+    with pytest.raises(ValueError, match=r"models.value-token, which junction-token is fitted to"):
+        project("qwen3", qwen, text)
 
 
 def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, tmp_path):
