@@ -10,7 +10,7 @@ from benchmarks.analysis import labels
 from benchmarks.runtime.files import check_seal, seal
 from benchmarks.spec.model_kinds import FITTED, ModelKind
 from benchmarks.subjects.lab import heads, quality
-from benchmarks.subjects.lab.replicate import UNSEEN, UNSEEN_SHARE
+from benchmarks.subjects.lab.replicate import UNSEEN, UNSEEN_SHARE, Replicate
 from sia import Steering, generate
 from tests.golden.test_rows import Untrained
 
@@ -20,6 +20,8 @@ class Kept(Untrained):
 
     def path(self, kind: str, family: str):
         return self.folder_of_heads / f"{family}-{kind}"
+
+    fitted = Replicate.fitted
 
 
 @pytest.fixture(scope="module")
