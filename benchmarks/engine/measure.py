@@ -249,9 +249,9 @@ def metrics(
         **lengths(chosen),
         "shifted": np.int16([r.shifted.sum() for r in chosen]),
         "finished": [r.finished for r in chosen],
-        "forwards": np.int16([cost.model_forwards for cost in costs]),
-        "value_forwards": np.int16([cost.value_forwards for cost in costs]),
-        "junctions": np.int16([cost.junctions for cost in costs]),
+        "forwards": counts([cost.model_forwards for cost in costs]),
+        "value_forwards": counts([cost.value_forwards for cost in costs]),
+        "junctions": counts([cost.junctions for cost in costs]),
         "model_tokens": np.int32([cost.model_tokens for cost in costs]),
         "value_tokens": np.int32([cost.value_tokens for cost in costs]),
         "megaflops": flops.round(0),
@@ -264,6 +264,11 @@ def lengths(responses: Sequence[Generation]) -> dict[str, np.ndarray]:
         "tokens": np.int16([len(r.token_ids) for r in responses]),
         "steered": np.int16([r.steered.sum() for r in responses]),
     }
+
+
+def counts(numbers: Sequence[int]) -> np.ndarray:
+    """Return numbers in two bytes each or, where they do not fit (searches), in four."""
+    return np.array(numbers, dtype=np.int16 if max(numbers) < 2**15 else np.int32)
 
 
 def distinct_bigrams(indices: Sequence[int], responses: Sequence[np.ndarray]) -> list[float]:

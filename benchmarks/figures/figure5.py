@@ -18,7 +18,8 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-BITS = ("junctions_low", "junctions_high", "junctions_128", "junctions_192")  # of 64 positions each
+BITS = 64  # positions of a number
+FIRST_NUMBERS = ("junctions_low", "junctions_high")  # the next are called by their first position
 POLICIES = {"base": "base responses", "sia": "steered responses"}
 REACHED = 0.05  # share of the responses below which a position is not shown
 
@@ -113,7 +114,7 @@ class Figure5(Figure):
         for axis, ((target, method), grid) in zip(np.ravel(axes), grids.items(), strict=True):
             style.sns.heatmap(
                 100 * grid, ax=axis, cmap="Blues", norm=PowerNorm(0.5, 0, highest), cbar=False,
-                xticklabels=10,
+                xticklabels=max(10, 10 * round(grid.shape[1] / 250)),
             )  # fmt: skip
             axis.tick_params(left=False, labelrotation=0)
             axis.set_facecolor("#DDDDDD")
@@ -135,9 +136,9 @@ class Figure5(Figure):
 
 def by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Return a row per response, with its length and its junctions as bits of numbers."""
-    word, bit = np.divmod(tokens["step"].to_numpy().astype(np.uint64), np.uint64(64))
+    word, bit = np.divmod(tokens["step"].to_numpy().astype(np.uint64), np.uint64(BITS))
     bits = tokens["junction"].to_numpy().astype(np.uint64) << bit
-    words = {name: np.where(word == i, bits, 0) for i, name in enumerate(BITS[: -(-limit // 64)])}
+    words = {_number_of(at): np.where(word == at // BITS, bits, 0) for at in range(0, limit, BITS)}
     tokens = tokens.assign(**words, tokens=1)
     responses = tokens.groupby(["objective", "prompt", "seed"], observed=True)
     return responses[[*words, "tokens"]].sum().reset_index().astype({"tokens": "int16"})
@@ -145,8 +146,14 @@ def by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 def junctions_at(responses: pd.DataFrame, position: int) -> np.ndarray:
     """Return 1 for each response with a junction at a position, else 0."""
-    words = responses[BITS[position // 64]].to_numpy().astype(np.uint64)
-    return (words >> np.uint64(position % 64)) & np.uint64(1)
+    words = responses[_number_of(position)].to_numpy().astype(np.uint64)
+    return (words >> np.uint64(position % BITS)) & np.uint64(1)
+
+
+def _number_of(position: int) -> str:
+    """Return the column whose bits have a position."""
+    index = position // BITS
+    return FIRST_NUMBERS[index] if index < 2 else f"junctions_{index * BITS}"
 
 
 def shares(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:

@@ -26,6 +26,9 @@ PROFILES = Path(__file__).with_name("profiles")
 JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
 
 Count = Annotated[int, Field(ge=1)]
+# what rows count in one byte, and in two
+SmallCount = Annotated[int, Field(ge=1, le=127)]
+MediumCount = Annotated[int, Field(ge=1, le=32767)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -101,9 +104,9 @@ class OtherWorld:
 class Decoding:
     """Sampling of responses; `candidates` are the K most probable tokens of a step."""
 
-    max_new_tokens: Count
+    max_new_tokens: MediumCount
     temperature: NonNegative
-    candidates: Count
+    candidates: SmallCount
     batch_size: Count
 
 
@@ -111,10 +114,10 @@ class Decoding:
 class Evaluation:
     """Prompts of each objective and responses sampled for each prompt, by split."""
 
-    prompts_per_objective: Count
-    samples: Count
-    validation_prompts_per_objective: Count
-    validation_samples: Count
+    prompts_per_objective: MediumCount
+    samples: SmallCount
+    validation_prompts_per_objective: MediumCount
+    validation_samples: SmallCount
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Sweep:
     tuning: tuple[float, ...]
     thresholds: tuple[NonNegative, ...]
     floor: Fraction
-    responses: Count
+    responses: SmallCount
     beams: Count
     beam_width: Count
     chunk: Count

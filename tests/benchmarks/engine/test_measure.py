@@ -166,3 +166,8 @@ def test_of_validation_prompts_the_score_and_the_lengths_are_measured_and_nothin
     assert rows.attrs["thresholds"] == {
         "entropy": {"0.2": calibrated_setting("entropy", responses, 0.2)}
     }
+
+
+def test_counts_of_long_searches_have_room():
+    assert measure.counts([0, 2**15 - 1]).dtype == "int16"
+    assert measure.counts([0, 2**15]).tolist() == [0, 2**15]

@@ -283,19 +283,17 @@ def test_positions_of_junctions():
     ] == pytest.approx(share, abs=ROUNDED)
 
 
-def test_positions_beyond_the_first_64_have_their_own_bits():
-    tokens = pd.DataFrame(
-        {
-            "objective": "honesty",
-            "prompt": 0,
-            "seed": 0,
-            "step": range(70),
-            "junction": [i in (3, 63, 64, 69) for i in range(70)],
-        }
-    )
-    row = figure5.by_response(tokens, 80)
-    assert [p for p in range(80) if figure5.junctions_at(row, p)[0]] == [3, 63, 64, 69]
-    assert row["tokens"].tolist() == [70]
+@pytest.mark.parametrize(
+    ("limit", "junctions"), [(80, [3, 63, 64, 69]), (300, [0, 127, 128, 192, 255, 256, 299])]
+)
+def test_every_64_positions_have_their_own_bits(limit, junctions):
+    places = {"objective": "honesty", "prompt": 0, "seed": 0, "step": range(limit)}
+    opened = [i in junctions for i in range(limit)]
+    row = figure5.by_response(pd.DataFrame(places | {"junction": opened}), limit)
+    assert [at for at in range(limit) if figure5.junctions_at(row, at)[0]] == junctions
+    assert row["tokens"].tolist() == [limit]
+    numbers = ["junctions_low", "junctions_high", *(f"junctions_{i}" for i in range(128, limit, 64))]
+    assert list(row) == ["objective", "prompt", "seed", *numbers, "tokens"]
 
 
 def test_entropy_around_junctions_stays_within_the_response():

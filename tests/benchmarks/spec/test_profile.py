@@ -54,6 +54,16 @@ SMOKE = load_profile("smoke")
             "beam_width = 3",
             " [sweep]: beams must be a multiple of beam_width, got 4",
         ),
+        (
+            "candidates = 10",
+            "candidates = 100000",
+            " [decoding]: candidates should be less than or equal to 127, got 100000",
+        ),
+        (
+            "max_new_tokens = 20",
+            "max_new_tokens = 9999999",
+            " [decoding]: max_new_tokens should be less than or equal to 32767, got 9999999",
+        ),
         ("level = 0.95", "level = 95", " [statistics]: level should be less than 1, got 95"),
         (
             "best_fraction = 0.25",
