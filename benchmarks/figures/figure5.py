@@ -6,6 +6,7 @@ the table is a response; its junctions are the bits of numbers, of 64 positions 
 
 from collections.abc import Sequence
 from itertools import product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ class Figure5(Figure):
         for axis, ((target, method), grid) in zip(np.ravel(axes), grids.items(), strict=True):
             style.sns.heatmap(
                 100 * grid, ax=axis, cmap="Blues", norm=PowerNorm(0.5, 0, highest), cbar=False,
-                xticklabels=max(10, 10 * round(grid.shape[1] / 250)),
+                xticklabels=10 if grid.shape[1] <= 80 else 50 * ceil(grid.shape[1] / 400),
             )  # fmt: skip
             axis.tick_params(left=False, labelrotation=0)
             axis.set_facecolor("#DDDDDD")
@@ -166,7 +167,8 @@ def shares(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         index=["metric", "row"], columns="position", values="estimate", dropna=False
     )
     of_all, of_reached = grids.loc["junction_share"], grids.loc["junction_share_of_reached"]
-    reached = (of_all / of_reached.where(of_reached > 0)).ffill(axis=1)
+    # known at junctions; before the first one every response is taken to go on
+    reached = (of_all / of_reached.where(of_reached > 0)).ffill(axis=1).fillna(1)
     shown = of_reached.where(reached >= REACHED).dropna(axis=1, how="all")
     rows = [f"{labels.family_label(f)}, {o}" for f, o in product(profile.families, OBJECTIVES)]
     return shown.loc[rows].rename(columns=int)

@@ -266,7 +266,7 @@ def test_positions_of_junctions():
     tokens = tokens[tokens["objective"] == "honesty"]
     responses = len(tokens.groupby(["prompt", "seed"]))
     setting = {"family": "llama", "objective": "honesty", "method": "sia", "target_ratio": 0.2}
-    for position in (0, 4, 30):
+    for position in (0, 4, 15):
         share = tokens[(tokens["step"] == position)]["steered"].sum() / responses
         assert pick(table, **setting, metric="junction_share", position=position)[
             "estimate"
@@ -294,6 +294,17 @@ def test_every_64_positions_have_their_own_bits(limit, junctions):
     assert row["tokens"].tolist() == [limit]
     numbers = ["junctions_low", "junctions_high", *(f"junctions_{i}" for i in range(128, limit, 64))]
     assert list(row) == ["objective", "prompt", "seed", *numbers, "tokens"]
+
+
+def test_positions_before_the_first_junction_are_shown():
+    shares = [0.0, 0.5, 0.0, None]  # of the responses that reach a position: all, all, half, none
+    keys = {"family": "qwen3", "objective": list(OBJECTIVES) * 4, "position": np.repeat(range(4), 3)}
+    table = pd.concat(
+        pd.DataFrame(keys).assign(metric=metric, estimate=np.repeat(np.float64(shares), 3))
+        for metric in ("junction_share", "junction_share_of_reached")
+    )
+    grid = figure5.shares(table, replace(SMOKE, families=("qwen3",)))
+    assert grid.to_numpy().tolist() == [[0.0, 0.5, 0.0]] * 3
 
 
 def test_entropy_around_junctions_stays_within_the_response():
