@@ -292,13 +292,21 @@ def test_every_64_positions_have_their_own_bits(limit, junctions):
     row = figure5.by_response(pd.DataFrame(places | {"junction": opened}), limit)
     assert [at for at in range(limit) if figure5.junctions_at(row, at)[0]] == junctions
     assert row["tokens"].tolist() == [limit]
-    numbers = ["junctions_low", "junctions_high", *(f"junctions_{i}" for i in range(128, limit, 64))]
+    numbers = [
+        "junctions_low",
+        "junctions_high",
+        *(f"junctions_{i}" for i in range(128, limit, 64)),
+    ]
     assert list(row) == ["objective", "prompt", "seed", *numbers, "tokens"]
 
 
 def test_positions_before_the_first_junction_are_shown():
     shares = [0.0, 0.5, 0.0, None]  # of the responses that reach a position: all, all, half, none
-    keys = {"family": "qwen3", "objective": list(OBJECTIVES) * 4, "position": np.repeat(range(4), 3)}
+    keys = {
+        "family": "qwen3",
+        "objective": list(OBJECTIVES) * 4,
+        "position": np.repeat(range(4), 3),
+    }
     table = pd.concat(
         pd.DataFrame(keys).assign(metric=metric, estimate=np.repeat(np.float64(shares), 3))
         for metric in ("junction_share", "junction_share_of_reached")
