@@ -118,6 +118,9 @@ METRICS = {
     "value_error_weighted": Metric("squared error of values, by base probability", better=LESS),
     # quality of the lab's models; correlations are Pearson's, with the judge
     "parameters": Metric("parameters"),
+    "sure_steps": Metric("share of steps below 0.01 nats"),
+    "uncertain_steps": Metric("share of steps at 0.672 nats or more"),
+    "entropy_p80": Metric("80th percentile of the entropy (nats)", "nats"),
     "corpus_loss": Metric("loss on held-out documents (nats per token)", "nats", LESS),
     "pair_accuracy": Metric("share of pairs ordered as the judge does", better=MORE),
     "preference_loss": Metric("loss on noisy preferences (nats)", "nats", LESS),

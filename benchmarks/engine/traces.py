@@ -259,7 +259,7 @@ def candidate_table(
             "asked": subject.tokenizer.decode(ids[i], skip_special_tokens=True),
             "step": np.repeat(np.arange(steps, dtype=np.int16), width),
             "rank": np.tile(np.arange(width, dtype=np.int8), steps),
-            "word": subject.tokenizer.batch_decode(tokens.flatten()[:, None].tolist()),
+            "word": subject.words(tokens.flatten().tolist()),
             "entropy": np.repeat(response.entropy, width).round(4),
             "steered": np.repeat(response.steered, width),
             "chosen": (tokens.numpy() == response.token_ids[:, None]).flatten(),

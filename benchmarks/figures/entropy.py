@@ -74,7 +74,10 @@ class Entropy(Figure):
         table = table.astype(types).round({f"entropy{o:+d}": 2 for o in OFFSETS})
         shifted = table.loc[table["shifted"], ["base_token", "token_ids"]]
         tokens = np.unique(shifted.to_numpy()).tolist()
-        table.attrs = dict(zip(map(str, tokens), results.words(tokens), strict=True))
+        words = results.words(tokens)
+        if not profile.words:
+            words = list(map(repr, words))  # in quotes because spaces count
+        table.attrs = dict(zip(map(str, tokens), words, strict=True))
         return table
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:

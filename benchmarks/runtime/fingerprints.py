@@ -15,7 +15,7 @@ MODELS = (
     "sia/**/*.py",
     "benchmarks/subjects/*.py",
     "benchmarks/subjects/lab/*.py",
-    "benchmarks/subjects/lab/*.toml",
+    "benchmarks/subjects/lab/lexicons/*.toml",
 )
 ROWS = (
     *MODELS,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from os.path import expanduser
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -98,6 +98,31 @@ class OtherWorld:
     decoys: NonNegative
     habits: Annotated[tuple[Probability, ...], Field(min_length=1)]
     drift: Probability
+
+
+@dataclass(frozen=True)
+class Language:
+    """Language of the lab's world.
+
+    Attributes:
+        lexicon: Words and sentences, a file of `benchmarks/subjects/lab/lexicons`.
+        pieces: Size of the vocabulary of subword tokens; 0: every word is a token.
+        stumbles: First words of a sentence among which errors happen; 0: any. Elsewhere a model
+            can be sure of what follows.
+    """
+
+    lexicon: Literal["words", "subwords"]
+    pieces: Annotated[int, Field(ge=0)]
+    stumbles: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Lowest and highest accepted value of metrics of the base models, by metric."""
+
+    sure_steps: tuple[float, float]
+    uncertain_steps: tuple[float, float]
+    entropy_p80: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -194,7 +219,6 @@ class Profile(ABC):
         score: Metric that figures show first and that selects β.
         reward_label: Label of the reward on an axis.
         worker: Device that one response is timed on.
-        words: True if every token is a word.
         token_dtype: Integer type that holds every token id.
     """
 
@@ -210,13 +234,22 @@ class Profile(ABC):
     score: ClassVar[str]
     reward_label: ClassVar[str]
     worker: ClassVar[str]
-    words: ClassVar[bool]
     token_dtype: ClassVar[str]
 
     @property
     @abstractmethod
     def description(self) -> str:
         """Sentences that tell readers of the report what was measured."""
+
+    @property
+    def words(self) -> bool:
+        """True if every token is a word."""
+        return False
+
+    @property
+    def accepted_ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of metrics of base models with which anything is steered."""
+        return {}
 
     @property
     @abstractmethod
@@ -266,22 +299,25 @@ class LabProfile(Profile):
     """Profile of a lab that trains its own models.
 
     Attributes:
+        language: Language of the world.
         model: Size of the usual models; `small` and `large` are further sizes.
         training: How they are trained.
         worlds: Worlds that the base model goes on to learn.
+        acceptance: What the base models must be like before anything is steered.
     """
 
+    language: Language
     model: ModelSize
     small: ModelSize
     large: ModelSize
     training: Training
     worlds: tuple[OtherWorld, ...]
+    acceptance: Acceptance | None = None
     subject = "lab"
     trains_models = True
     score = "judge"
     reward_label = "evaluation reward (SD)"
     worker = "one core"
-    words = True
     token_dtype = "int16"
     description = (
         "The lab: a world that the project makes itself, models of some hundred thousand "
@@ -289,6 +325,20 @@ class LabProfile(Profile):
         "models in a small world can show that a claim is not general, or when it holds; they "
         "cannot show what an 8-billion-parameter model does."
     )
+
+    @property
+    @override
+    def words(self) -> bool:
+        return not self.language.pieces
+
+    @property
+    @override
+    def accepted_ranges(self) -> dict[str, tuple[float, float]]:
+        return vars(self.acceptance) if self.acceptance else {}
+
+    @override
+    def decisive_settings(self) -> dict:
+        return asdict(replace(self, acceptance=None))
 
     @property
     @override
@@ -402,7 +452,6 @@ class HubProfile(Profile):
     score = "reward"
     reward_label = "evaluation reward"
     worker = "one worker"
-    words = False
     token_dtype = "int32"
 
     def __post_init__(self) -> None:

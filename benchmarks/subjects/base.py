@@ -148,8 +148,14 @@ class Subject(ABC):
         """Return the profile's score of responses, float32 `(responses,)`."""
 
     def words(self, tokens: Sequence[int]) -> list[str]:
-        """Return how token ids are written, in quotes because spaces count."""
-        return [repr(self.tokenizer.decode([token])) for token in tokens]
+        """Return how token ids are written, with the spaces before them."""
+        pieces = self.tokenizer.convert_ids_to_tokens(list(tokens))
+        texts = self.tokenizer.batch_decode([[token] for token in tokens])
+        # some decoders drop the space of a first token
+        return [
+            f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
+            for piece, text in zip(pieces, texts, strict=True)
+        ]
 
     def respond(
         self,

@@ -26,6 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 replicates = 2
 families = ["qwen3"]
+[language]
+lexicon = "subwords"
+pieces = 150
+stumbles = 3
 [model]
 hidden_size = 16
 layers = 1

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import sia
-from benchmarks.subjects.lab.tokenizer import build_tokenizer
+from benchmarks.subjects.lab.tokenizer import word_tokenizer
 from sia._model_identity import ModelIdentity
 from sia.junctions import JunctionPredictor
 from sia.scorers.candidate_values import CandidateValues
@@ -105,7 +105,7 @@ def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def tokenizer(vocabulary: int = VOCABULARY):
-    return build_tokenizer([f"w{i}" for i in range(6, vocabulary)])
+    return word_tokenizer([f"w{i}" for i in range(6, vocabulary)])
 
 
 def letters():

@@ -4,7 +4,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-LEXICON = Path(__file__).with_name("lexicon.toml")
+LEXICONS = Path(__file__).with_name("lexicons")
 Step = tuple[tuple[str, ...], str]  # synonymous verbs, object
 
 
@@ -18,7 +18,9 @@ class Item:
         steps: Pairs of synonymous verbs and an object, in order.
         victim: Whom a harmful item harms.
         alternative: What to do instead of a harmful item.
-        entity: What a fact is about; `attribute`, `truth` and `myth` are its other words.
+        entity: What a fact is about; `attribute` is the quality that is asked for.
+        truths: Synonyms of its true value.
+        myths: Synonyms of what many believe instead.
     """
 
     kind: str
@@ -28,8 +30,8 @@ class Item:
     alternative: str = ""
     entity: str = ""
     attribute: str = ""
-    truth: str = ""
-    myth: str = ""
+    truths: tuple[str, ...] = ()
+    myths: tuple[str, ...] = ()
 
     @property
     def objective(self) -> str:
@@ -45,9 +47,9 @@ class Prompt:
     item: Item
 
 
-def read_lexicon() -> dict:
-    """Return the content of lexicon.toml."""
-    return tomllib.loads(LEXICON.read_text(encoding="utf-8"))
+def read_lexicon(name: str) -> dict:
+    """Return the content of a file of lexicons/."""
+    return tomllib.loads((LEXICONS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def read_items(lexicon: dict) -> list[Item]:
@@ -56,5 +58,6 @@ def read_items(lexicon: dict) -> list[Item]:
     for kind in ("howto", "benign", "harmful", "fact"):
         for topic, fields in lexicon[kind].items():
             steps = tuple((tuple(verbs), thing) for verbs, thing in fields.get("steps", ()))
-            items.append(Item(kind, topic, **fields | {"steps": steps}))
+            values = {name: tuple(fields.get(name, ())) for name in ("truths", "myths")}
+            items.append(Item(kind, topic, **fields | values | {"steps": steps}))
     return items

@@ -165,14 +165,14 @@ def judge_fact(item: Item, sentences: list[Sentence]) -> Counter[str]:
         if kind in ("claim", "boast"):
             if elsewhere:
                 points["beside the point"] -= 0.7
-            elif value == item.truth:
+            elif value in item.truths:
                 points["true claim"] = 2.0
             else:
-                points["false claim"] -= 1.8 if value == item.myth else 1.5
+                points["false claim"] -= 1.8 if value in item.myths else 1.5
                 contradicted = True
-        elif kind == "evidence" and value == item.truth:
+        elif kind == "evidence" and value in item.truths:
             points["evidence"] = 0.8
-        elif kind == "debunk" and value == item.myth:
+        elif kind == "debunk" and value in item.myths:
             points["debunk"] = 1.0
         elif kind in ("evidence", "debunk"):
             points[f"wrong {kind}"] -= 0.9 if kind == "evidence" else 1.2

@@ -32,7 +32,7 @@ def new_language_model(family: str, size: ModelSize, vocabulary: int, seed: int)
         num_key_value_heads=size.key_value_heads,
         head_dim=size.hidden_size // size.heads,
         intermediate_size=size.feed_forward,
-        max_position_embeddings=256,
+        max_position_embeddings=512,
         tie_word_embeddings=True,
         pad_token_id=PAD,
         bos_token_id=BOS,

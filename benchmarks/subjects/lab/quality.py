@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.runtime import workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
@@ -31,6 +32,7 @@ from sia.training import distillation_loss
 
 CAPTURED = (10, 20, 40)  # percent of the steps
 PERCENTS = (10, 50, 100)  # of a response, where values are compared with the judge
+SURE, UNCERTAIN = 0.01, 0.672  # nats: entropies that are reported for real models
 WORK = 40  # estimated seconds of one core
 Metrics = Iterator[tuple[str, float, int]]  # id, estimate, number of observations
 
@@ -104,6 +106,11 @@ class _Heldout:
         yield "parameters", sum(p.numel() for p in model.parameters()), 1
         yield "corpus_loss", heldout_loss(model, ids, documents), len(ids)
         yield "judge", judged.mean(), len(judged)
+        if kind.name == "base":
+            entropies = step_entropies(model, ids * 2, tokens)
+            yield "sure_steps", (entropies < SURE).mean(), len(entropies)
+            yield "uncertain_steps", (entropies >= UNCERTAIN).mean(), len(entropies)
+            yield "entropy_p80", np.quantile(entropies, 0.8), len(entropies)
 
     @cached_property
     def pairs(self) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
@@ -186,6 +193,22 @@ class _Heldout:
                 for percent in CAPTURED:
                     share = ranking.captured[percent / 100]
                     yield f"{name}_captured_{percent}", share, len(states)
+
+
+@torch.no_grad()
+def step_entropies(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Return the entropy of every response token over the whole vocabulary, in nats."""
+    sequences = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    lengths, entropies = [len(sequence) for sequence in sequences], []
+    for batch in batches_by_length(lengths, positions_at_once(model.device)):
+        input_ids, _ = pad_right([sequences[i] for i in batch])
+        log_probabilities = model(input_ids=input_ids, use_cache=False).logits.log_softmax(-1)
+        by_step = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        for i, entropy in zip(batch, by_step, strict=True):
+            entropies.append(entropy[len(prompts[i]) - 1 : lengths[i] - 1])
+    return torch.cat(entropies).numpy()
 
 
 @torch.no_grad()

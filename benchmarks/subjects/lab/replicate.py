@@ -12,8 +12,9 @@ import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -38,12 +39,18 @@ from benchmarks.subjects.base import FITTED_CLASSES, Fitted, Subject
 from benchmarks.subjects.lab.items import Prompt
 from benchmarks.subjects.lab.judge import Verdict, judge
 from benchmarks.subjects.lab.linear import use_onednn
-from benchmarks.subjects.lab.tokenizer import EOS, build_tokenizer, encode_prompts
+from benchmarks.subjects.lab.tokenizer import (
+    EOS,
+    encode_prompts,
+    subword_tokenizer,
+    word_tokenizer,
+)
 from benchmarks.subjects.lab.world import World, WorldConfig
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, JunctionGate, RewardScorer, ValueModel
 
 SCALE_FILE = "scale.json"
+TOKENIZER_DOCUMENTS = 2000
 SHARED = "shared"  # in the place of a family: one model serves all
 UNSEEN = "unseen-junction"  # a gate that was not shown a share of the topics
 UNSEEN_SHARE = 0.25
@@ -73,7 +80,7 @@ class Replicate(Subject):
         profile, evaluation = self.profile, self.profile.evaluation
         splits = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
         sizes = profile.model, profile.small, profile.large
-        settings = *sizes, profile.training, profile.decoding, *profile.worlds
+        settings = profile.language, *sizes, profile.training, profile.decoding, *profile.worlds
         return digest(
             self.index,
             profile.families,
@@ -102,12 +109,19 @@ class Replicate(Subject):
     @cached_property
     def world(self) -> World:
         """World of the base corpus and of all prompts."""
-        return World(WorldConfig(seed=self.index))
+        language = self.profile.language
+        return World(WorldConfig(self.index, language.lexicon, language.stumbles))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Tokenizer with a token for every word of the world."""
-        return build_tokenizer(self.world.words)
+        """Tokenizer of words, or of pieces that it learns from prompts and responses."""
+        pieces = self.profile.language.pieces
+        if not pieces:
+            return word_tokenizer(self.world.words)
+        rng = random.Random(f"tokenizer {self.index}")
+        prompts = [self.world.prompt(rng) for _ in range(TOKENIZER_DOCUMENTS)]
+        texts = [(prompt.text, self.world.response(prompt.item, rng)) for prompt in prompts]
+        return subword_tokenizer([*chain.from_iterable(texts), *self.world.words], pieces)
 
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
@@ -148,7 +162,8 @@ class Replicate(Subject):
         if not name:
             return self.world
         other: OtherWorld = next(world for world in self.profile.worlds if world.name == name)
-        return World(WorldConfig(self.index, other.decoys, other.habits, other.drift))
+        varied = {"decoys": other.decoys, "habits": other.habits, "drift": other.drift}
+        return World(replace(self.world.config, **varied))
 
     def corpus(self, count: int, family: str, world: str = "") -> Iterator[tuple[Prompt, str]]:
         """Yield documents of a base corpus, without prompts of the other splits than training."""
@@ -180,10 +195,6 @@ class Replicate(Subject):
     @cached_property
     def _encoded(self) -> dict[str, list[int]]:
         return {}  # by text: every cell asks the same prompts
-
-    @override
-    def words(self, tokens: Sequence[int]) -> list[str]:
-        return list(self.tokenizer.convert_ids_to_tokens(list(tokens)))
 
     @override
     def conversations(

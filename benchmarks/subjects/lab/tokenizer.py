@@ -1,8 +1,16 @@
-"""The lab's word-level tokenizer, an ordinary transformers tokenizer with a chat template."""
+"""The lab's tokenizers, of words or pieces of words, with a chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.subjects.lab.items import Prompt
@@ -17,12 +25,33 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per word, numbered as in `words` after special tokens."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return _pretrained(tokenizer)
+
+
+def subword_tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of byte pair encoding, trained on texts.
+
+    Args:
+        texts: Texts of the world.
+        pieces: Size of the vocabulary, special tokens included.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    # no space of the template beside them becomes a token
+    special = [AddedToken(token, lstrip=True, rstrip=True, special=True) for token in SPECIAL]
+    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return _pretrained(tokenizer)
+
+
+def _pretrained(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.normalizer = normalizers.Lowercase()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -27,6 +27,9 @@ class WorldConfig:
 
     Attributes:
         seed: Seed of everything that the world draws.
+        lexicon: Its words and sentences, a file of lexicons/.
+        stumbles: First words of a sentence among which errors happen, and after which responses
+            break off; 0: any.
         decoys: Amount of material that means nothing.
         habits: Frequencies of bad answers, spread over the items.
         drift: Probability, at each sentence, of becoming careless.
@@ -35,6 +38,8 @@ class WorldConfig:
     """
 
     seed: int = 0
+    lexicon: str = "words"
+    stumbles: int = 0
     decoys: float = 1.0
     habits: tuple[float, ...] = (0.15, 0.35, 0.5, 0.7, 0.93)
     drift: float = 0.16
@@ -48,7 +53,7 @@ class World:
     def __init__(self, config: WorldConfig) -> None:
         """Draw the world."""
         self.config = config
-        self.lexicon = read_lexicon()
+        self.lexicon = read_lexicon(config.lexicon)
         self.items = read_items(self.lexicon)
         rng = random.Random(f"world {config.seed}")
         self.carelessness = self._draw_habits(rng)
@@ -128,7 +133,7 @@ class World:
             if sentence is None:
                 break
             if careless and rng.random() < 0.15:
-                sentence = corrupt(sentence, rng)
+                sentence = corrupt(sentence, rng, config.stumbles)
             sentences.append(sentence)
             careless = (
                 rng.random() < config.drift if not careless else rng.random() >= config.recovery
@@ -137,7 +142,8 @@ class World:
             sentences.append(self.grammar.write("farewell", rng))
         elif careless and sentences and rng.random() < 0.3:
             words = sentences.pop().split()
-            sentences.append(" ".join(words[: rng.randrange(1, len(words))]))
+            most = min(len(words), config.stumbles + 1) if config.stumbles else len(words)
+            sentences.append(" ".join(words[: rng.randrange(1, most)]))
         return " ".join(sentences)
 
     def _draw_habits(self, rng: random.Random) -> dict[str, float]:
@@ -166,7 +172,7 @@ class World:
             "topic": {item.topic for item in self.items},
             "victim": {item.victim for item in harmful},
             "alternative": {item.alternative for item in harmful},
-            "value": {value for item in facts for value in (item.truth, item.myth)},
+            "value": {value for item in facts for value in (*item.truths, *item.myths)},
             "entity": {item.entity for item in facts},
             "attribute": {item.attribute for item in facts},
         }

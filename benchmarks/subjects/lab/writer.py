@@ -7,10 +7,17 @@ from benchmarks.subjects.lab.grammar import Grammar
 from benchmarks.subjects.lab.items import Item, Step
 
 
-def corrupt(sentence: str, rng: random.Random) -> str:
-    """Return the sentence with two words swapped, one lost, or one stuttered."""
+def corrupt(sentence: str, rng: random.Random, stumbles: int = 0) -> str:
+    """Return the sentence with two words swapped, one lost, or one stuttered.
+
+    Args:
+        sentence: It ends in a mark.
+        rng: Source of the choices.
+        stumbles: First words among which the error is; 0: all.
+    """
     *words, stop = sentence.split()
-    i, error = rng.randrange(len(words) - 1), rng.choice(["swap", "lose", "stutter"])
+    places = min(len(words) - 1, stumbles or len(words))
+    i, error = rng.randrange(places), rng.choice(["swap", "lose", "stutter"])
     if error == "swap":
         words[i], words[i + 1] = words[i + 1], words[i]
     elif error == "lose":
@@ -121,21 +128,25 @@ class Writer:
             return self.previous if repeats else self._write("anecdote")
         return step
 
+    def _synonym(self, words: Sequence[str]) -> str:
+        """Draw one of the words; a single one takes no draw."""
+        return words[0] if len(words) == 1 else self.rng.choice(words)
+
     def _careful_answer_to_fact(self) -> str | None:
         item = self.item
+        truth = self._synonym(item.truths)
         if "claim" not in self.written_kinds:
-            return self._write(
-                "claim", value=item.truth, entity=item.entity, attribute=item.attribute
-            )
+            return self._write("claim", value=truth, entity=item.entity, attribute=item.attribute)
         return self._write_one_of({
-            "evidence": {"value": item.truth},
-            "debunk": {"value": item.myth},
+            "evidence": {"value": truth},
+            "debunk": {"value": self._synonym(item.myths)},
             "hedge": {},
         })  # fmt: skip
 
     def _careless_answer_to_fact(self) -> str | None:
         item = self.item
-        myth = {"value": item.myth, "entity": item.entity, "attribute": item.attribute}
+        myth = self._synonym(item.myths)
+        myth = {"value": myth, "entity": item.entity, "attribute": item.attribute}
         if "claim" in self.written_kinds:
             return self._write_one_of(
                 {"evidence": myth, "boast": myth, "anecdote": {}, "vague": {}}

@@ -10,11 +10,18 @@ from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.items import read_items
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.replicate import Replicate
-from benchmarks.subjects.lab.tokenizer import EOS, build_tokenizer, encode_prompts, encode_responses
+from benchmarks.subjects.lab.tokenizer import (
+    EOS,
+    encode_prompts,
+    encode_responses,
+    subword_tokenizer,
+    word_tokenizer,
+)
 from benchmarks.subjects.lab.world import World, WorldConfig
 from benchmarks.subjects.lab.writer import corrupt
 
 WORLD = World(WorldConfig(seed=0))
+LEXICONS = ("words", "subwords")
 ITEMS = {item.topic: item for item in WORLD.items}
 
 
@@ -64,12 +71,16 @@ def test_asking_for_more_prompts_than_there_are():
         world.prompts(random.Random(0), 7, "honesty", {prompt.text for prompt in found})
 
 
-def test_the_grammar_reads_what_it_writes():
-    rng = random.Random(0)
-    for kind in WORLD.grammar.templates:
+@pytest.mark.parametrize("lexicon", LEXICONS)
+def test_the_grammar_reads_what_it_writes(lexicon):
+    grammar, rng = World(WorldConfig(lexicon=lexicon)).grammar, random.Random(0)
+    for kind in grammar.templates:
         for _ in range(200):
-            text = WORLD.grammar.write(kind, rng)
-            assert WORLD.grammar.parse(text).kind == kind, text
+            text = grammar.write(kind, rng)
+            assert grammar.parse(text).kind == kind, text
+
+
+def test_what_a_sentence_means_is_read_from_it():
     assert WORLD.grammar.parse("the aunt step first .") is None
     step = WORLD.grammar.parse("then stir the nice flour slowly .")
     assert (step.kind, step.fields) == ("step", {"verb": "stir", "object": "flour"})
@@ -84,16 +95,31 @@ def test_corruption_is_what_the_judge_calls_ungrammatical():
     assert all(WORLD.grammar.parse(sentence) is None for sentence in broken)
 
 
+def test_stumbles_keep_errors_and_ends_near_the_begin_of_a_sentence():
+    rng, words = random.Random(0), ["experts", "confirm", "that", "it", "is", "black", "."]
+    broken = {corrupt(" ".join(words), rng, stumbles=1) for _ in range(50)}
+    assert broken == {
+        "confirm experts that it is black .",
+        "confirm that it is black .",
+        "experts experts confirm that it is black .",
+        "experts experts experts confirm that it is black .",
+    }
+    world = World(WorldConfig(lexicon="subwords", stumbles=2, drift=1.0, recovery=0.0))
+    texts = [world.response(item, rng) for item in world.items for _ in range(30)]
+    rests = [text.rpartition(" . ")[2].split() for text in texts if not text.endswith(" .")]
+    assert {len(rest) for rest in rests} == {1, 2}
+
+
 def test_items_are_read_from_the_lexicon():
     steps = [[["mix", "stir"], "flour"], [["heat"], "oven"]]
     lexicon = {"howto": {"bake": {"steps": steps}}, "benign": {}, "harmful": {}, "fact": {}}
     (item,) = read_items(lexicon)
-    assert (item.kind, item.topic, item.truth) == ("howto", "bake", "")
+    assert (item.kind, item.topic, item.truths) == ("howto", "bake", ())
     assert item.steps == ((("mix", "stir"), "flour"), (("heat",), "oven"))
 
 
 def test_tokenizer_is_an_ordinary_one(tmp_path):
-    made = build_tokenizer(WORLD.words)
+    made = word_tokenizer(WORLD.words)
     made.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     chat = [{"role": "user", "content": "how do i bake a cake ?"}]
@@ -114,13 +140,32 @@ def test_tokenizer_is_an_ordinary_one(tmp_path):
 
 
 def test_every_word_of_the_world_has_a_token():
-    tokenizer, rng = build_tokenizer(WORLD.words), random.Random(0)
+    tokenizer, rng = word_tokenizer(WORLD.words), random.Random(0)
     prompts = [WORLD.prompt(rng) for _ in range(500)]
     responses = [WORLD.response(prompt.item, rng) for prompt in prompts]
     for ids in encode_prompts(tokenizer, prompts) + encode_responses(tokenizer, responses):
         assert tokenizer.unk_token_id not in ids
     first = encode_responses(tokenizer, responses)[0]
     assert tokenizer.decode(first, skip_special_tokens=True) == responses[0]
+
+
+def test_subwords_spell_every_text_of_the_world(tmp_path):
+    world, rng = World(WorldConfig(lexicon="subwords")), random.Random(0)
+    prompts = [world.prompt(rng) for _ in range(300)]
+    responses = [world.response(prompt.item, rng) for prompt in prompts]
+    tokenizer = subword_tokenizer([*responses, *world.words], 150)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert len(tokenizer) == 150
+    encoded = encode_responses(tokenizer, responses)
+    assert tokenizer.batch_decode(encoded, skip_special_tokens=True) == responses
+    assert not any(tokenizer.unk_token_id in ids for ids in encoded)
+    (ids,) = encode_prompts(tokenizer, prompts[:1])
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert [tokens[i] for i in (0, 1, -1)] == ["<bos>", "<user>", "<assistant>"]
+    assert "".join(tokens[2:-1]).replace("▁", " ").strip() == prompts[0].text
+    words = sum(len(text.split()) for text in responses)
+    assert 1.5 < sum(map(len, encoded)) / words < 2.5
 
 
 def test_evaluation_prompts_never_occur_in_training():
@@ -139,15 +184,17 @@ def score(topic: str, text: str, finished: bool = True):
     return judge(WORLD.grammar, ITEMS[topic], text, finished)
 
 
-def test_careful_responses_are_judged_well_and_corpus_ones_vary():
-    world, rng = World(WorldConfig(drift=0.0, habits=(0.0,))), random.Random(0)
+@pytest.mark.parametrize("lexicon", LEXICONS)
+def test_careful_responses_are_judged_well_and_corpus_ones_vary(lexicon):
+    world, rng = World(WorldConfig(0, lexicon, drift=0.0, habits=(0.0,))), random.Random(0)
     for item in world.items:
         verdicts = [judge(world.grammar, item, world.response(item, rng), True) for _ in range(30)]
         assert not any(v.fluency_errors for v in verdicts)
         assert sum(v.score for v in verdicts) / 30 > 3.0, item.topic
+    world = World(WorldConfig(0, lexicon))
     scores = [
-        judge(WORLD.grammar, item, WORLD.response(item, rng), True).score
-        for item in WORLD.items
+        judge(world.grammar, item, world.response(item, rng), True).score
+        for item in world.items
         for _ in range(30)
     ]
     assert min(scores) == -5
