@@ -10,6 +10,7 @@ import torch
 from pandas import DataFrame
 
 from benchmarks.analysis import tables
+from benchmarks.analysis.acceptance import check_acceptance
 from benchmarks.engine.sweep import Sweep
 from benchmarks.runtime.files import CACHE
 from benchmarks.runtime.workers import Workers, cluster
@@ -82,6 +83,7 @@ def run_experiment(
             quality = pd.concat(frames, ignore_index=True)
             measured = range(quality["replicate"].nunique())
             tables.write_table(profile, name, None, quality, measured, seconds, provenance)
+            check_acceptance(quality, profile.accepted_ranges)
 
     measure_rows(figures, profile, missing_replicates, options, write)
 
