@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(f"{options.command} does not take {' '.join(unknown)}")
-    return exit_code(lambda: run(options), f"what was finished is kept, {RESUMES}", "BATCH_SIZE")
+    kept, setting = f"what was finished is kept, {RESUMES}", "BATCH_SIZE"
+    if options.profile == ARCHITECTURES:
+        kept, setting = "nothing was written", f"`batches` in profiles/{ARCHITECTURES}.toml"
+    return exit_code(lambda: run(options), kept, setting)
 
 
 def run(options: Options) -> int | None:

@@ -130,6 +130,23 @@ def test_only_cost_can_be_measured(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt, 130, "interrupted: nothing was written"),
+        (MemoryError, 2, "out of memory, use a smaller `batches` in profiles/architectures.toml"),
+    ],
+)
+def test_what_stops_the_measurement_is_said(tiny, monkeypatch, capsys, error, code, message):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(architectures, "measure", stop)
+    assert main(["cost", "--profile", "architectures"]) == code
+    assert message in capsys.readouterr().err
+    assert not list(tiny[1].iterdir())
+
+
 def test_random_models_are_of_the_family_that_is_asked():
     shape = scaled_down(SETTINGS.architectures["Llama-3.2-1B"])
     models = random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1})
