@@ -47,7 +47,10 @@ class ModelIdentity:
         Raises:
             ValueError: If the model is another one, or has further parameters such as adapters.
         """
-        other = ModelIdentity.of(model)
+        self.check_identity(ModelIdentity.of(model), fitted)
+
+    def check_identity(self, other: "ModelIdentity", fitted: str) -> None:
+        """Check that an identity is this one; arguments and errors as of `check`."""
         shared = self.first_entries.keys() & other.first_entries.keys()
         same = bool(shared) and other.first_entries.keys() <= self.first_entries.keys()
         same = same and all(
@@ -60,5 +63,5 @@ class ModelIdentity:
             fitted_to = self.name or "the model it was fitted to"
             raise ValueError(
                 f"this {fitted} reads the hidden states of {fitted_to}, got "
-                f"{other.name or type(model).__name__} with other weights: fit one to this model"
+                f"{other.name or 'a model'} with other weights: fit one to this model"
             )

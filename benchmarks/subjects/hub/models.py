@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants, snapshot_download
 from jinja2 import TemplateError
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -49,8 +50,9 @@ from benchmarks.subjects.hub.prompts import (
 )
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
-from sia._checkpoints import local_folder
+from sia._checkpoints import local_folder, read_checkpoint
 from sia._inputs import eos_token_ids
+from sia._model_identity import ModelIdentity
 from sia.gates import GATE_FILE
 from sia.scorers import published, value_heads
 from sia.scorers.q_head import Q_HEAD_FILE
@@ -267,6 +269,8 @@ def check_models(profile: HubProfile, kinds: Iterable[str]) -> None:
         try:
             if name in CHECKS:
                 CHECKS[name](source)
+            if name in FITTED_TO_BASE:
+                check_fitted_to(profile.models["base"], source, FITTED_TO_BASE[name])
             if name != "base" and name not in FITTED:  # these read plain turns, or a value model's
                 require_template(_required_tokenizer(name, source))
         except ValueError as error:
@@ -327,14 +331,27 @@ def check_fitted(source: Source, file: str) -> None:
         )
 
 
+def check_fitted_to(base: Source, source: Source, file: str) -> None:
+    """Raise ValueError for a gate or head of another model, as far as the base's files tell it."""
+    _, settings = read_checkpoint(source.id, file, source.subfolder, source.revision)
+    identity, entries = ModelIdentity(**settings["model"]), {}
+    folder = local_folder(base.id, "model", base.subfolder, base.revision)
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            for name in identity.first_entries.keys() & set(tensors.keys()):
+                entries[name] = tensors.get_slice(name)[:1].flatten()[0].float().item()
+    if entries:  # else other names than those of the parameters
+        identity.check_identity(ModelIdentity(base.id, entries), file.replace("_", " "))
+
+
+FITTED_TO_BASE = {JUNCTION: GATE_FILE, Q_HEAD: Q_HEAD_FILE}
 CHECKS: dict[str, Callable[[Source], None]] = {  # by the name of a kind
     "base": check_language_model,
     str(INSTRUCT): check_language_model,
     "value": check_value_model,
     REWARD: check_reward_model,
     EVALUATION_REWARD: check_reward_model,
-    JUNCTION: partial(check_fitted, file=GATE_FILE),
-    Q_HEAD: partial(check_fitted, file=Q_HEAD_FILE),
+    **{kind: partial(check_fitted, file=file) for kind, file in FITTED_TO_BASE.items()},
     VOCABULARY: partial(check_fitted, file=VOCABULARY_FILE),
 }
 

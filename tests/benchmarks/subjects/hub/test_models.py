@@ -440,6 +440,12 @@ def test_what_is_fitted_to_given_models_steers_them(qwen, project, tmp_path):
         shard = Shard(cell, "honesty", range(2))
         rows = measure.measure_shard(subject_of(profile, 0), shard)
         assert (rows["steered"] == rows["tokens"]).all()
+    other = Source(str(hub_folders.save_model(tmp_path / "other", "qwen3", seed=9, kind="base")))
+    for kind in ("junction-mean", "q-head-mean"):  # before anything is loaded
+        with pytest.raises(ValueError, match=rf"models.{kind}: .* got {other.id} with other weigh"):
+            hub_models.check_models(
+                replace(profile, models=profile.models | {"base": other}), [kind]
+            )
     (tmp_path / "mine/q_head.json").unlink()
     with pytest.raises(ValueError, match=r"models.q-head-mean: .*/mine has no q_head.json: name"):
         hub_models.check_models(profile, ["q-head-mean"])
