@@ -128,7 +128,7 @@ class Regret(Figure):
             )
             panels[0].set(xlabel="share of the steps", ylabel="", title=title.replace(", ", ",\n"))
             _draw_points(panels[1], usual[usual["metric"] == "shift_auroc"], "method", SCORES)
-            panels[1].set(xlabel="AUROC of changes")
+            panels[1].set(xlabel="AUROC of changed tokens")
             at_share = rows[np.isclose(rows["target_ratio"], SHOWN_SHARE)]
             at_share = at_share[at_share["method"].isin(COMPARED)]
             _draw_points(panels[2], at_share, "experiment", EXPERIMENTS)

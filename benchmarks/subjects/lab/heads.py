@@ -21,6 +21,7 @@ from sia.fitting import fit_vocabulary_value_model, train_junction_gate, train_q
 from sia.states import States, collect_states
 
 SHARE = 0.1  # of the training prompts, whose responses are learned from
+MOST_STATES = 100_000  # were all responses as long as can be; about 40,000 as they are
 SECONDS_PER_PROMPT = 0.1  # estimated, of one core
 
 
@@ -52,16 +53,15 @@ def fit_heads(replicate: Replicate, kind: ModelKind, family: str) -> Heads:
     seed = replicate.seed(str(kind), family)
     prompts = prompts_to_fit(replicate)
     model, value_model, options = _teachers(replicate, kind.loss, family)
+    options |= {"seed": seed, "max_states": MOST_STATES}
     ids = encode_prompts(replicate.tokenizer, prompts)
-    states = collect_states(model, replicate.tokenizer, value_model, ids, seed=seed, **options)
+    states = collect_states(model, replicate.tokenizer, value_model, ids, **options)
     seen = torch.tensor([p.item.topic not in replicate.unseen_topics for p in prompts])
     heads = Heads(
         train_junction_gate(model, value_model, states, seed=seed).gate,
         train_junction_gate(model, value_model, states[seen[states.prompts]], seed=seed).gate,
         train_q_head(model, value_model, states, seed=seed).scorer,
-        fit_vocabulary_value_model(
-            model, replicate.tokenizer, value_model, ids, seed=seed, **options
-        ).scorer,
+        fit_vocabulary_value_model(model, replicate.tokenizer, value_model, ids, **options).scorer,
     )
     workers.report(SECONDS_PER_PROMPT * len(prompts))
     return heads
