@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 from transformers import PreTrainedModel
 
@@ -58,7 +59,7 @@ def scorer_of(subject: Subject, kind: ModelKind, family: str) -> Scorer:
         return build(subject, family) if build else subject.value_model(label, family)
 
     if kind.name in FITTED:
-        return fitted(subject, kind, family)
+        return cast(Scorer, fitted(subject, kind, family))
     return load_cached(subject, load_scorer, str(kind), family)
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,7 @@ def _at_steps(
                 for name in (JUNCTION, UNSEEN, Q_HEAD)
             )
             foreseen = [unseen.predictor.predict(states) for states in hidden]
+            unseen_topics = cast(Replicate, subject).unseen_topics
             topics = [prompt.item.topic for prompt in prompts]
             estimates = [
                 head.values(states, tokens)
@@ -107,7 +109,7 @@ def _at_steps(
             columns |= {
                 f"predicted_{loss}": [gate.predictor.predict(states) for states in hidden],
                 f"unseen_{loss}": [
-                    x if topic in subject.unseen_topics else torch.full_like(x, math.nan)
+                    x if topic in unseen_topics else torch.full_like(x, math.nan)
                     for x, topic in zip(foreseen, topics, strict=True)
                 ],
                 f"q_head_{loss}": _divergences(logits, estimates),

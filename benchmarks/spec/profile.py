@@ -20,7 +20,15 @@ from pydantic_core import ErrorDetails
 from typing_extensions import override
 
 from benchmarks.spec.methods import EVALUATION_REWARD, METHODS
-from benchmarks.spec.model_kinds import BASE, FITTED, LOSSES, SIZES, ModelKind, value_kind
+from benchmarks.spec.model_kinds import (
+    BASE,
+    FITTED,
+    LOSSES,
+    SIZES,
+    ModelKind,
+    teacher_of,
+    value_kind,
+)
 
 PROFILES = Path(__file__).with_name("profiles")
 JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
@@ -462,10 +470,10 @@ class HubProfile(Profile):
         for kind in (str(BASE), EVALUATION_REWARD):
             _require(kind in kinds, f"models.{kind} must be named", kinds)
         _require(bool(self.losses), "models.value-mean or models.value-token must be named", kinds)
-        for kind in map(ModelKind.parse, kinds):
-            teacher = str(value_kind(kind.loss))
-            known = kind.name not in FITTED or teacher in kinds
-            _require(known, f"models.{teacher}, which {kind} is fitted to, must be named", kinds)
+        for label in kinds:
+            teacher = teacher_of(label)
+            known = not teacher or teacher in kinds
+            _require(known, f"models.{teacher}, which {label} is fitted to, must be named", kinds)
         one = len(self.families) == 1
         _require(one, "families must be one, the name of its models in figures", self.families)
         _require(self.replicates == 1, "replicates must be 1, models are given", self.replicates)
