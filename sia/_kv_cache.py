@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     Cache,
     DynamicCache,
-    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -78,7 +77,7 @@ def check_weights(model: PreTrainedModel) -> None:
 
 def narrows_logits(model: PreTrainedModel) -> bool:
     """Return whether a language model takes `logits_to_keep`, as older ones of the Hub do not."""
-    return cast(GenerationMixin, model)._supports_logits_to_keep()
+    return cast(Any, model)._supports_logits_to_keep()
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -438,7 +438,7 @@ def estimate_rows(
     of_replicates = [_bootstrap_bounds(draw, level) for draw in draws]
     pooled = of_replicates[0] if len(draws) == 1 else t_interval(draws[:, :1], level)[:, 0]
     alone = {name: value for name, value in labels.items() if name not in POOLED_ONLY}
-    rows = [(labels | {"replicate": POOLED}, pooled, slice(None))]
+    rows: list[tuple] = [(labels | {"replicate": POOLED}, pooled, slice(None))]
     if len(draws) > 1:
         rows += [
             (alone | {"replicate": str(number)}, numbers, number)
