@@ -85,17 +85,17 @@ def existing_rows(profile: Profile, name: str) -> pd.DataFrame | None:
     Of the table of models, which has no rows, the summary.
 
     Raises:
-        ValueError: They were measured by other code or under other settings than today's.
+        ValueError: They were measured by other code, of other files or under other settings than
+            today's.
     """
     if not has_table(profile, name):
         return None
     provenance = read_provenance(profile, name)
-    digests = provenance["profile_digest"], provenance["code_digest"]
-    if digests != (profile_digest(profile), row_code(profile)):
-        raise ValueError(
-            f"{name} was measured by other code or settings than today's, so no replicate can be "
-            "added: use FRESH=1"
-        )
+    stale = _staleness(profile, provenance)
+    if not stale and provenance["code_digest"] != row_code(profile):
+        stale = "by other code than today's"
+    if stale:
+        raise ValueError(f"{name} was measured {stale}, so KEEP=1 cannot keep it: use FRESH=1")
     rows = folder(profile) / f"{name}.parquet"
     return read_frame(rows) if rows.exists() else pd.read_csv(folder(profile) / f"{name}.csv")
 

@@ -358,6 +358,6 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     )
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: threshold was measured by other code or settings than today's, so no replicate "
-        "can be added: use FRESH=1\n"
+        "error: threshold was measured by other code than today's, so KEEP=1 cannot keep it: "
+        "use FRESH=1\n"
     )

@@ -86,6 +86,23 @@ def test_every_command_names_what_was_retrained_under_the_same_path(
         assert printed.err == f"warning: figure3.csv is stale, it was {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"profile_digest": "0"}, "under other settings than profile smoke has now"),
+        ({"inputs": {"value-mean": "0"}}, "with other files of value-mean than there are now"),
+        ({"code_digest": "0"}, "by other code than today's"),
+    ],
+)
+def test_keep_refuses_what_was_measured_otherwise(table, capsys, monkeypatch, changed, message):
+    path = table / "results/smoke/figure3.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    monkeypatch.setattr(tables, "input_states", lambda profile: {"value-mean": "now"})
+    assert main(["figure3", "--profile", "smoke", "--keep"]) == 2
+    error = f"error: figure3 was measured {message}, so KEEP=1 cannot keep it: use FRESH=1\n"
+    assert capsys.readouterr().err == error
+
+
 def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys):
     def verify(exit_code):
         before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
