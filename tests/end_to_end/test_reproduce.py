@@ -157,12 +157,14 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     rows = pd.read_parquet(checkout / "results/tiny/figure2.parquet")
     labels = ["value_model", "method", "search", "target_ratio", "tuned", "model"]
     # 8 baselines; SIA and dense for each loss at β = 1 and tuned,
-    # random for each loss and once tuned
-    assert len(rows[labels].drop_duplicates()) == 8 + 4 * 2 + 3
+    # random for each loss and once tuned; for each loss junction gate and Q-head, also tuned, both
+    # together and a vocabulary head
+    cells_of_values = 4 * 2 + 3 + 2 * 6
+    assert len(rows[labels].drop_duplicates()) == 8 + cells_of_values
     per_cell = 3 * 4 * 2
     rollouts = 3 * 1 * 2
     assert (
-        len(rows) == (8 - 1 + 4 * 2 + 3) * per_cell + rollouts + per_cell
+        len(rows) == (8 - 1 + cells_of_values) * per_cell + rollouts + per_cell
     )  # best-of-2 holds the first response too
     dense = rows[rows["method"] == "dense"]
     assert (dense["steered"] == dense["tokens"]).all()
@@ -176,6 +178,7 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     correlations = {f"judge_correlation_at_{percent}" for percent in (10, 50, 100)}
     assert {"corpus_loss", "pair_accuracy"} | correlations <= set(models["metric"])
     further = {"base-large", "base@many-decoys", "value-mean-early", "value-token@many-decoys"}
+    further |= {"heads-mean", "heads-token"}
     assert further | {"autoregressive-reward"} <= set(models["model"])
     scale = models[models["metric"] == "scaled_reward_sd"]["estimate"]
     assert len(scale) > 0

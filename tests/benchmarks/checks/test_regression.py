@@ -77,10 +77,10 @@ def test_metrics_that_went_or_came_are_named(committed):
         ]
 
 
-def test_about_sixty_hypotheses_are_tested(committed):
+def test_about_eighty_hypotheses_are_tested(committed):
     values = regression.per_prompt(committed)
     results, _ = regression.paired_tests(values, values)
-    assert 50 <= results["p"].notna().sum() <= 75
+    assert 65 <= results["p"].notna().sum() <= 95
     few = results[results["p"].isna()]
     assert set(few["method"]) == {"transfer-q"}  # measured on two prompts of each objective
     assert few["visible"].isna().all()
