@@ -150,7 +150,7 @@ class Subject(ABC):
     def words(self, tokens: Sequence[int]) -> list[str]:
         """Return how token ids are written, with the spaces before them."""
         pieces = self.tokenizer.convert_ids_to_tokens(list(tokens))
-        texts = self.tokenizer.batch_decode([[token] for token in tokens])
+        texts = [str(self.tokenizer.decode([token])) for token in tokens]
         # some decoders drop the space of a first token
         return [
             f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

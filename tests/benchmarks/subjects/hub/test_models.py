@@ -340,6 +340,14 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
     )
 
 
+@pytest.mark.parametrize("text", ["", " tell me why"], ids=["none", "with spaces"])
+def test_tokens_are_written_with_their_spaces(qwen, project, text):
+    """None where steering shifted nothing."""
+    subject = HubModels(project("qwen3", qwen))
+    ids = subject.tokenizer(text, add_special_tokens=False).input_ids
+    assert "".join(subject.words(ids)) == text
+
+
 def test_a_reward_model_is_asked_in_one_format(qwen, project, tmp_path):
     """Annotation, best-of-N, ARGS, beams, rollouts; like Qwen3's, its template writes a thought."""
     places = qwen | {"reward": tmp_path / "reward"}
