@@ -179,6 +179,10 @@ def _draw_kept_and_changed(axis, dense: pd.DataFrame) -> None:
 def _draw_words(axis, sparse: pd.DataFrame) -> None:
     """Draw the most frequent changes of a token."""
     shifts = sparse[sparse["metric"] == "word_shift_share"].nlargest(FREQUENT, "estimate")
+    if shifts.empty:
+        axis.set_axis_off()
+        axis.set_title("SIA changed no token")
+        return
     words = shifts["base_word"].astype(str) + " → " + shifts["word"].astype(str)
     style.sns.barplot(
         x=100 * shifts["estimate"], y=words, ax=axis, color=style.COLOURS["sia"], saturation=1

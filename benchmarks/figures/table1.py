@@ -143,7 +143,7 @@ def cells_of(rows: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, pd.Dat
     """
     digits = [DIGITS.get(metric, 2) for metric in rows["metric"]]
     texts = [
-        f"{estimate:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+        f"{estimate:z.{places}f} [{low:z.{places}f}, {high:z.{places}f}]"
         for estimate, low, high, places in zip(
             rows["estimate"], rows["low"], rows["high"], digits, strict=True
         )

@@ -17,7 +17,7 @@ from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, estimates, tables
 from benchmarks.analysis.divergence import NOISES, regret_bounds
 from benchmarks.engine.theory import STEPS, random_instances
-from benchmarks.figures import entropy, figure2, figure4, figure5, style, theory
+from benchmarks.figures import entropy, figure2, figure4, figure5, style, table1, theory
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile, load_profile
 from sia import theory as laws
@@ -313,6 +313,21 @@ def test_positions_before_the_first_junction_are_shown():
     )
     grid = figure5.shares(table, replace(SMOKE, families=("qwen3",)))
     assert grid.to_numpy().tolist() == [[0.0, 0.5, 0.0]] * 3
+
+
+def test_a_panel_without_changes_says_so():
+    _, axis = style.plt.subplots()
+    entropy._draw_words(axis, pd.DataFrame({"metric": [], "estimate": []}))
+    style.plt.close()
+    assert (axis.axison, axis.get_title()) == (False, "SIA changed no token")
+
+
+def test_zeros_have_no_sign_in_table_1():
+    names = dict.fromkeys((*table1.KEYS, "gate", "model"), "") | {"method": "base"}
+    names |= {"target_ratio": 0.0, "best_of": 1, "tuned": False}
+    numbers = {"metric": "reward", "estimate": -1e-3, "low": -4e-3, "high": 0.0}
+    texts, _ = table1.cells_of(pd.DataFrame([names | numbers]), SMOKE)
+    assert texts.to_numpy().tolist() == [["0.00 [0.00, 0.00]"]]
 
 
 def test_entropy_around_junctions_stays_within_the_response():
