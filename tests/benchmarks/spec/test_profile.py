@@ -96,7 +96,8 @@ def test_an_unknown_profile_is_refused_with_the_list():
 
 def test_every_setting_changes_the_profile_digest():
     digests, settings = {profile_digest(SMOKE)}, 1
-    for field in dataclasses.fields(SMOKE):
+    decisive = [field for field in dataclasses.fields(SMOKE) if field.name != "acceptance"]
+    for field in decisive:
         table = getattr(SMOKE, field.name)
         keys = dataclasses.fields(table) if dataclasses.is_dataclass(table) else ()
         for key in keys:
