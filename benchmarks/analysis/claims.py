@@ -348,6 +348,8 @@ def source_text(row: pd.Series) -> str:
 
 def criterion(row: pd.Series) -> str:
     """Return what the interval is held against, with its unit."""
-    in_unit = f"{SIGNS[row['test']]} {row['margin']:.2g} {row['unit']}".rstrip()
-    share = row["margin_in_sd"]
+    sign, share = SIGNS[row["test"]], row["margin_in_sd"]
+    if pd.isna(row["margin"]):  # not measured: what the share comes to is not known
+        return f"{sign} {share:g} SD of base responses"
+    in_unit = f"{sign} {row['margin']:.2g} {row['unit']}".rstrip()
     return in_unit if pd.isna(share) else f"{in_unit} ({share:g} SD of base responses)"

@@ -1,5 +1,6 @@
 """Claims in the terms of a profile, and the verdicts on them."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -209,3 +210,16 @@ def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
         assert set(verdicts["verdict"]) == {verdict}
     else:
         assert pooled["marks"] == ("✗✗" if np.isnan(n) else "––")
+
+
+@pytest.mark.parametrize(
+    ("margin", "share", "text"),
+    [
+        (-0.1, -0.035, "≥ -0.1 points (-0.035 SD of base responses)"),
+        (0.0, math.nan, "≥ 0 points"),
+        (math.nan, -0.035, "≥ -0.035 SD of base responses"),  # its table is not measured
+    ],
+)
+def test_a_criterion_says_its_margin_as_far_as_it_is_known(margin, share, text):
+    row = {"test": "reaches", "margin": margin, "margin_in_sd": share, "unit": "points"}
+    assert claims.criterion(pd.Series(row)) == text
