@@ -1,6 +1,8 @@
 """Parser and exit codes that the command-line tools share."""
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Callable
 from os.path import expanduser
@@ -25,6 +27,16 @@ def path(text: str) -> Path:
     return Path(expanduser(text))
 
 
+def nobody_reads() -> bool:
+    """Return whether the reader of the standard output has gone; let the rest go nowhere then."""
+    output = select.poll()
+    output.register(1, 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
+
+
 def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
     """Run a command and return its exit code.
 
@@ -34,11 +46,16 @@ def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
         setting: What to lower where memory does not suffice.
 
     Returns:
-        2, after one sentence, for bad input; 130 when interrupted; else what `run` returns.
+        2, after one sentence, for bad input; 130 when interrupted; 141 where nobody reads what is
+        printed any more; else what `run` returns.
     """
     try:
-        return run() or 0
+        code = run() or 0
+        sys.stdout.flush()
+        return code
     except (ValueError, ArithmeticError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            return 141
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:

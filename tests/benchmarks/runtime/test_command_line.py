@@ -1,5 +1,8 @@
 """Exit codes and paths that the command-line tools share."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,6 +35,35 @@ def test_faults_of_the_program_keep_their_trace():
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         exit_code(run, "", "")
+
+
+@pytest.mark.parametrize("words", [1, 100_000])  # the end, and while printing
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    program = f"""
+import sys
+from benchmarks.runtime.command_line import exit_code
+def run():
+    print("first", flush=True)
+    sys.stdin.readline()
+    print("word " * {words})
+sys.exit(exit_code(run, "", ""))
+"""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as process:
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.wait() == 141
+        assert process.stderr.read() == ""
+
+
+def test_a_pipe_broken_elsewhere_is_an_error(capsys):
+    def run():
+        raise BrokenPipeError("a worker died")
+
+    assert exit_code(run, "", "") == 2
+    assert capsys.readouterr().err == "error: a worker died\n"
 
 
 def test_paths_may_begin_with_the_home_folder(monkeypatch, tmp_path):
