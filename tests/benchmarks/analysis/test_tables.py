@@ -260,7 +260,7 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
         (
             ["figure2", "--profile", "nope"],
             "error: unknown profile 'nope', expected one of: architectures, check, lab, "
-            "llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
+            "lab-subwords, llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
             "qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
         ),
         (
