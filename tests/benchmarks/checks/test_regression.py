@@ -48,9 +48,12 @@ def test_the_same_models_must_give_the_same_rows(committed, capsys):
     )
     rows = dict(committed)
     rows["figure1"] = rows["figure1"].assign(kl=rows["figure1"]["kl"] * np.float32(1.0001))
+    rows["figure2"] = rows["figure2"].assign(threshold=rows["figure2"]["threshold"] * (1 + 1e-7))
+    rows["table1"] = rows["table1"].assign(threshold=rows["table1"]["threshold"] * (1 + 1e-4))
     rows["theory"] = rows["theory"].iloc[1:]
     assert regression.compare(rows, MODELS, committed, MODELS) == [
         "by the same models, figure1 differs in kl",
+        "by the same models, table1 differs in threshold",
         "by the same models, theory has other columns or another number of rows",
     ]
     assert regression.compare(rows, OTHER_MODELS, committed, MODELS) == []
