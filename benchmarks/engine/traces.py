@@ -241,9 +241,9 @@ def candidate_table(
     count = subject.profile.decoding.candidates
     logits, candidates, hidden = candidate_states(model, ids, responses, count)
     kind = cell.scorer or value_kind(subject.profile.losses[0])
-    asked = steering or Steering(scorer_of(subject, kind, cell.family), Never(), 1.0)
+    shown = steering or Steering(scorer_of(subject, kind, cell.family), Never(), 1.0)
     value_ids = subject.encode(prompts, str(kind))
-    values = candidate_values(asked.scorer, value_ids, responses, candidates)
+    values = candidate_values(shown.scorer, value_ids, responses, candidates)
     predicted = [torch.full((len(base),), math.nan) for base in logits]
     if subject.profile.has(junction := ModelKind(JUNCTION, kind.loss)):
         predict = fitted(subject, junction, cell.family).predictor.predict
@@ -251,7 +251,7 @@ def candidate_table(
     frames = []
     for i, response in enumerate(responses):
         base, tokens, value = (each[i].cpu() for each in (logits, candidates, values))
-        optimal = steer(base, value, asked)
+        optimal = steer(base, value, shown)
         tilted = base if steering is None else optimal
         steps, width = base.shape
         columns = {

@@ -1,4 +1,4 @@
-"""Where steering matters: what a score of each step tells of the gain of steering it.
+"""Share of the gain of steering that the steps ranked first by a score hold.
 
 By Lemma 2.1 leaving a step alone costs KL(π‖π*)/β. Scores rank the steps that the base visits,
 within each objective, as a gate does whose threshold is its own there: what share of Σ KL(π‖π*)
@@ -47,7 +47,7 @@ SUMS = ["divergence", *CAPTURED, "shifted", "kept", "shifted_above", "kept_below
 
 
 class Regret(Figure):
-    """Where steering matters, and what tells it."""
+    """Steps where steering matters, and scores that find them."""
 
     needs_lab = True
     reported = ("captured_divergence", "shift_auroc")

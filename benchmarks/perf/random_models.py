@@ -50,6 +50,11 @@ class Models:
         """Number of parameters of the language model."""
         return sum(parameter.numel() for parameter in self.language.parameters())
 
+    @property
+    def name(self) -> str:
+        """Family and size, as in tables: "qwen3-9.2M"."""
+        return f"{self.language.config.model_type}-{self.parameters / 1e6:.1f}M"
+
     def prompts(self, batch: int) -> list[list[int]]:
         """Return random prompts."""
         generator = torch.Generator().manual_seed(batch)

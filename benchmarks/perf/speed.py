@@ -111,7 +111,7 @@ def small_models(
             times as many.
     """
     models = random_models(shape)
-    name = f"qwen3-{models.parameters / 1e6:.1f}M"
+    name = models.name
     sparse = Steering(models.value, RandomGate(0.2))
     rows = []
     for batch in batches:

@@ -92,7 +92,7 @@ def throughput_rows(
             relative = ratios(seconds, plain)  # of tokens per second, which are as many
             rows.append(
                 {
-                    "model": f"qwen3-{models.parameters / 1e6:.1f}M",
+                    "model": models.name,
                     "batch": batch,
                     "new_tokens": tokens,
                     "scorer": name,

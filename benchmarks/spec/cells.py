@@ -83,8 +83,8 @@ class Condition:
         size = LARGE_WORK if "large" in sizes else 1.0
         baseline = method_of_scorer(self.scorer)
         scoring = baseline.scoring_work if baseline else 1.0
-        asked = self.target_ratio if self.gate not in ("never", DIVERGENCE) else 1.0
-        steering = scoring * (0.7 + 3 * asked) if self.scorer else 0.0
+        scored_share = self.target_ratio if self.gate not in ("never", DIVERGENCE) else 1.0
+        steering = scoring * (0.7 + 3 * scored_share) if self.scorer else 0.0
         return self.responses * size * (1 + steering)
 
 

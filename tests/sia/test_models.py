@@ -1,4 +1,4 @@
-"""What is taken for a model, and where models are saved, or refused in one sentence."""
+"""Arguments taken for a model and places to save one, or their refusal in one sentence."""
 
 import copy
 from pathlib import Path

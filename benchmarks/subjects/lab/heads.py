@@ -1,4 +1,4 @@
-"""What is fitted to a base model and a value model: a junction gate, a Q-head, a vocabulary head.
+"""Junction gate, Q-head and vocabulary head, fitted to a base model and a value model.
 
 All lie in one folder, and in a folder inside a junction gate that was shown no unseen topic.
 """

@@ -142,7 +142,7 @@ class World:
             sentences.append(self.grammar.write("farewell", rng))
         elif careless and sentences and rng.random() < 0.3:
             words = sentences.pop().split()
-            most = min(len(words), config.stumbles + 1) if config.stumbles else len(words)
+            most = min(len(words), (config.stumbles or len(words)) + 1)
             sentences.append(" ".join(words[: rng.randrange(1, most)]))
         return " ".join(sentences)
 

@@ -145,8 +145,11 @@ class Writer:
 
     def _careless_answer_to_fact(self) -> str | None:
         item = self.item
-        myth = self._synonym(item.myths)
-        myth = {"value": myth, "entity": item.entity, "attribute": item.attribute}
+        myth = {
+            "value": self._synonym(item.myths),
+            "entity": item.entity,
+            "attribute": item.attribute,
+        }
         if "claim" in self.written_kinds:
             return self._write_one_of(
                 {"evidence": myth, "boast": myth, "anecdote": {}, "vague": {}}

@@ -1,4 +1,4 @@
-"""What scores of steps capture, against the library's own report and by definition."""
+"""Gain captured by scores of steps, against the library's own report and by definition."""
 
 from dataclasses import replace
 

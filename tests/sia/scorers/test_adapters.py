@@ -76,7 +76,7 @@ def test_adapters_of_value_models_come_back_bit_for_bit(auto_class, settings, tm
 
 
 def native(path):
-    """By transformers' own way to add an adapter."""
+    """Add an adapter in the way of transformers itself."""
     model = AutoModelForCausalLM.from_pretrained(path)
     model.add_adapter(LoraConfig(**LORA, target_modules=["q_proj"]))
     return model

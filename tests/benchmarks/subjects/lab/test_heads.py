@@ -1,4 +1,4 @@
-"""What is fitted to a replicate's base and value models."""
+"""Gates and heads fitted to a replicate's base and value models."""
 
 from dataclasses import replace
 

@@ -119,8 +119,8 @@ def test_items_are_read_from_the_lexicon():
 
 
 def test_tokenizer_is_an_ordinary_one(tmp_path):
-    made = word_tokenizer(WORLD.words)
-    made.save_pretrained(tmp_path)
+    tokenizer = word_tokenizer(WORLD.words)
+    tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     chat = [{"role": "user", "content": "how do i bake a cake ?"}]
     text = loaded.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
