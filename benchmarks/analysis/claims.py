@@ -165,7 +165,7 @@ def _variants(name: str, entry: dict, conditions: dict, profile: Profile) -> Ite
 
 
 def _in_terms_of(selector: dict, profile: Profile) -> dict | None:
-    """Return the selector with the profile's score and floor; None if it lacks what is compared."""
+    """Return the selector with the profile's score; None if it lacks what is compared."""
     named = {display_name(selector.get("method", ""), selector.get("search", ""))}
     loss = ModelKind.parse(selector.get("value_model", "")).loss
     needed = [
@@ -174,8 +174,6 @@ def _in_terms_of(selector: dict, profile: Profile) -> dict | None:
     ]  # fmt: skip
     if not all(map(profile.has, needed)) or (selector.get("tuned") and not profile.sweep.tuning):
         return None
-    if selector.get("floor") == "usual":
-        selector = selector | {"floor": profile.sweep.floor}
     if "metric" in selector:
         metrics = profile.available_metrics((selector["metric"],))
         return selector | {"metric": metrics[0]} if metrics else None

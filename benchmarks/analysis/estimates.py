@@ -30,16 +30,16 @@ SCORES = ("judge", "reward")  # metrics of which figures show single replicates 
 UNIT = ["replicate", "objective", "prompt", "seed"]
 LABELS = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "best_of", "search",
-    "tuned", "floor", "tau",
+    "tuned", "tau",
 ]  # fmt: skip
 COLUMNS = [
     "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio",
     "beta", "best_of", "metric", "replicate", "estimate", "low", "high", "n", "seeds",
-    "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio", "sd",
+    "replicates", "tuned", "tau", "search", "matched", "versus", "versus_ratio", "sd",
 ]  # fmt: skip
 ORDER = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "pooled_beta", "best_of",
-    "tuned", "floor", "tau", "versus",
+    "tuned", "tau", "versus",
 ]  # fmt: skip
 NUMBERS = ("estimate", "low", "high")
 COUNTS = dict.fromkeys(("n", "seeds", "replicates"), "Int64")

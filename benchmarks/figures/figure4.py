@@ -1,18 +1,15 @@
 """Figure 4: strength of steering, by the grid of β and share of tokens, and at each method's best.
 
 figure4 shows the first family. figure4-sparse-dense compares sparse and dense steering of both
-families in every setting of the claims: at β = 1, at each method's best β, and at equal drift, each
-with and without a floor on the candidates' base probability.
+families in every setting of the claims: at β = 1, at each method's best β, and at equal drift.
 
 At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same,
-linear in the root of the KL between measured β (and the base, at KL 0) in every resample. A floor
-alone costs some KL: SIA with a floor stands against the better of dense steering with and without
-it. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton,
-"Scaling laws for reward model overoptimization", 2023.
+linear in the root of the KL between measured β (and the base, at KL 0) in every resample. That
+rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
+for reward model overoptimization", 2023.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +21,16 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "content", "fluency_errors", "kl", "kl_per_token")
+METRICS = ("judge", "fluency_errors", "kl", "kl_per_token")
 
 
 class Figure4(Figure):
     """Figure 4: steering strength."""
 
-    measured = (*METRICS[:4], "steered", "tokens")
+    measured = (*METRICS[:3], "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return SIA and dense steering over the grid of β, tuned, and with a floor."""
+        """Return SIA and dense steering over the grid of β, and tuned."""
         requests, sweep = [], profile.sweep
         # strengths of dense steering that are compared with at equal drift
         others = [beta for beta in sweep.betas if beta <= 2]
@@ -46,15 +43,6 @@ class Figure4(Figure):
                 requests += [methods.dense(*unit[1:], beta=beta) for beta in others]
                 if sweep.tuning:
                     requests += methods.curve(*unit, tuned=True)
-                requests += methods.curve(*unit, sweep.main_ratios, floor=sweep.floor)
-                if sweep.tuning:
-                    requests += methods.curve(
-                        *unit, sweep.main_ratios, tuned=True, floor=sweep.floor
-                    )
-                requests += [
-                    methods.dense(*unit[1:], beta=beta, floor=sweep.floor)
-                    for beta in (0.0, *others)
-                ]
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -67,7 +55,7 @@ class Figure4(Figure):
         scores = estimates.method_scores(rows, metrics)
         differences, matched = [], []
         for dense in estimates.select(scores, method="dense"):
-            setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
+            setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned")}
             setting |= {} if dense.labels["tuned"] else {"beta": dense.labels["beta"]}
             sparse = estimates.select(scores, method="sia", **setting)
             if not sparse:
@@ -75,11 +63,13 @@ class Figure4(Figure):
             differences += methods.against_dense(sparse, dense, profile)
             if setting.get("beta") == 1:
                 claimed = estimates.select(sparse, target_ratio=profile.sweep.main_ratios)
-                matched.append((dense_curves(scores, setting), claimed))
+                matched.append((dense_curve(scores, setting), claimed))
         others = estimates.select(
-            scores, family=profile.families[0], floor=0.0, tuned=False,
+            scores,
+            family=profile.families[0],
+            tuned=False,
             value_model=tuple(methods.values(profile)),
-        )  # fmt: skip
+        )
         usual = {
             (one.labels["value_model"], one.labels["target_ratio"]): one
             for one in estimates.select(others, beta=1.0)
@@ -103,47 +93,36 @@ class Figure4(Figure):
         ]
 
 
-def dense_curves(
+def dense_curve(
     scores: Sequence[estimates.MethodScores], setting: dict
-) -> list[list[estimates.MethodScores]]:
-    """Return dense steering by ascending β, from the base on; and with the setting's floor."""
-    common = {k: setting[k] for k in ("family", "value_model")} | {"tuned": False}
+) -> list[estimates.MethodScores]:
+    """Return dense steering by ascending β, from the base on."""
     base = estimates.select_one(scores, family=setting["family"], gate="never")
-    by_floor = [
-        sorted(
-            estimates.select(scores, **common, method="dense", floor=floor),
-            key=lambda one: one.labels["beta"],
-        )
-        for floor in dict.fromkeys([0.0, setting["floor"]])
-    ]
-    return [[base, *by_floor[0]], *by_floor[1:]]
+    same = {k: setting[k] for k in ("family", "value_model")}
+    dense = estimates.select(scores, **same, method="dense", tuned=False)
+    return [base, *sorted(dense, key=lambda one: one.labels["beta"])]
 
 
 def at_equal_drift(
-    settings: Sequence[
-        tuple[Sequence[Sequence[estimates.MethodScores]], Sequence[estimates.MethodScores]]
-    ],
+    settings: Sequence[tuple[Sequence[estimates.MethodScores], Sequence[estimates.MethodScores]]],
     profile: Profile,
 ) -> pd.DataFrame:
     """Return SIA − dense in score where both have the KL of SIA, by ratio and for their mean.
 
     Args:
-        settings: For each family, loss and floor: curves of dense steering by ascending β, the
-            first of which begins at the base, and SIA by ratio. Of two curves (without and with a
-            floor), the better at that KL counts.
+        settings: For each family and loss: the base and dense steering by ascending β, and SIA by
+            ratio.
         profile: Names the score and says how many resamples.
 
     Returns:
         Rows of each family and of the mean over them, with `matched` "kl".
     """
     records, families = [], {}
-    for curves, sparse in settings:
+    for curve, sparse in settings:
         replicates, objectives, prompts, seeds = sparse[0].shape
         mean = sparse[0].labels | {"method": "sia-claimed", "target_ratio": None}
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
-            gains = np.stack(
-                [_gains(curves, sparse, number, r, profile) for r in range(replicates)]
-            )
+            gains = np.stack([_gains(curve, sparse, number, r, profile) for r in range(replicates)])
             common = {
                 "objective": objective,
                 "metric": profile.score,
@@ -155,7 +134,7 @@ def at_equal_drift(
             }
             draws_of = [*gains.transpose(2, 0, 1), gains.mean(2)]
             for setting, draws in zip([*(s.labels for s in sparse), mean], draws_of, strict=True):
-                names = ("value_model", "floor", "method", "target_ratio")
+                names = ("value_model", "method", "target_ratio")
                 key = (objective, *(setting[name] for name in names))
                 families.setdefault(key, []).append((setting | common, draws))
                 records += estimates.estimate_rows(setting | common, draws, profile)
@@ -166,12 +145,12 @@ def at_equal_drift(
     return estimates.summary_frame(records)
 
 
-def _gains(curves, sparse, objective: int | None, replicate: int, profile: Profile) -> np.ndarray:
+def _gains(curve, sparse, objective: int | None, replicate: int, profile: Profile) -> np.ndarray:
     """Return the estimate of a replicate, then its resamples: `(1 + resamples, ratios)`."""
     metrics, statistics = profile.available_metrics(METRICS), profile.statistics
     columns = [metrics.index(profile.score), metrics.index("kl")]
     objectives = slice(None) if objective is None else [objective]
-    entries = [*sparse, *(one for curve in curves for one in curve)]
+    entries = [*sparse, *curve]
     values = np.stack(
         [one.values[:, columns].reshape(*one.shape, 2)[replicate, objectives] for one in entries],
         axis=-1,
@@ -183,15 +162,10 @@ def _gains(curves, sparse, objective: int | None, replicate: int, profile: Profi
     means = np.concatenate([centre[None], draws]).reshape(-1, 2, len(entries))
     # the score is close to linear in the root of the drift
     scores, drifts = means[:, 0], np.sqrt(np.maximum(means[:, 1], 0))
-    ends = np.cumsum([len(sparse), *map(len, curves)])
-    gains = np.empty((len(means), len(sparse)))
+    count, gains = len(sparse), np.empty((len(means), len(sparse)))
     for draw, (score, drift) in enumerate(zip(scores, drifts, strict=True)):
-        reached = []
-        for start, end in pairwise(ends):
-            order = start + np.argsort(drift[start:end])
-            known = drift[order], score[order]
-            reached.append(np.interp(drift[: len(sparse)], *known, left=-np.inf))
-        gains[draw] = score[: len(sparse)] - np.max(reached, axis=0)
+        order = count + np.argsort(drift[count:])
+        gains[draw] = score[:count] - np.interp(drift[:count], drift[order], score[order])
     return gains
 
 
@@ -204,7 +178,6 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         (table["family"] == profile.families[0])
         & (table["objective"] == "all")
         & (table["versus"] == "")
-        & (table["floor"] == 0)
     ]
     base = estimates.pooled(rows[rows["gate"] == "never"])
     ratios, losses = (*profile.sweep.ratios, 1.0), methods.values(profile)
@@ -307,8 +280,8 @@ def draw_paths(axis, untuned, base, looks, profile: Profile) -> None:
 def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Return the paired differences that decide about sparse and dense steering.
 
-    Columns setting (of strength and floor), loss and line (share of the tokens, or their mean) say
-    where a row is drawn; `single` holds the estimates of single replicates, of the mean alone.
+    Columns setting (of strength), loss and line (share of the tokens, or their mean) say where a
+    row is drawn; `single` holds the estimates of single replicates, of the mean alone.
     """
     rows = table[
         (table["versus"] == "dense")
@@ -322,8 +295,7 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     usual = ~tuned & ~drift & rows["beta"].eq(1)
     setting = pd.Series("", index=rows.index)
     for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", drift)):
-        setting = setting.mask(inside & (rows["floor"] == 0), name)
-        setting = setting.mask(inside & (rows["floor"] > 0), f"{name}, floor")
+        setting = setting.mask(inside, name)
     mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
     lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
     shares = rows["target_ratio"].map("{:.0%}".format)
@@ -334,9 +306,8 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         single=rows["estimate"].mask(pooled),
         estimate=rows["estimate"].where(pooled),
     )
-    order = [name + floor for floor in ("", ", floor") for name in ("β = 1", "best β", "equal KL")]
     rows = rows[(setting != "") & (pooled | mean)].sort_values("target_ratio", kind="stable")
-    return style.ordered(rows, setting=order)
+    return style.ordered(rows, setting=["β = 1", "best β", "equal KL"])
 
 
 def draw_sparse_against_dense(

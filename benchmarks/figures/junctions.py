@@ -88,5 +88,5 @@ def responses(rows: pd.DataFrame) -> pd.DataFrame:
         score=("score", "first"),
     )  # fmt: skip
     drift = rows.groupby(unit, observed=True, as_index=False)["kl"].sum()
-    usual = {"best_of": 1, "search": "", "tuned": False, "floor": 0.0, "threshold": np.nan}
+    usual = {"best_of": 1, "search": "", "tuned": False, "threshold": np.nan}
     return lengths.merge(drift, on=unit, validate="one_to_one").assign(**usual)

@@ -73,7 +73,7 @@ class ErrorOfValues(Figure):
             cell for replicate in replicates for cell in self.cells(profile, replicate).rollouts
         ]
         return results.table(requests, ["state", "step", "rank", *COLUMNS], "rollouts").drop(
-            columns=["threshold", "beta", "tuned", "floor", "search"]
+            columns=["threshold", "beta", "tuned", "search"]
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:

@@ -38,7 +38,6 @@ class Condition:
             or the name of a gate in `sia.gates.GATES`.
         target_ratio: Share of tokens to steer.
         beta: Strength of steering.
-        floor: Base probability that candidates need on steered steps.
         search: "best-of" (the best of 1, 2, 4, … `responses`) or "beams" (`responses` at once),
             by the reward model.
         responses: Responses among which a search chooses.
@@ -53,7 +52,6 @@ class Condition:
     gate: str = "never"
     target_ratio: float = 0.0
     beta: float = 0.0
-    floor: float = 0.0
     search: str = ""
     responses: int = 1
     prompts: int = 0
@@ -119,7 +117,6 @@ class CellRequest(Condition):
             "threshold": self.tau,
             "beta": self.beta,
             "tuned": self.tuned,
-            "floor": self.floor,
             "search": self.search,
         }
 

@@ -31,7 +31,7 @@ from benchmarks.spec.model_kinds import (
 )
 
 PROFILES = Path(__file__).with_name("profiles")
-JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
+JUDGE_METRICS = ("judge", "fluency_errors")  # scores of the lab's judge
 
 Count = Annotated[int, Field(ge=1)]
 # what rows count in one byte, and in two
@@ -75,7 +75,6 @@ class Training:
         best_fraction: Share of the samples, the best ones, that instruct models are trained on.
         autoregressive_scale: Factor of the log-likelihoods in the preference loss of
             autoregressive reward models.
-        undertrained_fraction: Share of the samples that under-trained value models see, once.
         world_documents: Documents of another world's corpus that the base goes on to learn.
         world_prompts: Prompts that it answers there for its value models.
         heldout_prompts: Prompts for the quality of the models.
@@ -92,7 +91,6 @@ class Training:
     best_fraction: Share
     instruct_epochs: Count
     autoregressive_scale: Positive
-    undertrained_fraction: Share
     world_documents: Count
     world_prompts: Count
     heldout_prompts: Count
@@ -164,7 +162,6 @@ class Sweep:
         betas: β of the whole grid.
         tuning: Those of `betas` among which validation prompts choose; none: β is 1 everywhere.
         thresholds: τ of the entropy gate, in nats.
-        floor: Base probability that candidates need on steered steps.
         responses: Most responses that best-of-N chooses from, a power of 2.
         beams: Responses that chunk beam search keeps at once.
         beam_width: Responses that it goes on with after each chunk.
@@ -181,7 +178,6 @@ class Sweep:
     betas: tuple[Positive, ...]
     tuning: tuple[float, ...]
     thresholds: tuple[NonNegative, ...]
-    floor: Fraction
     responses: SmallCount
     beams: Count
     beam_width: Count

@@ -60,7 +60,6 @@ reward_scale = 2.0
 best_fraction = 0.5
 instruct_epochs = 1
 autoregressive_scale = 0.1
-undertrained_fraction = 0.5
 world_documents = 60
 world_prompts = 30
 heldout_prompts = 12
@@ -86,7 +85,6 @@ reduced_ratios = [0.5]
 betas = [1.0, inf]
 tuning = [1.0]
 thresholds = [1.0]
-floor = 0.02
 responses = 2
 beams = 2
 beam_width = 1
@@ -177,7 +175,7 @@ def test_reproduce_leaves_tables_and_figures(checkout):
     models = pd.read_csv(checkout / "results/tiny/models.csv")
     correlations = {f"judge_correlation_at_{percent}" for percent in (10, 50, 100)}
     assert {"corpus_loss", "pair_accuracy"} | correlations <= set(models["metric"])
-    further = {"base-large", "base@many-decoys", "value-mean-early", "value-token@many-decoys"}
+    further = {"base-large", "base@many-decoys", "value-token@many-decoys"}
     further |= {"heads-mean", "heads-token"}
     assert further | {"autoregressive-reward"} <= set(models["model"])
     scale = models[models["metric"] == "scaled_reward_sd"]["estimate"]

@@ -136,26 +136,21 @@ def train_instruct(replicate: Replicate, kind: ModelKind, family: str) -> PreTra
 def train_value(replicate: Replicate, kind: ModelKind, family: str) -> ValueModel:
     """Distil the reward model's scores of base responses into a value model on that base.
 
-    Rewards are scaled to `reward_scale`. Under-trained models see a fraction of the samples, once.
+    Rewards are scaled to `reward_scale`.
     """
     settings, seed = replicate.profile.training, replicate.seed(str(kind), family)
     samples = replicate.samples([family], f"samples@{kind.world}" if kind.world else "samples")
-    if kind.undertrained:
-        samples = samples.sample(
-            frac=settings.undertrained_fraction, random_state=seed
-        ).reset_index(drop=True)
     rewards = settings.reward_scale * replicate.rewards(
         REWARD, replicate.reward_model(REWARD), sample_sequences(replicate, samples)
     )
     prompts = encode_prompts(replicate.tokenizer, replicate.prompts["training"])
-    epochs = 1 if kind.undertrained else settings.value_epochs
     return distill(
         ValueModel.from_backbone(replicate.language_model(str(kind.base), family)),
         [prompts[i] for i in samples["prompt"]],
         samples["token_ids"].tolist(),
         rewards.tolist(),
         loss=kind.loss,
-        **vars(_optimisation(replicate, kind, seed, epochs=epochs)),
+        **vars(_optimisation(replicate, kind, seed, epochs=settings.value_epochs)),
     )
 
 

@@ -63,8 +63,7 @@ class Task:
             str(AUTOREGRESSIVE): pairs,
             "instruct": best,
             "instruct-reward": best,
-            "value": samples
-            * (settings.undertrained_fraction if kind.undertrained else settings.value_epochs),
+            "value": samples * settings.value_epochs,
         }
         return rows[kind.name] / recipes.ROWS_PER_SECOND * recipes.SLOWNESS[kind.size]
 
@@ -79,8 +78,7 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
 
     values = [f"value-{loss}" for loss in LOSSES]
     variants = [f"value-token-{size}" for size in reversed(SIZES)]
-    variants += [f"{value}-early" for value in values]
-    of_worlds = [f"{value}@{world}" for world in worlds for value in values]
+    variants += [f"value-token@{world}" for world in worlds]
     return [
         [("base-large", first), *each("base"), ("base-small", first)],
         [*each("samples"), *((f"base@{world}", first) for world in worlds)],
@@ -93,7 +91,6 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
         [
             *((kind, first) for kind in variants),
             *each(*values, "instruct-reward"),
-            *((kind, first) for kind in of_worlds),
         ],
         each(*(f"heads-{loss}" for loss in LOSSES)),
     ]

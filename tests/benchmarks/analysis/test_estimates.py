@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.analysis import estimates
-from benchmarks.figures import cost, figure4, table1
+from benchmarks.figures import cost, table1
 from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import ROUNDS
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
@@ -144,40 +144,23 @@ def test_realised_ratios_stand_on_both_sides_of_a_difference():
 
 def test_at_equal_drift_dense_is_read_between_the_strengths():
     """Made-up dense steering has KL 3 and score 2 at every β, the base 0 and 0, sparse steering
-    KL 3·ratio and score 1. At that KL dense lies √ratio of the way from the base to 2. With a floor
-    dense is 1.5 better, but only from its own KL on, above that of sparse steering."""
+    KL 3·ratio and score 1. At that KL dense lies √ratio of the way from the base to 2."""
 
     def effect(cell):
-        dense = (2.0 + 1.5 * (cell.floor > 0)) * (cell.gate == "every")
-        return 1.0 if cell.gate == "entropy" else dense
+        return {"entropy": 1.0, "every": 2.0}.get(cell.gate, 0.0)
 
     table = table_of(FIGURES["figure4"], effect)
     common = {"objective": "all", "metric": "judge", "value_model": "value-mean"}
-    for family, ratio, floor in product(("qwen3", "llama", "all"), (0.2, 0.5), (0.0, 0.02)):
-        labels = {"family": family, "target_ratio": ratio, "floor": floor, "method": "sia"}
+    for family, ratio in product(("qwen3", "llama", "all"), (0.2, 0.5)):
+        labels = {"family": family, "target_ratio": ratio, "method": "sia"}
         row = pick(table, **common, **labels, matched="kl")
         assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
-    claimed = {"family": "all", "matched": "kl", "floor": 0.02, "method": "sia-claimed"}
+    claimed = {"family": "all", "matched": "kl", "method": "sia-claimed"}
     mean = pick(table, **(common | claimed | {"value_model": "value-token"}))
     assert mean["estimate"] == pytest.approx(1.0 - (0.2**0.5 + 0.5**0.5), abs=2e-3)
     assert mean["n"] == 6 * SMOKE.evaluation.prompts_per_objective
     alone = {"family": "qwen3", "method": "dense", "versus": "beta-1", "beta": math.inf}
     assert pick(table, **common, **alone)["estimate"] == pytest.approx(0.0, abs=ROUNDED)
-
-
-def test_the_better_of_dense_with_and_without_a_floor_counts():
-    def entry(judge, kl):
-        values = np.tile([judge, 0.0, 0.0, kl, 0.0], (6, 1))
-        return estimates.MethodScores(
-            {"method": "dense", "beta": 1.0}, values, np.zeros(6), np.ones(6), (1, 3, 2, 1)
-        )
-
-    sparse = [entry(1.0, 1.0), entry(1.0, 4.0)]
-    plain, floored = [entry(0.0, 0.0), entry(2.0, 4.0)], [entry(1.5, 2.25), entry(4.0, 6.25)]
-    gains = figure4._gains([plain, floored], sparse, None, None, SMOKE)
-    # at KL 1 only the plain one is there (half way to 2 in the root); at KL 4 the floored one, half
-    # way from 1.5 to 4
-    np.testing.assert_allclose(gains, np.tile([1.0 - 1.0, 1.0 - 2.75], (len(gains), 1)), atol=1e-5)
 
 
 def test_weak_to_strong_is_the_mean_over_smaller_value_models():
@@ -273,37 +256,6 @@ def test_the_best_threshold_is_chosen_on_other_prompts():
         assert ends(row) == pytest.approx([-0.5] * 3, abs=ROUNDED)
         assert row["n"] == 6 * len(range(0, SMOKE.evaluation.prompts_per_objective, 2))
         assert pick(table, **labels, family="qwen3", versus=versus)["chosen"] == 1.5
-
-
-def test_mechanism_isolates_one_cause_at_a_time():
-    def effect(cell):
-        world, early = "@" in cell.model, cell.value_model.endswith("-early")
-        return (
-            {"entropy": 1.0, "inverted-entropy": 0.25}.get(cell.gate, 0.0)
-            + 0.5 * (cell.floor > 0)
-            + 2 * world
-            + 4 * early
-        )
-
-    table = table_of(FIGURES["mechanism"], effect)
-    common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
-    usual = {"model": "base", "value_model": "value-mean", "beta": 1.0}
-    world = {
-        "model": "base@many-decoys",
-        "value_model": "value-mean@many-decoys",
-        "family": "qwen3",
-    }
-    for labels, expected in (
-        (usual | {"family": "all", "floor": 0.0, "versus": "inverted-entropy"}, 0.75),
-        (usual | {"family": "all", "floor": 0.02, "versus": "no-floor"}, 0.5),
-        (usual | {"family": "all", "floor": 0.02, "versus": "dense"}, 1.0),
-        (usual | {"family": "qwen3", "value_model": "value-mean-early", "versus": "base"}, 5.0),
-        (world | {"versus": "dense"}, 1.0),
-        (world | {"versus": "base"}, 1.0),
-    ):
-        assert ends(pick(table, **common, **labels)) == pytest.approx(
-            [expected] * 3, abs=ROUNDED
-        ), labels
 
 
 # --- costs

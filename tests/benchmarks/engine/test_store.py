@@ -98,7 +98,6 @@ def test_every_field_of_a_cell_changes_its_key():
         "target_ratio": 0.3,
         "thresholds": (1.0, 1.0, 1.0),
         "beta": math.inf,
-        "floor": 0.1,
         "search": "beams",
         "responses": 2,
         "prompts": 3,

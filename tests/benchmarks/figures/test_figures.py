@@ -186,8 +186,7 @@ def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
 
 def test_figure4_compares_sparse_and_dense_in_every_setting(drawn):
     selected = figure4.sparse_against_dense(drawn["figure4"].summary, SMOKE)
-    settings = ["β = 1", "best β", "equal KL"]
-    assert list(selected["setting"].unique()) == settings + [f"{name}, floor" for name in settings]
+    assert list(selected["setting"].unique()) == ["β = 1", "best β", "equal KL"]
     pooled = selected[selected["replicate"] == "all"]
     per_panel = pooled.groupby(["loss", "setting"]).size()
     assert (per_panel == len(SMOKE.sweep.main_ratios) + 1).all()
@@ -216,9 +215,7 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
     )
     table = drawn[name].summary
     assert table.columns[:17].tolist() == promised.split()
-    always = (
-        "objective family model value_model method target_ratio best_of metric beta tuned floor "
-    )
+    always = "objective family model value_model method target_ratio best_of metric beta tuned "
     always += "tau search matched versus"
     some = "replicate position experiment states entropy_bin noise offset word base_word "
     some += "versus_target_ratio versus_value_model"
@@ -236,7 +233,7 @@ def test_every_claim_finds_its_row_or_none(drawn):
     missing = verdicts[verdicts["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
         "forty-percent-is-enough", "sixty-percent-is-enough", "eighty-percent-is-enough",
-        "entropy-beats-random-at-80", "stronger-guidance", "stronger-guidance-floor",
+        "entropy-beats-random-at-80", "stronger-guidance",
         "helps-best-of-n", "helps-best-of-n-at-equal-positions",
         "helps-best-of-n-at-equal-cost", "best-of-n-helps", "sparse-best-of-n",
     }  # fmt: skip

@@ -43,7 +43,6 @@ SMOKE = load_profile("smoke")
             " [sweep]: tuning must be some of betas, got (2.0,)",
         ),
         ("[1.0, 1.5]", "[1.5]", " [sweep]: thresholds must contain 1.0, got (1.5,)"),
-        ("floor = 0.02", "floor = 2", " [sweep]: floor should be less than 1, got 2"),
         (
             "responses = 4",
             "responses = 6",
