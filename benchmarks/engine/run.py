@@ -142,11 +142,15 @@ def measure_rows(
         marker.touch()
     since = marker.stat().st_mtime if options.fresh else 0.0
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
+    # the quality of all models is reported; figures alone need what they request
+    kinds = {kind for cell in needs.requests for kind in (cell.model, cell.scorer) if kind}
+    requested = None if options.quality else kinds
+    pending = [task for stage in pending_tasks(models, requested) for task in stage]
     with workers_for(profile_here, options.executor) as workers:
         sweep = Sweep(profile_here, workers, since)
-        training = sum(t.estimated_seconds for stage in pending_tasks(models) for t in stage)
+        training = sum(task.estimated_seconds for task in pending)
         with workers.progress(training + sweep.estimated_seconds(needs)):
-            build(models, workers)
+            build(models, workers, requested)
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)

@@ -42,11 +42,16 @@ class BestOfN(Figure):
         return "best-of-n needs models.reward and models.instruct"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return cells of up to N responses, which hold those of every smaller N."""
+        """Return cells of up to N responses, which hold those of every smaller N.
+
+        The base, which is cheapest, responds twice as often as the others.
+        """
         unit, sweep = (replicate, profile.families[0]), profile.sweep
         sparse_and_dense = methods.curve(profile, *unit, profile.losses[0], sweep.reduced_ratios)
-        requests = [methods.base(*unit), methods.base(*unit, INSTRUCT), *sparse_and_dense]
-        return FigureCells([methods.searched(cell, sweep.responses) for cell in requests])
+        others = [methods.base(*unit, INSTRUCT), *sparse_and_dense]
+        base = methods.searched(methods.base(*unit), sweep.responses)
+        half = max(2, sweep.responses // 2)
+        return FigureCells([base, *(methods.searched(cell, half) for cell in others)])
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate every method at every N, and paired differences.

@@ -1,13 +1,13 @@
 """Figure 1: where to steer, that is gates at matched shares of steered tokens, β = 1.
 
-Beside the paper's six gates stand the junction gate and its oracle, at small shares.
+Beside the paper's six gates stand the lowest entropies, and at small shares the junction gate and
+its oracle.
 
 figure1 shows the score under each gate, for both losses of the value model. Of the gates it draws
 the intervals of the entropy and the random gate alone; the table has all. figure1-paired shows the
 paired difference of these two.
 """
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import DIVERGENCE_GATES, OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-PAPERS = ("entropy", *style.GATES)
-GATES = (*PAPERS, *DIVERGENCE_GATES)
+EVERYWHERE = ("entropy", "random")  # gates that are measured at every share of the tokens
+GATES = (*style.GATES, *DIVERGENCE_GATES)
 COLUMNS = (*OBJECTIVES, "all")
 
 
@@ -35,10 +35,12 @@ class Figure1(Figure):
         for family in profile.families:
             requests.append(methods.base(replicate, family))
             for loss in profile.losses:
-                requests += [
-                    methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
-                    for gate, ratio in product(PAPERS, profile.sweep.ratios)
-                ]
+                for gate in dict.fromkeys([*EVERYWHERE, *style.GATES]):
+                    sweep, everywhere = profile.sweep, gate in EVERYWHERE
+                    requests += [
+                        methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
+                        for ratio in (sweep.ratios if everywhere else sweep.main_ratios)
+                    ]
                 ratios = methods.small_ratios(profile)
                 requests += methods.divergence_gates(
                     profile, replicate, family, loss, ratios, DIVERGENCE_GATES

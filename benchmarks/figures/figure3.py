@@ -59,14 +59,14 @@ class Figure3(Figure):
         return f"figure3 needs three sizes of models ({listed}), as w2s-qwen3 has"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return SIA and dense steering for every pair of sizes, and every base model."""
+        """Return SIA at the reduced ratios and dense steering for every pair of sizes, and bases."""
         requests, family = [], profile.families[0]
         for model in map(language_model, SIZES):
             requests.append(methods.base(replicate, family, model))
             for size in SIZES:
                 values = value_model(profile, size)
                 requests += methods.curve(
-                    profile, replicate, family, values, profile.sweep.main_ratios, model=model
+                    profile, replicate, family, values, profile.sweep.reduced_ratios, model=model
                 )
         return FigureCells(requests)
 

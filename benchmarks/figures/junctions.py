@@ -20,6 +20,7 @@ UNIT = ["objective", "prompt", "seed"]
 CELL = ["method", "value_model", "target_ratio"]
 LABELS = ["replicate", "family", "model", *CELL, "gate", "beta"]
 MEASURED = ("tokens", "steered", "shifted", "kl")
+LATER_PROMPTS = 1  # of each objective that replicates after the first show
 
 
 class Junctions(Figure):
@@ -46,7 +47,10 @@ class Junctions(Figure):
             for request in self.cells(profile, replicate).views:
                 cell, labels = results.resolve(request), request.labels()
                 scores = results.rows(cell)[[*UNIT, score]].astype({"objective": str})
-                candidates = results.rows(cell, "view").merge(
+                candidates = results.rows(cell, "view")
+                if replicate > 0:
+                    candidates = candidates[candidates["prompt"] < LATER_PROMPTS]
+                candidates = candidates.merge(
                     scores.rename(columns={score: "score"}), on=UNIT, how="left",
                     validate="many_to_one",
                 )  # fmt: skip

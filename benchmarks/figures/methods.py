@@ -89,6 +89,15 @@ def small_ratios(profile: Profile) -> list[float]:
     return [ratio for ratio in sweep.ratios if ratio <= max(sweep.reduced_ratios)]
 
 
+def tuned_losses(profile: Profile) -> tuple[str, ...]:
+    """Return the loss whose values also steer at their best β: the paper's, if there is such.
+
+    Empty where nothing is tuned.
+    """
+    usual = "mean" if "mean" in profile.losses else profile.losses[0]
+    return (usual,) if profile.sweep.tuning else ()
+
+
 def has(profile: Profile, method: str, loss: str) -> bool:
     """Return whether the profile has the models of a method, by values of this loss."""
     return all(map(profile.has, BY_NAME[method].models(loss)))

@@ -68,6 +68,7 @@ GATES = {  # besides the entropy gate, which is SIA
     "attention-rise": Look("#B15928", "<"),
     "position": Look("#117733", ">"),
     "random": Look("#E69F00", "s"),
+    "inverted-entropy": Look("#DDCC77", "D"),
 }
 PALETTE = {
     **GATES,

@@ -61,9 +61,9 @@ class Table1(Figure):
             for loss in profile.losses:
                 requests += methods.curve(*unit, loss, ratios)
                 requests += methods.predicting(*unit, loss)
-                if profile.sweep.tuning:
-                    requests += methods.curve(*unit, loss, ratios, tuned=True)
-                    requests += methods.predicting(*unit, loss, tuned=True)
+            for loss in methods.tuned_losses(profile):
+                requests += methods.curve(*unit, loss, ratios, tuned=True)
+                requests += methods.predicting(*unit, loss, tuned=True)
             if profile.has(REWARD):
                 sparse = methods.steered(*unit[1:], profile.losses[0], ratio=min(ratios))
                 requests.append(methods.searched(sparse, profile.sweep.beams))

@@ -24,8 +24,8 @@ from sia import ValueModel
 from sia.training import distill
 
 # about what a core learns from, for the progress bar alone
-ROWS_PER_SECOND, TOKENS_PER_ROW = 400, 50
-SLOWNESS = {"small": 0.4, "": 1.0, "large": 2.5}
+ROWS_PER_SECOND, TOKENS_PER_ROW = 110, 140
+SLOWNESS = {"small": 0.4, "": 1.0, "large": 1.7}
 
 
 def train_base(replicate: Replicate, kind: ModelKind, family: str) -> PreTrainedModel:

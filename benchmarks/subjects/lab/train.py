@@ -6,7 +6,7 @@ trained twice: the folder's name is a digest of all that decides its content.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,20 +96,45 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
     ]
 
 
-def pending_tasks(replicates: Sequence[Replicate]) -> list[list[Task]]:
-    """Return by stage what has not been made yet."""
+def pending_tasks(
+    replicates: Sequence[Replicate], requested: Collection[ModelKind] | None = None
+) -> list[list[Task]]:
+    """Return by stage what has not been made yet.
+
+    Args:
+        replicates: Replicates of one profile.
+        requested: Kinds that are needed: further sizes and worlds are made only if one of these is
+            of them. None: all are made.
+    """
+    needed = {("", ""), *((kind.size, kind.world) for kind in requested or ())}
     tasks = [
-        [Task(replicate, kind, family) for kind, family in stage for replicate in replicates]
+        [
+            Task(replicate, label, family)
+            for label, family in stage
+            for kind in [ModelKind.parse(label)]
+            if requested is None or (kind.size, kind.world) in needed
+            for replicate in replicates
+        ]
         for stage in (stages(replicates[0].profile) if replicates else [])
     ]
     return [[task for task in stage if not task.done] for stage in tasks]
 
 
-def build(replicates: Sequence[Replicate], workers: Workers) -> None:
-    """Make all that is pending; at the end `replicateN` links to the folder of replicate N."""
+def build(
+    replicates: Sequence[Replicate],
+    workers: Workers,
+    requested: Collection[ModelKind] | None = None,
+) -> None:
+    """Make all that is pending; at the end `replicateN` links to the folder of replicate N.
+
+    Args:
+        replicates: Replicates of one profile.
+        workers: Processes that do it.
+        requested: As in `pending_tasks`.
+    """
     for replicate in replicates:
         replicate.folder.mkdir(parents=True, exist_ok=True)
-    pending = pending_tasks(replicates)
+    pending = pending_tasks(replicates, requested)
     for number, stage in enumerate(pending, start=1):
         workers.run(train, stage, description=f"lab models {number}/{len(pending)}")
     for replicate in replicates:
