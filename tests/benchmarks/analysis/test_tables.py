@@ -260,12 +260,12 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
         (
             ["figure2", "--profile", "nope"],
             "error: unknown profile 'nope', expected one of: architectures, check, lab, "
-            "lab-subwords, llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
+            "lab-words, llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
             "qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
         ),
         (
             ["reproduce", "--replicates", "9"],
-            "error: replicates must be 1 to 3 for the profile lab, got 9",
+            "error: replicates must be 1 to 8 for the profile lab, got 9",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def events(monkeypatch, tmp_path):
     replacements = {
         "Sweep": Sweep,
         "workers_for": lambda *_: workers,
-        "pending_tasks": lambda models: [],
+        "pending_tasks": lambda *_: [],
         "build": lambda *_: None,
         "CACHE": tmp_path,
     }

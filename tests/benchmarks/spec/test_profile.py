@@ -87,7 +87,7 @@ def test_whatever_is_wrong_ends_in_one_sentence(tmp_path, monkeypatch, line, rep
 
 def test_an_unknown_profile_is_refused_with_the_list():
     expected = (
-        "unknown profile 'nope', expected one of: architectures, check, lab, lab-subwords, llama"
+        "unknown profile 'nope', expected one of: architectures, check, lab, lab-words, llama"
     )
     with pytest.raises(ValueError, match=expected):
         load_profile("nope")
