@@ -3,13 +3,14 @@
 figure4 shows the first family. figure4-sparse-dense compares sparse and dense steering of both
 families in every setting of the claims: at β = 1, at each method's best β, and at equal drift.
 
-At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same,
+At equal drift: SIA at β = 1, or at its best β, against dense steering at the β whose KL per response is the same,
 linear in the root of the KL between measured β (and the base, at KL 0) in every resample. That
 rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
 for reward model overoptimization", 2023.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +22,34 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "fluency_errors", "kl", "kl_per_token")
+METRICS = ("judge", "reward", "fluency_errors", "kl", "kl_per_token")
 
 
 class Figure4(Figure):
     """Figure 4: steering strength."""
 
-    measured = (*METRICS[:3], "steered", "tokens")
+    measured = (*METRICS[:4], "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return SIA and dense steering over the grid of β, and tuned."""
+        """Return SIA at β = 1 and tuned, dense steering at every β, and the grid.
+
+        The grid, of β and the reduced ratios, is of the first family.
+        """
         requests, sweep = [], profile.sweep
-        # strengths of dense steering that are compared with at equal drift
-        others = [beta for beta in sweep.betas if beta <= 2]
         for family in profile.families:
             requests.append(methods.base(replicate, family))
             for loss in profile.losses:
                 unit = (profile, replicate, family, loss)
-                for beta in sweep.betas if family == profile.families[0] else [1.0]:
-                    requests += methods.curve(*unit, beta=beta)
-                requests += [methods.dense(*unit[1:], beta=beta) for beta in others]
-                if sweep.tuning:
-                    requests += methods.curve(*unit, tuned=True)
+                requests += methods.curve(*unit)
+                ratios = sweep.reduced_ratios if family == profile.families[0] else ()
+                requests += [
+                    methods.steered(*unit[1:], ratio=ratio, beta=beta)
+                    for beta in sweep.betas
+                    for ratio in ratios
+                ]
+                requests += [methods.dense(*unit[1:], beta=beta) for beta in sweep.betas]
+            for loss in methods.tuned_losses(profile):
+                requests += methods.curve(profile, replicate, family, loss, tuned=True)
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -61,9 +68,8 @@ class Figure4(Figure):
             if not sparse:
                 continue
             differences += methods.against_dense(sparse, dense, profile)
-            if setting.get("beta") == 1:
-                claimed = estimates.select(sparse, target_ratio=profile.sweep.main_ratios)
-                matched.append((dense_curve(scores, setting), claimed))
+            if setting["tuned"] or setting["beta"] == 1:
+                matched.append((dense_curve(scores, setting), sparse))
         others = estimates.select(
             scores,
             family=profile.families[0],
@@ -100,6 +106,7 @@ def dense_curve(
     base = estimates.select_one(scores, family=setting["family"], gate="never")
     same = {k: setting[k] for k in ("family", "value_model")}
     dense = estimates.select(scores, **same, method="dense", tuned=False)
+    dense = [one for one in dense if np.isfinite(one.labels["beta"])]
     return [base, *sorted(dense, key=lambda one: one.labels["beta"])]
 
 
@@ -107,35 +114,42 @@ def at_equal_drift(
     settings: Sequence[tuple[Sequence[estimates.MethodScores], Sequence[estimates.MethodScores]]],
     profile: Profile,
 ) -> pd.DataFrame:
-    """Return SIA − dense in score where both have the KL of SIA, by ratio and for their mean.
+    """Return SIA − dense where both have the KL of SIA, by ratio and for the mean over claimed ones.
 
     Args:
-        settings: For each family and loss: the base and dense steering by ascending β, and SIA by
-            ratio.
-        profile: Names the score and says how many resamples.
+        settings: For each family, loss and strength: the base and dense steering by ascending β,
+            and SIA by ratio.
+        profile: Names the scores and says how many resamples.
 
     Returns:
         Rows of each family and of the mean over them, with `matched` "kl".
     """
-    records, families = [], {}
-    for curve, sparse in settings:
+    records, families, metrics = [], {}, profile.available_metrics(estimates.SCORES)
+    for (curve, sparse), metric in product(settings, metrics):
         replicates, objectives, prompts, seeds = sparse[0].shape
         mean = sparse[0].labels | {"method": "sia-claimed", "target_ratio": None}
+        claimed = [
+            number
+            for number, one in enumerate(sparse)
+            if one.labels["target_ratio"] in profile.sweep.main_ratios
+        ]
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
-            gains = np.stack([_gains(curve, sparse, number, r, profile) for r in range(replicates)])
+            gains = np.stack(
+                [_gains(curve, sparse, metric, number, r, profile) for r in range(replicates)]
+            )
             common = {
                 "objective": objective,
-                "metric": profile.score,
+                "metric": metric,
                 "versus": "dense",
                 "matched": "kl",
                 "n": replicates * prompts * (objectives if number is None else 1),
                 "seeds": seeds,
                 "replicates": replicates,
             }
-            draws_of = [*gains.transpose(2, 0, 1), gains.mean(2)]
+            draws_of = [*gains.transpose(2, 0, 1), gains[..., claimed].mean(2)]
             for setting, draws in zip([*(s.labels for s in sparse), mean], draws_of, strict=True):
-                names = ("value_model", "method", "target_ratio")
-                key = (objective, *(setting[name] for name in names))
+                names = ("value_model", "method", "target_ratio", "tuned")
+                key = (metric, objective, *(setting[name] for name in names))
                 families.setdefault(key, []).append((setting | common, draws))
                 records += estimates.estimate_rows(setting | common, draws, profile)
     for group in families.values():
@@ -145,10 +159,17 @@ def at_equal_drift(
     return estimates.summary_frame(records)
 
 
-def _gains(curve, sparse, objective: int | None, replicate: int, profile: Profile) -> np.ndarray:
+def _gains(
+    curve: Sequence[estimates.MethodScores],
+    sparse: Sequence[estimates.MethodScores],
+    metric: str,
+    objective: int | None,
+    replicate: int,
+    profile: Profile,
+) -> np.ndarray:
     """Return the estimate of a replicate, then its resamples: `(1 + resamples, ratios)`."""
     metrics, statistics = profile.available_metrics(METRICS), profile.statistics
-    columns = [metrics.index(profile.score), metrics.index("kl")]
+    columns = [metrics.index(metric), metrics.index("kl")]
     objectives = slice(None) if objective is None else [objective]
     entries = [*sparse, *curve]
     values = np.stack(
@@ -180,7 +201,8 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         & (table["versus"] == "")
     ]
     base = estimates.pooled(rows[rows["gate"] == "never"])
-    ratios, losses = (*profile.sweep.ratios, 1.0), methods.values(profile)
+    ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.values(profile)
+    rows = rows[rows["target_ratio"].isin([0.0, *ratios])]
     looks, spread = ratio_looks(ratios), estimates.base_sd(rows, profile.score)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
     for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
@@ -294,7 +316,8 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     drift, tuned = rows["matched"] == "kl", rows["tuned"].eq(True)
     usual = ~tuned & ~drift & rows["beta"].eq(1)
     setting = pd.Series("", index=rows.index)
-    for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", drift)):
+    equal = drift & ~tuned
+    for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", equal)):
         setting = setting.mask(inside, name)
     mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
     lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
