@@ -16,10 +16,10 @@ import pandas as pd
 from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import DIVERGENCE_GATES, OBJECTIVES, FigureCells
+from benchmarks.spec.cells import DIVERGENCE, DIVERGENCE_GATES, OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-EVERYWHERE = ("entropy", "random")  # gates that are measured at every share of the tokens
+EVERYWHERE = ("entropy", "random")  # gates at every share of the tokens; others at some
 GATES = (*style.GATES, *DIVERGENCE_GATES)
 COLUMNS = (*OBJECTIVES, "all")
 
@@ -39,11 +39,12 @@ class Figure1(Figure):
                     sweep, everywhere = profile.sweep, gate in EVERYWHERE
                     requests += [
                         methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
-                        for ratio in (sweep.ratios if everywhere else sweep.main_ratios)
+                        for ratio in (sweep.ratios if everywhere else sweep.reduced_ratios)
                     ]
-                ratios = methods.small_ratios(profile)
+                unit = (profile, replicate, family, loss)
+                requests += methods.divergence_gates(*unit, methods.small_ratios(profile))
                 requests += methods.divergence_gates(
-                    profile, replicate, family, loss, ratios, DIVERGENCE_GATES
+                    *unit, profile.sweep.reduced_ratios, (DIVERGENCE,)
                 )
                 requests.append(methods.dense(replicate, family, loss))
         return FigureCells(requests)

@@ -3,9 +3,9 @@
 figure4 shows the first family. figure4-sparse-dense compares sparse and dense steering of both
 families in every setting of the claims: at β = 1, at each method's best β, and at equal drift.
 
-At equal drift: SIA at β = 1, or at its best β, against dense steering at the β whose KL per response is the same,
-linear in the root of the KL between measured β (and the base, at KL 0) in every resample. That
-rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
+At equal drift: SIA at β = 1, or at its best β, against dense steering at the β whose KL per
+response is the same, linear in the root of the KL between measured β (and the base, at KL 0) in
+every resample. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
 for reward model overoptimization", 2023.
 """
 
@@ -114,7 +114,7 @@ def at_equal_drift(
     settings: Sequence[tuple[Sequence[estimates.MethodScores], Sequence[estimates.MethodScores]]],
     profile: Profile,
 ) -> pd.DataFrame:
-    """Return SIA − dense where both have the KL of SIA, by ratio and for the mean over claimed ones.
+    """Return SIA − dense where both have the KL of SIA, by ratio and for the claimed ones' mean.
 
     Args:
         settings: For each family, loss and strength: the base and dense steering by ascending β,

@@ -8,8 +8,8 @@ above one at which it does not (AUROC; every step counts by its exact probabilit
 Experiments: "usual"; "unseen-topics", the predictor fitted without these topics, and beside it on
 the same prompts "seen-topics", the usual one; "other-beta", the divergence at another β than the
 predictor was fitted for; "other-world", a base model that went on to learn the corpus of another
-world, and values learned from its responses (first family and loss). Method: the gate that goes by a score ("q-head": the divergence by its
-own values).
+world, and values learned from its responses (first family and loss). Method: the gate that goes by
+a score ("q-head": the divergence by its own values).
 """
 
 from collections.abc import Sequence

@@ -304,18 +304,20 @@ class LabProfile(Profile):
 
     Attributes:
         language: Language of the world.
-        model: Size of the usual models; `small` and `large` are further sizes.
+        model: Size of the usual models.
         training: How they are trained.
         worlds: Worlds that the base model goes on to learn.
+        small: A smaller size, if there is one.
+        large: A larger size, if there is one.
         acceptance: What the base models must be like before anything is steered.
     """
 
     language: Language
     model: ModelSize
-    small: ModelSize
-    large: ModelSize
     training: Training
     worlds: tuple[OtherWorld, ...]
+    small: ModelSize | None = None
+    large: ModelSize | None = None
     acceptance: Acceptance | None = None
     subject = "lab"
     trains_models = True
@@ -349,14 +351,19 @@ class LabProfile(Profile):
     def losses(self) -> tuple[str, ...]:
         return ("token", "mean")
 
+    @property
+    def sizes(self) -> dict[str, ModelSize]:
+        """Shapes of the models by size, as a `ModelKind` names it."""
+        sizes = {"small": self.small, "": self.model, "large": self.large}
+        return {name: size for name, size in sizes.items() if size}
+
     @override
     def has(self, kind: ModelKind | str) -> bool:
-        return True
+        return ModelKind.parse(str(kind)).size in self.sizes
 
     @override
     def size(self, kind: ModelKind) -> float:
-        model = {"small": self.small, "large": self.large}.get(kind.size, self.model)
-        return float(model.hidden_size)
+        return float(self.sizes[kind.size].hidden_size)
 
 
 @dataclass(frozen=True)

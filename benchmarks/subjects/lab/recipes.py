@@ -37,7 +37,7 @@ def train_base(replicate: Replicate, kind: ModelKind, family: str) -> PreTrained
     if kind.world:
         model, rate = replicate.language_model("base", family), settings.learning_rate
     else:
-        size = {"small": profile.small, "": profile.model, "large": profile.large}[kind.size]
+        size = profile.sizes[kind.size]
         model = new_language_model(family, size, len(replicate.tokenizer), seed)
         rate = settings.base_learning_rate
     train_language_model(

@@ -79,7 +79,7 @@ class Replicate(Subject):
         """
         profile, evaluation = self.profile, self.profile.evaluation
         splits = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
-        sizes = profile.model, profile.small, profile.large
+        sizes = profile.sizes.values()
         settings = profile.language, *sizes, profile.training, profile.decoding, *profile.worlds
         return digest(
             self.index,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from benchmarks.runtime.files import link, seal, write_atomically, write_cell
 from benchmarks.runtime.workers import Workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
-from benchmarks.spec.model_kinds import LOSSES, SIZES, ModelKind
+from benchmarks.spec.model_kinds import LOSSES, ModelKind
 from benchmarks.spec.profile import LabProfile
 from benchmarks.subjects.lab import heads, recipes
 from benchmarks.subjects.lab.replicate import SCALE_FILE, SHARED, Replicate
@@ -77,10 +77,17 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
         return [(kind, family) for kind in kinds for family in families]
 
     values = [f"value-{loss}" for loss in LOSSES]
-    variants = [f"value-token-{size}" for size in reversed(SIZES)]
+    large, small = (
+        [size] if profile.has(ModelKind("base", size=size)) else [] for size in ("large", "small")
+    )
+    variants = [f"value-token-{size}" for size in (*large, *small)]
     variants += [f"value-token@{world}" for world in worlds]
     return [
-        [("base-large", first), *each("base"), ("base-small", first)],
+        [
+            *((f"base-{size}", first) for size in large),
+            *each("base"),
+            *((f"base-{size}", first) for size in small),
+        ],
         [*each("samples"), *((f"base@{world}", first) for world in worlds)],
         [
             (REWARD, SHARED),
