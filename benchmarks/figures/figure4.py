@@ -5,8 +5,8 @@ families in every setting of the claims: at β = 1, at each method's best β, an
 
 At equal drift: SIA at β = 1, or at its best β, against dense steering at the β whose KL per
 response is the same, linear in the root of the KL between measured β (and the base, at KL 0) in
-every resample. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton, "Scaling laws
-for reward model overoptimization", 2023.
+every resample. That rewards grow about linearly in the root of the KL is from Gao, Schulman and
+Hilton, "Scaling laws for reward model overoptimization", 2023.
 """
 
 from collections.abc import Sequence

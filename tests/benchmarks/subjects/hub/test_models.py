@@ -140,7 +140,7 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
         ),
         (
             ["figure3", "--profile", "llama-3.1-8b"],
-            "profile llama-3.1-8b: figure3 needs three sizes of models",
+            "profile llama-3.1-8b: figure3 needs models of several sizes",
         ),
         (
             ["models", "--profile", "qwen3-4b"],
