@@ -1,6 +1,6 @@
 r"""Show the base model's answer and the steered one side by side, as they are generated.
 
-python scripts/compare.py      (the lab's models, after make models or make smoke)
+python scripts/compare.py                       (the lab's models, in assets/lab)
 python scripts/compare.py --model Qwen/Qwen3-1.7B-Base \
     --value-model Runyi-Hu/SIA --subfolder VM-Qwen3-1.7B-Base \
     --backbone Qwen/Qwen3-1.7B-Base --threshold 1.0 --beta 1.0
@@ -29,13 +29,11 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import (
     chat_ids,
@@ -46,10 +44,10 @@ from benchmarks.subjects.hub.models import (
     tokenizer_of,
 )
 from benchmarks.subjects.hub.prompts import Chat, plain_text, question
+from scripts.lab_models import LabModels
 from sia import EntropyGate, Gate, Generation, JunctionGate, QHead, Scorer, Steering, ValueModel
 from sia.batch import start_decoding
 
-LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
 STEERED, SHIFTED = "underline", "underline bold red"
 MARKS = {"": "{}", STEERED: "[{}]", SHIFTED: "[*{}*]"}  # where there are no styles
 
@@ -108,7 +106,7 @@ def load(
 
     Raises:
         ValueError: If one of the two models is missing.
-        FileNotFoundError: If the lab has no models yet.
+        FileNotFoundError: If the lab's models are not there.
     """
     disable_progress_bar()
     if bool(options.model) != bool(options.value_model):
@@ -116,16 +114,9 @@ def load(
             "--model and --value-model go together: name both, or neither for the lab's"
         )
     if not options.model:
-        folder = next((folder for folder in LAB if (folder / "qwen3-value-token").exists()), None)
-        if folder is None:
-            raise FileNotFoundError(
-                f"there are no lab models yet in {' or '.join(map(str, LAB))}:"
-                " make smoke, or make models, trains them"
-            )
         options.chat = True
-        model = AutoModelForCausalLM.from_pretrained(folder / "qwen3-base").eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-base")
-        return model, tokenizer, ValueModel.from_pretrained(folder / "qwen3-value-token"), tokenizer
+        lab = LabModels.load()
+        return lab.model, lab.tokenizer, lab.values, lab.tokenizer
     device, dtype = choose_device()
     kwargs = {"dtype": dtype, "device_map": device_map(device)}
     source = fetch(Source(options.model))

@@ -1,6 +1,6 @@
 r"""Fit a gate that predicts where steering matters, and say what it captures on held-out prompts.
 
-python scripts/fit_junction_gate.py --output my-gate      (the lab's models, after make models)
+python scripts/fit_junction_gate.py --output my-gate      (the lab's models, in assets/lab)
 python scripts/fit_junction_gate.py --model Qwen/Qwen3-1.7B-Base \
     --value-model Runyi-Hu/SIA --subfolder VM-Qwen3-1.7B-Base \
     --backbone Qwen/Qwen3-1.7B-Base --prompts wildguardmix --limit 1000 --output my-gate

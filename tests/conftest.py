@@ -15,6 +15,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.fixture(scope="session")
+def lab_assets(tmp_path_factory):
+    """Tiny models of a lab with subword tokens, exported as those of assets/lab are."""
+    from tests.helpers import lab_assets
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield lab_assets.export(patch, tmp_path_factory.mktemp("lab"))
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Empty folders of profiles, tables and cells, and a function that adds a profile."""

@@ -1,8 +1,9 @@
 """Check that the tables of a profile, its verdicts and its drawings belong together.
 
-Nothing is changed. A file is damaged if it is not the one that its provenance describes. What was
-made from other tables than there are now is outdated, as claims and report are after a run of a
-single figure: they are made anew, and no measurement is lost.
+The committed models of the lab are held against their digests, whatever the profile. Nothing is
+changed. A file is damaged if it is not the one that its provenance describes. What was made from
+other tables than there are now is outdated, as claims and report are after a run of a single
+figure: they are made anew, and no measurement is lost.
 """
 
 import io
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import claims, tables
+from benchmarks.checks import assets
 from benchmarks.figures.base import Figure
 from benchmarks.report import render
 from benchmarks.runtime.files import read_json, sha256
@@ -24,7 +26,7 @@ TOLERANCE = {"rtol": 1e-6, "atol": 1.5e-4}  # summaries are written with four di
 def run(profile: Profile, figures: Mapping[str, Figure]) -> int:
     """Print what is damaged and what is outdated; return 1 if anything is damaged, else 0."""
     folder = tables.folder(profile)
-    damaged = list(damage(folder))
+    damaged = [*damage(folder), *assets.damage(assets.ASSETS)]
     for text in damaged:
         print(f"damaged: {text}")
     outdated = [] if damaged else list(outdated_files(profile, figures))

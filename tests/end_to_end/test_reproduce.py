@@ -20,7 +20,6 @@ from benchmarks.__main__ import FIGURES
 from benchmarks.analysis.claims import VERDICTS
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.train import stages
-from tests.helpers.documents import python_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -200,23 +199,6 @@ def test_searches_count_what_they_try(checkout):
         steered[steered["best_of"] == 2].set_index(unit)["value_tokens"]
         > steered[steered["best_of"] == 1].set_index(unit)["value_tokens"]
     ).all()
-
-
-def test_the_documentation_steers_a_model(checkout):
-    """The lab's quickstart of the README, and the session of the usage page, on the tiny lab."""
-    readme = python_blocks("README.md")[-1]
-    usage = "\n".join(python_blocks("docs/usage.md"))
-    for code, lines in ((readme, 1), (usage, 10)):
-        assert ".cache/smoke/models" in code
-        code = code.replace(".cache/smoke/models", str(checkout / ".cache/tiny/models"))
-        code = code.replace("hub/custom_generate", str(ROOT / "hub/custom_generate"))
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.strip().splitlines()) == lines
-    assert "junctions=" in done.stdout
-    assert (checkout / "my-value-model" / "value_head.safetensors").exists()
 
 
 def test_summaries_and_figures_follow_from_the_rows_without_torch(checkout):

@@ -462,9 +462,3 @@ def test_prompts_come_from_a_pipe_without_being_asked_for(places, capsys, monkey
     printed = capsys.readouterr().out
     assert printed.startswith("base (")
     assert printed.count("steered (") == 2
-
-
-def test_without_lab_models_there_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "LAB", [tmp_path / "lab"])
-    assert compare.main(["--prompt", "hi"]) == 2
-    assert "error: there are no lab models yet in " in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis import tables
+from benchmarks.checks import assets
 from benchmarks.spec.profile import load_profile, profile_digest
 from tests.helpers.fake import FakeResults
 
@@ -15,7 +16,17 @@ SMOKE = load_profile("smoke")
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
+def whole_assets(tmp_path, monkeypatch):
+    """A folder of models of the lab, with nothing but its digests."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    assets.write_digests(folder)
+    monkeypatch.setattr(assets, "ASSETS", folder)
+    return folder
+
+
+@pytest.fixture
+def table(whole_assets, tmp_path, monkeypatch):
     """A table of figure 3 for the smoke profile in a temporary folder."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
@@ -103,7 +114,7 @@ def test_keep_refuses_what_was_measured_otherwise(table, capsys, monkeypatch, ch
     assert capsys.readouterr().err == error
 
 
-def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys):
+def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys, whole_assets):
     def verify(exit_code):
         before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
         assert main(["verify", "--profile", "smoke"]) == exit_code
@@ -134,6 +145,9 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
         f"damaged: {path} is missing or not the file that figure3.json describes",
         "verify: 1 tables of profile smoke, 1 damaged; 0 outdated",
     ]
+    extra = whole_assets / "extra"
+    extra.write_text("")
+    assert verify(1)[1] == f"damaged: {extra} is not described by digests.json"
 
 
 @pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
