@@ -50,7 +50,7 @@ from scripts.lab_models import (
     Settings,
     scores,
 )
-from sia import EntropyGate, Gate, JunctionGate, calibrate
+from sia import EntropyGate, JunctionGate, calibrate
 
 CARDS = Path(__file__).with_name("lab_cards")
 LOSS = "token"
@@ -178,8 +178,7 @@ def calibrate_gates(folder: Path, prompts: Sequence[Prompt]) -> None:
     ids = lab.encode([prompt.text for prompt in prompts])
     predictor = lab.gate.predictor
     unsteered = lab.respond(ids, None)
-    entropy: Gate = calibrate(EntropyGate, unsteered, SHARE)
-    junction: Gate = lab.gate  # its own threshold is of unsteered and dense responses
+    entropy, junction = calibrate(EntropyGate, unsteered, SHARE), lab.gate
     for _ in range(ROUNDS):
         entropy = calibrate(EntropyGate, lab.respond(ids, lab.steering(entropy)), SHARE)
         steered = lab.respond(ids, lab.steering(junction))

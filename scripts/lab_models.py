@@ -15,6 +15,8 @@ from transformers import (
 )
 
 from benchmarks.checks import assets
+from benchmarks.subjects.hub.models import chat_ids
+from benchmarks.subjects.hub.prompts import question
 from benchmarks.subjects.lab.items import Item
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.world import World, WorldConfig
@@ -122,10 +124,7 @@ class LabModels:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of prompts in the chat template."""
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        return self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, return_dict=False
-        )
+        return chat_ids(self.tokenizer, [question(prompt) for prompt in prompts])
 
     def respond(
         self,

@@ -420,6 +420,8 @@ def test_lab_tasks_hold_the_test_prompts_of_the_lab(lab):
     for objective in OBJECTIVES:
         lines = (TASKS / f"lab/{objective}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == lab.documents(objective)
+        task = (TASKS / f"lab/lab_{objective}.yaml").read_text()
+        assert f"  max_gen_toks: {lab.replicate().profile.decoding.max_new_tokens}\n" in task
     doc = lab.documents("honesty")[0]
     assert lab.score(doc, [""])["judge"] <= 0
     assert set(lab.score(doc, ["yes ."])) == {"judge", "fluency_errors"}
@@ -429,7 +431,7 @@ def test_the_command_line_runs_a_lab_task(lab, command, tmp_path):
     """With tiny models of the lab's vocabulary."""
     tokenizer = lab.replicate().tokenizer
     base = tiny.language_model("qwen3", 0, len(tokenizer))
-    base.config.max_position_embeddings = base.generation_config.max_length = 256
+    base.config.max_position_embeddings = base.generation_config.max_length = 512
     values = tiny.value_model("qwen3", 1, len(tokenizer))
     for part, folder in ((base, "base"), (tokenizer, "base"), (values, "values")):
         part.save_pretrained(tmp_path / folder)
@@ -439,7 +441,7 @@ def test_the_command_line_runs_a_lab_task(lab, command, tmp_path):
     assert results["config"]["sia"]["beta"] == "2.0"
     ids = lab.replicate().encode(lab.replicate().prompts_of("test", "honesty")[:3], "base")
     steering = Steering(values, EntropyGate(1.0), 2.0)
-    expected = generate(base, tokenizer, ids, steering, max_new_tokens=80, progress=False)
+    expected = generate(base, tokenizer, ids, steering, max_new_tokens=256, progress=False)
     assert [sample["resps"][0][0] for sample in samples] == [g.text for g in expected]
 
 
