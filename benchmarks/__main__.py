@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression, verify
 from benchmarks.figures.registry import FIGURES
-from benchmarks.report import render, results_page
+from benchmarks.report import forest, render, results_page
 from benchmarks.runtime.command_line import RESUMES, Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
@@ -166,7 +166,7 @@ def judge_claims(profile: Profile, options: Options) -> None:
         print(f"{source}:", *of_source, sep="\n  ")
     print_counts(profile, verdicts)
     if profile.name == "lab":
-        results_page.write(profile, verdicts, FIGURES)
+        results_page.write(profile, verdicts)
 
 
 def write_report(profile: Profile, options: Options) -> None:
@@ -377,12 +377,18 @@ def publish(profile: Profile, names: Sequence[str]) -> None:
 
 
 def write_verdicts(profile: Profile) -> pd.DataFrame:
-    """Hold every claim against the tables, write claims.csv, and return its rows."""
-    measured = tables.with_tables(profile, FIGURES)
-    summaries = {name: tables.read_table(profile, name)[0] for name in measured}
+    """Hold every claim against the tables, write claims.csv, draw its picture, return its rows."""
+    measured = {
+        name: tables.read_table(profile, name) for name in tables.with_tables(profile, FIGURES)
+    }
+    summaries = {name: summary for name, (summary, _) in measured.items()}
     verdicts = claims.judge(profile, FIGURES, summaries)
     write_text(tables.folder(profile) / "claims.csv", verdicts.to_csv(index=False))
-    return claims.pooled_verdicts(verdicts)
+    verdicts = claims.pooled_verdicts(verdicts)
+    stale = any(why for _, why in measured.values())
+    paths = forest.draw(verdicts, profile, stale, tables.FIGURES / profile.name)
+    tables.record_drawing(profile, forest.NAME, paths, "claims.csv")
+    return verdicts
 
 
 def print_counts(profile: Profile, verdicts: pd.DataFrame) -> None:

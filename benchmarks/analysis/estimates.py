@@ -24,7 +24,7 @@ from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
 POOLED = "all"  # value of the column `replicate`
-TOLERANCE = 0.035  # standard deviations of base responses: the smallest difference of interest
+TOLERANCE = 0.05  # standard deviations of base responses: the smallest difference of interest
 FEWEST_PROMPTS = 50  # over all objectives and replicates, that a verdict rests on
 SCORES = ("judge", "reward")  # metrics of which figures show single replicates on every objective
 UNIT = ["replicate", "objective", "prompt", "seed"]

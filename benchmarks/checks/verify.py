@@ -15,7 +15,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import assets
 from benchmarks.figures.base import Figure
-from benchmarks.report import render
+from benchmarks.report import forest, render
 from benchmarks.runtime.files import read_json, sha256
 from benchmarks.runtime.fingerprints import drawing_code
 from benchmarks.spec.profile import Profile
@@ -71,18 +71,19 @@ def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[
 def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
     """Yield a sentence for each figure, and the report, that shows something else."""
     drawn = tables.read_drawings(profile)
-    names = tables.with_tables(profile, figures)
-    for name in names:
+    targets = {name: name for name in tables.with_tables(profile, figures)}
+    for name, target in (targets | {forest.NAME: "claims"}).items():
+        remedy = _make(target, profile)
         if name not in drawn:
-            yield f"{name} is not drawn: {_make(name, profile)}"
+            yield f"{name} is not drawn: {remedy}"
             continue
-        drawing, table = drawn[name], tables.folder(profile) / f"{name}.csv"
+        drawing, table = drawn[name], tables.folder(profile) / f"{target}.csv"
         if drawing["table"] != sha256(table):
-            yield f"{name} is drawn from another table: {_make(name, profile)}"
+            yield f"{name} is drawn from another table: {remedy}"
         elif drawing["code"] != drawing_code(name):
-            yield f"{name} is drawn by other code: {_make(name, profile)}"
+            yield f"{name} is drawn by other code: {remedy}"
         for file in tables.changed_files(tables.FIGURES / profile.name, drawing["files"]):
-            yield f"{file} is missing or not what was drawn: {_make(name, profile)}"
+            yield f"{file} is missing or not what was drawn: {remedy}"
     page = tables.FIGURES / profile.name / render.REPORT
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     code = drawn.get("report", {}).get("code")

@@ -30,12 +30,13 @@ from benchmarks.analysis.labels import (
 )
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
+from benchmarks.figures.best_of_n import at_cost
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
 from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
+METRICS = ("judge", "reward", "positions", "megaflops", "reported", "tokens")
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
 FEWEST_RESPONSES = 30  # of a bin
@@ -62,6 +63,7 @@ class Cost(Figure):
 
     measured = (
         "judge",
+        "reward",
         "steered",
         "tokens",
         "forwards",
@@ -92,7 +94,8 @@ class Cost(Figure):
         """Estimate score and counted costs of every method, and ratios of costs.
 
         Ratios are to the base, and to SIA at the smallest claimed ratio by the values of either
-        loss; seconds likewise, as ratios within a round.
+        loss; seconds likewise, as ratios within a round. Differences: SIA at that ratio against
+        what costs as much or less, best-of-N at equal positions and GenARM.
         """
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
         k, losses = profile.decoding.candidates, methods.values(profile)
@@ -104,8 +107,9 @@ class Cost(Figure):
             reported=counted["forwards"] + charged,
         )
         metrics = profile.available_metrics(METRICS)
-        scores = methods.measured_at(estimates.method_scores(counted, metrics), profile.sweep.beams)
-        ratios, smallest = [], min(profile.sweep.main_ratios)
+        all_scores = estimates.method_scores(counted, metrics)
+        scores = methods.measured_at(all_scores, profile.sweep.beams)
+        ratios, front, smallest = [], [], min(profile.sweep.main_ratios)
         for family in profile.families:
             of_family = estimates.select(scores, family=family)
             base = estimates.select_one(of_family, method="base", search="")
@@ -126,8 +130,18 @@ class Cost(Figure):
             for loss, of_loss in sparse.items():
                 versus = _versus(of_loss.labels)
                 ratios += _ratios(rivals[loss], of_loss, versus, profile, method="largest")
+            responses = estimates.select(all_scores, family=family, method="base", search="best-of")
+            genarm = estimates.select(of_family, method="genarm")
+            for of_loss in sparse.values():
+                cheap = at_cost(of_loss, responses, metrics) if responses else []
+                front += [
+                    estimates.difference(of_loss, other, versus="base-at-equal-cost")
+                    for other in cheap
+                ]
+                front += [estimates.difference(of_loss, other) for other in genarm]
+        front += estimates.over_families(front)
         tables = [
-            estimates.summarize(scores, metrics, profile),
+            estimates.summarize([*scores, *front], metrics, profile),
             pd.DataFrame.from_records([*ratios, *_times(timing, profile)]),
             _lengths(counted),
         ]

@@ -59,7 +59,9 @@ class Junctions(Figure):
         return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(texts, "category"))
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Estimate the length of the responses, and how many tokens are steered and shifted."""
+        """Estimate length, steered and shifted tokens, on the prompts that all replicates show."""
+        last = rows.groupby("replicate")["prompt"].max().min()
+        rows = rows[rows["prompt"] <= last]
         scores = estimates.method_scores(responses(rows), MEASURED)
         return estimates.summarize(scores, MEASURED, profile)
 

@@ -25,6 +25,7 @@ from benchmarks.analysis.estimates import pooled
 from benchmarks.analysis.labels import listed, loss_label, method_label, metric_label, plural
 from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
+from benchmarks.report import forest
 from benchmarks.runtime.files import read_frame, write_text
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Profile
@@ -57,6 +58,8 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
         claims=_claims(verdicts),
         fewest_prompts=claims.FEWEST_PROMPTS,
         tolerance=claims.TOLERANCE,
+        alpha=f"{1 - profile.statistics.level:.0%}",
+        forest=[_picture(path) for path in pictures_of(profile, forest.NAME)],
         has_viewer=has_viewer,
         figures=[_figure(profile, figures[name]) for name in names if figures[name].own_section],
         made_from=made_from(profile, figures),
@@ -94,7 +97,7 @@ def made_from(profile: Profile, figures: Mapping[str, Figure]) -> dict[str, str]
         folder / "junctions.parquet",
         *(folder / f"{name}.csv" for name in names),
     ]
-    files += [path for name in names for path in pictures_of(profile, name)]
+    files += [path for name in (forest.NAME, *names) for path in pictures_of(profile, name)]
     return {file.name: tables.sha256(file)[:16] for file in files if file.exists()}
 
 
@@ -140,6 +143,8 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
         {
             "statement": rows["statement"].iloc[0],
             "source": claims.source_text(rows.iloc[0]),
+            "headline": int(rows["headline"].iloc[0]),
+            "would_change": rows["would_change"].iloc[0],
             "verdicts": [_verdict(row) for _, row in rows.iterrows()],
         }
         for _, rows in verdicts.groupby("claim", sort=False)
@@ -147,7 +152,8 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
 
 
 def _verdict(row: pd.Series) -> dict[str, str]:
-    condition = row["condition"] or "–"
+    weakest = f"weakest: {row['weakest']}" if row["weakest"] else ""
+    condition = listed(row["condition"], weakest) or "–"
     verdict = {"condition": condition, "verdict": row["verdict"]}
     if not claims.is_decided(row):
         return verdict
@@ -158,6 +164,7 @@ def _verdict(row: pd.Series) -> dict[str, str]:
         "estimate": estimate,
         "interval": f"{low} to {high}",
         "criterion": claims.criterion(row),
+        "p": "" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.3f}",
         "by_replicate": row["marks"],
         "n": f"{row['n']:.0f}",
     }

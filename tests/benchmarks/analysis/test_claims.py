@@ -41,7 +41,7 @@ OF_THE_LAB = "judge|loss|both|GenARM|small and large|lab|fluency|instruct-reward
 @pytest.mark.parametrize(
     ("profile", "said", "unsaid"),
     [
-        (SMOKE, "the judge's favourites|Qwen3, per-token loss: the best|paper's loss, β = 1", "Q3"),
+        (SMOKE, "the judge's favourite|Qwen3, per-token loss: the best|paper's loss, β = 1", "Q3"),
         (LLAMA, r"Transfer Q\* \(on few prompts: 20 prompts of each objective\)",
          f"{OF_THE_LAB}|Qwen3|of each model"),
         (replace(LLAMA, families=("mistral",)), "Entropy falls after", f"{OF_THE_LAB}|Qwen3|Llama"),
@@ -72,7 +72,7 @@ def test_shares_and_numbers_are_those_of_the_profile():
 @pytest.mark.parametrize("profile", [LLAMA, SIZES, SMOKE], ids=lambda profile: profile.name)
 def test_no_claim_is_asked_twice_nor_of_what_is_not_measured(profile):
     usable = supported(profile)
-    rows = [(claim.figure, claim.test, str(sorted(claim.selector.items()))) for claim in usable]
+    rows = [(claim.figure, claim.test, claim.margin, str(claim.selectors)) for claim in usable]
     assert len(set(rows)) == len(rows)
     keys = [(claim.name, claim.condition) for claim in usable]
     assert len(set(keys)) == len(keys)
@@ -108,10 +108,12 @@ def test_verdicts_follow_the_interval(test, margin, low, high, expected):
     ("old", "new", "message"),
     [
         ('test = "reaches"', 'test = "equal"',
-         "claims.toml: the test of dense-is-unnecessary must be one of more, less, at least, "
+         "claims.toml: the test of twenty-percent-is-enough must be one of more, less, at least, "
          "reaches, got 'equal'"),
-        ('conditions = ["1",', 'conditions = ["nope",',
-         "claims.toml: dense-is-unnecessary names the unknown condition 'nope'"),
+        ('conditions = ["positions",', 'conditions = ["nope",',
+         "claims.toml: up-to-six-times-cheaper names the unknown condition 'nope'"),
+        ('settings = ["paper",', 'settings = ["nope",',
+         "claims.toml: twenty-percent-is-enough names the unknown setting 'nope'"),
     ],
 )  # fmt: skip
 def test_claims_are_checked_when_they_are_read(tmp_path, old, new, message):
@@ -126,17 +128,14 @@ def claim(test: str = "more", margin: float | None = 0.0, **labels) -> claims.Cl
     """Return a claim on figure 1, of SIA against the random gate at 20%."""
     selector = {"method": "sia", "versus": "random", "target_ratio": 0.2, "family": "all"}
     selector |= {"objective": "all", "metric": "judge", "value_model": "value-mean"} | labels
-    return claims.Claim(
-        "c", "", "It holds.", "abstract", "figure1", "under", selector, test, margin
-    )
+    selectors = {"": selector}
+    return claims.Claim("c", "It holds.", "abstract", "figure1", "under", selectors, test, margin)
 
 
 def test_a_claim_that_fits_several_rows_is_an_error():
-    several = replace(claim(), condition="", selector={"method": "sia"})
-    with pytest.raises(LookupError, match=r"c .* fits 2 rows of figure1"):
-        claims.select_rows(
-            several, pd.DataFrame({"method": ["sia", "sia", "dense"], "replicate": "all"})
-        )
+    table = pd.DataFrame({"method": ["sia", "sia", "dense"], "replicate": "all"})
+    with pytest.raises(LookupError, match=r"c \(under\) fits 2 rows of figure1: {'method': 'sia'}"):
+        claims.select_rows(claim(), table, {"method": "sia"})
 
 
 def test_verdicts_of_single_replicates_stand_beside_the_pooled_one(monkeypatch):
@@ -144,7 +143,7 @@ def test_verdicts_of_single_replicates_stand_beside_the_pooled_one(monkeypatch):
     table = table_of(
         FIGURES["figure1"], lambda cell: (1.0 - 2.0 * cell.replicate) * (cell.gate == "entropy")
     )
-    verdicts = claims.verdicts({"figure1": table}, [claim()])
+    verdicts = claims.verdicts({"figure1": table}, [claim()], 0.95)
     alone = verdicts[verdicts["replicate"] != "all"]
     assert alone["verdict"].tolist() == ["reproduced", "not reproduced"]
     assert alone["estimate"].tolist() == [1.0, -1.0]
@@ -162,16 +161,16 @@ def test_reaching_has_a_margin_in_standard_deviations_of_base_responses(scale):
     rows = figure.collect(SMOKE, range(2), FakeResults(SMOKE))
     base = rows[rows["method"] == "base"].groupby(["family", "replicate", "objective"])["judge"]
     expected = np.sqrt(base.var().mean())
-    judge = rows["judge"] - 0.03 * expected * (rows["method"] == "sia")
+    judge = rows["judge"] - 0.04 * expected * (rows["method"] == "sia")
     table = figure.summarize(rows.assign(judge=scale * judge), SMOKE)
     assert estimates.base_sd(table, "judge") == pytest.approx(scale * expected, rel=1e-3)
     tested = [claim("reaches", None), replace(claim("more"), name="d")]
-    verdicts = claims.verdicts({"figure1": table}, tested)
+    verdicts = claims.verdicts({"figure1": table}, tested, 0.95)
     pooled = claims.pooled_verdicts(verdicts)
     assert pooled["verdict"].tolist() == ["reproduced", "not reproduced"]
-    assert pooled["margin"].tolist() == pytest.approx([-0.035 * scale * expected, 0], rel=1e-3)
-    assert pooled["margin_in_sd"].fillna(9).tolist() == [-0.035, 9]
-    margin = f"≥ {-0.035 * scale * expected:.2g} points (-0.035 SD of base responses)"
+    assert pooled["margin"].tolist() == pytest.approx([-0.05 * scale * expected, 0], rel=1e-3)
+    assert pooled["margin_in_sd"].fillna(9).tolist() == [-0.05, 9]
+    margin = f"≥ {-0.05 * scale * expected:.2g} points (-0.05 SD of base responses)"
     assert claims.verdict_line(pooled.iloc[0]).endswith(f"needs {margin}; replicates alone: ––")
 
 
@@ -183,7 +182,7 @@ def test_without_standard_deviations_there_is_one_sentence():
             match=r"expected a summary with the standard deviation of judge over base responses, "
             r"as today's code writes it \(make summaries\), got one without",
         ):
-            claims.verdicts({"figure1": lacking}, [claim("reaches", None)])
+            claims.verdicts({"figure1": lacking}, [claim("reaches", None)], 0.95)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +200,8 @@ def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
     row |= {"estimate": -1.0, "low": -2.0, "high": -0.5}
     alone = [row | {"replicate": str(i), "n": np.nan, "replicates": np.nan} for i in range(2)]
     table = pd.DataFrame([row, *alone, row | {"metric": "tokens", "n": largest}])
-    tested = replace(claim(), selector={"metric": metric})
-    verdicts = claims.verdicts({"figure1": table}, [tested])
+    tested = replace(claim(), selectors={"": {"metric": metric}})
+    verdicts = claims.verdicts({"figure1": table}, [tested], 0.95)
     (pooled,) = claims.pooled_verdicts(verdicts).to_dict("records")
     assert pooled["verdict"] == verdict
     if verdict == "too few prompts":
@@ -215,9 +214,9 @@ def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
 @pytest.mark.parametrize(
     ("margin", "share", "text"),
     [
-        (-0.1, -0.035, "≥ -0.1 points (-0.035 SD of base responses)"),
+        (-0.1, -0.05, "≥ -0.1 points (-0.05 SD of base responses)"),
         (0.0, math.nan, "≥ 0 points"),
-        (math.nan, -0.035, "≥ -0.035 SD of base responses"),  # its table is not measured
+        (math.nan, -0.05, "≥ -0.05 SD of base responses"),  # its table is not measured
     ],
 )
 def test_a_criterion_says_its_margin_as_far_as_it_is_known(margin, share, text):

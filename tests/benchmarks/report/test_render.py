@@ -86,7 +86,9 @@ def test_the_page_is_whole_and_asks_no_network(page):
     assert "http-equiv" in text
     assert not re.search(r"url\(|@import|fetch\(|XMLHttp", text)
     assert "{{" not in text
-    assert len(reader.headings) == 1 + 2 + 3  # title, verdicts, viewer, figures
+    opening = ["Headline verdicts", "Junctions, token by token", "All claims and their verdicts"]
+    assert reader.headings[1:4] == opening
+    assert len(reader.headings) == 4 + 3  # and figures
 
 
 def test_every_verdict_and_figure_is_there(project, page):
