@@ -132,8 +132,9 @@ def export(replicate: Replicate, output: Path, prompts: int) -> None:
 
 
 def select(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """Return about `count` of the prompts, evenly spread over the objectives."""
-    return list(prompts[:: max(1, len(prompts) // count)])
+    """Return `count` of the prompts, or all if there are fewer, spread over the objectives."""
+    count = min(count, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def write_models(replicate: Replicate, folder: Path) -> None:
