@@ -151,9 +151,11 @@ def test_at_equal_drift_dense_is_read_between_the_strengths():
 
     table = table_of(FIGURES["figure4"], effect)
     common = {"objective": "all", "metric": "judge", "value_model": "value-mean"}
-    for family, ratio in product(("qwen3", "llama", "all"), (0.2, 0.5)):
-        labels = {"family": family, "target_ratio": ratio, "method": "sia"}
-        row = pick(table, **common, **labels, matched="kl")
+    for family, ratio, tuned, metric in product(
+        ("qwen3", "llama", "all"), (0.2, 0.5), (False, True), ("judge", "reward")
+    ):
+        labels = {"family": family, "target_ratio": ratio, "method": "sia", "tuned": tuned}
+        row = pick(table, **(common | labels | {"metric": metric}), matched="kl")
         assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
     claimed = {"family": "all", "matched": "kl", "method": "sia-claimed"}
     mean = pick(table, **(common | claimed | {"value_model": "value-token"}))
@@ -173,9 +175,18 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
         FIGURES["figure3"],
         lambda cell: gain.get((cell.value_model, cell.model), 7.0 * (cell.gate != "never")),
     )
-    labels = {"method": "weak-to-strong sia-claimed", "objective": "all", "metric": "judge"}
+    common = {"objective": "all", "metric": "judge", "target_ratio": 0.2}
+    labels = common | {"method": "weak-to-strong sia"}
     assert ends(pick(table, **labels, versus="base")) == pytest.approx([0.6] * 3, abs=ROUNDED)
     assert pick(table, **labels, versus="dense")["estimate"] == 0
+
+
+def test_a_larger_model_may_lack_less_to_dense_steering():
+    lacks = {"base-small": 0.5, "base": 9.0, "base-large": 0.2}
+    table = table_of(FIGURES["figure3"], lambda cell: -lacks[cell.model] * (cell.gate == "entropy"))
+    common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
+    row = pick(table, **common, model="base-large", versus="shortfall-of-smallest")
+    assert ends(row) == pytest.approx([0.3] * 3, abs=ROUNDED)
 
 
 def test_best_of_n_is_paired_with_the_base_at_the_same_n():
@@ -184,15 +195,15 @@ def test_best_of_n_is_paired_with_the_base_at_the_same_n():
     )
     common = {"method": "sia", "target_ratio": 0.2, "objective": "all", "metric": "judge"}
     for best_of, versus, expected in (
-        (4, "base", 1.0),
+        (2, "base", 1.0),
         (2, "dense", -2.0),
-        (4, "one-response", 0.0),
+        (2, "one-response", 0.0),
     ):
         assert ends(pick(table, **common, best_of=best_of, versus=versus)) == pytest.approx(
             [expected] * 3, abs=ROUNDED
         )
-    positions = pick(table, **(common | {"metric": "positions"}), best_of=4, versus="")
-    assert positions["estimate"] == 30 * 4 + 40
+    positions = pick(table, **(common | {"metric": "positions"}), best_of=2, versus="")
+    assert positions["estimate"] == 30 * 2 + 40
 
 
 def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
