@@ -23,7 +23,7 @@ from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.model_kinds import ModelKind
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.profile import LabProfile, Profile
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)  # of the steps
 SHOWN_SHARE = 0.2  # where experiments are compared
@@ -55,7 +55,7 @@ class Regret(Figure):
     needs_lab = True
     reported = ("captured_divergence", "shift_auroc")
 
-    def cells(self, profile: Profile, replicate: int) -> FigureCells:
+    def cells(self, profile: LabProfile, replicate: int) -> FigureCells:
         """Return traces of the base, and of the base that learned another world."""
         requests = [methods.base(replicate, family) for family in profile.families]
         requests += [
@@ -64,7 +64,7 @@ class Regret(Figure):
         ]
         return FigureCells(traces=requests)
 
-    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    def collect(self, profile: LabProfile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return a row per prompt, experiment and score, with the sums of its first response."""
         frames = []
         for replicate in replicates:
