@@ -232,13 +232,13 @@ def _strengths(
     if "settings" not in entry:
         if "by_loss" in entry:
             return [("", loss, {}) for loss in losses]
+        of_first = (profile.losses[0], False) if "loss" in entry.get("of_first", ()) else ()
         usual = [
             name
             for name, setting in settings.items()
-            if "loss" in entry.get("of_first", ())
-            and (setting["loss"], setting["tuned"]) == (profile.losses[0], False)
+            if (setting["loss"], setting["tuned"]) == of_first
         ]
-        return [(*usual, "")[:1] + ("", {})]
+        return [("".join(usual), "", {})]
     strengths, named = [], entry.get("names_strength", True)
     for name in entry["settings"]:
         labels = dict(settings[name])
@@ -512,7 +512,7 @@ def interval_text(row: pd.Series, form: str) -> str:
 
 def number_text(number: float, unit: str, form: str) -> str:
     """Return a number in this format: a difference with its sign, a ratio without."""
-    return format(number, form if unit == "times" else f"+{form}")
+    return format(number, form if unit == "times" else f"+z{form}")
 
 
 def source_text(row: pd.Series) -> str:

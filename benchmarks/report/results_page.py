@@ -8,6 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import jinja2
 import pandas as pd
 
 from benchmarks.analysis.claims import (
@@ -31,20 +32,33 @@ from benchmarks.spec.profile import Profile
 
 RESULTS_PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- headline: written by make claims -->", "<!-- end of headline -->"
+CLOSING = Path(__file__).with_name("closing.md.j2")
 WIDTH = 110  # characters of a line of text
 
 HEAD = """# Results of the lab
 
 Written by `make claims` from the committed tables; not edited by hand.
-
-A dozen headline claims are decided in two metrics, the judge's score and the evaluation reward, under
-up to three settings: {settings}. A verdict is *reproduced* if the whole interval meets the criterion,
-*not reproduced* if none of it does, and *undecided* otherwise. Headline verdicts must also pass Holm's
-test at {alpha:.0%} over all {rows} headline rows with an interval. To *reach* another method means at most
-{tolerance:g} standard deviations (SD) of base responses below it, in the same metric; to *beat* it means more
-than 0 ([method](method.md#intervals-and-verdicts)). "Worlds" gives the verdict of each replicate alone:
-✓ reproduced, ✗ not reproduced, ? undecided, – too few prompts.
 """
+READING = (
+    "The headline claims are decided in two metrics, the judge's score and the evaluation reward, "
+    "under up to three settings: {settings}. A verdict is *reproduced* if the whole interval meets "
+    "the criterion, *not reproduced* if none of it does, and *undecided* otherwise. Headline "
+    "verdicts must also pass Holm's test at {alpha:.0%} over all {rows} headline rows with an "
+    "interval. To *reach* another method means at most {tolerance:g} standard deviations (SD) of "
+    "base responses below it, in the same metric; to *beat* it means more than 0 "
+    '([method](method.md#intervals-and-verdicts)). "Worlds" gives the verdict of each replicate '
+    "alone: ✓ reproduced, ✗ not reproduced, ? undecided, – too few prompts."
+)
+DECIDED = ("reproduced", "not reproduced", "undecided")
+GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all cases
+    ("reproduced",): "Reproduced in every case",
+    ("not reproduced",): "Not reproduced in any case",
+    ("reproduced", "not reproduced"): "Depends on setting or metric",
+    ("reproduced", "undecided"): "Reproduced in some cases, undecided in others",
+    ("not reproduced", "undecided"): "Not reproduced in some cases, undecided in others",
+    ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
+    ("undecided",): "Undecided in every case",
+}
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
 
@@ -62,22 +76,63 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
         verdicts: As `claims.pooled_verdicts` returns them.
     """
     headline = verdicts[verdicts["headline"] > 0]
-    head = HEAD.format(
+    reading = READING.format(
         settings="; ".join(settings_of(profile).values()),
         alpha=1 - profile.statistics.level,
         rows=int(headline["p"].notna().sum()),
         tolerance=TOLERANCE,
     )
-    parts = [head, *_picture(profile, forest.NAME, "Headline verdicts")]
-    parts += [f"Headline: {_counts(headline)}.\n", headline_table(profile, headline)]
+    parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts"), findings(verdicts)]
+    parts += [_filled(reading), headline_table(profile, headline)]
     for number, question in read_document()["questions"].items():
         rows = headline[headline["headline"] == int(number)]
         if not rows.empty:
-            parts += [*_section(profile, number, question, rows)]
+            parts += _section(profile, number, question, rows)
         if number == "1":
             parts.append(shares_table(profile, verdicts))
-    parts += ["## Appendix: all other claims\n", appendix(verdicts[verdicts["headline"] == 0])]
-    return "\n".join(parts)
+    parts += [_closing(verdicts), "## Appendix: all other claims\n"]
+    return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
+
+
+def findings(verdicts: pd.DataFrame) -> str:
+    """Return what the headline verdicts say together, a line for each group of claims."""
+    headline = verdicts[verdicts["headline"] > 0]
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS.values()}
+    for title, rows in headline.groupby("title", sort=False):
+        kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
+        group = GROUPS.get(kinds, "")
+        if group:
+            groups[group].append(f"{_escaped(title)} ({len(rows)})")
+    lines = [f"{_counts(headline)}."]
+    lines += [f"{group}: {'; '.join(titles)}." for group, titles in groups.items() if titles]
+    return "".join(_filled(f"- {line}", "  ") for line in lines)
+
+
+def _closing(verdicts: pd.DataFrame) -> str:
+    """Return the sections for authors and for whoever measures real models."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(CLOSING.read_text(encoding="utf-8"))
+    known = set(read_document()["claims"])
+
+    def numbers(claim: str, form: str = ".2f") -> str:
+        """Return the estimates of a claim, the least and the largest where it has several cases."""
+        if claim not in known:
+            raise LookupError(f"{CLOSING.name} names the unknown claim {claim!r}")
+        rows = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
+        in_sd = bool(rows["sd"].notna().all())
+        estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
+        ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
+        if not ends:
+            return "not measured"
+        unit, cases = " SD" * in_sd, f" ({len(ends)} cases)" * (len(ends) > 1)
+        return " to ".join(dict.fromkeys([ends[0], ends[-1]])).replace("-", "−") + unit + cases
+
+    return template.render(numbers=numbers)
+
+
+def _escaped(text: str) -> str:
+    """Return a text in which Markdown sees no emphasis."""
+    return text.replace("*", r"\*")
 
 
 def _picture(profile: Profile, name: str, title: str) -> list[str]:
@@ -104,15 +159,16 @@ def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) 
     parts += _picture(profile, question["figure"], question["question"])
     for _, of_claim in rows.groupby("claim", sort=False):
         first = of_claim.iloc[0]
-        answer = f"**{first['statement']}** ({source_text(first)}.) {_counts(of_claim)}."
+        answer = f"**{_escaped(first['statement'])}** ({source_text(first)}.) {_counts(of_claim)}."
         parts += [_filled(answer), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
-        parts.append(_filled(f"*What would change it:* {first['would_change']}"))
-    parts.append(_filled(f"*Caveat.* {question['caveat']}"))
+        parts.append(_filled(f"*What would change it:* {_escaped(first['would_change'])}"))
+    parts.append(_filled(f"*Caveat.* {_escaped(question['caveat'])}"))
     return parts
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
+def _filled(text: str, indent: str = "") -> str:
+    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+    return textwrap.fill(text, WIDTH, **options) + "\n"
 
 
 def _cells(row: pd.Series) -> list[str]:
@@ -121,7 +177,7 @@ def _cells(row: pd.Series) -> list[str]:
     weakest = f"; weakest: {row['weakest']}" if row["weakest"] else ""
     if not is_decided(row):
         return [case, row["verdict"], "", "", criterion(row), "", ""]
-    in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+.2f}"
+    in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
     p = "exact" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.3f}"
     numbers = interval_text(row, ".2f")
     return [case + weakest, row["verdict"], numbers, in_sd, criterion(row), p, row["marks"]]
@@ -146,18 +202,20 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
         for row in shares.itertuples()
     ]
     text = (
-        "The smallest share of the tokens that reaches dense steering, by a fixed-sequence test: from "
-        "the largest share down, until one does not reach it."
+        "The smallest share of the tokens that reaches dense steering, by a fixed-sequence test: "
+        "from the largest share down, until one does not reach it."
     )
     columns = ["setting", "metric", "smallest share that reaches dense", "shares tested"]
     return f"{_filled(text)}\n{_table(columns, rows)}"
 
 
 def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
-    """Return the README with its table of headline verdicts written anew."""
+    """Return the README with count and table of headline verdicts written anew."""
+    headline = verdicts[verdicts["headline"] > 0]
+    shown = headline[headline["in_readme"].astype(bool)]
+    text = f"{_counts(headline)}.\n\n{headline_table(profile, shown)}"
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
-    shown = verdicts[(verdicts["headline"] > 0) & verdicts["in_readme"].astype(bool)]
-    return block.sub(lambda _: headline_table(profile, shown), readme)
+    return block.sub(lambda _: text, readme)
 
 
 def headline_table(profile: Profile, headline: pd.DataFrame) -> str:
@@ -173,7 +231,9 @@ def headline_table(profile: Profile, headline: pd.DataFrame) -> str:
             for name, of_setting in of_claim.groupby("setting")
         }
         cells.setdefault(next(iter(settings)), cells.pop("", ""))
-        rows.append([f"{number:.0f}. {title}", *(cells.get(name, "") for name in settings)])
+        rows.append(
+            [f"{number:.0f}. {_escaped(title)}", *(cells.get(name, "") for name in settings)]
+        )
     return _table(["claim", *settings.values()], rows)
 
 
@@ -182,7 +242,7 @@ def _short(row: pd.Series) -> str:
     if not is_decided(row):
         return MARKS.get(row["verdict"], "not measured")
     if pd.notna(row["sd"]):
-        number = f"{row['estimate'] / row['sd']:+.2f}"
+        number = f"{row['estimate'] / row['sd']:+z.2f}"
     else:
         number = forest.number_of(row["estimate"], row["unit"])
     time = " (time)" if row["metric"] == "seconds_ratio" else ""
@@ -193,7 +253,7 @@ def appendix(rows: pd.DataFrame) -> str:
     """Return one table of all other claims, whose verdicts follow from their intervals alone."""
     lines, shown = [], ""
     for _, row in rows.iterrows():
-        statement = f"{row['statement']} ({source_text(row)})"
+        statement = f"{_escaped(row['statement'])} ({source_text(row)})"
         numbers = interval_text(row, ".2f") if is_decided(row) else ""
         case = row["condition"] or "–"
         name = statement if row["claim"] != shown else "″"

@@ -222,3 +222,76 @@ def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
 def test_a_criterion_says_its_margin_as_far_as_it_is_known(margin, share, text):
     row = {"test": "reaches", "margin": margin, "margin_in_sd": share, "unit": "points"}
     assert claims.criterion(pd.Series(row)) == text
+
+
+# --- headline claims
+
+
+def test_a_headline_is_asked_in_every_setting_and_metric_that_a_profile_has():
+    def cases(profile: Profile) -> list[tuple[str, str]]:
+        asked = supported(profile)
+        return [(c.setting, c.metric) for c in asked if c.name == "twenty-percent-is-enough"]
+
+    settings = ("paper", "token", "best")
+    assert cases(SMOKE) == [(s, metric) for s in settings for metric in ("judge", "reward")]
+    assert cases(LLAMA) == [("paper", "reward")]
+    tuned = replace(LLAMA, sweep=replace(LLAMA.sweep, tuning=(1.0, 2.0)))
+    assert cases(tuned) == [("paper", "reward"), ("best", "reward")]
+    only_token = hub(tuned, "value-mean", value_token="value-mean")
+    assert cases(only_token) == [("token", "reward"), ("best", "reward")]
+
+
+def test_headlines_answer_all_questions_and_the_readme_shows_few():
+    document = claims.read_document()
+    headlines = [entry for entry in document["claims"].values() if "headline" in entry]
+    assert {str(entry["headline"]) for entry in headlines} == set(document["questions"])
+    assert all(entry["would_change"].endswith(".") and entry["title"] for entry in headlines)
+    assert len({entry["title"] for entry in headlines}) == len(headlines)
+    assert sum(entry.get("in_readme", True) for entry in headlines) <= 14
+
+
+def rows_of(**estimates: float) -> pd.DataFrame:
+    """Return a summary of differences to other gates over eight replicates, of width 0.2."""
+    common = {"replicate": "all", "metric": "kl", "n": 800, "replicates": 8}
+    rows = [
+        common | {"versus": gate, "estimate": x, "low": x - 0.1, "high": x + 0.1}
+        for gate, x in estimates.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("test", "attention", "position", "weakest", "verdict"),
+    [
+        ("more", 0.5, 0.2, "position", "reproduced"),
+        ("more", 0.5, 0.05, "position", "undecided"),
+        ("more", -0.9, 0.5, "attention", "not reproduced"),
+        ("less", 0.5, -0.2, "attention", "not reproduced"),
+    ],
+)
+def test_a_claim_of_several_rows_stands_or_falls_with_the_weakest(
+    test, attention, position, weakest, verdict
+):
+    parts = {gate: {"metric": "kl", "versus": gate} for gate in ("attention", "position")}
+    several = replace(claim(test), selectors=parts, headline=5)
+    table = rows_of(attention=attention, position=position)
+    (row,) = claims.verdicts({"figure1": table}, [several], 0.95).to_dict("records")
+    assert (row["weakest"], row["verdict"]) == (weakest, verdict)
+    (row,) = claims.verdicts({"figure1": table[:1]}, [several], 0.95).to_dict("records")
+    assert row["verdict"] == "not measured"
+
+
+def test_the_smallest_share_is_found_from_the_largest_down():
+    shares = {0.8: 0.15, 0.4: 0.2, 0.2: -0.5, 0.1: 0.3}
+    table = pd.concat([rows_of(dense=x).assign(target_ratio=share) for share, x in shares.items()])
+    asked = [
+        replace(
+            claim(), name="share-is-enough", condition=f"{share}", setting="paper",
+            selectors={"": {"metric": "kl", "target_ratio": share}},
+        )
+        for share in (*shares, 0.05)
+    ]  # fmt: skip
+    verdicts = claims.pooled_verdicts(claims.verdicts({"figure1": table}, asked, 0.95))
+    assert claims.smallest_shares(verdicts).to_dict("records") == [
+        {"setting": "paper", "metric": "kl", "smallest": 0.4, "shares": "10%, 20%, 40%, 80%"}
+    ]

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -22,6 +22,7 @@ def closed_test(p: list[float], number: int) -> float:
     return max(min(1, len(subset) * min(p[i] for i in subset)) for subset in subsets)
 
 
+@settings(deadline=None)
 @given(P_VALUES)
 def test_holm_is_the_closure_of_bonferroni(p):
     expected = [closed_test(p, number) for number in range(len(p))]
@@ -80,6 +81,7 @@ def headline(estimates: list[float], half: float, test: str = "more") -> pd.Data
     return claims.verdicts({"figure1": pd.DataFrame(rows)}, asked, 0.95)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.floats(-1, 1), min_size=1, max_size=8),
     st.floats(1e-3, 1),
