@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression, verify
 from benchmarks.figures.registry import FIGURES
-from benchmarks.report import forest, render, results_page
+from benchmarks.report import editions, forest, render, results_page
 from benchmarks.runtime.command_line import RESUMES, Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
@@ -388,6 +388,10 @@ def write_verdicts(profile: Profile) -> pd.DataFrame:
     stale = any(why for _, why in measured.values())
     paths = forest.draw(verdicts, profile, stale, tables.FIGURES / profile.name)
     tables.record_drawing(profile, forest.NAME, paths, "claims.csv")
+    first = editions.first_verdicts(profile)
+    if first is not None:
+        paths = editions.draw(verdicts, first, profile, stale, tables.FIGURES / profile.name)
+        tables.record_drawing(profile, editions.NAME, paths, "claims.csv")
     return verdicts
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import assets
 from benchmarks.figures.base import Figure
-from benchmarks.report import forest, render
+from benchmarks.report import editions, forest, render
 from benchmarks.runtime.files import read_json, sha256
 from benchmarks.runtime.fingerprints import drawing_code
 from benchmarks.spec.profile import Profile
@@ -72,7 +72,9 @@ def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterat
     """Yield a sentence for each figure, and the report, that shows something else."""
     drawn = tables.read_drawings(profile)
     targets = {name: name for name in tables.with_tables(profile, figures)}
-    for name, target in (targets | {forest.NAME: "claims"}).items():
+    targets |= {forest.NAME: "claims"}
+    targets |= {editions.NAME: "claims"} if editions.first_verdicts(profile) is not None else {}
+    for name, target in targets.items():
         remedy = _make(target, profile)
         if name not in drawn:
             yield f"{name} is not drawn: {remedy}"

@@ -5,6 +5,7 @@ another unit (ratios, shares, deviations) is written below, in the colours of th
 """
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ COLOURS = {
     "undecided": "#7F7F7F",
     TOO_FEW: "#BBBBBB",
 }
-MARKERS = ("o", "D")  # of the metrics
+MARKERS = ("o", "D")  # of the series: metrics
 ROW, HEADER = 0.25, 1.7  # inches: height of a row, and of what is above and below all rows
 CHARACTERS = 25  # of a row's title, in a line
 LIMIT = 1.5  # standard deviations, beyond which a marker stands at the edge
@@ -57,21 +58,14 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
     for above, below, setting in zip(*axes, columns, strict=True):
         above.set_title(settings_of(profile).get(setting, "").replace(", ", ",\n"), fontsize=6.5)
         shown = scores[scores["setting"] == setting]
+        shown = shown.assign(series=shown["metric"])
         draw_scores(above, shown, list(scores["row"].unique()), metrics)
         # what has no setting stands in the middle
         places = [setting, ""] if setting == columns[len(columns) // 2] else [setting]
         shown = others[others["setting"].isin(places)]
         write_others(below, shown, list(others["row"].unique()))
     axes[0, len(columns) // 2].set_xlabel("standard deviations of base responses", fontsize=6.5)
-    handles = [
-        style.entry(style.Look("black", marker), METRICS[metric], linestyle="none")
-        for marker, metric in zip(MARKERS, metrics, strict=False)
-    ]
-    handles += [
-        style.entry(style.Look(colour, "s"), verdict, linestyle="none")
-        for verdict, colour in COLOURS.items()
-        if verdict in set(rows["verdict"])
-    ]
+    handles = legend([METRICS[metric] for metric in metrics], rows)
     level, replicates = profile.statistics.level, int(rows["replicates"].max())
     caption = (
         f"{interval_kind(level, replicates)}, verdicts by Holm at {1 - level:.0%}; dotted: margin "
@@ -80,20 +74,34 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
     return style.finish(figure, handles, caption, folder, NAME, stale=stale, legend_columns=3)
 
 
+def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
+    """Return a handle for each series, by its marker, and for each verdict of the rows."""
+    handles = [
+        style.entry(style.Look("black", marker), name, linestyle="none")
+        for marker, name in zip(MARKERS, series, strict=False)
+    ]
+    verdicts = set(rows["verdict"])
+    return handles + [
+        style.entry(style.Look(colour, "s"), verdict, linestyle="none")
+        for verdict, colour in COLOURS.items()
+        if verdict in verdicts
+    ]
+
+
 def numbered_titles(rows: pd.DataFrame) -> pd.Series:
     """Return the titles of claims, with the number of the question."""
     return rows["headline"].map("{:.0f} ".format) + rows["title"]
 
 
-def draw_scores(axis, rows: pd.DataFrame, titles: list[str], metrics: list[str]) -> None:
-    """Draw estimates with intervals and margins of one setting, the metrics one below another."""
+def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) -> None:
+    """Draw estimates with intervals and margins of one setting, the series one below another."""
     if not titles:
         axis.set_axis_off()
         return
     axis.axvline(0, color=style.ZERO, linewidth=0.6)
     for row in rows.itertuples():
-        number = metrics.index(row.metric)
-        y = titles.index(row.row) + 0.36 * (number - (len(metrics) - 1) / 2)
+        number = series.index(row.series)
+        y = titles.index(row.row) + 0.36 * (number - (len(series) - 1) / 2)
         estimate, low, high = (getattr(row, name) / row.sd for name in NUMBERS)
         look = {"color": COLOURS[row.verdict], "linewidth": 0.9}
         axis.plot([low, high], [y, y], **look)

@@ -25,7 +25,7 @@ from benchmarks.analysis.estimates import pooled
 from benchmarks.analysis.labels import listed, loss_label, method_label, metric_label, plural
 from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
-from benchmarks.report import forest
+from benchmarks.report import editions, forest
 from benchmarks.runtime.files import read_frame, write_text
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Profile
@@ -60,6 +60,7 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
         tolerance=claims.TOLERANCE,
         alpha=f"{1 - profile.statistics.level:.0%}",
         forest=[_picture(path) for path in pictures_of(profile, forest.NAME)],
+        editions=[_picture(path) for path in pictures_of(profile, editions.NAME)],
         has_viewer=has_viewer,
         figures=[_figure(profile, figures[name]) for name in names if figures[name].own_section],
         made_from=made_from(profile, figures),
@@ -97,7 +98,8 @@ def made_from(profile: Profile, figures: Mapping[str, Figure]) -> dict[str, str]
         folder / "junctions.parquet",
         *(folder / f"{name}.csv" for name in names),
     ]
-    files += [path for name in (forest.NAME, *names) for path in pictures_of(profile, name)]
+    drawn = (forest.NAME, editions.NAME, *names)
+    files += [path for name in drawn for path in pictures_of(profile, name)]
     return {file.name: tables.sha256(file)[:16] for file in files if file.exists()}
 
 

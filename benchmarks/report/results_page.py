@@ -24,7 +24,7 @@ from benchmarks.analysis.claims import (
 )
 from benchmarks.analysis.estimates import TOLERANCE
 from benchmarks.analysis.labels import metric_label
-from benchmarks.report import forest
+from benchmarks.report import editions, forest
 from benchmarks.report.render import pictures_of
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
@@ -59,6 +59,11 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
     ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
     ("undecided",): "Undecided in every case",
 }
+EDITIONS = """## What turns on tokens alone
+
+In the first edition of the lab (profile `lab-words`) every word is a token and few steps are sure:
+20% of the tokens are another 20%. Claims of figures 1 and 2 that both editions have measured:
+"""
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
 
@@ -90,6 +95,8 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
             parts += _section(profile, number, question, rows)
         if number == "1":
             parts.append(shares_table(profile, verdicts))
+    if picture := _picture(profile, editions.NAME, "Verdicts of both editions of the lab"):
+        parts += [EDITIONS, *picture]
     parts += [_closing(verdicts), "## Appendix: all other claims\n"]
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
 

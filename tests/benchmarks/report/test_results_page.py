@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.analysis import claims, tables
-from benchmarks.report import forest, results_page
+from benchmarks.report import editions, forest, results_page
 from benchmarks.spec.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -102,3 +102,20 @@ def test_the_forest_shows_headlines_in_a_caption_of_two_lines(
 def test_without_a_measured_headline_there_is_no_forest(verdicts, tmp_path):
     assert forest.draw(verdicts.query("headline == 0"), SMOKE, False, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_both_editions_of_the_lab_stand_side_by_side(verdicts, monkeypatch, tmp_path):
+    lab, first = load_profile("lab"), tmp_path / "results/lab-words/claims.csv"
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.figures.style.DPI", 40)
+    assert editions.first_verdicts(lab) is None
+    first.parent.mkdir(parents=True)
+    verdicts.drop(columns="marks").to_csv(first, index=False)
+    assert editions.first_verdicts(SMOKE) is None
+    of_first = editions.first_verdicts(lab).query("figure == 'figure2'")
+    (tmp_path / "drawn").mkdir()
+    png, _ = editions.draw(verdicts, of_first, lab, False, tmp_path / "drawn")
+    with Image.open(png) as image:
+        caption = image.info["Description"]
+    assert caption == "Intervals over 8 and 8 worlds; dotted: margin (0, or −0.05 to reach)."
+    assert editions.draw(verdicts, of_first[:0], lab, False, tmp_path) == []
