@@ -55,7 +55,7 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert "figures: figure3 drawn in figures/smoke" in printed
-    assert re.search(r"not measured\nabstract +[\d ]+\ncaption of figure 2 ", printed)
+    assert re.search(r"not measured\nabstract +[\d ]+\ncaption of figure 1 ", printed)
     assert "not measured; in results/smoke/claims.csv" in printed
     assert drawn == [
         (table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")
@@ -126,9 +126,10 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert verify(0) == [
         "outdated: claims.csv is of other tables than there are: "
         "make claims PROFILE=smoke makes it anew",
+        "outdated: verdicts is not drawn: make claims PROFILE=smoke makes it anew",
         "outdated: report.html does not show what there is: "
         "make figures PROFILE=smoke makes it anew",
-        "verify: 1 tables of profile smoke, all whole; 2 outdated",
+        "verify: 1 tables of profile smoke, all whole; 3 outdated",
     ]
     assert main(["figures", "--profile", "smoke"]) == 0
     capsys.readouterr()
