@@ -49,7 +49,7 @@ smoke: $(READY) ## everything at small scale, from training to verdicts and figu
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
 	$(RUN) reproduce $(OPTIONS)
 
-reproduce: $(READY) ## train the lab, measure every table, draw every figure: 75 minutes for each of REPLICATES
+reproduce: $(READY) ## train the lab, measure every table, draw every figure: 60 minutes for each of REPLICATES
 	$(RUN) reproduce $(OPTIONS)
 
 models: $(READY) ## train the lab's models and report their quality
