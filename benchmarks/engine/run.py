@@ -17,7 +17,7 @@ from benchmarks.runtime.workers import Workers, cluster
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, Profile
 from benchmarks.subjects import subject_class
-from benchmarks.subjects.lab.quality import model_quality
+from benchmarks.subjects.lab.quality import base_quality, model_quality
 from benchmarks.subjects.lab.replicate import Replicate
 from benchmarks.subjects.lab.train import build, pending_tasks
 
@@ -150,7 +150,12 @@ def measure_rows(
         sweep = Sweep(profile_here, workers, since)
         training = sum(task.estimated_seconds for task in pending)
         with workers.progress(training + sweep.estimated_seconds(needs)):
-            build(models, workers, requested)
+
+            def accept_bases() -> None:
+                bases = base_quality(profile, replicates, workers)
+                check_acceptance(bases, profile.accepted_ranges)
+
+            build(models, workers, requested, accept_bases if profile.accepted_ranges else None)
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)

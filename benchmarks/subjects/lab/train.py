@@ -131,6 +131,7 @@ def build(
     replicates: Sequence[Replicate],
     workers: Workers,
     requested: Collection[ModelKind] | None = None,
+    accept_bases: Callable[[], None] | None = None,
 ) -> None:
     """Make all that is pending; at the end `replicateN` links to the folder of replicate N.
 
@@ -138,12 +139,16 @@ def build(
         replicates: Replicates of one profile.
         workers: Processes that do it.
         requested: As in `pending_tasks`.
+        accept_bases: Called once the base models are made, if more is pending.
     """
     for replicate in replicates:
         replicate.folder.mkdir(parents=True, exist_ok=True)
-    pending = pending_tasks(replicates, requested)
-    for number, stage in enumerate(pending, start=1):
-        workers.run(train, stage, description=f"lab models {number}/{len(pending)}")
+    bases, *others = pending_tasks(replicates, requested) or [[]]
+    workers.run(train, bases, description=f"lab models 1/{1 + len(others)}")
+    if accept_bases and any(others):
+        accept_bases()
+    for number, stage in enumerate(others, start=2):
+        workers.run(train, stage, description=f"lab models {number}/{1 + len(others)}")
     for replicate in replicates:
         link(replicate.folder.with_name(f"replicate{replicate.index}"), replicate.folder)
 
