@@ -115,11 +115,13 @@ class Language:
         pieces: Size of the vocabulary of subword tokens; 0: every word is a token.
         stumbles: First words of a sentence among which errors happen; 0: any. Elsewhere a model
             can be sure of what follows.
+        sentences: Numbers of sentences that a response is planned with, each as likely.
     """
 
     lexicon: Literal["words", "subwords"]
     pieces: Annotated[int, Field(ge=0)]
     stumbles: Annotated[int, Field(ge=0)]
+    sentences: Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)

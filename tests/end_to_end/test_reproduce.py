@@ -29,6 +29,7 @@ families = ["qwen3"]
 lexicon = "subwords"
 pieces = 150
 stumbles = 3
+sentences = [4, 5, 6]
 [model]
 hidden_size = 16
 layers = 1

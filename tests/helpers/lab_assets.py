@@ -32,7 +32,7 @@ def trained_replicate(patch: pytest.MonkeyPatch, folder: Path) -> Replicate:
     smoke = load_profile("smoke")
     profile = replace(
         smoke,
-        language=Language("subwords", 150, 3),
+        language=Language("subwords", 150, 3, (4, 5, 6)),
         decoding=replace(smoke.decoding, max_new_tokens=8),
     )
     patch.setattr("benchmarks.subjects.lab.replicate.CACHE", folder)

@@ -110,7 +110,8 @@ class Replicate(Subject):
     def world(self) -> World:
         """World of the base corpus and of all prompts."""
         language = self.profile.language
-        return World(WorldConfig(self.index, language.lexicon, language.stumbles))
+        settings = language.lexicon, language.stumbles, language.sentences
+        return World(WorldConfig(self.index, *settings))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

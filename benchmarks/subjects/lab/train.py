@@ -86,9 +86,12 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
         [
             *((f"base-{size}", first) for size in large),
             *each("base"),
-            *((f"base-{size}", first) for size in small),
         ],
-        [*each("samples"), *((f"base@{world}", first) for world in worlds)],
+        [  # the small one is needed late, and fills a core here
+            *((f"base-{size}", first) for size in small),
+            *each("samples"),
+            *((f"base@{world}", first) for world in worlds),
+        ],
         [
             (REWARD, SHARED),
             (EVALUATION_REWARD, SHARED),

@@ -27,7 +27,7 @@ def made(monkeypatch, tmp_path):
 
 def test_bases_are_accepted_before_anything_else_is_made(made):
     def accept():
-        assert set(made.labels) == {"base", "base-small", "base-large"}
+        assert set(made.labels) == {"base", "base-large"}
         raise ValueError("not accepted")
 
     for _ in range(2):  # nor are they the second time
