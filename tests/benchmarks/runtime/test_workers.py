@@ -2,10 +2,12 @@
 
 import io
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,19 @@ def test_ctrl_c_ends_workers_at_once_without_a_trace(tmp_path):
     message = "interrupted: what was finished is kept"
     assert errors.splitlines() == ["write …", "", message]
     assert [path.name for path in folder.iterdir()] == ["begun"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_free_memory_below_what_is_in_use_goes_back_to_the_system():
+    blocks = [bytearray(1000) for _ in range(100_000)]
+    last = blocks.pop()
+    held = resident_megabytes()
+    del blocks
+    workers.release_memory()
+    assert resident_megabytes() < held - 80
+    assert len(last) == 1000
+
+
+def resident_megabytes() -> float:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
