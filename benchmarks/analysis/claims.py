@@ -126,10 +126,13 @@ class Claim:
         return reaching_margin(summary, self.metric, self.selector.get("family", "all"))
 
     def spread_in(self, summary: pd.DataFrame) -> float:
-        """Return the spread of base responses, of a headline about scores; else NaN."""
+        """Return the spread of base responses, of a headline about scores; else NaN.
+
+        NaN also where they all score alike, as those of models that learned nothing may.
+        """
         if not self.headline or self.metric not in SCORES:
             return float("nan")
-        return base_sd(summary, self.metric, self.selector.get("family", "all"))
+        return base_sd(summary, self.metric, self.selector.get("family", "all")) or float("nan")
 
 
 def read_document(path: Path = CLAIMS) -> dict:

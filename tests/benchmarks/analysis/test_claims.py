@@ -295,3 +295,9 @@ def test_the_smallest_share_is_found_from_the_largest_down():
     assert claims.smallest_shares(verdicts).to_dict("records") == [
         {"setting": "paper", "metric": "kl", "smallest": 0.4, "shares": "10%, 20%, 40%, 80%"}
     ]
+
+
+def test_where_all_base_responses_score_alike_there_is_no_spread(monkeypatch):
+    headline = next(claim for claim in claims.claims_for(SMOKE) if claim.metric == "judge")
+    monkeypatch.setattr(claims, "base_sd", lambda *_: 0.0)
+    assert math.isnan(headline.spread_in(pd.DataFrame()))
