@@ -48,7 +48,7 @@ class Worker:
     def run(self, function: Callable, task: object) -> tuple[object, float]:
         """Return function(task), and the units of work reported on the way."""
         self.units.clear()
-        return function(task), sum(self.units)
+        return workers.run_and_release(function, task), sum(self.units)
 
 
 class RayWorkers(workers.Pool):

@@ -184,7 +184,7 @@ class Workers(Pool):
     ) -> Generator[tuple[int, object]]:
         self._bar.set_description(counted(description, 0, len(tasks)))
         with interrupts_withheld():
-            futures = [self._pool.submit(_run_and_release, function, task) for task in tasks]
+            futures = [self._pool.submit(run_and_release, function, task) for task in tasks]
         numbers = {future: number for number, future in enumerate(futures)}
         try:
             for finished, future in enumerate(as_completed(numbers), start=1):
@@ -292,7 +292,7 @@ def _start(
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _run_and_release(function: Callable, task: object) -> object:
+def run_and_release(function: Callable, task: object) -> object:
     """Return what the function makes of a task, without the memory that it took meanwhile."""
     try:
         return function(task)
