@@ -190,9 +190,9 @@ def side_by_side(
 ) -> Columns:
     """Return both answers as panels, with lengths and intervention ratio below."""
     panels = []
-    for title, subtitle, generation in described(generations):
+    for title, subtitle, generation in captioned(generations):
         text = Text()
-        for space, word, style in styled(tokenizer, generation):
+        for space, word, style in styled_tokens(tokenizer, generation):
             text.append(space)
             text.append(word, style=style)
         panels.append(Panel(text, title=title, subtitle=subtitle, width=max(20, width // 2 - 1)))
@@ -202,15 +202,15 @@ def side_by_side(
 def one_after_the_other(tokenizer: PreTrainedTokenizerBase, generations: list[Generation]) -> str:
     """Return both answers as plain text, their tokens marked by MARKS."""
     paragraphs = []
-    for title, subtitle, generation in described(generations):
-        words = styled(tokenizer, generation)
+    for title, subtitle, generation in captioned(generations):
+        words = styled_tokens(tokenizer, generation)
         text = "".join(space + MARKS[style].format(word) for space, word, style in words)
         paragraphs.append(f"{title} ({subtitle}):\n{text}\n")
     return "\n".join(paragraphs)
 
 
-def described(generations: list[Generation]) -> list[tuple[str, str, Generation]]:
-    """Return name, lengths and intervention ratio beside each of the two answers."""
+def captioned(generations: list[Generation]) -> list[tuple[str, str, Generation]]:
+    """Return title, caption (length, intervention ratio, KL) and answer of each policy."""
     base, steered = generations
     ratio = 0.0 if math.isnan(steered.intervention_ratio) else steered.intervention_ratio
     note = (
@@ -220,10 +220,10 @@ def described(generations: list[Generation]) -> list[tuple[str, str, Generation]
     return [("base", f"{len(base.token_ids)} tokens", base), ("steered", note, steered)]
 
 
-def styled(
+def styled_tokens(
     tokenizer: PreTrainedTokenizerBase, generation: Generation
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield what each token adds to the text before it: white space, the rest, its style."""
+    """Yield the text that each token adds: its leading white space, the rest, and a style."""
     shown = ""
     for i in range(len(generation.token_ids)):
         decoded = tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)

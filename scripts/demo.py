@@ -24,7 +24,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from scripts.compare import MARKS, styled
+from scripts.compare import MARKS, styled_tokens
 from scripts.lab_models import LabModels, item_of, plain, scores
 from sia import Generation
 
@@ -63,11 +63,11 @@ def show(prompt: str, seed: int) -> None:
         responses = lab.respond(ids, steering, list(seeds))
         judged = scores(world, item, responses) if item else []
         say(f"\n{name}: {description(responses, judged)}", style="bold")
-        say(marked(lab.tokenizer, responses[0], console.is_terminal))
+        say(highlighted(lab.tokenizer, responses[0], console.is_terminal))
 
 
 def description(responses: Sequence[Generation], judged: Sequence[float]) -> str:
-    """Return what was steered in the first response, and the scores of it and of all."""
+    """Summarise the first response (length, shares) and the judge's scores of all."""
     response = responses[0]
     texts = [f"{len(response.token_ids)} tokens"]
     if response.steered.any():
@@ -77,11 +77,11 @@ def description(responses: Sequence[Generation], judged: Sequence[float]) -> str
     return ", ".join(texts)
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, generation: Generation, styles: bool) -> Text:
-    """Return a response with its steered tokens marked, by styles or in brackets."""
+def highlighted(tokenizer: PreTrainedTokenizerBase, generation: Generation, styles: bool) -> Text:
+    """Return a response whose steered tokens are highlighted by styles or brackets."""
     if styles:
-        return Text.assemble(*runs(tokenizer, generation))
-    text = "".join(mark(text, style) for text, style in runs(tokenizer, generation))
+        return Text.assemble(*styled_runs(tokenizer, generation))
+    text = "".join(mark(text, style) for text, style in styled_runs(tokenizer, generation))
     return Text(fill(text, WIDTH, break_long_words=False))
 
 
@@ -91,9 +91,11 @@ def mark(text: str, style: str) -> str:
     return text[: len(text) - len(words)] + (MARKS[style].format(words) if words else "")
 
 
-def runs(tokenizer: PreTrainedTokenizerBase, generation: Generation) -> Iterator[tuple[str, str]]:
+def styled_runs(
+    tokenizer: PreTrainedTokenizerBase, generation: Generation
+) -> Iterator[tuple[str, str]]:
     """Yield text and style of each run of tokens that have one style."""
-    for style, tokens in groupby(styled(tokenizer, generation), key=lambda token: token[2]):
+    for style, tokens in groupby(styled_tokens(tokenizer, generation), key=lambda token: token[2]):
         yield "".join(space + word for space, word, _ in tokens), style
 
 

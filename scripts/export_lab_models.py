@@ -150,7 +150,7 @@ def write_models(replicate: Replicate, folder: Path) -> None:
     for part, kind in kinds.items():
         replicate.fitted(kind, family).save_pretrained(folder / part)
     for part in (BASE, VALUE_MODEL, JUNCTION_GATE):
-        halve(folder / part)
+        convert_to_half(folder / part)
     settings = Settings(
         replicate.index,
         profile.language.lexicon,
@@ -164,7 +164,7 @@ def write_models(replicate: Replicate, folder: Path) -> None:
     settings.save(folder)
 
 
-def halve(folder: Path) -> None:
+def convert_to_half(folder: Path) -> None:
     """Rewrite the weights of a folder in half precision; config.json still asks for single."""
     for file in folder.glob("*.safetensors"):
         weights = {name: weight.half() for name, weight in load_file(file).items()}
@@ -185,7 +185,7 @@ def calibrate_gates(folder: Path, prompts: Sequence[Prompt]) -> None:
         steered = lab.respond(ids, lab.steering(junction))
         junction = calibrate(JunctionGate, steered, SHARE, predictor=predictor)
     replace(junction, threshold=rounded(junction.threshold)).save_pretrained(folder / JUNCTION_GATE)
-    halve(folder / JUNCTION_GATE)
+    convert_to_half(folder / JUNCTION_GATE)
     replace(lab.settings, entropy_threshold=rounded(entropy.threshold)).save(folder)
 
 

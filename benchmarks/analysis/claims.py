@@ -30,7 +30,7 @@ from benchmarks.analysis.estimates import (
     base_sd,
     display_name,
     pooled_family,
-    prompts_behind,
+    prompt_count,
     reaching_margin,
 )
 from benchmarks.analysis.labels import (
@@ -136,21 +136,26 @@ class Claim:
 
 
 def read_document(path: Path = CLAIMS) -> dict:
-    """Return claims.toml as it is."""
+    """Return the parsed content of claims.toml."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def claims_for(
     profile: Profile, unsupported: Collection[str] = (), path: Path = CLAIMS
 ) -> list[Claim]:
-    """Return the claims that this profile can decide, once for each of their conditions.
+    """Return the claims that this profile can decide, one for each of their conditions.
 
-    They are about its own score, families and losses. Without the `unsupported` figures, without
-    models, tuning and metrics that it does not have, and without a claim that asks of this profile
-    what an earlier one does.
+    The claims are phrased for the profile's own score, families and losses. Left out are claims
+    about figures, models, tuning or metrics that the profile does not have, and claims that
+    coincide with an earlier one in this profile.
+
+    Args:
+        profile: Profile to decide claims of.
+        unsupported: Names of figures that the profile cannot measure.
+        path: File of the claims.
 
     Raises:
-        ValueError: A test or condition is unknown.
+        ValueError: If a test or condition is unknown.
     """
     document = read_document(path)
     claims: dict[tuple, Claim] = {}
@@ -178,7 +183,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
     families = {"all": [pooled_family(profile)], "each": profile.families}
     conditions = {key: document["conditions"][key] for key in entry.get("conditions", ())}
     for (setting, loss, strength), family_name, condition, metric in product(
-        _strengths(entry, document["settings"], profile),
+        _settings_for(entry, document["settings"], profile),
         families.get(family, profile.families[:1]),
         conditions.values() or [{}],
         entry.get("metrics", [entry["selector"].get("metric")]),
@@ -194,7 +199,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
         selectors = {
             part: selector
             for part, further in entry.get("weakest_of", {"": {}}).items()
-            if (selector := _in_terms_of(labels | further, profile, part)) is not None
+            if (selector := _selector_for(labels | further, profile, part)) is not None
         }
         if not selectors:
             continue
@@ -223,13 +228,13 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
         )
 
 
-def _strengths(
+def _settings_for(
     entry: dict, settings: Mapping[str, dict], profile: Profile
 ) -> list[tuple[str, str, dict]]:
     """Return the settings of a claim that the profile has: name, loss, and labels of the strength.
 
-    A claim without settings has each loss by itself where it is by loss, and otherwise the
-    setting, if any, that the figures of one loss show.
+    A claim that lists no settings has one unnamed setting for each loss if it is stated by loss.
+    Otherwise it has the setting that figures of a single loss belong to, if any.
     """
     losses = [loss for loss in LOSSES if loss in profile.losses]
     if "settings" not in entry:
@@ -260,7 +265,7 @@ def settings_of(profile: Profile) -> dict[str, str]:
         name: listed(
             loss_label(profile, str(value_kind(loss))), "best β" if labels["tuned"] else "β = 1"
         )
-        for name, loss, labels in _strengths({"settings": [*settings]}, settings, profile)
+        for name, loss, labels in _settings_for({"settings": [*settings]}, settings, profile)
     }
 
 
@@ -271,13 +276,13 @@ def _strength_label(strength: dict, labels: dict) -> str:
     return "each at its best β" if labels["tuned"] else f"β = {labels['beta']:g}"
 
 
-def _in_terms_of(selector: dict, profile: Profile, part: str) -> dict | None:
-    """Return the selector with the profile's score; None if it lacks what is compared.
+def _selector_for(selector: dict, profile: Profile, part: str) -> dict | None:
+    """Adapt a selector to the profile: its score for "judge"; None if it lacks a model or metric.
 
     Args:
-        selector: Labels of a row.
-        profile: Has some models.
-        part: Name of the row among several; that of a method that it is compared with, maybe.
+        selector: Labels of a summary row.
+        profile: Profile whose models and metrics count.
+        part: Name of the row among several, which may be that of the method compared with.
     """
     named = {part, display_name(selector.get("method", ""), selector.get("search", ""))}
     loss = ModelKind.parse(selector.get("value_model", "")).loss
@@ -294,20 +299,20 @@ def _in_terms_of(selector: dict, profile: Profile, part: str) -> dict | None:
 
 
 def _statement(entry: dict, profile: Profile) -> str:
-    """Return the statement in the profile's terms: what it is about first, notes of the lab."""
+    """Return the statement phrased for the profile, prefixed with the family and loss it covers."""
     first = {
         "family": family_label(profile.families[0]) if len(profile.families) > 1 else "",
         "loss": loss_label(profile, str(value_kind(profile.losses[0]))),
     }
     about = listed(*(first[name] for name in entry.get("of_first", ())))
-    text = entry["statement"].format(**_facts(profile))
+    text = entry["statement"].format(**_placeholders(profile))
     note = f" ({entry['note_of_lab']})" if profile.trains_models and "note_of_lab" in entry else ""
     text = f"{about}: {text}{note}." if about else f"{text}{note}."
     return text[0].upper() + text[1:]
 
 
-def _facts(profile: Profile) -> dict[str, str]:
-    """Return what statements say of the profile, by the names that claims.toml uses."""
+def _placeholders(profile: Profile) -> dict[str, str]:
+    """Return the texts that replace the {placeholders} of statements in claims.toml, by name."""
     sweep, sizes = profile.sweep, profile.further_sizes
     ends = (f"{share:.0%}" for share in (min(sweep.main_ratios), max(sweep.main_ratios)))
     names = {"best-of-n": f"best of {sweep.beams}", "dense": "dense steering"}
@@ -398,12 +403,14 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim], level: flo
         record |= {"verdict": NOT_MEASURED}
         if claim.margin is None:
             record["margin_in_sd"] = -TOLERANCE
-        records += _decided(claim, summaries.get(claim.figure), record, level)
-    return adjusted(pd.DataFrame.from_records(records).reindex(columns=COLUMNS), level)
+        records += _judge_claim(claim, summaries.get(claim.figure), record, level)
+    return apply_holm(pd.DataFrame.from_records(records).reindex(columns=COLUMNS), level)
 
 
-def _decided(claim: Claim, summary: pd.DataFrame | None, record: dict, level: float) -> list[dict]:
-    """Return the rows of one claim: those of its weakest row of the summary, with verdicts."""
+def _judge_claim(
+    claim: Claim, summary: pd.DataFrame | None, record: dict, level: float
+) -> list[dict]:
+    """Return one claim's verdicts, pooled and by replicate, from its weakest summary row."""
     parts = {
         name: pd.DataFrame() if summary is None else select_rows(claim, summary, selector)
         for name, selector in claim.selectors.items()
@@ -417,7 +424,7 @@ def _decided(claim: Claim, summary: pd.DataFrame | None, record: dict, level: fl
     weakest = min(statistics, key=lambda name: statistics[name][0])
     rows, exact = parts[weakest], parts[weakest].iloc[0]["low"] == parts[weakest].iloc[0]["high"]
     record |= {"margin": margin, "weakest": weakest, "sd": claim.spread_in(summary)}
-    prompts, records = prompts_behind(rows.iloc[0], summary), []
+    prompts, records = prompt_count(rows.iloc[0], summary), []
     for row in rows.to_dict("records"):
         numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}
         alone = row["replicate"] != POOLED
@@ -431,7 +438,7 @@ def _decided(claim: Claim, summary: pd.DataFrame | None, record: dict, level: fl
 
 
 def _statistic(test: str, margin: float, row: pd.Series, level: float) -> tuple[float, float]:
-    """Return how many standard errors a row passes its test by, and the degrees of freedom."""
+    """Return by how many standard errors a row passes its test, and the degrees of freedom."""
     passes_by = (row["estimate"] - margin) * (-1 if test == "less" else 1)
     width = row["high"] - row["low"]
     if width == 0:
@@ -439,8 +446,8 @@ def _statistic(test: str, margin: float, row: pd.Series, level: float) -> tuple[
     return statistic(passes_by, width, row.get("replicates", 1), level)
 
 
-def adjusted(verdicts: pd.DataFrame, level: float) -> pd.DataFrame:
-    """Return verdicts with Holm's p values; what these leave open is undecided."""
+def apply_holm(verdicts: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Add Holm's adjusted p values, and turn verdicts that they do not support into "undecided"."""
     counted = verdicts["p"].notna()
     p_adjusted = pd.Series(float("nan"), index=verdicts.index)
     p_adjusted[counted] = holm(verdicts.loc[counted, "p"])
@@ -475,9 +482,9 @@ def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Return the verdicts over all replicates; column `marks`: what each replicate alone says.
+    """Return the pooled verdicts, with one mark per replicate in the column `marks`.
 
-    Beside a verdict of too few prompts nothing is said of replicates, which have fewer still.
+    Verdicts of too few prompts have no marks, since a single replicate has fewer prompts still.
     """
     texts = {name: verdicts[name].astype(object).fillna("") for name in TEXTS}
     verdicts = verdicts.assign(**texts)
@@ -491,7 +498,7 @@ def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_decided(row: pd.Series) -> bool:
-    """Return whether there is an estimate that the verdict follows from."""
+    """Return whether the verdict rests on an estimate."""
     return row["verdict"] not in (TOO_FEW, NOT_MEASURED)
 
 
@@ -524,7 +531,7 @@ def source_text(row: pd.Series) -> str:
 
 
 def criterion(row: pd.Series) -> str:
-    """Return what the interval is held against, with its unit."""
+    """Return the criterion that the interval must meet, with its unit."""
     sign, share = SIGNS[row["test"]], row["margin_in_sd"]
     if pd.isna(row["margin"]):  # not measured: what the share comes to is not known
         return f"{sign} {share:g} SD of base responses"

@@ -1,9 +1,9 @@
-"""Check that the tables of a profile, its verdicts and its drawings belong together.
+"""Check that the tables, verdicts and drawings of a profile are consistent; change nothing.
 
-The committed models of the lab are held against their digests, whatever the profile. Nothing is
-changed. A file is damaged if it is not the one that its provenance describes. What was made from
-other tables than there are now is outdated, as claims and report are after a run of a single
-figure: they are made anew, and no measurement is lost.
+The lab's committed models are compared with their digests, whatever the profile. A file is damaged
+if it differs from the one that its provenance describes. A file made from other tables than the
+present ones is outdated, as claims and report are after a run of a single figure: it can be
+recreated without measuring.
 """
 
 import io
@@ -51,7 +51,7 @@ def damage(folder: Path) -> Iterator[str]:
 
 
 def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield a sentence for each file that does not follow from the tables, and what makes it so."""
+    """Yield a sentence for each outdated file: what is outdated, and how to recreate it."""
     names = tables.with_tables(profile, figures)
     summaries = {}
     for name in names:
@@ -64,12 +64,12 @@ def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[
     verdicts = claims.judge(profile, figures, summaries)
     path = tables.folder(profile) / "claims.csv"
     if not follows(verdicts, path):
-        yield f"{path.name} is of other tables than there are: {_make('claims', profile)}"
+        yield f"{path.name} was computed from other tables: {_make('claims', profile)}"
     yield from outdated_drawings(profile, figures)
 
 
 def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield a sentence for each figure, and the report, that shows something else."""
+    """Yield a sentence for each outdated drawing, and for an outdated report."""
     drawn = tables.read_drawings(profile)
     targets = {name: name for name in tables.with_tables(profile, figures)}
     targets |= {forest.NAME: "claims"}
@@ -91,7 +91,7 @@ def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterat
     code = drawn.get("report", {}).get("code")
     shown = render.read_made_from(text), code
     if shown != (render.made_from(profile, figures), drawing_code("report")):
-        yield f"{page.name} does not show what there is: {_make('figures', profile)}"
+        yield f"{page.name} does not show the present files: {_make('figures', profile)}"
 
 
 def follows(table: pd.DataFrame, path: Path) -> bool:
@@ -107,4 +107,4 @@ def follows(table: pd.DataFrame, path: Path) -> bool:
 
 
 def _make(target: str, profile: Profile) -> str:
-    return f"make {target} PROFILE={profile.name} makes it anew"
+    return f"make {target} PROFILE={profile.name} recreates it"

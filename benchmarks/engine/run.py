@@ -13,7 +13,7 @@ from benchmarks.analysis import tables
 from benchmarks.analysis.acceptance import check_acceptance
 from benchmarks.engine.sweep import Sweep
 from benchmarks.runtime.files import CACHE
-from benchmarks.runtime.workers import Workers, cluster
+from benchmarks.runtime.workers import Workers, load_ray_workers
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, Profile
 from benchmarks.subjects import subject_class
@@ -125,7 +125,7 @@ def measure_rows(
         for name, figure in figures.items()
     }
     needs = FigureCells.union(needs_of.values())
-    gpus = cluster().gpus() if options.executor == "ray" else None
+    gpus = load_ray_workers().gpus() if options.executor == "ray" else None
     subject = subject_class(profile)
     if not profile.trains_models:
         # these import `datasets`
@@ -204,4 +204,4 @@ def workers_for(profile: Profile, executor: str):
     each = subject_class(profile).gpus_each(profile)
     if executor == "local":
         return Workers(torch.cuda.device_count() if profile.on_gpu else 0, each)
-    return cluster().RayWorkers(each if profile.on_gpu else 0)
+    return load_ray_workers().RayWorkers(each if profile.on_gpu else 0)

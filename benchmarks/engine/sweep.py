@@ -90,15 +90,15 @@ class Sweep:
         self.workers.run(
             _measure,
             [
-                (measurement, self.profile, shard, *self._given(shard, measurement))
+                (measurement, self.profile, shard, *self._extra_arguments(shard, measurement))
                 for shard in missing
             ],
             description=description,
             on_result=lambda task, rows: store.write(task[2], measurement, rows),
         )
 
-    def _given(self, shard: Shard, measurement: str) -> tuple[list[Generation], ...]:
-        """Return what a measurement is given besides its shard: a view the responses to show."""
+    def _extra_arguments(self, shard: Shard, measurement: str) -> tuple[list[Generation], ...]:
+        """Return further arguments of a measurement: for a view, the responses to show."""
         return (self.store.responses(shard),) if measurement == "view" else ()
 
     def estimated_seconds(self, needs: FigureCells) -> float:
@@ -147,7 +147,7 @@ class Sweep:
         return table.astype(dict.fromkeys(texts, "category"))
 
     def words(self, tokens: Sequence[int]) -> list[str]:
-        """Return the word of each token id, as shown to readers."""
+        """Return the text of each token id, as figures and reports show it."""
         return subject_of(self.profile, 0).words(tokens)
 
     def random_instances(self, replicates: Sequence[int]) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from benchmarks.analysis.labels import (
 )
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
-from benchmarks.figures.best_of_n import at_cost
+from benchmarks.figures.best_of_n import at_equal_cost
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
 from benchmarks.spec.model_kinds import teacher_of
@@ -81,13 +81,13 @@ class Cost(Figure):
             requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
                 requests += methods.curve(profile, replicate, family, loss)
-                requests += methods.predicting(profile, replicate, family, loss)
-        return FigureCells(requests, timed=timed(profile, replicate))
+                requests += methods.predictors_and_heads(profile, replicate, family, loss)
+        return FigureCells(requests, timed=timed_cells(profile, replicate))
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return rows of responses, and those of measured times below."""
         rows = super().collect(profile, replicates, results)
-        times = [results.timings(timed(profile, replicate)) for replicate in replicates]
+        times = [results.timings(timed_cells(profile, replicate)) for replicate in replicates]
         return pd.concat([rows, *times], ignore_index=True)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -98,7 +98,7 @@ class Cost(Figure):
         what costs as much or less, best-of-N at equal positions and GenARM.
         """
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
-        k, losses = profile.decoding.candidates, methods.values(profile)
+        k, losses = profile.decoding.candidates, methods.value_models(profile)
         passes = {"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)}
         passes |= {"vocabulary-value": 1, "q-head": 0, "junction-q-head": 0}
         charged = counted["method"].astype(str).map(passes).fillna(k) * counted["junctions"]
@@ -133,7 +133,7 @@ class Cost(Figure):
             responses = estimates.select(all_scores, family=family, method="base", search="best-of")
             genarm = estimates.select(of_family, method="genarm")
             for of_loss in sparse.values():
-                cheap = at_cost(of_loss, responses, metrics) if responses else []
+                cheap = at_equal_cost(of_loss, responses, metrics) if responses else []
                 front += [
                     estimates.difference(of_loss, other, versus="base-at-equal-cost")
                     for other in cheap
@@ -227,7 +227,7 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Return the cost of responses by their length: base, SIA at the smallest ratio, dense."""
-    usual, ratio = methods.values(profile)[0], min(profile.sweep.main_ratios)
+    usual, ratio = methods.value_models(profile)[0], min(profile.sweep.main_ratios)
     rows = table[
         (table["metric"] == "positions_at_length") & (table["family"] == profile.families[0])
     ]
@@ -255,7 +255,7 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
             marker=style.PALETTE[row.method].marker,
             markersize=4,
             elinewidth=0.7,
-            **face(row.value_model),
+            **marker_face(row.value_model),
         )
     on_base = rows[(rows["model"] == "base") & (rows["value_model"] != str(AUTOREGRESSIVE))]
     for methods_shown, line in ((rows, "-"), (on_base, "--")):
@@ -275,13 +275,13 @@ def _draw_lengths(axis, lengths: pd.DataFrame, title: str) -> None:
     )
 
 
-def face(value_model: str) -> dict[str, str]:
-    """Return the face of a marker: that of the loss of values or heads."""
+def marker_face(value_model: str) -> dict[str, str]:
+    """Return marker options that tell the losses of value models, or of heads, apart."""
     return FACES.get(teacher_of(value_model), {})
 
 
 def _label_points(axis, rows: pd.DataFrame) -> None:
-    """Write each label beside its point, where it covers least of labels, points and intervals."""
+    """Place each label near its point so that it covers as little else as possible."""
     renderer, point = axis.figure.canvas.get_renderer(), axis.figure.dpi / 72  # pixels
     inside = axis.get_window_extent(renderer)
     ends = (
@@ -329,11 +329,11 @@ def _is_rival(labels: dict) -> bool:
     return estimates.display_name(labels["method"], labels["search"]) in RIVALS
 
 
-def timed(profile: Profile, replicate: int) -> list[CellRequest]:
-    """Return what is timed, of the first family."""
+def timed_cells(profile: Profile, replicate: int) -> list[CellRequest]:
+    """Return requests of the cells that are timed, all of the first family."""
     unit, loss = (profile, replicate, profile.families[0]), profile.losses[0]
     sparse = methods.curve(*unit, loss, profile.sweep.reduced_ratios)
-    return [*methods.baselines(*unit), *sparse, *methods.predicting(*unit, loss)]
+    return [*methods.baselines(*unit), *sparse, *methods.predictors_and_heads(*unit, loss)]
 
 
 def _ratios(
@@ -431,7 +431,7 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Return the points that no other beats in both, by ascending cost."""
+    """Return the indices of the undominated points, by ascending cost."""
     front: list[int] = []
     for i in np.lexsort((-scores, costs)):
         if not front or scores[i] > scores[front[-1]]:

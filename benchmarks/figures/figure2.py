@@ -46,7 +46,7 @@ class Figure2(Figure):
             for loss in methods.tuned_losses(profile):
                 unit = (profile, replicate, family, loss)
                 requests += methods.curve(*unit, tuned=True)
-                requests += methods.predicting(*unit, tuned=True)
+                requests += methods.predictors_and_heads(*unit, tuned=True)
                 requests += random_gates(*unit, profile.sweep.reduced_ratios, tuned=True)
         return FigureCells(requests)
 
@@ -115,7 +115,7 @@ def random_gates(
 
 def settings(profile: Profile) -> dict[tuple[str, bool], str]:
     """Return the names of the settings that the profile measures, by value model and tuning."""
-    values = [value for value in labels.LOSSES if value in methods.values(profile)]
+    values = [value for value in labels.LOSSES if value in methods.value_models(profile)]
     tuned_values = [methods.VALUES[loss] for loss in methods.tuned_losses(profile)]
     return {
         (value, tuned): labels.listed(

@@ -34,7 +34,7 @@ def sizes_of(profile: Profile) -> list[str]:
     return [size for size, name in SIZES.items() if not name or name in profile.further_sizes]
 
 
-def weaker(profile: Profile) -> list[tuple[str, str]]:
+def weak_to_strong_pairs(profile: Profile) -> list[tuple[str, str]]:
     """Return the pairs (size of value model, of language model) whose value model is smaller."""
     return [
         (value, model)
@@ -99,7 +99,7 @@ class Figure3(Figure):
             )
             if value == model:
                 own_size[model] = shortfall
-            if (value, model) in weaker(profile):
+            if (value, model) in weak_to_strong_pairs(profile):
                 pairs.append((gain, gains[-1], shortfall))
         smallest_model, *_, largest_model = own_size.values()
         differences.append(
@@ -172,7 +172,7 @@ def draw_gains(figure: FigureBase, gains: pd.DataFrame, profile: Profile) -> Non
             grid, ax=axis, annot=True, fmt=".2f", cmap=style.BLUES, vmin=low, vmax=high, cbar=False
         )
         for row, value in enumerate(names):
-            if (value, model) in weaker(profile):
+            if (value, model) in weak_to_strong_pairs(profile):
                 frame = {"fill": False, "edgecolor": "black", "linewidth": 1.2}
                 axis.add_patch(style.plt.Rectangle((0, row), grid.shape[1], 1, **frame))
         axis.invert_yaxis()

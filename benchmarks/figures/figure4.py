@@ -74,7 +74,7 @@ class Figure4(Figure):
             scores,
             family=profile.families[0],
             tuned=False,
-            value_model=tuple(methods.values(profile)),
+            value_model=tuple(methods.value_models(profile)),
         )
         usual = {
             (one.labels["value_model"], one.labels["target_ratio"]): one
@@ -176,7 +176,7 @@ def _gains(
         [one.values[:, columns].reshape(*one.shape, 2)[replicate, objectives] for one in entries],
         axis=-1,
     )  # (objectives, prompts, seeds, 2, entries)
-    weights = estimates.resamples(values.shape[:3], statistics.resamples, statistics.seed)
+    weights = estimates.resampling_weights(values.shape[:3], statistics.resamples, statistics.seed)
     flat = values.reshape(weights.shape[1], -1)
     centre = flat.mean(0)
     draws = centre + weights @ (flat - centre).astype(np.float32)
@@ -201,7 +201,7 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         & (table["versus"] == "")
     ]
     base = estimates.pooled(rows[rows["gate"] == "never"])
-    ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.values(profile)
+    ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.value_models(profile)
     rows = rows[rows["target_ratio"].isin([0.0, *ratios])]
     looks, spread = ratio_looks(ratios), estimates.base_sd(rows, profile.score)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
@@ -346,7 +346,8 @@ def draw_sparse_against_dense(
     (
         style.so.Plot(rows, x="estimate", y="setting", color="line")
         .facet(
-            col="loss", order=[labels.loss_label(profile, one) for one in methods.values(profile)]
+            col="loss",
+            order=[labels.loss_label(profile, one) for one in methods.value_models(profile)],
         )
         .add(
             style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False

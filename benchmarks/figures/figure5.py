@@ -133,9 +133,8 @@ class Figure5(Figure):
         first = table.iloc[0]
         caption = (
             f"{labels.listed('Junctions by position', style.first_loss(profile), 'β = 1')}. Base: "
-            f"where the gate would open. Grey: fewer than {REACHED:.0%} of the responses are so "
-            "long. "
-            f"No intervals; each row: {style.sample_size(first)}, profile {profile.name}."
+            f"where the gate would open. Grey: fewer than {REACHED:.0%} of the responses are this "
+            f"long. No intervals; each row: {style.sample_size(first)}, profile {profile.name}."
         )
         return style.finish(figure, [], caption, folder, "figure5", stale=stale)
 

@@ -116,7 +116,7 @@ class Regret(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw captured shares, AUROC, and experiments; a column for each family and loss."""
         table = estimates.pooled(table)
-        columns = [(f, value) for f in profile.families for value in methods.values(profile)]
+        columns = [(f, value) for f in profile.families for value in methods.value_models(profile)]
         size = (style.PAGE, 6.0)
         figure, axes = style.plt.subplots(
             3, len(columns), figsize=size, squeeze=False, sharey="row", sharex="row",
@@ -145,8 +145,9 @@ class Regret(Figure):
             panels[2].set(xlabel=f"captured by {SHOWN_SHARE:.0%}")
         axes[0, 0].set_ylabel("share of Σ KL(π‖π*) captured")
         caption = (
-            "Steps of base responses, ranked by each score: what steering the first of them gains, "
-            f"β = 1 but where labelled. {style.sample_size_note(usual, profile, 'Bands and lines')}"
+            "Steps of base responses, ranked by each score: share of the gain of steering in the "
+            "top-ranked steps. β = 1 unless labelled. "
+            f"{style.sample_size_note(usual, profile, 'Bands and lines')}"
         )
         looks = {method: style.PALETTE[method] for method in SCORES}
         handles = style.handles(looks, SCORES)

@@ -246,7 +246,7 @@ def finish(
             then says.
     """
     if stale:
-        caption = f"STALE: measured under other conditions than there are now. {caption}"
+        caption = f"STALE: measured under conditions that have changed since. {caption}"
         figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=70, rotation=30,
                     ha="center", va="center")  # fmt: skip
     width, height = figure.get_size_inches()

@@ -39,7 +39,7 @@ PANELS = {
     "reward_gained": "reward gained\n(scaled to SD 2)",
     "kl_paid": "KL paid (nats)",
     "value_error_weighted": "squared error of V,\nby base probability",
-    "value_error_uniform": "squared error of V,\ncandidates alike",
+    "value_error_uniform": "squared error of V,\nequal weights",
     "regret_left_alone": "loss in J if left alone",
 }
 NOISE_LOOKS = {

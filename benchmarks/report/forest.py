@@ -63,7 +63,7 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
         # what has no setting stands in the middle
         places = [setting, ""] if setting == columns[len(columns) // 2] else [setting]
         shown = others[others["setting"].isin(places)]
-        write_others(below, shown, list(others["row"].unique()))
+        write_numbers(below, shown, list(others["row"].unique()))
     axes[0, len(columns) // 2].set_xlabel("standard deviations of base responses", fontsize=6.5)
     handles = legend([METRICS[metric] for metric in metrics], rows)
     level, replicates = profile.statistics.level, int(rows["replicates"].max())
@@ -113,15 +113,17 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
     axis.tick_params(axis="x", labelsize=6)
 
 
-def write_others(axis, rows: pd.DataFrame, titles: list[str]) -> None:
-    """Write the numbers of what is no score, one below another where a row has several."""
+def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
+    """Write the estimates that are not scores as numbers, one below another within a row."""
     if not titles:
         axis.set_axis_off()
         return
     for title, of_row in rows.groupby("row", sort=False):
         places = (np.arange(len(of_row)) + 0.5) / len(of_row)
         for place, row in zip(places, of_row.itertuples(), strict=True):
-            text = number_of(row.estimate, row.unit) + " (time)" * (row.metric == "seconds_ratio")
+            text = format_number(row.estimate, row.unit) + " (time)" * (
+                row.metric == "seconds_ratio"
+            )
             y = titles.index(title) - 0.5 + place
             axis.text(0.5, y, text, color=COLOURS[row.verdict], **TEXT)
     axis.set(ylim=(len(titles) - 0.5, -0.5), xlim=(0, 1), xticks=[])
@@ -129,7 +131,7 @@ def write_others(axis, rows: pd.DataFrame, titles: list[str]) -> None:
     axis.spines[["left", "bottom"]].set_visible(False)
 
 
-def number_of(estimate: float, unit: str) -> str:
+def format_number(estimate: float, unit: str) -> str:
     """Return a number without its interval."""
     return f"{estimate:.2g}{'×' if unit == 'times' else ''}"
 

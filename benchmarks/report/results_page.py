@@ -59,10 +59,11 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
     ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
     ("undecided",): "Undecided in every case",
 }
-EDITIONS = """## What turns on tokens alone
+EDITIONS = """## What depends on tokenization alone
 
-In the first edition of the lab (profile `lab-words`) every word is a token and few steps are sure:
-20% of the tokens are another 20%. Claims of figures 1 and 2 that both editions have measured:
+In the first edition of the lab (profile `lab-words`) every word is a token, and few steps have low
+entropy, so 20% of the tokens are a different 20%. The claims of figures 1 and 2 that both editions
+measure:
 """
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
@@ -88,7 +89,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
         tolerance=TOLERANCE,
     )
     parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts"), findings(verdicts)]
-    parts += [_filled(reading), headline_table(profile, headline)]
+    parts += [_wrapped(reading), headline_table(profile, headline)]
     for number, question in read_document()["questions"].items():
         rows = headline[headline["headline"] == int(number)]
         if not rows.empty:
@@ -102,7 +103,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
 
 
 def findings(verdicts: pd.DataFrame) -> str:
-    """Return what the headline verdicts say together, a line for each group of claims."""
+    """Summarise the headline verdicts in Markdown, one line for each group of claims."""
     headline = verdicts[verdicts["headline"] > 0]
     groups: dict[str, list[str]] = {group: [] for group in GROUPS.values()}
     for title, rows in headline.groupby("title", sort=False):
@@ -112,11 +113,11 @@ def findings(verdicts: pd.DataFrame) -> str:
             groups[group].append(f"{_escaped(title)} ({len(rows)})")
     lines = [f"{_counts(headline)}."]
     lines += [f"{group}: {'; '.join(titles)}." for group, titles in groups.items() if titles]
-    return "".join(_filled(f"- {line}", "  ") for line in lines)
+    return "".join(_wrapped(f"- {line}", "  ") for line in lines)
 
 
 def _closing(verdicts: pd.DataFrame) -> str:
-    """Return the sections for authors and for whoever measures real models."""
+    """Return the closing sections, filled from the template with measured numbers."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(CLOSING.read_text(encoding="utf-8"))
     known = set(read_document()["claims"])
@@ -138,7 +139,7 @@ def _closing(verdicts: pd.DataFrame) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a text in which Markdown sees no emphasis."""
+    """Escape the asterisks of a text for Markdown."""
     return text.replace("*", r"\*")
 
 
@@ -167,13 +168,13 @@ def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) 
     for _, of_claim in rows.groupby("claim", sort=False):
         first = of_claim.iloc[0]
         answer = f"**{_escaped(first['statement'])}** ({source_text(first)}.) {_counts(of_claim)}."
-        parts += [_filled(answer), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
-        parts.append(_filled(f"*What would change it:* {_escaped(first['would_change'])}"))
-    parts.append(_filled(f"*Caveat.* {_escaped(question['caveat'])}"))
+        parts += [_wrapped(answer), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
+        parts.append(_wrapped(f"*What would change it:* {_escaped(first['would_change'])}"))
+    parts.append(_wrapped(f"*Caveat.* {_escaped(question['caveat'])}"))
     return parts
 
 
-def _filled(text: str, indent: str = "") -> str:
+def _wrapped(text: str, indent: str = "") -> str:
     options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
     return textwrap.fill(text, WIDTH, **options) + "\n"
 
@@ -213,7 +214,7 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
         "from the largest share down, until one does not reach it."
     )
     columns = ["setting", "metric", "smallest share that reaches dense", "shares tested"]
-    return f"{_filled(text)}\n{_table(columns, rows)}"
+    return f"{_wrapped(text)}\n{_table(columns, rows)}"
 
 
 def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
@@ -226,15 +227,15 @@ def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
 
 
 def headline_table(profile: Profile, headline: pd.DataFrame) -> str:
-    """Return a line for each headline claim with a column for each setting, its metrics together.
+    """Return a Markdown table with a row for each headline claim and a column for each setting.
 
-    What has no setting, or belongs to that of the figures of one loss, stands there.
+    A cell has the verdicts in all metrics. Verdicts without a setting are in the first column.
     """
     settings = settings_of(profile)
     rows = []
     for (number, title), of_claim in headline.groupby(["headline", "title"], sort=False):
         cells = {
-            name: " / ".join(of_setting.apply(_short, axis=1))
+            name: " / ".join(of_setting.apply(_mark_and_estimate, axis=1))
             for name, of_setting in of_claim.groupby("setting")
         }
         cells.setdefault(next(iter(settings)), cells.pop("", ""))
@@ -244,14 +245,14 @@ def headline_table(profile: Profile, headline: pd.DataFrame) -> str:
     return _table(["claim", *settings.values()], rows)
 
 
-def _short(row: pd.Series) -> str:
+def _mark_and_estimate(row: pd.Series) -> str:
     """Return a verdict as its mark with the estimate, in standard deviations if it is a score."""
     if not is_decided(row):
         return MARKS.get(row["verdict"], "not measured")
     if pd.notna(row["sd"]):
         number = f"{row['estimate'] / row['sd']:+z.2f}"
     else:
-        number = forest.number_of(row["estimate"], row["unit"])
+        number = forest.format_number(row["estimate"], row["unit"])
     time = " (time)" if row["metric"] == "seconds_ratio" else ""
     return f"{MARKS[row['verdict']]} {number}{time}".replace("-", "−")
 

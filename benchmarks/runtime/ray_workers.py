@@ -107,7 +107,9 @@ class RayWorkers(workers.Pool):
         lost: Counter[int | None] = Counter()
         while waiting or busy:
             self._bar.set_description(
-                workers.counted(description, len(tasks) - len(waiting) - len(busy), len(tasks)),
+                workers.progress_text(
+                    description, len(tasks) - len(waiting) - len(busy), len(tasks)
+                ),
                 refresh=False,
             )
             while waiting and self._idle:

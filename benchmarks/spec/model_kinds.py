@@ -18,10 +18,11 @@ class ModelKind:
 
     Args:
         name: Role of the model: base, instruct, reward, value, … (see `benchmarks.spec.methods`).
-        loss: Training loss of a value model, or of that which something was fitted to: one of
-            LOSSES.
+        loss: Training loss of a value model, or of the value model that a head or predictor was
+            fitted to: one of LOSSES.
         size: One of SIZES; empty for the usual size.
-        world: World of the lab whose corpus the base model went on to learn; empty for its own.
+        world: World of the lab on whose corpus the base model was trained further; empty for its
+            own.
     """
 
     name: str

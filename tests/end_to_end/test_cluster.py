@@ -163,5 +163,5 @@ def test_annotations_have_the_same_bytes_wherever_they_are_made(cluster, tmp_pat
 
     here = annotated("here")
     assert annotated("ray", "--executor", "ray") == here
-    monkeypatch.setattr(annotate_rewards, "scorers", lambda *_: Workers())
+    monkeypatch.setattr(annotate_rewards, "workers_for", lambda *_: Workers())
     assert annotated("processes") == here

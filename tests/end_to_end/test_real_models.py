@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from benchmarks.__main__ import main, supported
+from benchmarks.__main__ import main, supported_figures
 from benchmarks.analysis import tables
 from benchmarks.figures import style
 from benchmarks.runtime.files import write_atomically
@@ -74,7 +74,7 @@ def test_every_target_in_bfloat16(project, tmp_path, monkeypatch, capsys):
     options = ["--profile", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--batch-size", "4"]
     assert main(["reproduce", *options]) == 0
     assert "report: figures/tiny/report.html" in capsys.readouterr().out
-    folder, names = tables.folder(load_profile("tiny")), supported(load_profile("tiny"))
+    folder, names = tables.folder(load_profile("tiny")), supported_figures(load_profile("tiny"))
     assert {"figure1", "figure4", "cost", "entropy", "junctions"} <= set(names)
     for name in names:
         provenance = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -251,7 +251,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
     assert len(finished) < len(expected_cells)
     assert not (checkout / "results/tiny/figure3.json").exists()
     printed = run(checkout, "figure3")
-    assert "measuring, for results/tiny has no table of it" in printed
+    assert "measuring, because results/tiny has no table for it" in printed
     after = cells(checkout)
     assert {
         path: after[path] for path in finished
@@ -308,7 +308,7 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     printed = run(checkout, "threshold", "--fresh")
     assert "measuring, as FRESH=1 asks" in printed
     assert (
-        "100% are those of the committed first replicate to the last digit "
+        "100% equal those of the committed first replicate to the last digit "
         "(largest difference 0.0000)" in printed
     )
     assert "lie inside the committed intervals over 2 replicates" in printed

@@ -109,7 +109,7 @@ def test_an_export_refuses(lab_assets, copy, tmp_path, monkeypatch, capsys):
 def test_weights_beyond_half_precision_are_refused(tmp_path):
     save_file({"weight": torch.tensor([1e6])}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"weights of {tmp_path.name} are too large for half"):
-        export_lab_models.halve(tmp_path)
+        export_lab_models.convert_to_half(tmp_path)
 
 
 def test_every_kind_of_damage_is_named(copy, monkeypatch):

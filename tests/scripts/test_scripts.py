@@ -98,15 +98,15 @@ class Backwards(ThisProcess):
 def test_the_order_in_which_workers_finish_changes_no_byte(places, tmp_path, monkeypatch):
     monkeypatch.setattr(annotate_rewards, "WINDOW", 3)
     for name, workers in (("one", ThisProcess), ("several", Backwards)):
-        monkeypatch.setattr(annotate_rewards, "scorers", lambda *_, workers=workers: workers())
+        monkeypatch.setattr(annotate_rewards, "workers_for", lambda *_, workers=workers: workers())
         assert annotate(places, tmp_path / name) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "several").read_bytes()
 
 
 def test_every_gpu_annotates(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert annotate_rewards.scorers("local", "cuda").gpus == 4
-    assert isinstance(annotate_rewards.scorers("local", "cpu"), ThisProcess)
+    assert annotate_rewards.workers_for("local", "cuda").gpus == 4
+    assert isinstance(annotate_rewards.workers_for("local", "cpu"), ThisProcess)
 
 
 def test_annotation_without_memory_names_the_option(places, tmp_path, monkeypatch, capsys):

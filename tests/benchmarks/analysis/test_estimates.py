@@ -301,7 +301,7 @@ def test_ratios_of_costs_and_time():
     assert set(lengths["length"]) == {20}
     assert lengths[lengths["method"] == "dense"]["estimate"].tolist() == [230]
     times = table[table["metric"] == "seconds_ratio"]
-    timed = cost.timed(SMOKE, 0)
+    timed = cost.timed_cells(SMOKE, 0)
     sparse = next(number for number, cell in enumerate(timed) if cell.method == "sia")
     for number, cell in enumerate(timed):
         labels = {"method": cell.method, "search": cell.search, "target_ratio": cell.target_ratio}
@@ -333,7 +333,7 @@ def test_times_are_compared_within_a_round_and_vary_between_rounds():
         pick(table, method=m, search="", metric="seconds_ratio", versus="base")
         for m in ("genarm", "dense")
     )
-    timed = [cell.method for cell in cost.timed(SMOKE, 0)]
+    timed = [cell.method for cell in cost.timed_cells(SMOKE, 0)]
     assert plain["low"] == plain["high"]
     assert dense["estimate"] == pytest.approx(
         (timed.index("dense") + 1) * 2, rel=1e-3

@@ -109,5 +109,5 @@ def test_exact_numbers_are_decided_directly_and_do_not_count():
     exact, alone = headline([1e-9, 0.0], 0.0), headline([0.2], 0.19)
     assert exact["verdict"].tolist() == ["reproduced", "not reproduced"]
     assert exact["p"].isna().all()
-    both = claims.adjusted(pd.concat([exact, alone], ignore_index=True), 0.95)
+    both = claims.apply_holm(pd.concat([exact, alone], ignore_index=True), 0.95)
     assert both["p_adjusted"].iloc[-1] == alone["p_adjusted"].iloc[0]

@@ -43,8 +43,8 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert main(["figure3", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert (
-        "figure3: drawing the table in results/smoke, nothing is measured (FRESH=1 measures again)"
-        in printed
+        "figure3: drawing from the table in results/smoke without measuring "
+        "(FRESH=1 measures again)" in printed
     )
     assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
     drawn = [
@@ -90,7 +90,7 @@ def test_every_command_names_what_was_retrained_under_the_same_path(
     capsys.readouterr()
     assert main([command, "--profile", "smoke"]) == 0
     printed = capsys.readouterr()
-    message = "measured with other files of value-mean than there are now"
+    message = "measured with other files of value-mean than the present ones"
     if command == "verify":
         assert f"outdated: figure3.csv was {message}\n" in printed.out
     else:
@@ -101,7 +101,7 @@ def test_every_command_names_what_was_retrained_under_the_same_path(
     ("changed", "message"),
     [
         ({"profile_digest": "0"}, "under other settings than profile smoke has now"),
-        ({"inputs": {"value-mean": "0"}}, "with other files of value-mean than there are now"),
+        ({"inputs": {"value-mean": "0"}}, "with other files of value-mean than the present ones"),
         ({"code_digest": "0"}, "by other code than today's"),
     ],
 )
@@ -124,11 +124,11 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert main(["figure3", "--profile", "smoke"]) == 0
     capsys.readouterr()
     assert verify(0) == [
-        "outdated: claims.csv is of other tables than there are: "
-        "make claims PROFILE=smoke makes it anew",
-        "outdated: verdicts is not drawn: make claims PROFILE=smoke makes it anew",
-        "outdated: report.html does not show what there is: "
-        "make figures PROFILE=smoke makes it anew",
+        "outdated: claims.csv was computed from other tables: "
+        "make claims PROFILE=smoke recreates it",
+        "outdated: verdicts is not drawn: make claims PROFILE=smoke recreates it",
+        "outdated: report.html does not show the present files: "
+        "make figures PROFILE=smoke recreates it",
         "verify: 1 tables of profile smoke, all whole; 3 outdated",
     ]
     assert main(["figures", "--profile", "smoke"]) == 0
@@ -137,7 +137,7 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     drawing = table / "figures/smoke/figure3.pdf"
     drawing.write_bytes(drawing.read_bytes() + b" ")
     message = (
-        "figure3.pdf is missing or not what was drawn: make figure3 PROFILE=smoke makes it anew"
+        "figure3.pdf is missing or not what was drawn: make figure3 PROFILE=smoke recreates it"
     )
     assert verify(0)[0] == f"outdated: {message}"
     path = table / "results/smoke/figure3.parquet"
@@ -169,7 +169,7 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert (
-        "figure1: not drawn, results/smoke has no table of it "
+        "figure1: not drawn, results/smoke has no table for it "
         "(make figure1 PROFILE=smoke measures it)" in printed
     )
     assert "figures: figure3 drawn in figures/smoke" in printed
@@ -247,7 +247,7 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
     first = summary_of([1.0, 2.0, 3.0], replicate="0", replicates=None)
     committed = pd.concat([pooled, first], ignore_index=True)
     same = (
-        "of 3 estimates, 100% are those of the committed first replicate to the last digit "
+        "of 3 estimates, 100% equal those of the committed first replicate to the last digit "
         "(largest difference 0.0000), and 100%"
     )
     assert (
@@ -263,10 +263,11 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
         summary_of([1.0, 2.0, 3.0], beta=[1.0, 8.0, 4.0]), committed
     ).startswith("of 2 estimates, 100%")
     differing = tables.agreement(summary_of([1.0, 2.25, 4.0]), committed)
-    assert differing.startswith("of 3 estimates, 33% are those")
+    assert differing.startswith("of 3 estimates, 33% equal those")
     assert "(largest difference 1.0000), and 67% lie inside" in differing
     alone = summary_of([1.0, 2.0, 3.0])
-    assert tables.agreement(alone, pooled) == "its estimates have no single replicates to compare"
+    expected = "the committed table has no single replicates to compare with"
+    assert tables.agreement(alone, pooled) == expected
 
 
 @pytest.mark.parametrize(

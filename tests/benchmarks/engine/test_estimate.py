@@ -81,7 +81,7 @@ def test_a_larger_reward_model_takes_longer_to_annotate_alone():
 def test_the_command_prints_each_figure_and_all(capsys):
     assert main(["estimate", "--profile", "qwen3-4b"]) == 0
     printed, _, own = capsys.readouterr().out.partition(
-        "a value model of your own, from 68,000 responses, and a junction gate:\n"
+        "your own value model, from 68,000 responses, and a junction gate:\n"
     )
     assert [line.split()[0] for line in own.splitlines()] == ["annotate", "train", "gate"]
     first, *lines = printed.splitlines()

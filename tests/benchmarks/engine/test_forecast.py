@@ -79,13 +79,13 @@ def test_only_a_terminal_is_asked(gpus, monkeypatch, capsys, terminal, reply, as
     monkeypatch.setattr(sys, "stdin", stdin)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     if asks and reply != "\n":
-        with pytest.raises(ValueError, match="nothing was begun, as you answered"):
+        with pytest.raises(ValueError, match="not started, as you answered"):
             announce(PROFILE, NEEDS, HARDWARE)
     else:
         announce(PROFILE, NEEDS, HARDWARE)
     printed = capsys.readouterr().out
     assert printed.startswith("qwen3-8b: needs 44 GB and about 13 min on this card")
-    assert ("go on? [Y/n] " in printed) == asks
+    assert ("continue? [Y/n] " in printed) == asks
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_command_measures_once_and_draws(tiny, capsys):
     _, path = tiny
     assert main(["cost", "--profile", "architectures"]) == 0
     printed = capsys.readouterr().out
-    assert "cost: measuring, for results/architectures has no table of it" in printed
+    assert "cost: measuring, because results/architectures has no table for it" in printed
     assert (
         "there is no GPU; the architectures are scaled down, and responses have 6 tokens" in printed
     )
@@ -114,9 +114,8 @@ def test_the_command_measures_once_and_draws(tiny, capsys):
     assert {"hardware", "packages", "git_commit", "device", "settings"} <= set(provenance)
     assert (path / "figures/architectures/cost.png").read_bytes().startswith(b"\x89PNG")
     assert main(["cost", "--profile", "architectures"]) == 0
-    assert (
-        "drawing the table in results/architectures, nothing is measured" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "drawing from the table in results/architectures without measuring" in printed
     (path / "results/architectures/cost.csv").write_text("x")
     assert main(["cost", "--profile", "architectures"]) == 2
     assert "cost.csv is missing or not the file that cost.json describes" in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
         ),
         (
             ["models", "--profile", "qwen3-4b"],
-            "the models of profile qwen3-4b are given, there is nothing to train",
+            "profile qwen3-4b uses existing models, there is nothing to train",
         ),
         (["figure2", "--profile", "qwen3-4b", "--limit", "0"], "--limit must be at least 1, got 0"),
         (
@@ -542,7 +542,7 @@ def test_annotate_train_and_figure_2(llama, project, tmp_path, capsys, monkeypat
     assert {name: provenance[name] for name in hardware} == hardware
     assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
     assert main(["figure2", "--profile", "tiny"]) == 0
-    assert "drawing the table" in capsys.readouterr().out
+    assert "drawing from the table" in capsys.readouterr().out
     for option, value, message in (
         ("--dtype", "int8", "dtype must be float32, bfloat16 or float16, got 'int8'"),
         (
