@@ -17,7 +17,15 @@ from benchmarks.engine.timing import time_cells
 from benchmarks.engine.traces import candidate_table, rollout_values, trace_tokens
 from benchmarks.runtime import workers
 from benchmarks.runtime.memory import memory_errors
-from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells, Shard
+from benchmarks.spec.cells import (
+    OBJECTIVES,
+    ROUNDS,
+    TIMED_PROMPTS,
+    Cell,
+    CellRequest,
+    FigureCells,
+    Shard,
+)
 from benchmarks.spec.profile import Profile
 from sia import Generation
 
@@ -115,7 +123,7 @@ class Sweep:
             prompts = request.prompts or evaluation.prompts_per_objective
             responses += request.work * prompts * evaluation.samples
         for request in dict.fromkeys(needs.timed):
-            prompts = request.prompts or evaluation.prompts_per_objective
+            prompts = min(request.prompts or evaluation.prompts_per_objective, TIMED_PROMPTS)
             responses += request.work * prompts * (ROUNDS + 1) / len(OBJECTIVES)
         rollouts = sweep.probes * self.profile.decoding.candidates * sweep.probe_rollouts
         responses += len(needs.rollouts) * rollouts

@@ -17,6 +17,7 @@ from benchmarks.spec.profile import digest
 
 OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
 ROUNDS = 2 * len(OBJECTIVES)  # of timing; each is of one objective, and another one warms up
+TIMED_PROMPTS = 32  # of a round, at most
 LARGE_WORK = 2.5  # times the work of the usual size
 DIVERGENCE = "divergence"  # the gate that asks the scorer at every step
 # gates by what a scorer says, or is expected to say; responses under another one do not hold that
