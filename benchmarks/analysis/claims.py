@@ -308,7 +308,7 @@ def _statement(entry: dict, profile: Profile) -> str:
     text = entry["statement"].format(**_placeholders(profile))
     note = f" ({entry['note_of_lab']})" if profile.trains_models and "note_of_lab" in entry else ""
     text = f"{about}: {text}{note}." if about else f"{text}{note}."
-    return text[0].upper() + text[1:]
+    return text if text[0] == "τ" else text[0].upper() + text[1:]  # whose capital is no τ
 
 
 def _placeholders(profile: Profile) -> dict[str, str]:
@@ -321,7 +321,11 @@ def _placeholders(profile: Profile) -> dict[str, str]:
         for name in drawn_in("cost")
         if all(map(profile.has, BY_NAME[name].needs))
     )
-    cheap = {"best-of-n": "best-of-N at equal positions", "genarm": "GenARM at its best β"}
+    cheap = ["dense steering", *(
+        label for name, label in (("best-of-n", "best-of-N"), ("beams", "chunk beam search"))
+        if all(map(profile.has, BY_NAME[name].needs))
+    )]  # fmt: skip
+    genarm = ", and GenARM at its best β" * all(map(profile.has, BY_NAME["genarm"].needs))
     aside = " (Transfer Q*, which costs more by an order of magnitude, left aside)"
     several_models = bool(sizes) or len(profile.families) > 1
     sized = f" ({' and '.join(sizes)} among them)" if sizes else ""
@@ -333,9 +337,8 @@ def _placeholders(profile: Profile) -> dict[str, str]:
         "rollout_prompts": prompts + (" and replicate" if profile.replicates > 1 else ""),
         "rivals": " and ".join(filter(None, (", ".join(rivals), last)))
         + aside * all(map(profile.has, BY_NAME["transfer-q"].needs)),
-        "cheap": " and ".join(
-            label for name, label in cheap.items() if all(map(profile.has, BY_NAME[name].needs))
-        ),
+        "cheap": f"{' and '.join(filter(None, (', '.join(cheap[:-1]), cheap[-1])))} of a share of "
+        f"the prompts, the base answering the others{genarm}",
         "all_models": f"models{sized} and " if several_models else "",
         "each_model": f"model{' of the usual size' if sizes else ''} and " * several_models,
     }
@@ -410,30 +413,34 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim], level: flo
 def _judge_claim(
     claim: Claim, summary: pd.DataFrame | None, record: dict, level: float
 ) -> list[dict]:
-    """Return one claim's verdicts, pooled and by replicate, from its weakest summary row."""
+    """Return one claim's verdicts, pooled and by replicate, each from its weakest row there."""
     parts = {
         name: pd.DataFrame() if summary is None else select_rows(claim, summary, selector)
         for name, selector in claim.selectors.items()
     }
     if any(rows.empty for rows in parts.values()):
         return [record]
-    margin = claim.margin_in(summary)
-    statistics = {
-        name: _statistic(claim.test, margin, rows.iloc[0], level) for name, rows in parts.items()
-    }
-    weakest = min(statistics, key=lambda name: statistics[name][0])
-    rows, exact = parts[weakest], parts[weakest].iloc[0]["low"] == parts[weakest].iloc[0]["high"]
-    record |= {"margin": margin, "weakest": weakest, "sd": claim.spread_in(summary)}
-    prompts, records = prompt_count(rows.iloc[0], summary), []
-    for row in rows.to_dict("records"):
-        numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}
-        alone = row["replicate"] != POOLED
+    margin, records = claim.margin_in(summary), []
+    record |= {"margin": margin, "sd": claim.spread_in(summary)}
+    rows = {name: part.set_index("replicate", drop=False) for name, part in parts.items()}
+    for replicate in next(iter(rows.values())).index:
+        if not all(replicate in part.index for part in rows.values()):
+            continue
+        statistics = {
+            name: _statistic(claim.test, margin, part.loc[replicate], level)
+            for name, part in rows.items()
+        }
+        weakest = min(statistics, key=lambda name: statistics[name][0])
+        row, whole = rows[weakest].loc[replicate], rows[weakest].iloc[0]
+        alone, prompts = replicate != POOLED, prompt_count(whole, summary)
         verdict = decide(claim.test, margin, row["low"], row["high"])
-        if prompts / (rows["replicates"].max() if alone else 1) < FEWEST_PROMPTS:
+        if prompts / (whole["replicates"] if alone else 1) < FEWEST_PROMPTS:
             verdict = TOO_FEW
-        counts = claim.headline and not alone and not exact and verdict != TOO_FEW
-        p = {"p": p_value(*statistics[weakest], len(parts))} if counts else {}
-        records.append(record | numbers | p | {"verdict": verdict})
+        numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}
+        counts = not alone and row["low"] != row["high"] and verdict != TOO_FEW
+        if claim.headline and counts:
+            numbers["p"] = p_value(*statistics[weakest], len(parts))
+        records.append(record | numbers | {"weakest": weakest, "verdict": verdict})
     return records
 
 
@@ -443,7 +450,8 @@ def _statistic(test: str, margin: float, row: pd.Series, level: float) -> tuple[
     width = row["high"] - row["low"]
     if width == 0:
         return passes_by * float("inf") if passes_by else 0.0, float("inf")
-    return statistic(passes_by, width, row.get("replicates", 1), level)
+    replicates = row.get("replicates", 1)
+    return statistic(passes_by, width, 1 if pd.isna(replicates) else replicates, level)
 
 
 def apply_holm(verdicts: pd.DataFrame, level: float) -> pd.DataFrame:
@@ -482,7 +490,7 @@ def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Return the pooled verdicts, with one mark per replicate in the column `marks`.
+    """Return the pooled verdicts; `marks` and `alone` hold the verdict and estimate by replicate.
 
     Verdicts of too few prompts have no marks, since a single replicate has fewer prompts still.
     """
@@ -490,11 +498,12 @@ def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     verdicts = verdicts.assign(**texts)
     pooled = verdicts["replicate"] == POOLED
     alone = verdicts[~pooled].assign(marks=verdicts["verdict"].map(MARKS))
-    marks = alone.groupby(KEY)["marks"].sum()
-    joined = verdicts[pooled].merge(marks, how="left", left_on=KEY, right_index=True)
+    of_each = alone.groupby(KEY).agg(marks=("marks", "sum"), alone=("estimate", tuple))
+    joined = verdicts[pooled].merge(of_each, how="left", left_on=KEY, right_index=True)
     decided = joined["verdict"] != TOO_FEW
     marks = joined["marks"].astype(object).where(decided).fillna("")
-    return joined.assign(marks=marks).reset_index(drop=True)
+    estimates = [each if isinstance(each, tuple) else () for each in joined["alone"]]
+    return joined.assign(marks=marks, alone=estimates).reset_index(drop=True)
 
 
 def is_decided(row: pd.Series) -> bool:
@@ -523,6 +532,11 @@ def interval_text(row: pd.Series, form: str) -> str:
 def number_text(number: float, unit: str, form: str) -> str:
     """Return a number in this format: a difference with its sign, a ratio without."""
     return format(number, form if unit == "times" else f"+z{form}")
+
+
+def p_text(p: float) -> str:
+    """Return an adjusted p value in three digits; empty where there is none."""
+    return "" if pd.isna(p) else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def source_text(row: pd.Series) -> str:

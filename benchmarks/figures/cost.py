@@ -95,7 +95,8 @@ class Cost(Figure):
 
         Ratios are to the base, and to SIA at the smallest claimed ratio by the values of either
         loss; seconds likewise, as ratios within a round. Differences: SIA at that ratio against
-        what costs as much or less, best-of-N at equal positions and GenARM.
+        what costs as much or less: at equal positions best-of-N, and dense steering and beam search
+        of a share of the prompts, the base answering the others; and GenARM.
         """
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
         k, losses = profile.decoding.candidates, methods.value_models(profile)
@@ -132,11 +133,17 @@ class Cost(Figure):
                 ratios += _ratios(rivals[loss], of_loss, versus, profile, method="largest")
             responses = estimates.select(all_scores, family=family, method="base", search="best-of")
             genarm = estimates.select(of_family, method="genarm")
-            for of_loss in sparse.values():
-                cheap = at_equal_cost(of_loss, responses, metrics) if responses else []
+            for loss, of_loss in sparse.items():
+                rival = {"value_model": loss, "tuned": False}
+                curves = {"base": responses} | {
+                    name: [base, *estimates.select(of_family, method=name, **labels)]
+                    for name, labels in (("dense", rival), ("beams", {}))
+                }
                 front += [
-                    estimates.difference(of_loss, other, versus="base-at-equal-cost")
-                    for other in cheap
+                    estimates.difference(of_loss, other, versus=f"{name}-at-equal-cost")
+                    for name, curve in curves.items()
+                    if len(curve) > 1
+                    for other in at_equal_cost(of_loss, curve, metrics)
                 ]
                 front += [estimates.difference(of_loss, other) for other in genarm]
         front += estimates.over_families(front)

@@ -73,7 +73,7 @@ class Figure2(Figure):
             base = estimates.select_one(of_family, method="base", search="")
             gain = replace(dense, values=GAIN * dense.values + (1 - GAIN) * base.values)
             for one in estimates.select(setting, method=methods.PREDICTING):
-                differences.append(estimates.difference(one, dense))
+                differences += [estimates.difference(one, other) for other in (dense, base)]
                 differences.append(estimates.difference(one, gain, versus="dense-gain"))
             for sia in sparse:
                 ratio = sia.labels["target_ratio"]

@@ -1,8 +1,9 @@
-"""Headline verdicts of the lab beside those of its first edition: what turns on tokens alone.
+"""Headline verdicts of the lab beside those of its first edition, whose tokens are words.
 
-The first edition has words for tokens, so that its steps are less sure. A row for each claim that
-both have measured, a column for each setting; judge scores, in standard deviations of the base
-responses of each edition.
+Its steps are less sure by that, and by errors that may happen at any word; a truth is said in one
+way, and responses are shorter. A row for each claim that both have measured, a column for each
+setting; judge scores, in standard deviations of the base responses of each edition. Ticks are
+single replicates, of which the first edition has few.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from benchmarks.analysis import tables
 from benchmarks.analysis.claims import pooled_verdicts, settings_of
 from benchmarks.analysis.estimates import TOLERANCE
+from benchmarks.analysis.intervals import interval_kind
 from benchmarks.figures import style
 from benchmarks.report import forest
 from benchmarks.spec.profile import Profile
@@ -19,7 +21,7 @@ from benchmarks.spec.profile import Profile
 NAME = "editions"
 FIRST_EDITION = {"lab": "lab-words"}  # by profile
 KEY = ["claim", "setting"]
-HEADER = 1.5  # inches above and below all rows
+HEADER = 1.65  # inches above and below all rows
 
 
 def first_verdicts(profile: Profile) -> pd.DataFrame | None:
@@ -61,10 +63,15 @@ def draw(
         axis.set_title(settings_of(profile)[setting].replace(", ", ",\n"), fontsize=6.5)
         forest.draw_scores(axis, rows[rows["setting"] == setting], titles, list(editions))
     axes[0, len(columns) // 2].set_xlabel("judge score (SD of base responses)", fontsize=6.5)
-    worlds = " and ".join(
-        f"{count:.0f}" for count in rows.groupby("series", sort=False)["replicates"].max()
+    of_each = "; ".join(
+        f"{of_edition['replicates'].max():.0f}, {forest.sample_note(of_edition)}"
+        for _, of_edition in rows.groupby("series", sort=False)
     )
-    caption = f"Intervals over {worlds} worlds; dotted: margin (0, or −{TOLERANCE:g} to reach)."
+    kind = interval_kind(profile.statistics.level, int(rows["replicates"].max()))
+    caption = (
+        f"{kind} ({of_each}); dotted: margin (0, or −{TOLERANCE:g} to reach); ticks: single "
+        "replicates."
+    )
     handles = forest.legend(list(editions), rows)
     return style.finish(figure, handles, caption, folder, NAME, stale=stale, legend_columns=2)
 

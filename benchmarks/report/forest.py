@@ -1,7 +1,8 @@
 """The headline verdicts as one picture: a row for each claim, a column for each setting.
 
-Scores are in standard deviations of base responses, so that both metrics fit one axis. What has
-another unit (ratios, shares, deviations) is written below, in the colours of the verdicts.
+Scores are in standard deviations of base responses, so that both metrics fit one axis; ticks are
+single replicates. What has another unit (ratios, shares, deviations) is written below, without its
+interval, in the colours of the verdicts.
 """
 
 import textwrap
@@ -25,7 +26,7 @@ COLOURS = {
     TOO_FEW: "#BBBBBB",
 }
 MARKERS = ("o", "D")  # of the series: metrics
-ROW, HEADER = 0.25, 1.7  # inches: height of a row, and of what is above and below all rows
+ROW, HEADER = 0.25, 1.85  # inches: height of a row, and of what is above and below all rows
 CHARACTERS = 25  # of a row's title, in a line
 LIMIT = 1.5  # standard deviations, beyond which a marker stands at the edge
 TEXT = {"fontsize": 6, "ha": "center", "va": "center"}
@@ -67,11 +68,19 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
     axes[0, len(columns) // 2].set_xlabel("standard deviations of base responses", fontsize=6.5)
     handles = legend([METRICS[metric] for metric in metrics], rows)
     level, replicates = profile.statistics.level, int(rows["replicates"].max())
+    ticks = "; ticks: single replicates" * any(map(len, scores["alone"]))
     caption = (
         f"{interval_kind(level, replicates)}, verdicts by Holm at {1 - level:.0%}; dotted: margin "
-        f"(0, or −{TOLERANCE:g} to reach); profile {profile.name}."
+        f"(0, or −{TOLERANCE:g} to reach){ticks}. {sample_note(rows if scores.empty else scores)}, "
+        f"profile {profile.name}."
     )
     return style.finish(figure, handles, caption, folder, NAME, stale=stale, legend_columns=3)
+
+
+def sample_note(rows: pd.DataFrame) -> str:
+    """Return the smallest and largest n of the rows, as "n = 400 to 1200"."""
+    ends = (f"{n:.0f}" for n in (rows["n"].min(), rows["n"].max()))
+    return f"n = {' to '.join(dict.fromkeys(ends))}"
 
 
 def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
@@ -105,6 +114,7 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         estimate, low, high = (getattr(row, name) / row.sd for name in NUMBERS)
         look = {"color": COLOURS[row.verdict], "linewidth": 0.9}
         axis.plot([low, high], [y, y], **look)
+        axis.plot(np.divide(row.alone, row.sd), [y] * len(row.alone), "|", markersize=3, **look)
         axis.plot(np.clip(estimate, -LIMIT, LIMIT), y, MARKERS[number], markersize=2.6, **look)
         ends = [titles.index(row.row) - 0.45, titles.index(row.row) + 0.45]
         axis.plot([row.margin / row.sd] * 2, ends, ":", color="black", linewidth=0.7)

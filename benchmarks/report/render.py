@@ -166,7 +166,7 @@ def _verdict(row: pd.Series) -> dict[str, str]:
         "estimate": estimate,
         "interval": f"{low} to {high}",
         "criterion": claims.criterion(row),
-        "p": "" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.3f}",
+        "p": claims.p_text(row["p_adjusted"]),
         "by_replicate": row["marks"],
         "n": f"{row['n']:.0f}",
     }

@@ -17,6 +17,7 @@ from benchmarks.analysis.claims import (
     criterion,
     interval_text,
     is_decided,
+    p_text,
     read_document,
     settings_of,
     smallest_shares,
@@ -24,11 +25,13 @@ from benchmarks.analysis.claims import (
 )
 from benchmarks.analysis.estimates import TOLERANCE
 from benchmarks.analysis.labels import metric_label
+from benchmarks.figures.registry import FIGURES
 from benchmarks.report import editions, forest
 from benchmarks.report.render import pictures_of
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.cells import FigureCells
+from benchmarks.spec.profile import Profile, load_profile
 
 RESULTS_PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- headline: written by make claims -->", "<!-- end of headline -->"
@@ -59,11 +62,13 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
     ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
     ("undecided",): "Undecided in every case",
 }
-EDITIONS = """## What depends on tokenization alone
+EDITIONS = """## What depends on the tokens of the lab
 
-In the first edition of the lab (profile `lab-words`) every word is a token, and few steps have low
-entropy, so 20% of the tokens are a different 20%. The claims of figures 1 and 2 that both editions
-measure:
+In the first edition of the lab (profile `lab-words`) every word is a token, a truth is said in one
+way, errors may happen at any word of a sentence, and responses are shorter. So few steps have low
+entropy, and 20% of the tokens are a different 20%. It has two worlds, so its intervals are wide:
+where its verdict is undecided, compare the estimates. The claims of figures 1 and 2 that both
+editions measure:
 """
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
@@ -135,7 +140,16 @@ def _closing(verdicts: pd.DataFrame) -> str:
         unit, cases = " SD" * in_sd, f" ({len(ends)} cases)" * (len(ends) > 1)
         return " to ".join(dict.fromkeys([ends[0], ends[-1]])).replace("-", "−") + unit + cases
 
-    return template.render(numbers=numbers)
+    return template.render(numbers=numbers, hours=_hours)
+
+
+def _hours(profile: str, *figures: str) -> str:
+    """Return about how many GPU hours figures of a profile of real models take together."""
+    from benchmarks.engine.estimate import figure_hours
+
+    known = load_profile(profile)
+    needed = FigureCells.union(FIGURES[name].cells(known, 0) for name in figures)
+    return f"{figure_hours(known, {'run': needed})['run']:.1f}"
 
 
 def _escaped(text: str) -> str:
@@ -186,7 +200,7 @@ def _cells(row: pd.Series) -> list[str]:
     if not is_decided(row):
         return [case, row["verdict"], "", "", criterion(row), "", ""]
     in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
-    p = "exact" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.3f}"
+    p = p_text(row["p_adjusted"]) or "exact"
     numbers = interval_text(row, ".2f")
     return [case + weakest, row["verdict"], numbers, in_sd, criterion(row), p, row["marks"]]
 
@@ -211,7 +225,8 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
     ]
     text = (
         "The smallest share of the tokens that reaches dense steering, by a fixed-sequence test: "
-        "from the largest share down, until one does not reach it."
+        "from the largest share down, until one does not reach it. These tests go by the "
+        "intervals, apart from Holm's."
     )
     columns = ["setting", "metric", "smallest share that reaches dense", "shares tested"]
     return f"{_wrapped(text)}\n{_table(columns, rows)}"

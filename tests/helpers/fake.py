@@ -72,6 +72,7 @@ class FakeResults(Sweep):
         searches = cell.search == "best-of"
         for best_of in [2**i for i in range(cell.responses.bit_length())] if searches else [1]:
             share = cell.target_ratio if cell.gate != "never" else 0.0
+            decoded = best_of if searches else cell.responses
             frames.append(
                 places.assign(
                     best_of=best_of,
@@ -86,11 +87,11 @@ class FakeResults(Sweep):
                     steered=int(20 * share),
                     shifted=1,
                     finished=True,
-                    forwards=20 * best_of,
-                    junctions=int(20 * share) * best_of,
-                    model_tokens=30 * best_of,
+                    forwards=20 * decoded,
+                    junctions=int(20 * share) * decoded,
+                    model_tokens=30 * decoded,
                     value_tokens=int(200 * share),
-                    megaflops=5.0 * best_of,
+                    megaflops=5.0 * decoded,
                 )
             )
         return pd.concat(frames, ignore_index=True)

@@ -58,6 +58,7 @@ def test_claims_say_what_the_profile_has(profile, said, unsaid):
         assert re.search(pattern, lines), pattern
     assert re.findall(unsaid, lines) == []
     assert "{" not in lines
+    assert "Τ" not in lines  # the capital of τ
 
 
 def test_shares_and_numbers_are_those_of_the_profile():
@@ -279,6 +280,22 @@ def test_a_claim_of_several_rows_stands_or_falls_with_the_weakest(
     assert (row["weakest"], row["verdict"]) == (weakest, verdict)
     (row,) = claims.verdicts({"figure1": table[:1]}, [several], 0.95).to_dict("records")
     assert row["verdict"] == "not measured"
+
+
+def test_in_each_replicate_the_part_that_is_weakest_there_counts():
+    parts = {gate: {"metric": "kl", "versus": gate} for gate in ("attention", "position")}
+    worlds = [(0.5, 0.2), (-0.4, 0.9)]  # of the two parts
+    table = pd.concat(
+        [rows_of(attention=0.5, position=0.2)]
+        + [
+            rows_of(attention=one, position=other).assign(replicate=str(number))
+            for number, (one, other) in enumerate(worlds)
+        ]
+    )
+    verdicts = claims.verdicts({"figure1": table}, [replace(claim(), selectors=parts)], 0.95)
+    assert verdicts["weakest"].tolist() == ["position", "position", "attention"]
+    (row,) = claims.pooled_verdicts(verdicts).to_dict("records")
+    assert (row["verdict"], row["marks"], row["alone"]) == ("reproduced", "✓✗", (0.2, -0.4))
 
 
 def test_the_smallest_share_is_found_from_the_largest_down():

@@ -88,6 +88,7 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
     for method, versus, expected in (
         ({"method": "junction"}, "dense", -0.1),
         (head, "dense", 0.0),
+        (head, "base", 2.0),
         (head, "dense-gain", 0.2),  # beyond nine tenths of the way from the base to dense steering
     ):
         row = pick(table, **(common | method), versus=versus, tuned=True)
@@ -231,6 +232,20 @@ def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
         & (table["method"] == "sia")
     )
     assert not beyond.any()  # 160 positions: more than all that was tried
+
+
+def test_sia_is_held_against_what_as_many_positions_buy():
+    """A response takes 30 positions, at 20% 70, dense 230, beams 120: at 70 a fifth are dense, or
+    4 of 9 from beams."""
+    effects = {"entropy": 1.0, "every": 2.0}
+    table = table_of(
+        FIGURES["cost"], lambda cell: effects.get(cell.gate, 0.0) + 3 * (cell.search != "")
+    )
+    labels = {"family": "all", "objective": "all", "method": "sia", "target_ratio": 0.2}
+    labels |= {"value_model": "value-mean", "metric": "judge"}
+    for versus, expected in (("dense", 0.6), ("base", -2.0), ("beams", 1 - 3 * 4 / 9)):
+        row = pick(table, **labels, versus=f"{versus}-at-equal-cost")
+        assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), versus
 
 
 def test_one_threshold_is_chosen_over_all_models_of_a_loss():

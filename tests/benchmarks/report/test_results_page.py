@@ -57,7 +57,8 @@ def test_the_page_has_every_claim_question_and_verdict(page, verdicts):
 def test_numbers_in_the_text_are_those_of_the_verdicts(page):
     assert "SIA at 20% against dense\n  steering is +0.20 SD (6 cases)." in page
     assert "the regret exceeds the sum in 40% of random trees" in page
-    assert "The largest ratio that we find is not measured" in page
+    assert "The largest ratio that we find is\n  not measured" in page
+    assert re.search(r"`make figure2 PROFILE=qwen3-1.7b` \| \d+\.\d \|", page)
     assert "| paper's loss, β = 1 | judge score | 5% | 5%, 10%, 20%, 30%, 40%, 60%, 80% |" in page
 
 
@@ -84,7 +85,7 @@ def test_claims_that_the_closing_names_are_known(verdicts, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     "query", ["headline > 0", "headline > 0 and sd > 0", "headline > 0 and sd != sd"]
 )
-def test_the_forest_shows_headlines_in_a_caption_of_two_lines(
+def test_the_forest_shows_headlines_in_a_caption_of_three_lines(
     verdicts, monkeypatch, tmp_path, query
 ):
     monkeypatch.setattr("benchmarks.figures.style.DPI", 40)
@@ -94,9 +95,9 @@ def test_the_forest_shows_headlines_in_a_caption_of_two_lines(
         caption = image.info["Description"]
     assert caption == (
         "95% t intervals over replicates, verdicts by Holm at 5%; dotted: margin (0, or −0.05 to "
-        "reach); profile smoke."
+        "reach). n = 800, profile smoke."
     )
-    assert len(caption) <= 2 * forest.style.COLUMN * forest.style.CHARACTERS
+    assert len(caption) <= 3 * forest.style.COLUMN * forest.style.CHARACTERS
 
 
 def test_without_a_measured_headline_there_is_no_forest(verdicts, tmp_path):
@@ -110,12 +111,16 @@ def test_both_editions_of_the_lab_stand_side_by_side(verdicts, monkeypatch, tmp_
     monkeypatch.setattr("benchmarks.figures.style.DPI", 40)
     assert editions.first_verdicts(lab) is None
     first.parent.mkdir(parents=True)
-    verdicts.drop(columns="marks").to_csv(first, index=False)
+    verdicts.drop(columns=["marks", "alone"]).to_csv(first, index=False)
     assert editions.first_verdicts(SMOKE) is None
     of_first = editions.first_verdicts(lab).query("figure == 'figure2'")
+    of_first = of_first.assign(n=600, replicates=2, alone=[(0.3, 0.5)] * len(of_first))
     (tmp_path / "drawn").mkdir()
     png, _ = editions.draw(verdicts, of_first, lab, False, tmp_path / "drawn")
     with Image.open(png) as image:
         caption = image.info["Description"]
-    assert caption == "Intervals over 8 and 8 worlds; dotted: margin (0, or −0.05 to reach)."
+    assert caption == (
+        "95% t intervals over replicates (8, n = 800; 2, n = 600); dotted: margin (0, or −0.05 to "
+        "reach); ticks: single replicates."
+    )
     assert editions.draw(verdicts, of_first[:0], lab, False, tmp_path) == []
