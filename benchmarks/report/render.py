@@ -4,8 +4,6 @@
 network requests, and holds the hashes of the files that it was made from.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -3,8 +3,6 @@
 Never a wrong table, never a finished cell lost, always one clear sentence.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -308,18 +306,3 @@ def test_files_that_may_not_grow_are_one_sentence_and_lose_nothing(fresh, whole,
     assert run(fresh, "reproduce").returncode == 0
     assert before.items() <= finished(fresh).items()
     check_whole(fresh, whole)
-
-
-def test_a_write_that_was_cut_off_is_finished_by_the_next_command(whole, tmp_path):
-    """Killed when one of a table's files had been moved into place and the others not."""
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True, symlinks=True)
-    folder = tmp_path / "results/tiny"
-    aside = folder / ".figure2.written"
-    aside.mkdir()
-    for name in ("figure2.json", "figure2.parquet"):
-        (folder / name).rename(aside / name)
-        (folder / name).write_text("old")
-    started = time.monotonic()
-    assert run(tmp_path, "figure2").returncode == 0
-    assert time.monotonic() - started < 60  # drawn, not measured
-    check_whole(tmp_path, whole)

@@ -1,7 +1,5 @@
 """Training, measuring and drawing in a checkout of its own, at the smallest scale."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """A sweep that measured nothing: rows, traces and probes of any cell, made up from keyed noise."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,5 @@
 """A little Hub on disk: models of random weights, a tokenizer of any text, prompt sets."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A project of its own in a temporary folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from benchmarks.analysis import tables
 
 
-def places(patch: pytest.MonkeyPatch, path: Path) -> None:
+def redirect_output(patch: pytest.MonkeyPatch, path: Path) -> None:
     """Let results and figures be written below this path."""
     patch.setattr(tables, "RESULTS", path / "results")
     patch.setattr(tables, "FIGURES", path / "figures")

@@ -1,7 +1,5 @@
 """Scripts: annotating with rewards, training by LoRA, and comparing in the terminal."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

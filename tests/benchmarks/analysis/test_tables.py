@@ -9,10 +9,9 @@ import pytest
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis import tables
 from benchmarks.checks import assets
-from benchmarks.spec.profile import load_profile, profile_digest
-from tests.helpers.fake import FakeResults
-
-SMOKE = load_profile("smoke")
+from benchmarks.spec.profile import profile_digest
+from tests.helpers.fake import SMOKE, FakeResults
+from tests.helpers.project import redirect_output
 
 
 @pytest.fixture
@@ -28,9 +27,7 @@ def whole_assets(tmp_path, monkeypatch):
 @pytest.fixture
 def table(whole_assets, tmp_path, monkeypatch):
     """A table of figure 3 for the smoke profile in a temporary folder."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": FIGURES["figure3"]})
     rows = FIGURES["figure3"].collect(SMOKE, range(2), FakeResults(SMOKE))
     tables.write_table(
@@ -151,14 +148,18 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert verify(1)[1] == f"damaged: {extra} is not described by digests.json"
 
 
-@pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
-def test_a_changed_table_is_refused(table, capsys, file):
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [("figure3", "figure3.csv"), ("figure3", "figure3.parquet"), ("figures", "figure3.parquet")],
+)
+def test_nothing_is_drawn_from_a_damaged_table(table, capsys, command, file):
     path = table / "results/smoke" / file
     path.write_bytes(path.read_bytes()[:-7])
-    assert main(["figure3", "--profile", "smoke"]) == 2
+    assert main([command, "--profile", "smoke"]) == 2
     assert (
         f"{file} is missing or not the file that figure3.json describes" in capsys.readouterr().err
     )
+    assert not (table / "figures").exists()
 
 
 def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
@@ -185,18 +186,8 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
         assert not (table / "results/smoke/claims.csv").exists()
 
 
-def test_nothing_is_drawn_beside_a_damaged_table(table, capsys):
-    (table / "results/smoke/figure3.parquet").write_bytes(b"x")
-    assert main(["figures", "--profile", "smoke"]) == 2
-    assert (
-        "figure3.parquet is missing or not the file that figure3.json describes"
-        in capsys.readouterr().err
-    )
-    assert not (table / "figures").exists()
-
-
-def test_a_table_that_was_not_moved_whole_is_finished(table):
-    """Written aside by a process that was killed while it moved the files into place."""
+def test_the_next_command_finishes_a_table_that_was_written_in_part(table):
+    """The process that wrote it was killed after moving some of its files into place."""
     folder = table / "results/smoke"
     whole = {path.name: path.read_bytes() for path in folder.glob("figure3.*")}
     aside = folder / ".figure3.written"
@@ -204,7 +195,7 @@ def test_a_table_that_was_not_moved_whole_is_finished(table):
     for name in ("figure3.json", "figure3.parquet"):
         (folder / name).rename(aside / name)
         (folder / name).write_text("old")
-    tables.finish_interrupted_writes(SMOKE)
+    assert main(["figure3", "--profile", "smoke"]) == 0
     assert {path.name: path.read_bytes() for path in folder.glob("figure3.*")} == whole
     assert not aside.exists()
 
@@ -285,7 +276,7 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
         ),
     ],
 )
-def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
+def test_invalid_arguments_give_a_one_line_error(arguments, message, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err == message + "\n"
 
@@ -306,7 +297,7 @@ def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
         (["check", "--profile", "lab"], "check does not take --profile lab"),
     ],
 )
-def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys):
+def test_the_parser_refuses_invalid_arguments_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2

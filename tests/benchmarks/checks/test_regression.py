@@ -6,8 +6,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
 from benchmarks.analysis import tables
@@ -90,16 +88,6 @@ def test_about_eighty_hypotheses_are_tested(committed):
     few = results[results["p"].isna()]
     assert set(few["method"]) == {"transfer-q"}  # measured on two prompts of each objective
     assert few["visible"].isna().all()
-
-
-@given(st.lists(st.floats(0, 0.02), min_size=1, max_size=12))
-def test_holm_rejects_step_by_step(p):
-    rejected, left = [False] * (len(p) + 1), set(range(len(p)))
-    while left and min(p[i] for i in left) <= regression.LEVEL / len(left):
-        smallest = min(left, key=lambda i: p[i])
-        rejected[smallest] = True
-        left.remove(smallest)
-    assert regression.holm(np.array([*p, np.nan])).tolist() == rejected
 
 
 @pytest.mark.parametrize("prompts", [24, 45])

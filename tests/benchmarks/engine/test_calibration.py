@@ -9,9 +9,8 @@ from benchmarks.engine.calibration import Calibrator, choose_threshold
 from benchmarks.engine.gates import calibrated_gates
 from benchmarks.spec.cells import DIVERGENCE_GATES, Cell, CellRequest
 from benchmarks.spec.model_kinds import INSTRUCT, value_kind
-from benchmarks.spec.profile import load_profile
+from tests.helpers.fake import SMOKE
 
-SMOKE = load_profile("smoke")
 REQUEST = CellRequest(
     0, "qwen3", scorer=value_kind("token"), gate="entropy", target_ratio=0.5, beta=1.0
 )

@@ -1,17 +1,15 @@
 """Cost of architectures without weights: what is built, timed, counted and drawn."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.analysis import tables
 from benchmarks.perf import architectures
 from benchmarks.perf.architectures import REPORTED, read_settings, scaled_down, summarize
 from benchmarks.perf.random_models import random_models
+from tests.helpers.project import redirect_output
 
 SETTINGS = read_settings()
 
@@ -72,9 +70,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(
         architectures, "available_cores", lambda: 1
     )  # as every test: threads that wait for a busy core take its time
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     return settings, tmp_path
 
 

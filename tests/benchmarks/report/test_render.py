@@ -15,11 +15,9 @@ from benchmarks.__main__ import main
 from benchmarks.analysis import tables
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import render
-from benchmarks.spec.profile import load_profile
-from tests.helpers.fake import FakeResults
-from tests.helpers.project import places
+from tests.helpers.fake import SMOKE, FakeResults
+from tests.helpers.project import redirect_output
 
-SMOKE = load_profile("smoke")
 SHOWN = {name: FIGURES[name] for name in ("figure1", "figure3", "figure5", "junctions")}
 CHROMIUM = shutil.which("chromium")
 
@@ -29,7 +27,7 @@ def project(tmp_path_factory) -> Path:
     """Tables and figures of made-up rows, and their report."""
     path = tmp_path_factory.mktemp("reported")
     with pytest.MonkeyPatch.context() as patch:
-        places(patch, path)
+        redirect_output(patch, path)
         patch.setattr("benchmarks.__main__.FIGURES", SHOWN)
         patch.setattr("benchmarks.figures.style.DPI", 40)
         for name, figure in SHOWN.items():
@@ -127,7 +125,7 @@ def test_the_viewer_shows_what_the_table_holds(project, monkeypatch):
 
 def test_without_verdicts_there_is_one_sentence(project, tmp_path, monkeypatch, capsys):
     shutil.copytree(project / "results", tmp_path / "results")
-    places(monkeypatch, tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     (tmp_path / "results/smoke/claims.csv").unlink()
     assert main(["report", "--profile", "smoke"]) == 2
     assert (
@@ -139,7 +137,7 @@ def test_without_verdicts_there_is_one_sentence(project, tmp_path, monkeypatch, 
 def test_without_views_the_page_says_how_to_make_them(project, tmp_path, monkeypatch):
     for folder in ("results", "figures"):
         shutil.copytree(project / folder, tmp_path / folder)
-    places(monkeypatch, tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     (tmp_path / "results/smoke/junctions.json").unlink()
     text = render.write(SMOKE, SHOWN).read_text(encoding="utf-8")
     assert "Not measured: <code>make junctions PROFILE=smoke</code>" in text
