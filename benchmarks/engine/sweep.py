@@ -47,7 +47,6 @@ class Sweep:
     """
 
     def __init__(self, profile: Profile, workers=None, since: float = 0.0) -> None:
-        """Open the store of a profile."""
         self.profile = profile
         self.workers = workers
         self.store = CellStore(profile, since)

@@ -321,7 +321,6 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
 
 
 def _overlap(box: Bbox, other: Bbox) -> float:
-    """Return the area that two boxes share."""
     shared = Bbox.intersection(box, other)
     return shared.width * shared.height if shared else 0.0
 

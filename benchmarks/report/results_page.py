@@ -153,7 +153,6 @@ def _hours(profile: str, *figures: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape the asterisks of a text for Markdown."""
     return text.replace("*", r"\*")
 
 
@@ -194,7 +193,6 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _cells(row: pd.Series) -> list[str]:
-    """Return the cells of one headline verdict."""
     case = row["condition"] or "–"
     weakest = f"; weakest: {row['weakest']}" if row["weakest"] else ""
     if not is_decided(row):
@@ -206,7 +204,6 @@ def _cells(row: pd.Series) -> list[str]:
 
 
 def _table(columns: list[str], rows) -> str:
-    """Return a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

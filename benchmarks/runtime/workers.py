@@ -129,11 +129,9 @@ class Workers(Pool):
     """
 
     def __init__(self, gpus: int = 0, gpus_each: int = 1) -> None:
-        """Store the settings; processes start on entering."""
         self.gpus, self.gpus_each = gpus, gpus_each
 
     def __enter__(self) -> Self:
-        """Prepare the pool of processes."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
@@ -207,7 +205,6 @@ class ThisProcess(Pool):
     """Runs tasks in this process, one after another, where a single worker suffices."""
 
     def __enter__(self) -> Self:
-        """Have nothing to prepare."""
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -31,7 +31,6 @@ class ModelKind:
     world: str = ""
 
     def __str__(self) -> str:
-        """Return the label."""
         parts = (self.name, self.loss, self.size)
         return "-".join(filter(None, parts)) + (f"@{self.world}" if self.world else "")
 

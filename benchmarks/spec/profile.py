@@ -190,7 +190,6 @@ class Sweep:
     probe_rollouts: Count
 
     def __post_init__(self) -> None:
-        """Check keys against each other."""
         for name in ("main_ratios", "reduced_ratios"):
             some = getattr(self, name)
             contained = bool(some) and set(some) <= set(self.ratios)
@@ -439,7 +438,6 @@ class Hardware:
     batch_size: int
 
     def __post_init__(self) -> None:
-        """Check the names."""
         devices, dtypes = ("", "cpu", "cuda"), ("", "float32", "bfloat16", "float16")
         device, dtype = repr(self.device), repr(self.dtype)
         _require(self.device in devices, "device must be cpu, or cuda where there is a GPU", device)
@@ -468,7 +466,6 @@ class HubProfile(Profile):
     token_dtype = "int32"
 
     def __post_init__(self) -> None:
-        """Check what types cannot say."""
         kinds = sorted(self.models)
         unknown = [kind for kind in kinds if kind not in HUB_MODELS]
         _require(not unknown, f"models must be some of {', '.join(HUB_MODELS)}", unknown)

@@ -33,7 +33,6 @@ LIMIT = 900  # seconds that a command may take
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """The sources with a tiny profile."""
     path = tmp_path_factory.mktemp("sources")
     copy_sources(path)
     (path / "benchmarks/spec/profiles/tiny.toml").write_text(TINY)
@@ -244,7 +243,7 @@ def test_damaged_tables_are_named_and_not_drawn(whole, tmp_path, number):
     assert not picture.exists()
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(sources, whole, tmp_path):
+def test_a_full_disk_gives_a_one_line_error_and_loses_nothing(sources, whole, tmp_path):
     """A disk that is full at the first model, at a later one, at cells, at tables, at figures."""
     sizes = [
         size(sources),
@@ -273,7 +272,6 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(sources, whole, tmp_path)
 
 
 def size(folder: Path) -> float:
-    """Kilobytes on disk."""
     return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
 
@@ -293,7 +291,7 @@ def disk(path: Path, kilobytes: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kilobytes", [8, 100, 300])
-def test_files_that_may_not_grow_are_one_sentence_and_lose_nothing(fresh, whole, kilobytes):
+def test_a_file_size_limit_gives_a_one_line_error_and_loses_nothing(fresh, whole, kilobytes):
     """A limit on the size of files: at the first model, at later ones, at tables or figures."""
 
     def limit() -> None:

@@ -259,7 +259,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
 
 
 @pytest.mark.faults
-def test_workers_leave_with_their_parent(checkout):
+def test_workers_exit_with_their_parent(checkout):
     process = start_measuring(checkout, 2, "figure3", "--fresh")
     process.kill()
     process.wait()

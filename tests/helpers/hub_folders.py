@@ -100,7 +100,6 @@ def save_model(
 
 
 def save_value_model(folder: Path, backbone: Path) -> Path:
-    """In the published layout."""
     model = AutoModelForCausalLM.from_pretrained(backbone)
     lora = LoraConfig(
         r=4,

@@ -31,7 +31,7 @@ def copy(lab_assets, tmp_path, monkeypatch):
     return folder
 
 
-def test_weights_lie_in_half_and_load_in_single_precision(lab_assets):
+def test_weights_are_saved_in_half_and_loaded_in_single_precision(lab_assets):
     folder, dtypes = lab_assets.folder, {}
     for part in PARTS:
         for file in (folder / part).glob("*.safetensors"):
@@ -50,7 +50,7 @@ def test_weights_lie_in_half_and_load_in_single_precision(lab_assets):
     assert sorted(p.parent.name for p in folder.rglob("tokenizer.json")) == ["base"]
 
 
-def test_cards_say_what_was_measured(lab_assets):
+def test_model_cards_state_the_measurements(lab_assets):
     cards = {part: (lab_assets.folder / part / "README.md").read_text() for part in PARTS}
     for part, text in cards.items():
         assert text.startswith("---\nlicense: apache-2.0\n")
@@ -181,7 +181,7 @@ def test_prompts_name_their_items(lexicon):
 
 
 @committed
-def test_the_committed_models_talk_sense():
+def test_the_committed_models_are_intact_and_respond_to_steering():
     """They are whole, of the profile lab, load in float32, and steering helps."""
     assert list(assets.damage(assets.ASSETS)) == []
     lab, profile = LabModels.load(), load_profile("lab")

@@ -135,7 +135,7 @@ ALTERNATING = (
 )
 
 
-def test_what_a_template_refuses_is_counted(places, tmp_path, capsys):
+def test_examples_that_a_template_refuses_are_counted(places, tmp_path, capsys):
     """A dialogue with two turns of the user in a row, and templates that insist on alternation."""
     reward = tmp_path / "reward"
     shutil.copytree(places["reward"], reward)

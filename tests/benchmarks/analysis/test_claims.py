@@ -71,7 +71,7 @@ def test_shares_and_numbers_are_those_of_the_profile():
 
 
 @pytest.mark.parametrize("profile", [LLAMA, SIZES, SMOKE], ids=lambda profile: profile.name)
-def test_no_claim_is_asked_twice_nor_of_what_is_not_measured(profile):
+def test_claims_are_unique_and_on_measured_figures_only(profile):
     usable = supported(profile)
     rows = [(claim.figure, claim.test, claim.margin, str(claim.selectors)) for claim in usable]
     assert len(set(rows)) == len(rows)
@@ -175,7 +175,7 @@ def test_reaching_has_a_margin_in_standard_deviations_of_base_responses(scale):
     assert claims.verdict_line(pooled.iloc[0]).endswith(f"needs {margin}; replicates alone: ––")
 
 
-def test_without_standard_deviations_there_is_one_sentence():
+def test_missing_standard_deviations_give_a_one_line_error():
     table = table_of(FIGURES["figure1"])
     for lacking in (table.drop(columns="sd"), table[table["method"] != "base"]):
         with pytest.raises(
@@ -196,7 +196,7 @@ def test_without_standard_deviations_there_is_one_sentence():
         ("entropy_fall", np.nan, 3, "not reproduced"),  # over no prompts, as the theory's
     ],
 )
-def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
+def test_too_few_prompts_give_no_verdict(metric, n, largest, verdict):
     row = {"metric": metric, "n": n, "replicates": 2, "replicate": "all"}
     row |= {"estimate": -1.0, "low": -2.0, "high": -0.5}
     alone = [row | {"replicate": str(i), "n": np.nan, "replicates": np.nan} for i in range(2)]
@@ -220,7 +220,7 @@ def test_too_few_prompts_decide_nothing(metric, n, largest, verdict):
         (math.nan, -0.05, "≥ -0.05 SD of base responses"),  # its table is not measured
     ],
 )
-def test_a_criterion_says_its_margin_as_far_as_it_is_known(margin, share, text):
+def test_a_criterion_states_its_margin_where_it_is_known(margin, share, text):
     row = {"test": "reaches", "margin": margin, "margin_in_sd": share, "unit": "points"}
     assert claims.criterion(pd.Series(row)) == text
 
@@ -228,7 +228,7 @@ def test_a_criterion_says_its_margin_as_far_as_it_is_known(margin, share, text):
 # --- headline claims
 
 
-def test_a_headline_is_asked_in_every_setting_and_metric_that_a_profile_has():
+def test_a_headline_is_tested_in_every_setting_and_metric_of_a_profile():
     def cases(profile: Profile) -> list[tuple[str, str]]:
         asked = supported(profile)
         return [(c.setting, c.metric) for c in asked if c.name == "twenty-percent-is-enough"]
@@ -282,7 +282,7 @@ def test_a_claim_of_several_rows_stands_or_falls_with_the_weakest(
     assert row["verdict"] == "not measured"
 
 
-def test_in_each_replicate_the_part_that_is_weakest_there_counts():
+def test_each_replicate_is_judged_by_its_own_weakest_part():
     parts = {gate: {"metric": "kl", "versus": gate} for gate in ("attention", "position")}
     worlds = [(0.5, 0.2), (-0.4, 0.9)]  # of the two parts
     table = pd.concat(
@@ -298,7 +298,7 @@ def test_in_each_replicate_the_part_that_is_weakest_there_counts():
     assert (row["verdict"], row["marks"], row["alone"]) == ("reproduced", "✓✗", (0.2, -0.4))
 
 
-def test_the_smallest_share_is_found_from_the_largest_down():
+def test_shares_are_tested_from_the_largest_down():
     shares = {0.8: 0.15, 0.4: 0.2, 0.2: -0.5, 0.1: 0.3}
     table = pd.concat([rows_of(dense=x).assign(target_ratio=share) for share, x in shares.items()])
     asked = [

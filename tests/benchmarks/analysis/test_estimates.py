@@ -183,7 +183,7 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
     assert pick(table, **labels, versus="dense")["estimate"] == 0
 
 
-def test_a_larger_model_may_lack_less_to_dense_steering():
+def test_a_larger_model_may_come_closer_to_dense_steering():
     lacks = {"base-small": 0.5, "base": 9.0, "base-large": 0.2}
     table = table_of(FIGURES["figure3"], lambda cell: -lacks[cell.model] * (cell.gate == "entropy"))
     common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
@@ -357,7 +357,7 @@ def test_times_are_compared_within_a_round_and_vary_between_rounds():
     assert dense["n"] == ROUNDS
 
 
-def test_pareto_keeps_what_no_other_beats():
+def test_the_pareto_front_keeps_undominated_points():
     costs, scores = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 1.0, 1.5, 3.0])
     assert cost.pareto(costs, scores) == [0, 1, 4]
 

@@ -45,7 +45,7 @@ def test_p_values_are_those_of_a_t_test_over_replicates():
     assert p_value(*distance) == pytest.approx(expected)
 
 
-def test_one_of_several_rows_that_fails_is_found_by_searching_all():
+def test_a_failing_row_is_corrected_for_the_number_of_rows():
     fails, holds = p_value(-3.0, np.inf, 4), p_value(3.0, np.inf, 4)
     assert fails == pytest.approx(4 * holds)
     assert p_value(-0.1, np.inf, 4) == 1

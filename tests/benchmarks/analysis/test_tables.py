@@ -77,7 +77,7 @@ def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
 @pytest.mark.parametrize(
     "command", ["figure3", "figures", "summaries", "claims", "report", "verify"]
 )
-def test_every_command_names_what_was_retrained_under_the_same_path(
+def test_every_command_names_models_retrained_under_the_same_path(
     table, capsys, monkeypatch, command
 ):
     assert main(["figures", "--profile", "smoke"]) == 0
@@ -102,7 +102,9 @@ def test_every_command_names_what_was_retrained_under_the_same_path(
         ({"code_digest": "0"}, "by other code than today's"),
     ],
 )
-def test_keep_refuses_what_was_measured_otherwise(table, capsys, monkeypatch, changed, message):
+def test_keep_refuses_tables_of_other_settings_models_or_code(
+    table, capsys, monkeypatch, changed, message
+):
     path = table / "results/smoke/figure3.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     monkeypatch.setattr(tables, "input_states", lambda profile: {"value-mean": "now"})
@@ -162,7 +164,7 @@ def test_nothing_is_drawn_from_a_damaged_table(table, capsys, command, file):
     assert not (table / "figures").exists()
 
 
-def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
+def test_commands_that_need_tables_do_not_measure_them(table, capsys, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.__main__.FIGURES",
         {"figure1": FIGURES["figure1"], "figure3": FIGURES["figure3"]},

@@ -69,7 +69,7 @@ def test_noise_passes_and_a_shift_is_named(committed, capsys):
     assert second.startswith("judge of sia, best of several moved by ")
 
 
-def test_metrics_that_went_or_came_are_named(committed):
+def test_removed_and_added_metrics_are_named(committed):
     scored = {name: frame for name, frame in committed.items() if "judge" in frame}
     fewer = {name: frame[frame["method"] != "random"] for name, frame in scored.items()}
     for rows, before, change in (
@@ -107,7 +107,7 @@ def test_a_difference_within_the_tolerance_is_no_change():
     assert regression.p_value(difference, 0.35) == 1.0
 
 
-def test_times_that_cannot_be_are_named():
+def test_impossible_times_are_named():
     cost = pd.DataFrame({"method": ["base", "base", "dense"], "best_of": [1, 4, 1]})
     assert regression.time_faults(cost.assign(seconds=[1.0, 3.0, 2.0])) == []
     assert regression.time_faults(cost.assign(seconds=[1.0, 0.75, 1.1])) == [

@@ -72,7 +72,9 @@ def test_every_known_card_is_compared():
     ("terminal", "reply", "asks"),
     [(True, "\n", True), (True, "n\n", True), (True, "", True), (False, "n\n", False)],
 )
-def test_only_a_terminal_is_asked(gpus, monkeypatch, capsys, terminal, reply, asks):
+def test_confirmation_is_requested_only_on_a_terminal(
+    gpus, monkeypatch, capsys, terminal, reply, asks
+):
     gpus(1)
     stdin = io.StringIO(reply)
     stdin.isatty = lambda: terminal
@@ -121,7 +123,7 @@ def test_the_size_of_a_local_model_is_that_of_its_files(tmp_path):
         (1, torch.OutOfMemoryError("CUDA"), "1 responses together: that takes more memory, or sm"),
     ],
 )
-def test_what_runs_out_of_memory_names_the_setting(rows, error, message):
+def test_out_of_memory_errors_name_the_setting(rows, error, message):
     with (
         pytest.raises(ValueError, match=f"out of memory while .*{message}"),
         memory_errors("measuring sia", rows, "responses", "BATCH_SIZE="),

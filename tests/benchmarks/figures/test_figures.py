@@ -363,7 +363,7 @@ def test_entropy_around_junctions_stays_within_the_response():
     assert fall["low"] < fall["estimate"] < fall["high"]
 
 
-def test_the_gain_of_a_step_is_what_its_definition_says():
+def test_the_gain_of_a_step_follows_its_definition():
     """The made-up per-token values are exact: steering gains all that there is to gain."""
     rows = FIGURES["value-error"].collect(SMOKE, range(2), FakeResults(SMOKE))
     table = FIGURES["value-error"].summarize(rows, SMOKE)
@@ -395,7 +395,7 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     )
 
 
-def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
+def test_the_losses_of_unsteered_steps_and_of_noise_obey_the_laws():
     rows = (
         FIGURES["value-error"]
         .collect(SMOKE, range(2), FakeResults(SMOKE))
@@ -496,7 +496,7 @@ def test_random_instances_obey_the_laws():
     assert ratio["low"] < ratio["estimate"] < ratio["high"]
 
 
-def test_the_bound_without_torch_is_the_librarys():
+def test_the_bound_without_torch_equals_the_librarys():
     rng = np.random.default_rng(0)
     base = torch.tensor(rng.normal(size=(300, 6)) * rng.uniform(0, 4, (300, 1))).softmax(-1)
     entropies = torch.special.entr(base).sum(-1)

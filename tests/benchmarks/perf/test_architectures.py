@@ -132,7 +132,9 @@ def test_only_cost_can_be_measured(capsys):
         (MemoryError, 2, "out of memory, use a smaller `batches` in profiles/architectures.toml"),
     ],
 )
-def test_what_stops_the_measurement_is_said(tiny, monkeypatch, capsys, error, code, message):
+def test_errors_during_the_measurement_are_reported(
+    tiny, monkeypatch, capsys, error, code, message
+):
     def stop(*_):
         raise error
 
@@ -142,7 +144,7 @@ def test_what_stops_the_measurement_is_said(tiny, monkeypatch, capsys, error, co
     assert not list(tiny[1].iterdir())
 
 
-def test_random_models_are_of_the_family_that_is_asked():
+def test_random_models_are_of_the_requested_family():
     shape = scaled_down(SETTINGS.architectures["Llama-3.2-1B"])
     models = random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1})
     assert models.language.config.model_type == "llama"

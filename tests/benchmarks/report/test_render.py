@@ -123,7 +123,7 @@ def test_the_viewer_shows_what_the_table_holds(project, monkeypatch):
         assert sum(candidate[3] for candidate in token["candidates"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_without_verdicts_there_is_one_sentence(project, tmp_path, monkeypatch, capsys):
+def test_missing_verdicts_give_a_one_line_error(project, tmp_path, monkeypatch, capsys):
     shutil.copytree(project / "results", tmp_path / "results")
     redirect_output(monkeypatch, tmp_path)
     (tmp_path / "results/smoke/claims.csv").unlink()

@@ -76,7 +76,7 @@ SMOKE = load_profile("smoke")
         ),
     ],
 )
-def test_whatever_is_wrong_ends_in_one_sentence(tmp_path, monkeypatch, line, replacement, message):
+def test_invalid_profiles_give_a_one_line_error(tmp_path, monkeypatch, line, replacement, message):
     text = (profiles.PROFILES / "smoke.toml").read_text(encoding="utf-8")
     assert line in text
     (tmp_path / "bad.toml").write_text(text.replace(line, replacement), encoding="utf-8")

@@ -329,7 +329,7 @@ def test_finished_likelihoods_are_kept_at_once(settings):
     assert kept == [("loglikelihood", ("is the", " earth"), answers[0])]
 
 
-def test_the_key_of_responses_holds_whatever_changes_them(settings, adapter, tmp_path):
+def test_the_cache_key_covers_whatever_changes_responses(settings, adapter, tmp_path):
     base = {"pretrained": settings["pretrained"], "gate": "never", "device": "cpu"}
     changes = [
         {},
@@ -398,7 +398,7 @@ def command(monkeypatch):
     ("change", "message"),
     [({"gate": "nope"}, "error: unknown gate 'nope'"), ({}, "error: model sia needs")],
 )
-def test_the_command_line_ends_in_one_sentence(command, tmp_path, capsys, change, message):
+def test_errors_of_the_command_line_are_one_line(command, tmp_path, capsys, change, message):
     values = {"value_model": "y"} if change else {}
     with pytest.raises(SystemExit) as stopped:
         command({"pretrained": "x"} | change | values, "lab_honesty", TASKS, tmp_path)
@@ -408,7 +408,6 @@ def test_the_command_line_ends_in_one_sentence(command, tmp_path, capsys, change
 
 @pytest.fixture(scope="module")
 def lab():
-    """The module beside the lab's tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TASKS / "lab"))
         import lab

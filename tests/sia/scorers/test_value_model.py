@@ -112,7 +112,7 @@ def wider():
         (wider, "than its config makes .layers.0.mlp.gate_proj.bias."),
     ],
 )
-def test_what_would_not_come_back_is_not_saved(build, message, tmp_path):
+def test_models_that_could_not_be_restored_are_not_saved(build, message, tmp_path):
     folder = tmp_path / "values"
     with pytest.raises(ValueError, match=f"the backbone cannot be saved.*{message}"):
         ValueModel.from_backbone(build()).save_pretrained(folder)

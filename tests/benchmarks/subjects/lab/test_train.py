@@ -25,7 +25,7 @@ def made(monkeypatch, tmp_path):
     return SimpleNamespace(labels=labels, workers=workers, replicates=[Replicate(SMOKE, 0)])
 
 
-def test_bases_are_accepted_before_anything_else_is_made(made):
+def test_bases_are_accepted_before_anything_else_is_trained(made):
     def accept():
         assert set(made.labels) == {"base", "base-large"}
         raise ValueError("not accepted")
@@ -38,7 +38,7 @@ def test_bases_are_accepted_before_anything_else_is_made(made):
     train.build(made.replicates, made.workers, accept_bases=accept)  # nothing is left to make
 
 
-def test_sizes_and_worlds_are_made_only_where_they_are_requested(made):
+def test_sizes_and_worlds_are_trained_only_where_requested(made):
     of_figure2 = {ModelKind("base"), ModelKind("value", "mean"), ModelKind("q-head", "mean")}
     pending = train.pending_tasks(made.replicates, of_figure2)
     kinds = {ModelKind.parse(task.kind) for stage in pending for task in stage}
