@@ -5,7 +5,11 @@ import sys
 
 from benchmarks.runtime.fingerprints import ROOT
 from tests.helpers import hub_folders, tiny
-from tests.helpers.documents import python_blocks
+
+
+def python_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
 def test_the_front_page_is_short():

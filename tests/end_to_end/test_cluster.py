@@ -42,7 +42,7 @@ def twice(number: int) -> int:
 
 
 def slowly(task: tuple[int, str]) -> tuple[int, int]:
-    """Leaves a mark as soon as it begins."""
+    """Create a marker file, then sleep."""
     number, folder = task
     (Path(folder) / f"{number}-{os.getpid()}").touch()
     time.sleep(0.6)
@@ -54,7 +54,7 @@ def fail(number: int) -> int:
 
 
 def meanwhile(folder: Path, begun: int, do) -> None:
-    """Calls do(process of the task that began last) once so many tasks have begun."""
+    """Call do(process id of the last task begun) in a thread once `begun` tasks have begun."""
 
     def wait():
         while (

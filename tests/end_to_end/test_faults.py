@@ -41,7 +41,7 @@ def sources(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(sources, tmp_path_factory) -> Path:
-    """All of it reproduced without any fault."""
+    """A checkout in which everything was reproduced without faults."""
     path = tmp_path_factory.mktemp("whole")
     shutil.copytree(sources, path, dirs_exist_ok=True)
     done = run(path, "reproduce")
@@ -57,7 +57,7 @@ def fresh(sources, tmp_path) -> Path:
 
 @pytest.fixture
 def trained(whole, tmp_path) -> Path:
-    """Everything cached, no table and no figure."""
+    """A copy of `whole` that has its cache, but no tables and no figures."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True, symlinks=True)
     for folder in ("results", "figures"):
         shutil.rmtree(tmp_path / folder)
@@ -71,7 +71,7 @@ def run(checkout: Path, *arguments: str, **options) -> subprocess.CompletedProce
 
 
 def sentence(done: subprocess.CompletedProcess) -> str:
-    """The one error line of a command that failed."""
+    """Return the only error line of a command that failed."""
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [
         line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")
@@ -82,7 +82,7 @@ def sentence(done: subprocess.CompletedProcess) -> str:
 
 
 def check_tables(checkout: Path, expected: Path) -> int:
-    """Count the tables, whose rows must be those without faults (of cost, its hashes must fit)."""
+    """Return the number of tables, checked against the expected ones (of cost, by hash alone)."""
     written = sorted((checkout / "results/tiny").glob("*.json"))
     for path in written:
         provenance = json.loads(path.read_text())
@@ -98,7 +98,7 @@ def check_tables(checkout: Path, expected: Path) -> int:
 
 
 def check_whole(checkout: Path, expected: Path) -> None:
-    """All tables and figures are those of the run without faults."""
+    """Check that all tables and figures equal those of the run without faults."""
     names = sorted(path.name for path in (expected / "results/tiny").glob("*.json"))
     assert check_tables(checkout, expected) == len(names)
     for path in (expected / "figures/tiny").iterdir():
@@ -112,14 +112,14 @@ def check_whole(checkout: Path, expected: Path) -> None:
 
 
 def phase(checkout: Path) -> str:
-    """What a run is at, by what it has written so far."""
+    """Return the phase of a run, judged by the files that it has written."""
     if not cells(checkout):
         return "training"
     return "drawing" if list(checkout.glob("figures/tiny/*.png")) else "sweep"
 
 
 def finished(checkout: Path) -> dict[Path, int]:
-    """Cells and models that are whole, and when they were written."""
+    """Return complete cells and models with their modification times."""
     models = checkout.glob(".cache/tiny/models/replicate*/*")
     return cells(checkout) | {
         path: path.stat().st_mtime_ns for path in models if not path.name.startswith(".")
@@ -178,7 +178,7 @@ def test_two_runs_at_once_on_one_cache(fresh, whole):
 
 
 def damage(path: Path, rng: random.Random) -> None:
-    """A bit flipped, or the end lost."""
+    """Flip a bit of a file, or truncate it."""
     content = bytearray(path.read_bytes())
     place = rng.randrange(len(content))
     if rng.random() < 0.5:

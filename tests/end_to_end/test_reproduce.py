@@ -220,7 +220,7 @@ print(sorted({"torch", "transformers"} & set(sys.modules)))
 
 
 def start_measuring(checkout: Path, count: int, *arguments: str) -> subprocess.Popen:
-    """Start a command without any cell, and return when it has measured so many."""
+    """Start a command on an empty store, and return once it has measured `count` cells."""
     shutil.rmtree(checkout / ".cache/tiny/cells")
     process = subprocess.Popen(
         command(*arguments),
@@ -270,7 +270,7 @@ def test_workers_exit_with_their_parent(checkout):
 
 
 def _group_members(group: int) -> list[int]:
-    """Living processes of this process group."""
+    """Return the ids of running processes of this process group."""
     members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -111,7 +111,7 @@ def subject() -> "Untrained":
 
 
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """Numbers with five digits; bit masks as text, which are compared exactly."""
+    """Round numbers to five digits; bit masks become text, which is compared exactly."""
     masks = {name: rows[name].map(hex) for name in rows if rows[name].dtype == np.uint64}
     floats = {name: rows[name].astype(float).round(5) for name in rows.select_dtypes("floating")}
     return rows.assign(**masks, **floats).reset_index(drop=True)

@@ -21,7 +21,7 @@ Effect = Callable[[SimpleNamespace], float]  # of the labels of a cell, as table
 
 @cache
 def noise_of(key: str) -> float:
-    """Return the normal number that belongs to a key."""
+    """Return a standard normal number that depends on the key alone."""
     return np.random.default_rng(zlib.crc32(key.encode())).normal()
 
 
@@ -215,13 +215,13 @@ def table_of(
     replicates: int = 2,
     profile: Profile = SMOKE,
 ) -> pd.DataFrame:
-    """The summary of a figure from made-up rows in any order."""
+    """Return the summary of a figure from shuffled made-up rows."""
     rows = module.collect(profile, range(replicates), FakeResults(profile, effect))
     return module.summarize(rows.sample(frac=1, random_state=0), profile)
 
 
 def pick(table: pd.DataFrame, **labels) -> pd.Series:
-    """The one row with these labels, over all replicates; empty and missing are the same."""
+    """Return the only row with these labels, over all replicates; empty equals missing."""
     rows = table
     for name, value in ({"replicate": "all"} | labels).items():
         values = rows[name]

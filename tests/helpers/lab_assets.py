@@ -17,7 +17,7 @@ FAMILY = "qwen3"
 
 @dataclass(frozen=True)
 class LabAssets:
-    """An export, and the replicate that it is of."""
+    """An export and the replicate that was exported."""
 
     folder: Path
     replicate: Replicate
@@ -28,7 +28,7 @@ class LabAssets:
 
 
 def trained_replicate(patch: pytest.MonkeyPatch, folder: Path) -> Replicate:
-    """A replicate with subword tokens and tiny random models, its cache below `folder`."""
+    """Return a replicate with subword tokens and tiny random models, cached below `folder`."""
     smoke = load_profile("smoke")
     profile = replace(
         smoke,

@@ -8,7 +8,7 @@ from benchmarks.analysis import tables
 
 
 def redirect_output(patch: pytest.MonkeyPatch, path: Path) -> None:
-    """Let results and figures be written below this path."""
+    """Redirect results and figures to folders below this path."""
     patch.setattr(tables, "RESULTS", path / "results")
     patch.setattr(tables, "FIGURES", path / "figures")
     for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):

@@ -24,7 +24,7 @@ committed = pytest.mark.skipif(
 
 @pytest.fixture
 def copy(lab_assets, tmp_path, monkeypatch):
-    """A copy of the tiny export, in the place of the committed models."""
+    """Replace the committed models by a copy of the tiny export."""
     folder = tmp_path / "lab"
     shutil.copytree(lab_assets.folder, folder)
     monkeypatch.setattr(assets, "ASSETS", folder)

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -129,15 +127,6 @@ def lora(*, merged=False, enabled=True):
     return model.eval()
 
 
-def multimodal():
-    """A text decoder beside a vision tower that is larger."""
-    text = tiny.config("gemma3").to_dict()
-    vision = {"hidden_size": 64, "intermediate_size": 512, "num_attention_heads": 4}
-    vision |= {"num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return Gemma3ForConditionalGeneration(config).eval()
-
-
 def mixture():
     model = MixtralForCausalLM(
         MixtralConfig(
@@ -164,7 +153,7 @@ def mixture():
         lambda: lora(),
         lambda: lora(merged=True),
         lambda: lora(enabled=False),
-        multimodal,
+        tiny.multimodal_model,
         mixture,
         lambda: build("minicpm3", **LATENT),
     ],

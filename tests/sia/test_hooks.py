@@ -187,7 +187,7 @@ def test_checkpoint_settings_that_steering_cannot_honour_are_refused(settings, m
 
 
 class Only:
-    """A grammar: a token after another may only be one of three."""
+    """A grammar that allows three next tokens after each token."""
 
     def __call__(self, input_ids, scores):
         allowed = torch.stack([(input_ids[:, -1] * step + step) % 57 + 3 for step in (1, 2, 3)], 1)

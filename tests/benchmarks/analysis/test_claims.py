@@ -31,7 +31,7 @@ def supported(profile: Profile) -> list[claims.Claim]:
 
 
 def texts(profile: Profile) -> str:
-    """Return all that claims say in words, a line each."""
+    """Return statement and condition of every claim, one per line."""
     return "\n".join(f"{claim.statement} ({claim.condition})" for claim in supported(profile))
 
 

@@ -219,7 +219,7 @@ def test_provenance_says_where_the_numbers_come_from(table):
 
 
 def summary_of(estimates, **further) -> pd.DataFrame:
-    """Rows of three cells: β asked for, another β, and β chosen (`beta` is what was found)."""
+    """Return a summary of three cells: two with a set β and one with a tuned β."""
     return pd.DataFrame(
         {
             "method": "sia",

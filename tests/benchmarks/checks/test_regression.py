@@ -29,7 +29,7 @@ def committed() -> dict[str, pd.DataFrame]:
 
 
 def moved(rows: dict[str, pd.DataFrame], noise: float, shift: float, seed: int = 0) -> dict:
-    """Move the score of each response by chance, under the entropy gate by `shift` too."""
+    """Add noise to every judge score, and `shift` under the entropy gate."""
     rng, scored = np.random.default_rng(seed), {}
     for name, frame in rows.items():
         if "judge" in frame:

@@ -27,7 +27,7 @@ HOURS = figure_hours(PROFILE, {"run": NEEDS})["run"]
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretend to have so many GPUs of a name and a size in GB."""
+    """Return a function that fakes GPUs of a given number, name and size in GB."""
 
     def pretend(count: int, name: str = "NVIDIA H100 80GB HBM3", gigabytes: float = 80):
         card = SimpleNamespace(name=name, total_memory=gigabytes * 1e9)

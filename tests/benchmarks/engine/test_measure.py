@@ -31,7 +31,7 @@ CELL = Cell(
 
 
 class Lab:
-    """As much of a replicate as is asked for; its prompts are token ids."""
+    """The parts of a replicate that measuring needs; its prompts are token ids."""
 
     profile = SMOKE
     reward_strength = Replicate.reward_strength

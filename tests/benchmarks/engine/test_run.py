@@ -23,7 +23,7 @@ def figure(needs, error=None):
 
 @pytest.fixture
 def events(monkeypatch, tmp_path):
-    """The steps of a run, in their order; nothing is trained or measured."""
+    """Return the steps of a run in order; training and measuring are skipped."""
     done = []
 
     class Sweep:

@@ -33,7 +33,7 @@ USUAL = paths(SMOKE)
 
 
 def moved(table, **settings):
-    """Names of the shards that another value of these settings sends elsewhere."""
+    """Return the names of shards whose paths change with these settings."""
     new = copy.copy(getattr(SMOKE, table))
     for name, value in settings.items():
         object.__setattr__(new, name, value)  # past its own checks

@@ -45,13 +45,13 @@ def page(project) -> Path:
 
 
 def pooled_verdicts(project: Path) -> pd.Series:
-    """Return what the claims are decided to be, without single replicates."""
+    """Return the verdicts over all replicates."""
     verdicts = pd.read_csv(project / "results/smoke/claims.csv")
     return verdicts.loc[verdicts["replicate"] == "all", "verdict"]
 
 
 class Reader(HTMLParser):
-    """What a page asks for, and whether its elements are closed in order."""
+    """Collects the addresses that a page loads, and checks that its elements nest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def test_without_views_the_page_says_how_to_make_them(project, tmp_path, monkeyp
 
 
 def browse(page: Path, tmp_path: Path, script: str, width: int = 1200, dark: bool = False) -> dict:
-    """What `script`, the body of a function, returns in the page."""
+    """Return what `script`, the body of a function, returns in the page."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed (Debian's package chromium)")
     copy = tmp_path / "page.html"
@@ -297,7 +297,7 @@ def test_dark_and_light_are_legible(page, tmp_path):
 
 
 def contrast(one: list[float], other: list[float]) -> float:
-    """Ratio of luminances as WCAG 2 defines it."""
+    """Return the contrast ratio of two colours as WCAG 2 defines it."""
 
     def luminance(colour: list[float]) -> float:
         shares = np.divide(colour, 255)

@@ -76,7 +76,7 @@ def test_adapters_of_value_models_are_restored_bit_for_bit(auto_class, settings,
 
 
 def native(path):
-    """Add an adapter in the way of transformers itself."""
+    """Add an adapter through transformers instead of PEFT."""
     model = AutoModelForCausalLM.from_pretrained(path)
     model.add_adapter(LoraConfig(**LORA, target_modules=["q_proj"]))
     return model

@@ -113,7 +113,7 @@ def test_sums_steer_search_and_add_their_costs():
 
 
 class Duck:
-    """A scorer of a caller, which inherits nothing."""
+    """A third-party scorer that inherits from nothing."""
 
     vocabulary_size = tiny.VOCABULARY
 
