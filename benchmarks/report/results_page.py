@@ -64,11 +64,11 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
 }
 EDITIONS = """## What depends on the tokens of the lab
 
-In the first edition of the lab (profile `lab-words`) every word is a token, a truth is said in one
-way, errors may happen at any word of a sentence, and responses are shorter. So few steps have low
-entropy, and 20% of the tokens are a different 20%. It has two worlds, so its intervals are wide:
-where its verdict is undecided, compare the estimates. The claims of figures 1 and 2 that both
-editions measure:
+In the first edition of the lab (profile `lab-words`) every word is a token, true statements have no
+synonyms, errors may happen at any word of a sentence, and responses are shorter. Few steps
+therefore have low entropy, and 20% of the tokens are a different 20%. The first edition has only
+two worlds, so its intervals are wide: where its verdict is undecided, compare the estimates. The
+claims of figures 1 and 2 that both editions measure:
 """
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
