@@ -228,7 +228,11 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     )
     shares = points["target_ratio"].map("{:.0%}".format)
     labels = labels.where(points["method"] != "sia", shares)
-    points = points.assign(label=labels.mask(points["method"].isin(methods.PREDICTING), ""))
+    unlabelled = (points["method"] == "sia") & ~points["target_ratio"].isin(
+        profile.sweep.main_ratios
+    )
+    unlabelled |= points["method"].isin(methods.PREDICTING)  # of these the legend tells
+    points = points.assign(label=labels.mask(unlabelled, ""))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
 
@@ -300,7 +304,7 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
     obstacles += [Bbox([centre - 2 * point, centre + 2 * point]) for centre in centres]
     labels: list[Bbox] = []
     # ratios stand close together: they choose first
-    labelled = rows[rows["label"] != ""]  # of the others the legend tells
+    labelled = rows[rows["label"] != ""]
     for row in labelled.sort_values("method", key=lambda names: names != "sia").itertuples():
         point_at = (row.estimate_cost, row.estimate)
         text = axis.annotate(row.label, point_at, (0, 0), **TEXT)

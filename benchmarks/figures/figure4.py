@@ -365,11 +365,11 @@ def draw_sparse_against_dense(
         axis.axvline(0, color=style.ZERO, linewidth=0.8)
         if not too_few:
             axis.axvline(margin, color=style.ZERO, linewidth=0.8, linestyle=":")
-    unit = labels.METRICS[profile.score].unit
+    unit, margin_text = labels.METRICS[profile.score].unit, f"{margin:.2g}".replace("-", "−")
     margin_note = (
         f"too few prompts for a verdict, which needs {estimates.FEWEST_PROMPTS}"
         if too_few
-        else f"dotted: margin of reaching dense, {margin:.2g} {unit} "
+        else f"dotted: margin of reaching dense, {margin_text} {unit} "
         f"({estimates.TOLERANCE:g} SD of the base)"
     )
     ticks = "Ticks: single replicates. " if rows["single"].notna().any() else ""

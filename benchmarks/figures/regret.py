@@ -138,15 +138,15 @@ class Regret(Figure):
             )
             panels[0].set(xlabel="share of the steps", ylabel="", title=title.replace(", ", ",\n"))
             _draw_points(panels[1], usual[usual["metric"] == "shift_auroc"], "method", SCORES)
-            panels[1].set(xlabel="AUROC of changed tokens")
+            panels[1].set(xlabel="AUROC")
             at_share = rows[np.isclose(rows["target_ratio"], SHOWN_SHARE)]
             at_share = at_share[at_share["method"].isin(COMPARED)]
             _draw_points(panels[2], at_share, "experiment", EXPERIMENTS)
             panels[2].set(xlabel=f"captured by {SHOWN_SHARE:.0%}")
         axes[0, 0].set_ylabel("share of Σ KL(π‖π*) captured")
         caption = (
-            "Steps of base responses, ranked by each score: share of the gain of steering in the "
-            "top-ranked steps. β = 1 unless labelled. "
+            "Steps of base responses, ranked by each score: gain of steering in the top ones, and "
+            "AUROC of changed tokens. β = 1 unless labelled. "
             f"{style.sample_size_note(usual, profile, 'Bands and lines')}"
         )
         looks = {method: style.PALETTE[method] for method in SCORES}

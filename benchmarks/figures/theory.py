@@ -23,7 +23,7 @@ QUANTITIES = [f"{name}_{loss}" for name in ("divergence", "range") for loss in L
 STATES = {"sia": "SIA", "base": "base", "dense": "dense"}  # policies whose states are visited
 BAR_ALPHA = 0.6  # lets intervals be seen on black bars
 LAWS = {
-    "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β for a step's regret:\nmedian relative error",
+    "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β as regret:\nmedian relative error",
     "trees_beyond_optimum_sum": "trees beyond the sum\nunder the optimum's states",
     "trees_beyond_base_sum": "trees beyond the sum\nunder the base's states",
     "steps_beyond_bound": "steps beyond\nthe entropy bound",

@@ -32,6 +32,7 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 REPORT = "report.html"
 MAX_COLOURS = 96  # of a picture in the page, which keeps it small
 MAX_ROWS = 150  # of a table in the page
+LEAST_LOGPROB = math.log(5e-4)  # of a candidate that the viewer shows
 DIVERGENCES = ("divergence", "predicted")  # columns of views
 HIDDEN_COLUMNS = ("seeds", "replicate", "versus_ratio")
 
@@ -216,7 +217,12 @@ def _response(candidates: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 
 def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
-    """Return a token with its candidates: word, base probability, value, steered probability."""
+    """Return a token with its candidates: word, base probability, value, steered probability.
+
+    Candidates that no policy takes are left out, for most steps are sure.
+    """
+    taken = step["chosen"] | step["unsteered"]
+    step = step[taken | (step[["base_logprob", "tilted"]].max(axis=1) > LEAST_LOGPROB)]
     base_probability, steered_probability = (
         np.exp(step[name].astype(float)).round(4) for name in ("base_logprob", "tilted")
     )
