@@ -225,6 +225,11 @@ def test_a_criterion_states_its_margin_where_it_is_known(margin, share, text):
     assert claims.criterion(pd.Series(row)) == text
 
 
+def test_small_p_values_are_not_written_as_nothing():
+    texts = [claims.p_text(p) for p in (math.nan, 1.0, 0.0321, 0.0001)]
+    assert texts == ["", "1.000", "0.032", "< 0.001"]
+
+
 # --- headline claims
 
 
