@@ -149,7 +149,7 @@ def test_a_forest_of_too_few_prompts_says_so(drawn, drawn_of_given_models):
     assert f"is better; {few}. Bars: 95%" in picture.caption
     picture = drawn["figure4"].pictures[sparse_dense]  # of 90 prompts
     margin = estimates.reaching_margin(drawn["figure4"].summary, "judge", "all")
-    dotted = f"dotted: margin of reaching dense, {margin:.2g} points (0.05 SD of the base)."
+    dotted = f"dotted: margin of reaching dense, −{-margin:.2g} points (0.05 SD of the base)."
     assert f"{dotted} Ticks: single replicates. Bars: 95%" in picture.caption
 
 
