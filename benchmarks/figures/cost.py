@@ -39,7 +39,7 @@ from benchmarks.spec.profile import Profile
 METRICS = ("judge", "reward", "positions", "megaflops", "reported", "tokens")
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
-FEWEST_RESPONSES = 30  # of a bin
+FEWEST_RESPONSES = 15  # of a bin
 BASE = {"versus": "base"}  # labels of a ratio to the base
 COST_LABELS = {
     "positions_ratio": "token positions (× base)",

@@ -234,7 +234,8 @@ def ratio_looks(ratios: Sequence[float]) -> dict[float, style.Look]:
 
 def beta_labels(profile: Profile) -> dict[float, str]:
     """Return how each strength is written, in order."""
-    return {beta: "∞" if np.isinf(beta) else f"{beta:g}" for beta in profile.sweep.betas}
+    special = {0.125: "⅛", 0.25: "¼", 0.5: "½", np.inf: "∞"}
+    return {beta: special.get(beta, f"{beta:g}") for beta in profile.sweep.betas}
 
 
 def strength_metrics(profile: Profile) -> dict[str, str]:

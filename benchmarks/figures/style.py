@@ -34,6 +34,7 @@ PAGE, COLUMN = 7.0, 3.4  # inches: widths of a page and of a column of a paper
 CHARACTERS = 20  # of a caption, in an inch
 DPI = 200
 RC = {
+    "figure.dpi": DPI,  # panels are arranged by the widths of text, which are rounded to pixels
     "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib: the same everywhere
     "font.size": 8,
     "figure.labelsize": 8,

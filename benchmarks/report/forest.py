@@ -143,7 +143,8 @@ def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
 
 def format_number(estimate: float, unit: str) -> str:
     """Return a number without its interval."""
-    return f"{estimate:.2g}{'×' if unit == 'times' else ''}"
+    number = f"{estimate:.2g}" if estimate < 100 else f"{estimate:.0f}"
+    return f"{number}{'×' if unit == 'times' else ''}"
 
 
 def label_rows(axis, titles: list[str]) -> None:
