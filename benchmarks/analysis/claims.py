@@ -224,7 +224,8 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
             entry.get("margin"),
             entry.get("added_later", False),
             setting,
-            **{key: entry[key] for key in HEADLINE_KEYS if key in entry},
+            **{key: entry[key] for key in HEADLINE_KEYS if key in entry}
+            | {"would_change": entry.get("would_change", "").format(**_placeholders(profile))},
         )
 
 

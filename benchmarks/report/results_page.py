@@ -24,7 +24,7 @@ from benchmarks.analysis.claims import (
     source_text,
 )
 from benchmarks.analysis.estimates import TOLERANCE
-from benchmarks.analysis.labels import metric_label
+from benchmarks.analysis.labels import metric_label, plural
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import editions, forest
 from benchmarks.report.render import pictures_of
@@ -116,7 +116,7 @@ def findings(verdicts: pd.DataFrame) -> str:
         group = GROUPS.get(kinds, "")
         if group:
             groups[group].append(f"{_escaped(title)} ({len(rows)})")
-    lines = [f"{_counts(headline)}."]
+    lines = [f"{_counts(headline)}. {_scope(headline)}"]
     lines += [f"{group}: {'; '.join(titles)}." for group, titles in groups.items() if titles]
     return "".join(_wrapped(f"- {line}", "  ") for line in lines)
 
@@ -171,7 +171,15 @@ def _counts(rows: pd.DataFrame) -> str:
     """Return how many verdicts there are of each kind."""
     counts = rows["verdict"].value_counts()
     kinds = (f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
-    return f"{len(rows)} verdicts, {', '.join(kinds)}"
+    return f"{plural(len(rows), 'verdict')}, {', '.join(kinds)}"
+
+
+def _scope(headline: pd.DataFrame) -> str:
+    """Return what the intervals of the headline verdicts generalise to."""
+    worlds = headline["replicates"].max()
+    if worlds > 1:
+        return f"Intervals are over {worlds:.0f} worlds."
+    return "Only one world is measured: intervals are over its prompts, and others may differ."
 
 
 def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) -> list[str]:
@@ -233,7 +241,7 @@ def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
     """Return the README with count and table of headline verdicts written anew."""
     headline = verdicts[verdicts["headline"] > 0]
     shown = headline[headline["in_readme"].astype(bool)]
-    text = f"{_counts(headline)}.\n\n{headline_table(profile, shown)}"
+    text = f"{_counts(headline)}. {_scope(headline)}\n\n{headline_table(profile, shown)}"
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     return block.sub(lambda _: text, readme)
 

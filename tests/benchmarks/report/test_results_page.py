@@ -46,6 +46,7 @@ def test_the_page_has_every_claim_question_and_verdict(page, verdicts):
     for number, question in claims.read_document()["questions"].items():
         assert f"## {number}. {question['question']}" in page
         assert question["caveat"] in text
+    assert not verdicts["would_change"].str.contains("{", regex=False).any()
     for reason in set(verdicts["would_change"]) - {""}:
         assert reason in text
     kinds = "|".join(claims.VERDICTS)  # the table of headlines begins with their numbers
@@ -72,6 +73,10 @@ def test_the_readme_shows_a_few_headlines(verdicts):
     assert "| 1. 20% of the tokens reach dense steering | ✓ +0.20 / ✓ +0.20 |" in written
     assert "| 13. Most junctions lie in the first half |  | ✗ 0.4 |  |" in written
     assert len(re.findall(r"^\| \d", written, re.M)) == 14
+    for worlds, scope in ((1, "Only one world is measured"), (8, "Intervals are over 8 worlds.")):
+        of_worlds = verdicts.assign(replicates=worlds)
+        assert scope in results_page.with_headline(readme, SMOKE, of_worlds)
+        assert scope in results_page.findings(of_worlds)
 
 
 def test_claims_that_the_closing_names_are_known(verdicts, monkeypatch, tmp_path):
