@@ -10,6 +10,7 @@ DEVICE ?=
 DTYPE ?=
 BATCH_SIZE ?=
 YES ?=
+PROMPT ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -29,7 +30,7 @@ FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
 	$(basename $(notdir $(wildcard benchmarks/figures/*.py)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed throughput test faults lint format docs clean
+.PHONY: help demo smoke reproduce models figures summaries claims report estimate check verify $(FIGURES) speed throughput test faults lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,12 +40,16 @@ help: ## list the targets
 	@echo "    KEEP=1 (measure only replicates that the tables lack), EXECUTOR=ray (run on the cluster at RAY_ADDRESS)"
 	@echo "  For profiles of real models: LIMIT=8 (so many prompts of each objective, as a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
+demo: export DEMO_PROMPT = $(value PROMPT)
+demo: $(READY) ## steer a prompt in five ways with the committed models of the lab (PROMPT="how do i bake a cake ?")
+	@$(BIN)/python scripts/demo.py --prompt "$$DEMO_PROMPT"
+
 smoke: PROFILE = smoke
 smoke: $(READY) ## everything at small scale, from training to verdicts and figures/smoke
 	$(if $(filter command%,$(origin PROFILE)),$(error smoke is a profile of its own: use make reproduce PROFILE=$(PROFILE)))
 	$(RUN) reproduce $(OPTIONS)
 
-reproduce: $(READY) ## train the lab, measure every table, draw every figure: 75 minutes for each of REPLICATES
+reproduce: $(READY) ## train the lab, measure every table, draw every figure: 60 minutes for each of REPLICATES
 	$(RUN) reproduce $(OPTIONS)
 
 models: $(READY) ## train the lab's models and report their quality
@@ -65,7 +70,7 @@ claims: $(READY) ## print the verdict on every claim; of the lab, write docs/res
 check: $(READY_DEV) ## retrain a small profile and compare its metrics with the committed ones (FRESH=1 replaces these)
 	$(BIN)/python -m benchmarks check $(call switch,FRESH,--fresh)
 
-verify: $(READY) ## check that summaries, verdicts and figures follow from the rows, and files are whole; changes nothing
+verify: $(READY) ## check that summaries, verdicts and figures follow from the rows, and files and models are whole; changes nothing
 	$(RUN) $@ $(OPTIONS)
 
 estimate: $(READY) ## estimate GPU hours of the figures of a profile of real models (PROFILE=qwen3-8b)

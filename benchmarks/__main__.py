@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression, verify
 from benchmarks.figures.registry import FIGURES
-from benchmarks.report import render, results_page
+from benchmarks.report import editions, forest, render, results_page
 from benchmarks.runtime.command_line import RESUMES, Parser, exit_code
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
@@ -41,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: Options) -> int | None:
-    """Run the command that options name, on their profile."""
+    """Run the requested command on the requested profile."""
     if options.profile == ARCHITECTURES:
         return measure_architectures(options)
     return options.run(selected_profile(options), options)
 
 
 def build_parser() -> Parser:
-    """Return the parser; each command knows only the options that mean something for it."""
+    """Return the parser; each command accepts only the options that apply to it."""
     profile, measuring = Parser(add_help=False), Parser(add_help=False)
     profile.add_argument("--profile", default="lab", help="a file of benchmarks/spec/profiles")
     profile.add_argument(
@@ -57,9 +57,9 @@ def build_parser() -> Parser:
     measuring.add_argument("--replicates", type=int, default=1, help="measure the first N")
     again = measuring.add_mutually_exclusive_group()
     again.add_argument("--fresh", action="store_true", help="measure again")
-    again.add_argument("--keep", action="store_true", help="add the replicates that tables lack")
+    again.add_argument("--keep", action="store_true", help="measure only missing replicates")
     measuring.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help="ray: at RAY_ADDRESS"
+        "--executor", choices=("local", "ray"), default="local", help="ray: uses RAY_ADDRESS"
     )
     measuring.add_argument("--device", help="of real models: cpu or cuda")
     measuring.add_argument("--dtype", help="of real models: float32, bfloat16 or float16")
@@ -88,10 +88,10 @@ def build_parser() -> Parser:
     add("summaries", rewrite_summaries, [profile], help="summarize the rows of tables, draw")
     add("claims", judge_claims, [profile], help="print the verdict on every claim")
     add("report", write_report, [profile], help="write one page with verdicts and figures")
-    add("verify", run_verify, [profile], help="check that tables, verdicts, figures go together")
+    add("verify", run_verify, [profile], help="check that tables, verdicts and figures agree")
     add("estimate", estimate, [profile], help="estimate GPU hours of real models")
-    check = add("check", run_check, [], help="tell a broken metric from noise")
-    check.add_argument("--fresh", action="store_true", help="renew what is compared with")
+    check = add("check", run_check, [], help="compare a small run with its committed rows")
+    check.add_argument("--fresh", action="store_true", help="replace the committed rows")
     for name in FIGURES:
         add(name, draw_one, both)
     return parser
@@ -102,7 +102,7 @@ def build_parser() -> Parser:
 
 def reproduce(profile: Profile, options: Options) -> None:
     """Train, measure everything, draw, judge, and write the report."""
-    names = supported(profile)
+    names = supported_figures(profile)
     measure(profile, names, options, quality=profile.trains_models)
     publish(profile, names)
 
@@ -110,15 +110,13 @@ def reproduce(profile: Profile, options: Options) -> None:
 def train_models(profile: Profile, options: Options) -> None:
     """Train the models of the lab and report their quality."""
     if not profile.trains_models:
-        raise ValueError(
-            f"the models of profile {profile.name} are given, there is nothing to train"
-        )
+        raise ValueError(f"profile {profile.name} uses existing models, there is nothing to train")
     measure(profile, [], options, quality=True)
 
 
 def draw_one(profile: Profile, options: Options) -> None:
-    """Draw a figure from its table, which is measured where there is none."""
-    name, folder = options.command, short(tables.folder(profile))
+    """Draw a figure from its table, measuring the table first if there is none."""
+    name, folder = options.command, relative(tables.folder(profile))
     if reason := FIGURES[name].why_unsupported(profile):
         raise ValueError(f"profile {profile.name}: {reason}")
     request = "FRESH=1" if options.fresh else "KEEP=1" if options.keep else ""
@@ -127,22 +125,22 @@ def draw_one(profile: Profile, options: Options) -> None:
         check_hardware(profile, name, options)
         warn_of_stale(profile, [name])
         print(
-            f"{name}: drawing the table in {folder}, nothing is measured (FRESH=1 measures again)"
+            f"{name}: drawing from the table in {folder} without measuring (FRESH=1 measures again)"
         )
     else:
-        reason = f"as {request} asks" if has_table else f"for {folder} has no table of it"
+        reason = f"as {request} asks" if has_table else f"because {folder} has no table for it"
         print(f"{name}: measuring, {reason}")
         measure(profile, [name], options)
     (paths,) = draw([name], profile)
-    print(f"{name}: {', '.join(map(short, paths)) or 'shown in the report'}")
+    print(f"{name}: {', '.join(map(relative, paths)) or 'shown in the report'}")
 
 
 def draw_figures(profile: Profile, options: Options) -> None:
     """Draw every figure that has a table, judge, and write the report."""
     names = require_tables(profile)
-    for name in [name for name in supported(profile) if name not in names]:
+    for name in [name for name in supported_figures(profile) if name not in names]:
         print(
-            f"{name}: not drawn, {short(tables.folder(profile))} has no table of it "
+            f"{name}: not drawn, {relative(tables.folder(profile))} has no table for it "
             f"(make {name} PROFILE={profile.name} measures it)"
         )
     publish(profile, names)
@@ -166,7 +164,7 @@ def judge_claims(profile: Profile, options: Options) -> None:
         print(f"{source}:", *of_source, sep="\n  ")
     print_counts(profile, verdicts)
     if profile.name == "lab":
-        results_page.write(profile, verdicts, FIGURES)
+        results_page.write(profile, verdicts)
 
 
 def write_report(profile: Profile, options: Options) -> None:
@@ -176,7 +174,7 @@ def write_report(profile: Profile, options: Options) -> None:
 
 
 def estimate(profile: Profile, options: Options) -> None:
-    """Print about how many GPU hours each figure takes alone, and all together."""
+    """Print the estimated GPU hours of each figure alone and of all together."""
     if profile.trains_models:
         raise ValueError(
             f"GPU hours are estimated for profiles of real models, {profile.name} is not one"
@@ -190,14 +188,14 @@ def estimate(profile: Profile, options: Options) -> None:
         value_model_hours,
     )
 
-    needs = {name: FIGURES[name].cells(profile, 0) for name in supported(profile)}
+    needs = {name: FIGURES[name].cells(profile, 0) for name in supported_figures(profile)}
     print(
-        f"{profile.name}: about so many hours of one {GPU}, at {SHARE:.0%} of what it "
-        f"can do and {1000 * LAUNCH:.0f} ms to launch a pass (an estimate, not measured)"
+        f"{profile.name}: estimated hours on one {GPU} at {SHARE:.0%} utilisation, with "
+        f"{1000 * LAUNCH:.0f} ms to launch a pass (an estimate, not measured)"
     )
     for name, hours in figure_hours(profile, needs).items():
         print(f"  {name:12} {hours:6.1f}")
-    print(f"a value model of your own, from {RESPONSES:,} responses, and a junction gate:")
+    print(f"your own value model, from {RESPONSES:,} responses, and a junction gate:")
     for name, hours in value_model_hours(profile).items():
         print(f"  {name:12} {hours:6.2f}")
 
@@ -221,9 +219,9 @@ def measure_architectures(options: Options) -> int:
             f"(make cost PROFILE={ARCHITECTURES})"
         )
     remote = options.executor != "local" or options.replicates != 1
-    if remote or options.keep or given(options):
+    if remote or options.keep or has_hub_options(options):
         raise ValueError(
-            f"profile {ARCHITECTURES} takes what there is: of all options it knows --fresh alone"
+            f"profile {ARCHITECTURES} detects the hardware: --fresh is its only option"
         )
     from benchmarks.perf import architectures
 
@@ -231,18 +229,24 @@ def measure_architectures(options: Options) -> int:
     return 0
 
 
-# --- what they share
+# --- helpers of the commands
 
 
-def given(options: Options) -> bool:
+def has_hub_options(options: Options) -> bool:
     """Return whether any option of real models was given."""
     return any(vars(options)[name] is not None for name in HUB_OPTIONS)
 
 
 def selected_profile(options: Options) -> Profile:
-    """Return the profile that options name, once they are valid for it; finish its writes."""
+    """Return the profile that the options name.
+
+    Validates the options for it and finishes interrupted writes of its tables.
+
+    Raises:
+        ValueError: If an option is invalid for the profile.
+    """
     profile = load_profile(options.profile)
-    if profile.trains_models and given(options):
+    if profile.trains_models and has_hub_options(options):
         raise ValueError(
             "--limit, --device, --dtype and --batch-size are for profiles of real models, "
             f"{profile.name} is not one"
@@ -263,12 +267,12 @@ def selected_profile(options: Options) -> Profile:
 
 
 def requested_hardware(options: Options) -> Hardware:
-    """Return the hardware that options ask for; what they leave open is empty or 0."""
+    """Return the hardware that the options request; settings left open are empty or 0."""
     return Hardware(options.device or "", options.dtype or "", options.batch_size or 0)
 
 
 def limited(profile: Profile, limit: int) -> Profile:
-    """Return the profile with at most so many prompts of each objective, under another name."""
+    """Return the profile under another name, with at most `limit` prompts per objective."""
     evaluation, sweep = profile.evaluation, profile.sweep
     names = ("prompts_per_objective", "validation_prompts_per_objective")
     counts = {name: min(limit, getattr(evaluation, name)) for name in names}
@@ -280,35 +284,35 @@ def limited(profile: Profile, limit: int) -> Profile:
     )
 
 
-def supported(profile: Profile) -> list[str]:
-    """Return the figures that a profile can measure."""
+def supported_figures(profile: Profile) -> list[str]:
+    """Return the names of the figures that a profile can measure."""
     return [name for name, figure in FIGURES.items() if not figure.why_unsupported(profile)]
 
 
 def existing_tables(profile: Profile) -> list[str]:
-    """Return the figures that have tables.
+    """Return the names of the figures that have tables.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If no figure has one.
     """
     names = tables.with_tables(profile, FIGURES)
     if not names:
         raise FileNotFoundError(
-            f"there is no table in {short(tables.folder(profile))} to draw or judge: "
+            f"there is no table in {relative(tables.folder(profile))} to draw or judge: "
             f"make reproduce PROFILE={profile.name} measures them"
         )
     return names
 
 
 def require_tables(profile: Profile) -> list[str]:
-    """Return the figures that have tables, once these are known to be whole; name stale ones."""
+    """Return the names of the figures that have tables; warn of stale and refuse damaged ones."""
     names = existing_tables(profile)
     warn_of_stale(profile, names)
     return names
 
 
 def warn_of_stale(profile: Profile, names: Sequence[str]) -> None:
-    """Say which tables, all of them whole, were measured under other conditions than today's."""
+    """Check that tables are intact, and print a warning for each stale one."""
     for name in names:
         _, stale = tables.read_table(profile, name)
         if stale:
@@ -316,7 +320,7 @@ def warn_of_stale(profile: Profile, names: Sequence[str]) -> None:
 
 
 def check_hardware(profile: Profile, name: str, options: Options) -> None:
-    """Raise ValueError if a table was measured on other hardware than options ask for."""
+    """Raise ValueError if a table was measured on other hardware than the options request."""
     provenance = tables.read_provenance(profile, name)
     for option in ("device", "dtype", "batch_size"):
         requested, measured = vars(options)[option], provenance.get(option)
@@ -343,7 +347,7 @@ def measure(
 
 
 def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
-    """Draw figures from their tables, each on a core, and return the files of each."""
+    """Draw figures from their tables in parallel, and return the files of each."""
     tasks: list[tuple[Any, ...]] = []  # methods of figures, and their arguments
     for name in names:
         summary, stale = tables.read_table(profile, name)
@@ -366,7 +370,7 @@ def draw(names: Sequence[str], profile: Profile) -> list[Sequence[Path]]:
 def publish(profile: Profile, names: Sequence[str]) -> None:
     """Draw figures, judge, print the count of verdicts, and write the report."""
     drawn = [name for name, paths in zip(names, draw(names, profile), strict=True) if paths]
-    print(f"figures: {', '.join(drawn)} drawn in {short(tables.FIGURES / profile.name)}")
+    print(f"figures: {', '.join(drawn)} drawn in {relative(tables.FIGURES / profile.name)}")
     verdicts = write_verdicts(profile)
     counts = pd.crosstab(verdicts["source"], verdicts["verdict"])
     counts = counts.loc[verdicts["source"].unique()]
@@ -377,19 +381,29 @@ def publish(profile: Profile, names: Sequence[str]) -> None:
 
 
 def write_verdicts(profile: Profile) -> pd.DataFrame:
-    """Hold every claim against the tables, write claims.csv, and return its rows."""
-    measured = tables.with_tables(profile, FIGURES)
-    summaries = {name: tables.read_table(profile, name)[0] for name in measured}
+    """Decide all claims, write claims.csv, draw forest plots, and return the pooled verdicts."""
+    measured = {
+        name: tables.read_table(profile, name) for name in tables.with_tables(profile, FIGURES)
+    }
+    summaries = {name: summary for name, (summary, _) in measured.items()}
     verdicts = claims.judge(profile, FIGURES, summaries)
     write_text(tables.folder(profile) / "claims.csv", verdicts.to_csv(index=False))
-    return claims.pooled_verdicts(verdicts)
+    verdicts = claims.pooled_verdicts(verdicts)
+    stale = any(why for _, why in measured.values())
+    paths = forest.draw(verdicts, profile, stale, tables.FIGURES / profile.name)
+    tables.record_drawing(profile, forest.NAME, paths, "claims.csv")
+    first = editions.first_verdicts(profile)
+    if first is not None:
+        paths = editions.draw(verdicts, first, profile, stale, tables.FIGURES / profile.name)
+        tables.record_drawing(profile, editions.NAME, paths, "claims.csv")
+    return verdicts
 
 
 def print_counts(profile: Profile, verdicts: pd.DataFrame) -> None:
     """Print how many claims have each verdict."""
     counts = verdicts["verdict"].value_counts()
     listed = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in claims.VERDICTS)
-    path = short(tables.folder(profile) / "claims.csv")
+    path = relative(tables.folder(profile) / "claims.csv")
     print(f"claims: {listed}; in {path} (make claims PROFILE={profile.name} prints each)")
 
 
@@ -397,10 +411,10 @@ def render_report(profile: Profile) -> None:
     """Write the report and print its path."""
     path = render.write(profile, FIGURES)
     tables.record_drawing(profile, "report", [path], "claims.csv")
-    print(f"report: {short(path)}")
+    print(f"report: {relative(path)}")
 
 
-def short(path: Path) -> str:
+def relative(path: Path) -> str:
     """Return a path relative to the checkout."""
     return str(path.relative_to(ROOT))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
 from benchmarks.runtime.files import write_text
-from benchmarks.runtime.workers import ThisProcess, Workers, cluster
+from benchmarks.runtime.workers import ThisProcess, Workers, load_ray_workers
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, load_examples
 
@@ -78,7 +78,7 @@ def annotate(options: argparse.Namespace) -> None:
             raise ValueError(f"--{option} must be at least 1, got {value}")
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
-    gpus = cluster().gpus() if options.executor == "ray" else None
+    gpus = load_ray_workers().gpus() if options.executor == "ray" else None
     device, dtype = choose_device(options.device, gpus=gpus)
     disable_progress_bar()
     examples = load_examples(options.data)[: options.limit]
@@ -111,7 +111,7 @@ def annotate(options: argparse.Namespace) -> None:
     ]
     write = InOrder(partial, "" if completed else json.dumps(settings) + "\n")
     with (
-        scorers(options.executor, device) as workers,
+        workers_for(options.executor, device) as workers,
         workers.progress(len(examples) - completed),
     ):
         workers.run(score_window, windows, description="rewards", on_result=write)
@@ -131,25 +131,25 @@ def annotate(options: argparse.Namespace) -> None:
     )
 
 
-def scorers(executor: str, device: str):
-    """Return what scores windows: this process, a process for each GPU, or a Ray cluster."""
+def workers_for(executor: str, device: str):
+    """Return the workers: this process, a process per GPU, or a Ray cluster."""
     import torch
 
     if executor == "ray":
-        return cluster().RayWorkers(int(device == "cuda"))
+        return load_ray_workers().RayWorkers(int(device == "cuda"))
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     return Workers(gpus) if gpus > 1 else ThisProcess()
 
 
 @dataclass
 class InOrder:
-    """Appends what was scored to a file in the order of the windows, whichever is done first.
+    """Appends scored windows to a file in their order, whichever is finished first.
 
     Attributes:
-        file: Made by the first result, so that a start that fails leaves nothing.
-        head: What comes before that.
-        waiting: Lines of windows by their number.
-        written: Number of windows that are in the file.
+        file: File to append to; created with the first result, so that a failed start leaves none.
+        head: Text to write before the first window.
+        waiting: Lines of finished windows that are not yet written, by window number.
+        written: Number of windows in the file.
     """
 
     file: Path
@@ -158,7 +158,7 @@ class InOrder:
     written: int = 0
 
     def __call__(self, window: "Window", rewards: Sequence[float | str]) -> None:
-        """Take the rewards of a window, and write what is next."""
+        """Accept the rewards of a window, and write all windows whose turn it is."""
         examples = [
             {"prompt": list(chat), "response": response, "reward": reward}
             for (chat, response), reward in zip(window.examples, rewards, strict=True)
@@ -179,12 +179,12 @@ class InOrder:
 
 
 def finished_examples(partial: Path, settings: dict) -> int:
-    """Return how many examples are scored: whole windows after the first line, the settings.
+    """Return the number of examples already scored, after removing an incomplete last window.
 
-    A window that was cut off is removed, so that its examples are batched as ever.
+    Its examples are scored again as a whole window, so that batches stay the same.
 
     Raises:
-        ValueError: If it was begun with other settings.
+        ValueError: If the file was begun with other settings.
     """
     content = partial.read_bytes() if partial.exists() else b""
     first, *scored = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]

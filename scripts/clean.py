@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 def leftovers(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield each path to delete, and what it holds."""
     for path in sorted(root.glob(".cache/*")):
-        yield path, "trained models and measured cells; a run would make them anew"
+        yield path, "trained models and measured cells; a run recreates them"
     for path in (root / "results/smoke", root / "figures/smoke"):
         if path.exists():
             yield path, "of make smoke"

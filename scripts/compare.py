@@ -1,6 +1,6 @@
 r"""Show the base model's answer and the steered one side by side, as they are generated.
 
-python scripts/compare.py      (the lab's models, after make models or make smoke)
+python scripts/compare.py                       (the lab's models, in assets/lab)
 python scripts/compare.py --model Qwen/Qwen3-1.7B-Base \
     --value-model Runyi-Hu/SIA --subfolder VM-Qwen3-1.7B-Base \
     --backbone Qwen/Qwen3-1.7B-Base --threshold 1.0 --beta 1.0
@@ -29,13 +29,11 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.files import CACHE
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import (
     chat_ids,
@@ -46,10 +44,10 @@ from benchmarks.subjects.hub.models import (
     tokenizer_of,
 )
 from benchmarks.subjects.hub.prompts import Chat, plain_text, question
+from scripts.lab_models import LabModels
 from sia import EntropyGate, Gate, Generation, JunctionGate, QHead, Scorer, Steering, ValueModel
 from sia.batch import start_decoding
 
-LAB = [CACHE / name / "models" / "replicate0" for name in ("lab", "smoke")]
 STEERED, SHIFTED = "underline", "underline bold red"
 MARKS = {"": "{}", STEERED: "[{}]", SHIFTED: "[*{}*]"}  # where there are no styles
 
@@ -108,7 +106,7 @@ def load(
 
     Raises:
         ValueError: If one of the two models is missing.
-        FileNotFoundError: If the lab has no models yet.
+        FileNotFoundError: If the lab's models are not there.
     """
     disable_progress_bar()
     if bool(options.model) != bool(options.value_model):
@@ -116,16 +114,9 @@ def load(
             "--model and --value-model go together: name both, or neither for the lab's"
         )
     if not options.model:
-        folder = next((folder for folder in LAB if (folder / "qwen3-value-token").exists()), None)
-        if folder is None:
-            raise FileNotFoundError(
-                f"there are no lab models yet in {' or '.join(map(str, LAB))}:"
-                " make smoke, or make models, trains them"
-            )
         options.chat = True
-        model = AutoModelForCausalLM.from_pretrained(folder / "qwen3-base").eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder / "qwen3-base")
-        return model, tokenizer, ValueModel.from_pretrained(folder / "qwen3-value-token"), tokenizer
+        lab = LabModels.load()
+        return lab.model, lab.tokenizer, lab.values, lab.tokenizer
     device, dtype = choose_device()
     kwargs = {"dtype": dtype, "device_map": device_map(device)}
     source = fetch(Source(options.model))
@@ -199,9 +190,9 @@ def side_by_side(
 ) -> Columns:
     """Return both answers as panels, with lengths and intervention ratio below."""
     panels = []
-    for title, subtitle, generation in described(generations):
+    for title, subtitle, generation in captioned(generations):
         text = Text()
-        for space, word, style in styled(tokenizer, generation):
+        for space, word, style in styled_tokens(tokenizer, generation):
             text.append(space)
             text.append(word, style=style)
         panels.append(Panel(text, title=title, subtitle=subtitle, width=max(20, width // 2 - 1)))
@@ -211,15 +202,15 @@ def side_by_side(
 def one_after_the_other(tokenizer: PreTrainedTokenizerBase, generations: list[Generation]) -> str:
     """Return both answers as plain text, their tokens marked by MARKS."""
     paragraphs = []
-    for title, subtitle, generation in described(generations):
-        words = styled(tokenizer, generation)
+    for title, subtitle, generation in captioned(generations):
+        words = styled_tokens(tokenizer, generation)
         text = "".join(space + MARKS[style].format(word) for space, word, style in words)
         paragraphs.append(f"{title} ({subtitle}):\n{text}\n")
     return "\n".join(paragraphs)
 
 
-def described(generations: list[Generation]) -> list[tuple[str, str, Generation]]:
-    """Return name, lengths and intervention ratio beside each of the two answers."""
+def captioned(generations: list[Generation]) -> list[tuple[str, str, Generation]]:
+    """Return title, caption (length, intervention ratio, KL) and answer of each policy."""
     base, steered = generations
     ratio = 0.0 if math.isnan(steered.intervention_ratio) else steered.intervention_ratio
     note = (
@@ -229,10 +220,10 @@ def described(generations: list[Generation]) -> list[tuple[str, str, Generation]
     return [("base", f"{len(base.token_ids)} tokens", base), ("steered", note, steered)]
 
 
-def styled(
+def styled_tokens(
     tokenizer: PreTrainedTokenizerBase, generation: Generation
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield what each token adds to the text before it: white space, the rest, its style."""
+    """Yield the text that each token adds: its leading white space, the rest, and a style."""
     shown = ""
     for i in range(len(generation.token_ids)):
         decoded = tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)

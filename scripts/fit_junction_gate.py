@@ -1,6 +1,6 @@
 r"""Fit a gate that predicts where steering matters, and say what it captures on held-out prompts.
 
-python scripts/fit_junction_gate.py --output my-gate      (the lab's models, after make models)
+python scripts/fit_junction_gate.py --output my-gate      (the lab's models, in assets/lab)
 python scripts/fit_junction_gate.py --model Qwen/Qwen3-1.7B-Base \
     --value-model Runyi-Hu/SIA --subfolder VM-Qwen3-1.7B-Base \
     --backbone Qwen/Qwen3-1.7B-Base --prompts wildguardmix --limit 1000 --output my-gate
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fit(options: argparse.Namespace) -> None:
-    """Fit the gate, and the head if it is asked for, and write the folder.
+    """Fit the gate and, if requested, the Q-head, and write the folder.
 
     Raises:
         ValueError: For an option, a model or prompts that cannot be used.
@@ -111,7 +111,7 @@ def fit(options: argparse.Namespace) -> None:
 
 
 def prompts_of(options: argparse.Namespace) -> list[Chat]:
-    """Return the prompts as chats: of the set that is named, or of the lab's training."""
+    """Return prompts as chats, from the named prompt set or from the lab's training prompts."""
     if options.prompts:
         return list(load_prompts(options.prompts).chats[: options.limit])
     replicate = Replicate.open(load_profile("lab"), 0)

@@ -383,11 +383,9 @@ class LengthGroups(Sampler[int]):
     epoch: Callable[[], int]
 
     def __len__(self) -> int:
-        """Return the number of examples."""
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the indices of one epoch."""
         rng = random.Random(f"{self.seed} {self.epoch()}")
         batches = epoch_batches(self.lengths, self.batch_size, 1, rng)
         for batch in sorted(batches, key=len, reverse=True):

@@ -15,18 +15,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.fixture(scope="session")
+def lab_assets(tmp_path_factory):
+    """Tiny models of a lab with subword tokens, exported as those of assets/lab are."""
+    from tests.helpers import lab_assets
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield lab_assets.export(patch, tmp_path_factory.mktemp("lab"))
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Empty folders of profiles, tables and cells, and a function that adds a profile."""
     from benchmarks.spec.profile import PROFILES, load_profile
     from tests.helpers import hub_folders
+    from tests.helpers.project import redirect_output
 
     shutil.copytree(PROFILES, tmp_path / "profiles")
     monkeypatch.setattr("benchmarks.spec.profile.PROFILES", tmp_path / "profiles")
-    for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):
-        monkeypatch.setattr(f"{module}.ROOT", tmp_path)
-    monkeypatch.setattr("benchmarks.analysis.tables.RESULTS", tmp_path / "results")
-    monkeypatch.setattr("benchmarks.analysis.tables.FIGURES", tmp_path / "figures")
+    redirect_output(monkeypatch, tmp_path)
     for module in ("benchmarks.engine.store", "benchmarks.engine.run"):
         monkeypatch.setattr(f"{module}.CACHE", tmp_path / ".cache")
 

@@ -22,7 +22,7 @@ GOLDEN = "tests/golden/test_decoding.py"
 
 @dataclass(frozen=True)
 class Fault:
-    """A function of a module or class; what replaces it, given it and its arguments."""
+    """A function of a module or class, and its replacement, called with it and its arguments."""
 
     owner: Any
     name: str
@@ -49,7 +49,7 @@ def value_before_the_candidate(original, self, rows, responses, branches, ends):
 
 
 def stale_cache(original, self, rows, totals, last, outputs=0, branches=None):
-    """Take the first candidate for the token that followed, instead of forgetting all."""
+    """Keep the first candidate in the cache as the next token, instead of dropping all."""
     output = original(self, rows, totals, last, outputs, branches)
     self.cached[rows] = (totals + (branches is not None)).clamp(max=self.capacity - 1)
     return output

@@ -75,7 +75,6 @@ def gpu():
 
 
 def models() -> SimpleNamespace:
-    """New models on the GPU."""
     settings = tiny.config("llama")
     settings.num_labels = 2
     build = AutoModelForTokenClassification.from_config

@@ -1,11 +1,15 @@
-"""The front page: short, legible, and its quickstart runs."""
+"""The front page: short, legible, and its quickstart runs; the session of the usage page."""
 
 import subprocess
 import sys
 
 from benchmarks.runtime.fingerprints import ROOT
-from tests.helpers import hub_folders
-from tests.helpers.documents import python_blocks
+from tests.helpers import hub_folders, tiny
+
+
+def python_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
 def test_the_front_page_is_short():
@@ -25,3 +29,25 @@ def test_the_quickstart_runs_on_folders_of_the_hubs_form_with_the_library_alone(
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "set()"]
+
+
+def test_the_documentation_steers_the_models_of_the_lab(lab_assets, tmp_path):
+    """The lab's quickstart, and the session of the usage page with an owner's further models."""
+    base = tiny.language_model("qwen3", 3, lab_assets.vocabulary)
+    rewards = tiny.reward_model("qwen3", 4, lab_assets.vocabulary)
+    for model, name in ((base, "autoregressive-reward-model"), (rewards, "reward-model")):
+        model.save_pretrained(tmp_path / "owner" / name)
+    readme = python_blocks("README.md")[-1]
+    usage = "\n".join(python_blocks("docs/usage.md"))
+    for code, lines in ((readme, 1), (usage, 10)):
+        assert 'lab = "assets/lab"' in code
+        code = code.replace("assets/lab", str(lab_assets.folder)).replace("=256", "=12")
+        code = code.replace('"owner/', f'"{tmp_path}/owner/')
+        code = code.replace("hub/custom_generate", str(ROOT / "hub/custom_generate"))
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.strip().splitlines()) == lines
+    assert "junctions=" in done.stdout
+    assert (tmp_path / "my-value-model" / "value_head.safetensors").exists()

@@ -5,6 +5,11 @@ A claim names one row of a summary (as a rule a paired difference with its inter
 TOLERANCE standard deviations of base responses in the same metric. It is reproduced where the whole
 interval passes, not reproduced where all of it fails, and undecided otherwise; so is each replicate
 alone. An estimate over fewer than FEWEST_PROMPTS prompts decides nothing.
+
+A claim may name several rows ("weakest_of") and then stands or falls with the weakest. Headline
+claims are asked in two metrics under up to three settings; their verdicts must also pass Holm's
+test at the level of the intervals, over all headline rows of the profile. Numbers that are exact
+have no interval, are decided directly and do not count there.
 """
 
 import tomllib
@@ -20,13 +25,23 @@ from benchmarks.analysis.estimates import (
     FEWEST_PROMPTS,
     NUMBERS,
     POOLED,
+    SCORES,
     TOLERANCE,
+    base_sd,
     display_name,
     pooled_family,
-    prompts_behind,
+    prompt_count,
     reaching_margin,
 )
-from benchmarks.analysis.labels import METRICS, family_label, listed, loss_label, plural
+from benchmarks.analysis.labels import (
+    METRICS,
+    family_label,
+    listed,
+    loss_label,
+    metric_label,
+    plural,
+)
+from benchmarks.analysis.multiplicity import holm, p_value, smallest_passing, statistic
 from benchmarks.spec.methods import BY_NAME, drawn_in
 from benchmarks.spec.model_kinds import LOSSES, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
@@ -38,9 +53,14 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", TOO_FEW
 CLAIMS = Path(__file__).with_name("claims.toml")
 KEY = ["claim", "condition"]
 COLUMNS = [
-    "claim", "statement", "source", "added_later", "figure", "condition", "replicate", "test",
-    "margin", "margin_in_sd", "verdict", "estimate", "low", "high", "n", "replicates", "unit",
+    "headline", "title", "claim", "statement", "source", "added_later", "figure", "setting",
+    "metric", "target_ratio", "condition", "replicate", "weakest", "test", "margin", "margin_in_sd",
+    "verdict", "estimate", "low", "high", "p", "p_adjusted", "sd", "n", "replicates", "unit",
+    "would_change", "in_readme",
 ]  # fmt: skip
+TEXTS = ("condition", "unit", "setting", "metric", "title", "weakest", "would_change")
+HEADLINE_KEYS = ("headline", "title", "would_change", "in_readme")  # of an entry and a Claim
+SHARES = ("twenty-percent-is-enough", "share-is-enough")  # claims that a share reaches dense
 
 
 @dataclass(frozen=True)
@@ -49,33 +69,51 @@ class Claim:
 
     Attributes:
         name: Its key in claims.toml.
-        variant: Loss and condition by their keys.
         statement: What is claimed, in our words.
         source: Where the paper says it.
         figure: Whose summary decides it.
-        condition: Loss, family and condition in words, where there are several.
-        selector: Labels that pick one row of the summary.
+        condition: Setting, family, condition and metric in words, where there are several.
+        selectors: Labels that pick one row of the summary, by the name of the row; a single row has
+            no name. The claim stands or falls with the weakest.
         test: "more", "less", "at least" or "reaches".
         margin: What the interval is held against; None: it follows from TOLERANCE.
         added_later: Whether it was written after the first measurement.
+        setting: Key of the setting; empty where the claim has none.
+        headline: Number of the question that it answers; 0 in the appendix.
+        title: Its short form, of a headline.
+        would_change: What would change a headline's verdict.
+        in_readme: Whether the README's table has it.
     """
 
     name: str
-    variant: str
     statement: str
     source: str
     figure: str
     condition: str
-    selector: dict
+    selectors: Mapping[str, dict]
     test: str
     margin: float | None = None
     added_later: bool = False
+    setting: str = ""
+    headline: int = 0
+    title: str = ""
+    would_change: str = ""
+    in_readme: bool = True
+
+    @property
+    def selector(self) -> dict:
+        """Labels of the first row: metric, family and share are those of all."""
+        return next(iter(self.selectors.values()))
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric; empty where the claim names none."""
+        return self.selector.get("metric", "")
 
     @property
     def unit(self) -> str:
         """Unit of the estimate and the margin."""
-        metric = self.selector.get("metric")
-        return METRICS[metric].unit if metric in METRICS else ""
+        return METRICS[self.metric].unit if self.metric in METRICS else ""
 
     def margin_in(self, summary: pd.DataFrame) -> float:
         """Return the margin in units of the metric.
@@ -85,88 +123,169 @@ class Claim:
         """
         if self.margin is not None:
             return self.margin
-        family = self.selector.get("family", "all")
-        return reaching_margin(summary, self.selector["metric"], family)
+        return reaching_margin(summary, self.metric, self.selector.get("family", "all"))
+
+    def spread_in(self, summary: pd.DataFrame) -> float:
+        """Return the spread of base responses, of a headline about scores; else NaN.
+
+        NaN also where they all score alike, as those of models that learned nothing may.
+        """
+        if not self.headline or self.metric not in SCORES:
+            return float("nan")
+        return base_sd(summary, self.metric, self.selector.get("family", "all")) or float("nan")
 
 
 def read_document(path: Path = CLAIMS) -> dict:
-    """Return claims.toml as it is."""
+    """Return the parsed content of claims.toml."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def claims_for(
     profile: Profile, unsupported: Collection[str] = (), path: Path = CLAIMS
 ) -> list[Claim]:
-    """Return the claims that this profile can decide, once for each of their conditions.
+    """Return the claims that this profile can decide, one for each of their conditions.
 
-    They are about its own score, families and losses. Without the `unsupported` figures, without
-    models, tuning and metrics that it does not have, and without a claim that asks of this profile
-    what an earlier one does.
+    The claims are phrased for the profile's own score, families and losses. Left out are claims
+    about figures, models, tuning or metrics that the profile does not have, and claims that
+    coincide with an earlier one in this profile.
+
+    Args:
+        profile: Profile to decide claims of.
+        unsupported: Names of figures that the profile cannot measure.
+        path: File of the claims.
 
     Raises:
-        ValueError: A test or condition is unknown.
+        ValueError: If a test or condition is unknown.
     """
     document = read_document(path)
-    conditions, claims = document["conditions"] | {"": {"label": ""}}, {}
+    claims: dict[tuple, Claim] = {}
     for name, entry in document["claims"].items():
         if entry["test"] not in SIGNS:
             raise ValueError(
                 f"{path.name}: the test of {name} must be one of {', '.join(SIGNS)}, "
                 f"got {entry['test']!r}"
             )
-        for key in entry.setdefault("conditions", [""]):
-            if key not in conditions:
-                raise ValueError(f"{path.name}: {name} names the unknown condition {key!r}")
+        for kind in ("conditions", "settings"):
+            for key in entry.get(kind, ()):
+                if key not in document[kind]:
+                    raise ValueError(f"{path.name}: {name} names the unknown {kind[:-1]} {key!r}")
         if entry["figure"] in unsupported:
             continue
-        for claim in _variants(name, entry, conditions, profile):
-            row = tuple(sorted(claim.selector.items()))
-            claims.setdefault((claim.figure, row, claim.test, claim.margin), claim)
+        for claim in _variants(name, entry, document, profile):
+            rows = str([sorted(labels.items()) for labels in claim.selectors.values()])
+            claims.setdefault((claim.figure, rows, claim.test, claim.margin), claim)
     return list(claims.values())
 
 
-def _variants(name: str, entry: dict, conditions: dict, profile: Profile) -> Iterator[Claim]:
-    """Yield a claim for each loss, family and condition of the profile that it can decide."""
-    losses = [loss for loss in LOSSES if loss in profile.losses]
-    first, column, family = profile.losses[0], entry.get("by_loss"), entry["selector"].get("family")
+def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Iterator[Claim]:
+    """Yield a claim for each setting or loss, family, condition and metric of the profile."""
+    first, family = profile.losses[0], entry["selector"].get("family")
     families = {"all": [pooled_family(profile)], "each": profile.families}
-    for loss, family_name, key in product(
-        losses if column else [""],
+    conditions = {key: document["conditions"][key] for key in entry.get("conditions", ())}
+    for (setting, loss, strength), family_name, condition, metric in product(
+        _settings_for(entry, document["settings"], profile),
         families.get(family, profile.families[:1]),
-        entry["conditions"],
+        conditions.values() or [{}],
+        entry.get("metrics", [entry["selector"].get("metric")]),
     ):
-        labels = dict(conditions[key])
-        label, of_first_loss = labels.pop("label"), labels.pop("of_first_loss", False)
-        selector = entry["selector"] | labels
-        selector |= {"family": family_name} if family else {}
-        if column:  # the value model, or what is fitted to it
-            selector |= {column: str(ModelKind(selector.get(column, "value"), loss))}
-        selector = _in_terms_of(selector, profile)
-        if selector is None or (of_first_loss and loss != first):
+        labels = strength | entry["selector"] | condition
+        label, of_first_loss = labels.pop("label", ""), labels.pop("of_first_loss", False)
+        if of_first_loss and loss != first:
+            continue
+        labels |= {"family": family_name} if family else {}
+        labels |= {"metric": metric} if metric and "metric" not in condition else {}
+        if column := entry.get("by_loss"):  # the value model, or what is fitted to it
+            labels[column] = str(ModelKind(labels.get(column, "value"), loss))
+        selectors = {
+            part: selector
+            for part, further in entry.get("weakest_of", {"": {}}).items()
+            if (selector := _selector_for(labels | further, profile, part)) is not None
+        }
+        if not selectors:
             continue
         each_family = family == "each" and len(profile.families) > 1
-        condition = listed(
-            loss_label(profile, str(value_kind(loss))),
+        several = len(profile.available_metrics(entry.get("metrics", ()))) > 1
+        measured = next(iter(selectors.values())).get("metric", "")
+        words = listed(
+            loss_label(profile, str(value_kind(loss))) if loss else "",
+            _strength_label(strength, labels),
             family_label(family_name) if each_family else "",
             label,
+            metric_label(profile, measured) if several else "",
         )
         yield Claim(
             name,
-            " ".join(filter(None, (loss, key))),
             _statement(entry, profile),
             entry["source"],
             entry["figure"],
-            condition,
-            selector,
+            words,
+            selectors,
             entry["test"],
             entry.get("margin"),
             entry.get("added_later", False),
+            setting,
+            **{key: entry[key] for key in HEADLINE_KEYS if key in entry}
+            | {"would_change": entry.get("would_change", "").format(**_placeholders(profile))},
         )
 
 
-def _in_terms_of(selector: dict, profile: Profile) -> dict | None:
-    """Return the selector with the profile's score and floor; None if it lacks what is compared."""
-    named = {display_name(selector.get("method", ""), selector.get("search", ""))}
+def _settings_for(
+    entry: dict, settings: Mapping[str, dict], profile: Profile
+) -> list[tuple[str, str, dict]]:
+    """Return the settings of a claim that the profile has: name, loss, and labels of the strength.
+
+    A claim that lists no settings has one unnamed setting for each loss if it is stated by loss.
+    Otherwise it has the setting that figures of a single loss belong to, if any.
+    """
+    losses = [loss for loss in LOSSES if loss in profile.losses]
+    if "settings" not in entry:
+        if "by_loss" in entry:
+            return [("", loss, {}) for loss in losses]
+        of_first = (profile.losses[0], False) if "loss" in entry.get("of_first", ()) else ()
+        usual = [
+            name
+            for name, setting in settings.items()
+            if (setting["loss"], setting["tuned"]) == of_first
+        ]
+        return [("".join(usual), "", {})]
+    strengths, named = [], entry.get("names_strength", True)
+    for name in entry["settings"]:
+        labels = dict(settings[name])
+        loss, tuned = labels.pop("loss"), labels["tuned"]
+        if tuned and loss not in losses:  # the one loss there is takes the place of the paper's
+            loss = profile.losses[0]
+        if loss in losses and (profile.sweep.tuning or not tuned):
+            strengths.append((name, loss, labels if named else {}))
+    return strengths
+
+
+def settings_of(profile: Profile) -> dict[str, str]:
+    """Return the settings that a profile has, by name, in words."""
+    settings = read_document()["settings"]
+    return {
+        name: listed(
+            loss_label(profile, str(value_kind(loss))), "best β" if labels["tuned"] else "β = 1"
+        )
+        for name, loss, labels in _settings_for({"settings": [*settings]}, settings, profile)
+    }
+
+
+def _strength_label(strength: dict, labels: dict) -> str:
+    """Return the strength of a setting in words, which a claim's own labels may override."""
+    if not strength:
+        return ""
+    return "each at its best β" if labels["tuned"] else f"β = {labels['beta']:g}"
+
+
+def _selector_for(selector: dict, profile: Profile, part: str) -> dict | None:
+    """Adapt a selector to the profile: its score for "judge"; None if it lacks a model or metric.
+
+    Args:
+        selector: Labels of a summary row.
+        profile: Profile whose models and metrics count.
+        part: Name of the row among several, which may be that of the method compared with.
+    """
+    named = {part, display_name(selector.get("method", ""), selector.get("search", ""))}
     loss = ModelKind.parse(selector.get("value_model", "")).loss
     needed = [
         kind for name in {*named, selector.get("versus")} & BY_NAME.keys()
@@ -174,8 +293,6 @@ def _in_terms_of(selector: dict, profile: Profile) -> dict | None:
     ]  # fmt: skip
     if not all(map(profile.has, needed)) or (selector.get("tuned") and not profile.sweep.tuning):
         return None
-    if selector.get("floor") == "usual":
-        selector = selector | {"floor": profile.sweep.floor}
     if "metric" in selector:
         metrics = profile.available_metrics((selector["metric"],))
         return selector | {"metric": metrics[0]} if metrics else None
@@ -183,20 +300,20 @@ def _in_terms_of(selector: dict, profile: Profile) -> dict | None:
 
 
 def _statement(entry: dict, profile: Profile) -> str:
-    """Return the statement in the profile's terms: what it is about first, notes of the lab."""
+    """Return the statement phrased for the profile, prefixed with the family and loss it covers."""
     first = {
         "family": family_label(profile.families[0]) if len(profile.families) > 1 else "",
         "loss": loss_label(profile, str(value_kind(profile.losses[0]))),
     }
     about = listed(*(first[name] for name in entry.get("of_first", ())))
-    text = entry["statement"].format(**_facts(profile))
+    text = entry["statement"].format(**_placeholders(profile))
     note = f" ({entry['note_of_lab']})" if profile.trains_models and "note_of_lab" in entry else ""
     text = f"{about}: {text}{note}." if about else f"{text}{note}."
-    return text[0].upper() + text[1:]
+    return text if text[0] == "τ" else text[0].upper() + text[1:]  # whose capital is no τ
 
 
-def _facts(profile: Profile) -> dict[str, str]:
-    """Return what statements say of the profile, by the names that claims.toml uses."""
+def _placeholders(profile: Profile) -> dict[str, str]:
+    """Return the texts that replace the {placeholders} of statements in claims.toml, by name."""
     sweep, sizes = profile.sweep, profile.further_sizes
     ends = (f"{share:.0%}" for share in (min(sweep.main_ratios), max(sweep.main_ratios)))
     names = {"best-of-n": f"best of {sweep.beams}", "dense": "dense steering"}
@@ -205,6 +322,11 @@ def _facts(profile: Profile) -> dict[str, str]:
         for name in drawn_in("cost")
         if all(map(profile.has, BY_NAME[name].needs))
     )
+    cheap = ["dense steering", *(
+        label for name, label in (("best-of-n", "best-of-N"), ("beams", "chunk beam search"))
+        if all(map(profile.has, BY_NAME[name].needs))
+    )]  # fmt: skip
+    genarm = ", and GenARM at its best β" * all(map(profile.has, BY_NAME["genarm"].needs))
     aside = " (Transfer Q*, which costs more by an order of magnitude, left aside)"
     several_models = bool(sizes) or len(profile.families) > 1
     sized = f" ({' and '.join(sizes)} among them)" if sizes else ""
@@ -216,6 +338,8 @@ def _facts(profile: Profile) -> dict[str, str]:
         "rollout_prompts": prompts + (" and replicate" if profile.replicates > 1 else ""),
         "rivals": " and ".join(filter(None, (", ".join(rivals), last)))
         + aside * all(map(profile.has, BY_NAME["transfer-q"].needs)),
+        "cheap": f"{' and '.join(filter(None, (', '.join(cheap[:-1]), cheap[-1])))} of a share of "
+        f"the prompts, the base answering the others{genarm}",
         "all_models": f"models{sized} and " if several_models else "",
         "each_model": f"model{' of the usual size' if sizes else ''} and " * several_models,
     }
@@ -233,16 +357,16 @@ def decide(test: str, margin: float, low: float, high: float) -> str:
     return "undecided"
 
 
-def select_rows(claim: Claim, summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the row that the claim is about, then those of single replicates with an interval.
+def select_rows(claim: Claim, summary: pd.DataFrame, selector: dict) -> pd.DataFrame:
+    """Return the row that these labels pick, then those of single replicates with an interval.
 
     It is empty where this profile has not measured it.
 
     Raises:
-        LookupError: The selector fits several rows.
+        LookupError: The labels fit several rows.
     """
     fits = pd.Series(True, index=summary.index)
-    for name, value in claim.selector.items():
+    for name, value in selector.items():
         column = summary[name]
         fits &= column.isna() | (column == "") if value == "" else column == value
     rows = summary[fits]
@@ -250,7 +374,7 @@ def select_rows(claim: Claim, summary: pd.DataFrame) -> pd.DataFrame:
     if pooled.sum() > 1:
         raise LookupError(
             f"{claim.name} ({claim.condition}) fits {pooled.sum()} rows of {claim.figure}: "
-            f"{claim.selector}"
+            f"{selector}"
         )
     alone = rows[~pooled & rows["low"].notna()]
     return pd.concat([rows[pooled], alone.sort_values("replicate")])
@@ -267,10 +391,11 @@ def judge(
         summaries: Of those that have been measured.
     """
     unsupported = [name for name, figure in figures.items() if figure.why_unsupported(profile)]
-    return verdicts(summaries, claims_for(profile, unsupported))
+    level = profile.statistics.level
+    return verdicts(summaries, claims_for(profile, unsupported), level)
 
 
-def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.DataFrame:
+def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim], level: float) -> pd.DataFrame:
     """Return a row for each claim and condition, and for each replicate that has an interval.
 
     The verdict is NOT_MEASURED where a table has no such row.
@@ -278,43 +403,112 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim]) -> pd.Data
     records = []
     for claim in claims:
         record = vars(claim) | {"claim": claim.name, "unit": claim.unit, "replicate": POOLED}
+        record |= {"metric": claim.metric, "target_ratio": claim.selector.get("target_ratio")}
         record |= {"verdict": NOT_MEASURED}
         if claim.margin is None:
             record["margin_in_sd"] = -TOLERANCE
-        summary = summaries.get(claim.figure)
-        rows = pd.DataFrame() if summary is None else select_rows(claim, summary)
-        if rows.empty:
-            records.append(record)
+        records += _judge_claim(claim, summaries.get(claim.figure), record, level)
+    return apply_holm(pd.DataFrame.from_records(records).reindex(columns=COLUMNS), level)
+
+
+def _judge_claim(
+    claim: Claim, summary: pd.DataFrame | None, record: dict, level: float
+) -> list[dict]:
+    """Return one claim's verdicts, pooled and by replicate, each from its weakest row there."""
+    parts = {
+        name: pd.DataFrame() if summary is None else select_rows(claim, summary, selector)
+        for name, selector in claim.selectors.items()
+    }
+    if any(rows.empty for rows in parts.values()):
+        return [record]
+    margin, records = claim.margin_in(summary), []
+    record |= {"margin": margin, "sd": claim.spread_in(summary)}
+    rows = {name: part.set_index("replicate", drop=False) for name, part in parts.items()}
+    for replicate in next(iter(rows.values())).index:
+        if not all(replicate in part.index for part in rows.values()):
             continue
-        record["margin"] = claim.margin_in(summary)
-        prompts = prompts_behind(rows.iloc[0], summary)
-        for row in rows.to_dict("records"):
-            numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}
-            parts = 1 if row["replicate"] == POOLED else rows["replicates"].max()
-            verdict = decide(claim.test, record["margin"], row["low"], row["high"])
-            too_few = prompts / parts < FEWEST_PROMPTS
-            records.append(record | numbers | {"verdict": TOO_FEW if too_few else verdict})
-    return pd.DataFrame.from_records(records).reindex(columns=COLUMNS)
+        statistics = {
+            name: _statistic(claim.test, margin, part.loc[replicate], level)
+            for name, part in rows.items()
+        }
+        weakest = min(statistics, key=lambda name: statistics[name][0])
+        row, whole = rows[weakest].loc[replicate], rows[weakest].iloc[0]
+        alone, prompts = replicate != POOLED, prompt_count(whole, summary)
+        verdict = decide(claim.test, margin, row["low"], row["high"])
+        if prompts / (whole["replicates"] if alone else 1) < FEWEST_PROMPTS:
+            verdict = TOO_FEW
+        numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}
+        counts = not alone and row["low"] != row["high"] and verdict != TOO_FEW
+        if claim.headline and counts:
+            numbers["p"] = p_value(*statistics[weakest], len(parts))
+        records.append(record | numbers | {"weakest": weakest, "verdict": verdict})
+    return records
+
+
+def _statistic(test: str, margin: float, row: pd.Series, level: float) -> tuple[float, float]:
+    """Return by how many standard errors a row passes its test, and the degrees of freedom."""
+    passes_by = (row["estimate"] - margin) * (-1 if test == "less" else 1)
+    width = row["high"] - row["low"]
+    if width == 0:
+        return passes_by * float("inf") if passes_by else 0.0, float("inf")
+    replicates = row.get("replicates", 1)
+    return statistic(passes_by, width, 1 if pd.isna(replicates) else replicates, level)
+
+
+def apply_holm(verdicts: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Add Holm's adjusted p values, and turn verdicts that they do not support into "undecided"."""
+    counted = verdicts["p"].notna()
+    p_adjusted = pd.Series(float("nan"), index=verdicts.index)
+    p_adjusted[counted] = holm(verdicts.loc[counted, "p"])
+    open_ = counted & ~(p_adjusted < 1 - level)
+    return verdicts.assign(
+        p_adjusted=p_adjusted, verdict=verdicts["verdict"].mask(open_, "undecided")
+    )
+
+
+def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return the smallest share of tokens that reaches dense steering, by setting and metric.
+
+    A fixed-sequence test from the largest share down, by the intervals as they are: column
+    `smallest`, missing where even the largest share fails; `shares`, those that were tested.
+
+    Args:
+        verdicts: As `pooled_verdicts` returns them.
+    """
+    rows = verdicts[verdicts["claim"].isin(SHARES) & verdicts["low"].notna()]
+    records = []
+    for (setting, metric), tested in rows.groupby(["setting", "metric"], sort=False):
+        passed = [
+            (row.target_ratio, decide(row.test, row.margin, row.low, row.high) == "reproduced")
+            for row in tested.itertuples()
+        ]
+        shares = sorted(tested["target_ratio"])
+        records.append(
+            {"setting": setting, "metric": metric, "smallest": smallest_passing(passed),
+             "shares": ", ".join(f"{share:.0%}" for share in shares)}
+        )  # fmt: skip
+    return pd.DataFrame.from_records(records, columns=["setting", "metric", "smallest", "shares"])
 
 
 def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Return the verdicts over all replicates; column `marks`: what each replicate alone says.
+    """Return the pooled verdicts; `marks` and `alone` hold the verdict and estimate by replicate.
 
-    Beside a verdict of too few prompts nothing is said of replicates, which have fewer still.
+    Verdicts of too few prompts have no marks, since a single replicate has fewer prompts still.
     """
-    texts = {name: verdicts[name].astype(object).fillna("") for name in ("condition", "unit")}
+    texts = {name: verdicts[name].astype(object).fillna("") for name in TEXTS}
     verdicts = verdicts.assign(**texts)
     pooled = verdicts["replicate"] == POOLED
     alone = verdicts[~pooled].assign(marks=verdicts["verdict"].map(MARKS))
-    marks = alone.groupby(KEY)["marks"].sum()
-    joined = verdicts[pooled].merge(marks, how="left", left_on=KEY, right_index=True)
+    of_each = alone.groupby(KEY).agg(marks=("marks", "sum"), alone=("estimate", tuple))
+    joined = verdicts[pooled].merge(of_each, how="left", left_on=KEY, right_index=True)
     decided = joined["verdict"] != TOO_FEW
     marks = joined["marks"].astype(object).where(decided).fillna("")
-    return joined.assign(marks=marks).reset_index(drop=True)
+    estimates = [each if isinstance(each, tuple) else () for each in joined["alone"]]
+    return joined.assign(marks=marks, alone=estimates).reset_index(drop=True)
 
 
 def is_decided(row: pd.Series) -> bool:
-    """Return whether there is an estimate that the verdict follows from."""
+    """Return whether the verdict rests on an estimate."""
     return row["verdict"] not in (TOO_FEW, NOT_MEASURED)
 
 
@@ -338,7 +532,12 @@ def interval_text(row: pd.Series, form: str) -> str:
 
 def number_text(number: float, unit: str, form: str) -> str:
     """Return a number in this format: a difference with its sign, a ratio without."""
-    return format(number, form if unit == "times" else f"+{form}")
+    return format(number, form if unit == "times" else f"+z{form}")
+
+
+def p_text(p: float) -> str:
+    """Return an adjusted p value in three digits; empty where there is none."""
+    return "" if pd.isna(p) else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def source_text(row: pd.Series) -> str:
@@ -347,7 +546,7 @@ def source_text(row: pd.Series) -> str:
 
 
 def criterion(row: pd.Series) -> str:
-    """Return what the interval is held against, with its unit."""
+    """Return the criterion that the interval must meet, with its unit."""
     sign, share = SIGNS[row["test"]], row["margin_in_sd"]
     if pd.isna(row["margin"]):  # not measured: what the share comes to is not known
         return f"{sign} {share:g} SD of base responses"

@@ -24,22 +24,22 @@ from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile
 
 POOLED = "all"  # value of the column `replicate`
-TOLERANCE = 0.035  # standard deviations of base responses: the smallest difference of interest
+TOLERANCE = 0.05  # standard deviations of base responses: the smallest difference of interest
 FEWEST_PROMPTS = 50  # over all objectives and replicates, that a verdict rests on
 SCORES = ("judge", "reward")  # metrics of which figures show single replicates on every objective
 UNIT = ["replicate", "objective", "prompt", "seed"]
 LABELS = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "best_of", "search",
-    "tuned", "floor", "tau",
+    "tuned", "tau",
 ]  # fmt: skip
 COLUMNS = [
     "objective", "family", "model", "value_model", "method", "gate", "target_ratio", "ratio",
     "beta", "best_of", "metric", "replicate", "estimate", "low", "high", "n", "seeds",
-    "replicates", "tuned", "floor", "tau", "search", "matched", "versus", "versus_ratio", "sd",
+    "replicates", "tuned", "tau", "search", "matched", "versus", "versus_ratio", "sd",
 ]  # fmt: skip
 ORDER = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "pooled_beta", "best_of",
-    "tuned", "floor", "tau", "versus",
+    "tuned", "tau", "versus",
 ]  # fmt: skip
 NUMBERS = ("estimate", "low", "high")
 COUNTS = dict.fromkeys(("n", "seeds", "replicates"), "Int64")
@@ -270,7 +270,7 @@ def _intervals(
         rows: list[tuple] = [(POOLED, slice(None), mean_and_interval(of_objective, profile))]
         if shape[0] > 1:
             rows += [
-                (str(r), r, _alone(of_objective[[r]], number is None, profile))
+                (str(r), r, _replicate_mean(of_objective[[r]], number is None, profile))
                 for r in range(shape[0])
             ]
         counts = {
@@ -341,25 +341,25 @@ def reaching_margin(summary: pd.DataFrame, metric: str, family: str) -> float:
     return -TOLERANCE * base_sd(summary, metric, family)
 
 
-def prompts_behind(row: pd.Series, summary: pd.DataFrame) -> float:
-    """Return over how many prompts an estimate is; NaN where it is over none.
+def prompt_count(row: pd.Series, summary: pd.DataFrame) -> float:
+    """Return the number of prompts behind an estimate; NaN if it does not rest on prompts.
 
-    Times are over rounds, so there the prompts of the whole table count.
+    Times are measured in rounds, so for them the prompts of the whole table count.
     """
     count = summary["n"].max() if row.get("metric") == "seconds_ratio" else row.get("n")
     return float("nan") if pd.isna(count) else float(count)
 
 
-def _alone(values: np.ndarray, with_interval: bool, profile: Profile) -> np.ndarray:
-    """Return the mean of one replicate, with its interval if asked for."""
+def _replicate_mean(values: np.ndarray, with_interval: bool, profile: Profile) -> np.ndarray:
+    """Return the mean of one replicate, with its interval if requested."""
     if with_interval:
         return mean_and_interval(values, profile)
     return values.reshape(np.prod(values.shape[:4]), -1).mean(0).reshape(1, *values.shape[4:])
 
 
 @lru_cache(maxsize=4)
-def resamples(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
-    """Return the bootstrap weights of a replicate's units, kept for the next call."""
+def resampling_weights(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
+    """Return the bootstrap weights of a replicate's units (cached)."""
     return bootstrap_weights(shape, count, np.random.default_rng(seed))
 
 
@@ -370,7 +370,7 @@ def mean_and_interval(values: np.ndarray, profile: Profile) -> np.ndarray:
     if replicates > 1:
         means = values.reshape(replicates, np.prod(shape), -1).mean(1)
         return t_interval(means, statistics.level).reshape(3, *others)
-    weights = resamples(tuple(shape), statistics.resamples, statistics.seed)
+    weights = resampling_weights(tuple(shape), statistics.resamples, statistics.seed)
     bounds = bootstrap_interval(values.reshape(len(weights[0]), -1), weights, statistics.level)
     return bounds.reshape(3, *others)
 
@@ -412,7 +412,7 @@ def ratio_draws(
         `(replicates, 1 + resamples, columns)`; the first of each replicate is the estimate.
     """
     statistics = profile.statistics
-    weights = resamples(shape[1:], statistics.resamples, statistics.seed)
+    weights = resampling_weights(shape[1:], statistics.resamples, statistics.seed)
     whole = np.full((1, weights.shape[1]), 1 / weights.shape[1], np.float64)
     weights = np.concatenate([whole, weights])
     tops, bottoms = (x.reshape(shape[0], weights.shape[1], -1) for x in (sums, counts))

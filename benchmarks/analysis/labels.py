@@ -26,7 +26,6 @@ class Metric(NamedTuple):
 METRICS = {
     # of responses
     "judge": Metric("judge score", "points", MORE),
-    "content": Metric("judge score without fluency", "points", MORE),
     "reward": Metric("evaluation reward", "points of reward", MORE),
     "fluency_errors": Metric("share with fluency errors", "of the responses", LESS),
     "kl": Metric("KL per response (nats)", "nats", LESS),

@@ -101,7 +101,7 @@ def existing_rows(profile: Profile, name: str) -> pd.DataFrame | None:
 
 
 def concatenate(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return tables one below the other, with their `attrs`; every text column is categorical."""
+    """Concatenate tables by rows and merge their `attrs`; text columns become categorical."""
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {key: note for frame in frames for key, note in frame.attrs.items()}
     for name, column in table.items():
@@ -210,17 +210,17 @@ def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, str]:
 
 
 def _staleness(profile: Profile, provenance: Mapping) -> str:
-    """Return under which conditions other than today's a table was measured; empty if none."""
+    """Return why a table is stale, as the end of "it was measured …"; empty if it is current."""
     if provenance["profile_digest"] != profile_digest(profile):
         return f"under other settings than profile {profile.name} has now"
     before, now = provenance.get("inputs", {}), input_states(profile)
     # what is not there now may be as it was
     changed = [name for name, state in before.items() if now.get(name, state) != state]
-    return f"with other files of {', '.join(changed)} than there are now" if changed else ""
+    return f"with other files of {', '.join(changed)} than the present ones" if changed else ""
 
 
 def record_drawing(profile: Profile, name: str, paths: Sequence[Path], table: str = "") -> None:
-    """Record from which table (NAME.csv if none is given) and by which code files were drawn."""
+    """Record the table (default NAME.csv) and the code that files were drawn from."""
     with _tables_lock(profile):
         drawn = read_drawings(profile) | {
             name: {
@@ -261,7 +261,7 @@ def has_table(profile: Profile, name: str) -> bool:
 
 
 def with_tables(profile: Profile, names: Iterable[str]) -> list[str]:
-    """Return those of these figures that have a table."""
+    """Return the names of those figures that have a table."""
     return [name for name in names if has_table(profile, name)]
 
 
@@ -329,7 +329,7 @@ def hardware() -> dict[str, object]:
 
 
 def agreement(summary: pd.DataFrame, committed: pd.DataFrame) -> str:
-    """Return in one sentence how the numbers of a smaller run lie against the committed ones."""
+    """Describe in one sentence how the estimates of a smaller run agree with the committed ones."""
     labels = [name for name in summary.columns if name in committed and name not in NOT_LABELS]
     alone = _keyed(committed[committed["replicate"] == "0"], labels)
     pooled = _keyed(committed[committed["replicate"] == POOLED], labels)
@@ -339,11 +339,11 @@ def agreement(summary: pd.DataFrame, committed: pd.DataFrame) -> str:
     ours = _keyed(summary[summary["replicate"] == POOLED], labels)
     ours = ours[ours["key"].isin(first["key"])].merge(pooled, on="key", suffixes=("", "_committed"))
     if first.empty:
-        return "its estimates have no single replicates to compare"
+        return "the committed table has no single replicates to compare with"
     gaps = (first["estimate"] - first["estimate_committed"]).abs()
     inside = ours["estimate"].between(ours["low_committed"], ours["high_committed"]).mean()
     return (
-        f"of {len(first)} estimates, {(gaps == 0).mean():.0%} are those of the committed first "
+        f"of {len(first)} estimates, {(gaps == 0).mean():.0%} equal those of the committed first "
         f"replicate to the last digit (largest difference {gaps.max():.4f}), and {inside:.0%} lie "
         f"inside the committed intervals over {committed['replicates'].max():.0f} replicates"
     )

@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.stats import permutation_test
 
 from benchmarks.analysis import tables
+from benchmarks.analysis.multiplicity import holm
 from benchmarks.figures.base import Figure
 from benchmarks.runtime.files import CACHE, SEAL, read_frame, read_json, write_frame, write_text
 from benchmarks.runtime.fingerprints import row_code
@@ -249,7 +250,10 @@ def paired_tests(again: pd.DataFrame, committed: pd.DataFrame) -> tuple[pd.DataF
             }
         )
     results = pd.DataFrame.from_records(records)
-    return results.assign(rejected=holm(results["p"].to_numpy())), missing
+    tested = results["p"].notna()
+    results["rejected"] = tested
+    results.loc[tested, "rejected"] = holm(results.loc[tested, "p"]) <= LEVEL
+    return results, missing
 
 
 def p_value(difference: np.ndarray, tolerance: float) -> float:
@@ -285,15 +289,6 @@ def visible(difference: np.ndarray, spread: float, tolerance: float, tests: int)
     # flipped signs of shifted data spread by √(shift² + noise²): √n·shift over it stays below √n
     noise = max(difference.std(), spread)
     return tolerance + noise * (critical / np.sqrt(count - critical**2) + power / np.sqrt(count))
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Return which p-values `(tests,)` Holm's procedure rejects at LEVEL; NaN is no test."""
-    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN comes last
-    below = p[order] <= LEVEL / np.arange(len(order), 0, -1)
-    rejected = np.zeros(len(p), bool)
-    rejected[order] = np.logical_and.accumulate(below)
-    return rejected
 
 
 def time_faults(cost: pd.DataFrame) -> list[str]:

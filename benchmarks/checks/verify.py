@@ -1,8 +1,9 @@
-"""Check that the tables of a profile, its verdicts and its drawings belong together.
+"""Check that the tables, verdicts and drawings of a profile are consistent; change nothing.
 
-Nothing is changed. A file is damaged if it is not the one that its provenance describes. What was
-made from other tables than there are now is outdated, as claims and report are after a run of a
-single figure: they are made anew, and no measurement is lost.
+The lab's committed models are compared with their digests, whatever the profile. A file is damaged
+if it differs from the one that its provenance describes. A file made from other tables than the
+present ones is outdated, as claims and report are after a run of a single figure: it can be
+recreated without measuring.
 """
 
 import io
@@ -12,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import claims, tables
+from benchmarks.checks import assets
 from benchmarks.figures.base import Figure
-from benchmarks.report import render
+from benchmarks.report import editions, forest, render
 from benchmarks.runtime.files import read_json, sha256
 from benchmarks.runtime.fingerprints import drawing_code
 from benchmarks.spec.profile import Profile
@@ -24,7 +26,7 @@ TOLERANCE = {"rtol": 1e-6, "atol": 1.5e-4}  # summaries are written with four di
 def run(profile: Profile, figures: Mapping[str, Figure]) -> int:
     """Print what is damaged and what is outdated; return 1 if anything is damaged, else 0."""
     folder = tables.folder(profile)
-    damaged = list(damage(folder))
+    damaged = [*damage(folder), *assets.damage(assets.ASSETS)]
     for text in damaged:
         print(f"damaged: {text}")
     outdated = [] if damaged else list(outdated_files(profile, figures))
@@ -49,7 +51,7 @@ def damage(folder: Path) -> Iterator[str]:
 
 
 def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield a sentence for each file that does not follow from the tables, and what makes it so."""
+    """Yield a sentence for each outdated file: what is outdated, and how to recreate it."""
     names = tables.with_tables(profile, figures)
     summaries = {}
     for name in names:
@@ -62,31 +64,34 @@ def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[
     verdicts = claims.judge(profile, figures, summaries)
     path = tables.folder(profile) / "claims.csv"
     if not follows(verdicts, path):
-        yield f"{path.name} is of other tables than there are: {_make('claims', profile)}"
+        yield f"{path.name} was computed from other tables: {_make('claims', profile)}"
     yield from outdated_drawings(profile, figures)
 
 
 def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield a sentence for each figure, and the report, that shows something else."""
+    """Yield a sentence for each outdated drawing, and for an outdated report."""
     drawn = tables.read_drawings(profile)
-    names = tables.with_tables(profile, figures)
-    for name in names:
+    targets = {name: name for name in tables.with_tables(profile, figures)}
+    targets |= {forest.NAME: "claims"}
+    targets |= {editions.NAME: "claims"} if editions.first_verdicts(profile) is not None else {}
+    for name, target in targets.items():
+        remedy = _make(target, profile)
         if name not in drawn:
-            yield f"{name} is not drawn: {_make(name, profile)}"
+            yield f"{name} is not drawn: {remedy}"
             continue
-        drawing, table = drawn[name], tables.folder(profile) / f"{name}.csv"
+        drawing, table = drawn[name], tables.folder(profile) / f"{target}.csv"
         if drawing["table"] != sha256(table):
-            yield f"{name} is drawn from another table: {_make(name, profile)}"
+            yield f"{name} is drawn from another table: {remedy}"
         elif drawing["code"] != drawing_code(name):
-            yield f"{name} is drawn by other code: {_make(name, profile)}"
+            yield f"{name} is drawn by other code: {remedy}"
         for file in tables.changed_files(tables.FIGURES / profile.name, drawing["files"]):
-            yield f"{file} is missing or not what was drawn: {_make(name, profile)}"
+            yield f"{file} is missing or not what was drawn: {remedy}"
     page = tables.FIGURES / profile.name / render.REPORT
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     code = drawn.get("report", {}).get("code")
     shown = render.read_made_from(text), code
     if shown != (render.made_from(profile, figures), drawing_code("report")):
-        yield f"{page.name} does not show what there is: {_make('figures', profile)}"
+        yield f"{page.name} does not show the present files: {_make('figures', profile)}"
 
 
 def follows(table: pd.DataFrame, path: Path) -> bool:
@@ -102,4 +107,4 @@ def follows(table: pd.DataFrame, path: Path) -> bool:
 
 
 def _make(target: str, profile: Profile) -> str:
-    return f"make {target} PROFILE={profile.name} makes it anew"
+    return f"make {target} PROFILE={profile.name} recreates it"

@@ -12,6 +12,7 @@ from benchmarks.spec.cells import (
     DIVERGENCE,
     OBJECTIVES,
     ROUNDS,
+    TIMED_PROMPTS,
     Cell,
     CellRequest,
     FigureCells,
@@ -88,7 +89,8 @@ def timing_hours(profile: HubProfile, cells: Iterable[CellRequest]) -> float:
     """Return the hours of timing cells, round by round, while no other GPU works."""
     every = profile.evaluation.prompts_per_objective
     rounds = (
-        decoding_seconds(profile, cell, (cell.prompts or every) * cell.responses) for cell in cells
+        decoding_seconds(profile, cell, min(cell.prompts or every, TIMED_PROMPTS) * cell.responses)
+        for cell in cells
     )
     return (ROUNDS + 1) * sum(rounds) / 3600
 

@@ -42,7 +42,8 @@ def forecast(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> tup
     hours = figure_hours(profile, {"run": needs})["run"]
     gpus = torch.cuda.device_count() if hardware.device == "cuda" else 0
     if not gpus:  # none here, or those of a cluster
-        return f"needs {size(needed)} for each worker, and {spell(hours)} of one {GPU}", hours
+        sentence = f"needs {format_gigabytes(needed)} for each worker, and {format_hours(hours)}"
+        return f"{sentence} of one {GPU}", hours
     card = torch.cuda.get_device_properties(0)
     each = gpus_each(needed, card.total_memory, gpus)
     factor = slowdown(card.name)
@@ -50,20 +51,19 @@ def forecast(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> tup
     place = "on this card" if gpus == 1 else f"on these {gpus} cards"
     place += f", {each} for each worker" if each > 1 else ""
     name = card.name if factor else f"{card.name}, taken for a {GPU}"
-    sentence = f"needs {size(needed)} and about {spell(hours)} {place} ({name})"
+    sentence = f"needs {format_gigabytes(needed)} and about {format_hours(hours)} {place} ({name})"
     if needed > each * card.total_memory:
-        sentence += (
-            f"; that is more than {size(each * card.total_memory)}: use a smaller BATCH_SIZE"
-        )
+        available = format_gigabytes(each * card.total_memory)
+        sentence += f"; that is more than {available}: use a smaller BATCH_SIZE"
     return sentence, hours
 
 
-def size(count: float) -> str:
+def format_gigabytes(count: float) -> str:
     """Return a number of bytes in GB."""
     return f"{count / 1e9:.0f} GB"
 
 
-def spell(hours: float) -> str:
+def format_hours(hours: float) -> str:
     """Return a duration in hours or minutes."""
     return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
 
@@ -75,12 +75,12 @@ def announce(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> Non
         ValueError: If it should not.
     """
     sentence, hours = forecast(profile, needs, hardware)
-    print(f"{profile.name}: {sentence} (an estimate; what was measured before takes no time)")
+    print(f"{profile.name}: {sentence} (an estimate; cells measured before take no time)")
     if hours < ASK_FROM or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
     try:
-        reply = input("go on? [Y/n] ").strip().lower()
+        reply = input("continue? [Y/n] ").strip().lower()
     except EOFError:
         reply = "no"
     if reply in ("n", "no"):
-        raise ValueError("nothing was begun, as you answered")
+        raise ValueError("not started, as you answered")

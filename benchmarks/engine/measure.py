@@ -47,7 +47,6 @@ def steering_of(cell: Cell, objective: str, subject: Subject) -> Steering | None
         gate_of(subject, cell, objective),
         beta,
         candidates=subject.profile.decoding.candidates,
-        min_probability=cell.floor,
     )
 
 

@@ -13,11 +13,11 @@ from benchmarks.analysis import tables
 from benchmarks.analysis.acceptance import check_acceptance
 from benchmarks.engine.sweep import Sweep
 from benchmarks.runtime.files import CACHE
-from benchmarks.runtime.workers import Workers, cluster
+from benchmarks.runtime.workers import Workers, load_ray_workers
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, Profile
 from benchmarks.subjects import subject_class
-from benchmarks.subjects.lab.quality import model_quality
+from benchmarks.subjects.lab.quality import base_quality, model_quality
 from benchmarks.subjects.lab.replicate import Replicate
 from benchmarks.subjects.lab.train import build, pending_tasks
 
@@ -125,7 +125,7 @@ def measure_rows(
         for name, figure in figures.items()
     }
     needs = FigureCells.union(needs_of.values())
-    gpus = cluster().gpus() if options.executor == "ray" else None
+    gpus = load_ray_workers().gpus() if options.executor == "ray" else None
     subject = subject_class(profile)
     if not profile.trains_models:
         # these import `datasets`
@@ -142,11 +142,20 @@ def measure_rows(
         marker.touch()
     since = marker.stat().st_mtime if options.fresh else 0.0
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
+    # the quality of all models is reported; figures alone need what they request
+    kinds = {kind for cell in needs.requests for kind in (cell.model, cell.scorer) if kind}
+    requested = None if options.quality else kinds
+    pending = [task for stage in pending_tasks(models, requested) for task in stage]
     with workers_for(profile_here, options.executor) as workers:
         sweep = Sweep(profile_here, workers, since)
-        training = sum(t.estimated_seconds for stage in pending_tasks(models) for t in stage)
+        training = sum(task.estimated_seconds for task in pending)
         with workers.progress(training + sweep.estimated_seconds(needs)):
-            build(models, workers)
+
+            def accept_bases() -> None:
+                bases = base_quality(profile, replicates, workers)
+                check_acceptance(bases, profile.accepted_ranges)
+
+            build(models, workers, requested, accept_bases if profile.accepted_ranges else None)
             if options.quality:
                 on_result("models", model_quality(profile, replicates, workers), provenance)
             sweep.measure(needs)
@@ -195,4 +204,4 @@ def workers_for(profile: Profile, executor: str):
     each = subject_class(profile).gpus_each(profile)
     if executor == "local":
         return Workers(torch.cuda.device_count() if profile.on_gpu else 0, each)
-    return cluster().RayWorkers(each if profile.on_gpu else 0)
+    return load_ray_workers().RayWorkers(each if profile.on_gpu else 0)

@@ -17,7 +17,15 @@ from benchmarks.engine.timing import time_cells
 from benchmarks.engine.traces import candidate_table, rollout_values, trace_tokens
 from benchmarks.runtime import workers
 from benchmarks.runtime.memory import memory_errors
-from benchmarks.spec.cells import OBJECTIVES, ROUNDS, Cell, CellRequest, FigureCells, Shard
+from benchmarks.spec.cells import (
+    OBJECTIVES,
+    ROUNDS,
+    TIMED_PROMPTS,
+    Cell,
+    CellRequest,
+    FigureCells,
+    Shard,
+)
 from benchmarks.spec.profile import Profile
 from sia import Generation
 
@@ -39,7 +47,6 @@ class Sweep:
     """
 
     def __init__(self, profile: Profile, workers=None, since: float = 0.0) -> None:
-        """Open the store of a profile."""
         self.profile = profile
         self.workers = workers
         self.store = CellStore(profile, since)
@@ -90,15 +97,15 @@ class Sweep:
         self.workers.run(
             _measure,
             [
-                (measurement, self.profile, shard, *self._given(shard, measurement))
+                (measurement, self.profile, shard, *self._extra_arguments(shard, measurement))
                 for shard in missing
             ],
             description=description,
             on_result=lambda task, rows: store.write(task[2], measurement, rows),
         )
 
-    def _given(self, shard: Shard, measurement: str) -> tuple[list[Generation], ...]:
-        """Return what a measurement is given besides its shard: a view the responses to show."""
+    def _extra_arguments(self, shard: Shard, measurement: str) -> tuple[list[Generation], ...]:
+        """Return further arguments of a measurement: for a view, the responses to show."""
         return (self.store.responses(shard),) if measurement == "view" else ()
 
     def estimated_seconds(self, needs: FigureCells) -> float:
@@ -115,7 +122,7 @@ class Sweep:
             prompts = request.prompts or evaluation.prompts_per_objective
             responses += request.work * prompts * evaluation.samples
         for request in dict.fromkeys(needs.timed):
-            prompts = request.prompts or evaluation.prompts_per_objective
+            prompts = min(request.prompts or evaluation.prompts_per_objective, TIMED_PROMPTS)
             responses += request.work * prompts * (ROUNDS + 1) / len(OBJECTIVES)
         rollouts = sweep.probes * self.profile.decoding.candidates * sweep.probe_rollouts
         responses += len(needs.rollouts) * rollouts
@@ -147,7 +154,7 @@ class Sweep:
         return table.astype(dict.fromkeys(texts, "category"))
 
     def words(self, tokens: Sequence[int]) -> list[str]:
-        """Return the word of each token id, as shown to readers."""
+        """Return the text of each token id, as figures and reports show it."""
         return subject_of(self.profile, 0).words(tokens)
 
     def random_instances(self, replicates: Sequence[int]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from benchmarks.engine.loading import subject_of
 from benchmarks.engine.measure import choose_best, expand_prompts, respond
 from benchmarks.runtime import workers
 from benchmarks.runtime.memory import memory_errors
-from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
+from benchmarks.spec.cells import OBJECTIVES, TIMED_PROMPTS, Cell, Shard
 from benchmarks.spec.profile import Profile
 
 
@@ -27,7 +27,8 @@ def time_cells(task: tuple[Profile, list[Cell], int]) -> pd.DataFrame:
             shard = Shard(cell, OBJECTIVES[turn % len(OBJECTIVES)])
             subject = subject_of(profile, cell.replicate)
             expanded, _, seeds = expand_prompts(subject, shard)
-            prompts = [prompt for prompt, seed in zip(expanded, seeds, strict=True) if seed == 0]
+            first = [prompt for prompt, seed in zip(expanded, seeds, strict=True) if seed == 0]
+            prompts = first[:TIMED_PROMPTS]
             start = time.perf_counter()
             rows = subject.batch_size
             with memory_errors(f"timing {cell.method}", rows, "responses", "BATCH_SIZE="):

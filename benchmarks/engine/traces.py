@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -32,13 +33,15 @@ OTHER_BETA = 4.0  # besides 1, for which predictors are fitted
 def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
     """Return one row per response token: the token, the entropy of the base, what steering did.
 
-    Of the lab also, at the tokens of the first sample (NaN elsewhere):
+    Of the lab also, at the tokens of the first sample (NaN elsewhere), for each loss (where the
+    base learned another world, for the first):
 
     - divergence_LOSS: KL(π‖π*) in nats over the candidates, π* by the value model of this loss
       and β = 1, whether steered or not.
     - range_LOSS: largest minus smallest value.
 
-    And of the base what a gate could look at, and what it would gain:
+    And of the base what a gate could look at, and what it would gain (in another world only
+    predicted, shift and attention):
 
     - attention: the signal of the attention gate.
     - predicted_LOSS: divergence_LOSS as the junction gate predicts it, q_head_LOSS: as it follows
@@ -75,8 +78,10 @@ def trace_tokens(subject: Subject, shard: Shard) -> pd.DataFrame:
 
 
 def _looks_ahead(subject: Subject, shard: Shard) -> bool:
-    """Return whether a trace tells what gates could look at: of the lab's base."""
-    return bool(subject.traced_losses) and shard.cell.gate == "never" and shard.cell.model == BASE
+    """Return whether a trace tells what gates could look at: of the lab's base, in any world."""
+    cell = shard.cell
+    of_base = replace(cell.model, world="") == BASE
+    return bool(subject.traced_losses) and cell.gate == "never" and of_base
 
 
 def _at_steps(
@@ -89,15 +94,24 @@ def _at_steps(
     count = subject.profile.decoding.candidates
     logits, candidates, hidden = candidate_states(model, ids, responses, count)
     columns: dict[str, list[Tensor]] = {}
-    for loss in subject.traced_losses:
-        scorer = scorer_of(subject, value_kind(loss), cell.family)
+    elsewhere = cell.model.world
+    for loss in subject.profile.losses[:1] if elsewhere else subject.traced_losses:
+        scorer = scorer_of(subject, value_kind(loss, world=elsewhere), cell.family)
         values = candidate_values(scorer, ids, responses, candidates)
         columns[f"divergence_{loss}"] = _divergences(logits, values)
         columns[f"range_{loss}"] = [value.amax(1) - value.amin(1) for value in values]
         if _looks_ahead(subject, shard):
-            gate, unseen, head = (
-                fitted(subject, ModelKind(name, loss), cell.family)
-                for name in (JUNCTION, UNSEEN, Q_HEAD)
+            gate = fitted(subject, ModelKind(JUNCTION, loss), cell.family)
+            columns |= {
+                f"predicted_{loss}": [gate.predictor.predict(states) for states in hidden],
+                f"shift_{loss}": [
+                    shift_probability(base, tilt(base, value, 1.0))
+                    for base, value in zip(logits, values, strict=True)
+                ],
+            }
+        if _looks_ahead(subject, shard) and not elsewhere:
+            unseen, head = (
+                fitted(subject, ModelKind(name, loss), cell.family) for name in (UNSEEN, Q_HEAD)
             )
             foreseen = [unseen.predictor.predict(states) for states in hidden]
             unseen_topics = cast(Replicate, subject).unseen_topics
@@ -107,17 +121,12 @@ def _at_steps(
                 for states, tokens in zip(hidden, candidates, strict=True)
             ]
             columns |= {
-                f"predicted_{loss}": [gate.predictor.predict(states) for states in hidden],
                 f"unseen_{loss}": [
                     x if topic in unseen_topics else torch.full_like(x, math.nan)
                     for x, topic in zip(foreseen, topics, strict=True)
                 ],
                 f"q_head_{loss}": _divergences(logits, estimates),
                 f"other_beta_{loss}": _divergences(logits, values, OTHER_BETA),
-                f"shift_{loss}": [
-                    shift_probability(base, tilt(base, value, 1.0))
-                    for base, value in zip(logits, values, strict=True)
-                ],
             }
     if _looks_ahead(subject, shard):
         columns["attention"] = [

@@ -42,11 +42,16 @@ class BestOfN(Figure):
         return "best-of-n needs models.reward and models.instruct"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return cells of up to N responses, which hold those of every smaller N."""
+        """Return cells of up to N responses, which hold those of every smaller N.
+
+        The base, which is cheapest, responds twice as often as the others.
+        """
         unit, sweep = (replicate, profile.families[0]), profile.sweep
         sparse_and_dense = methods.curve(profile, *unit, profile.losses[0], sweep.reduced_ratios)
-        requests = [methods.base(*unit), methods.base(*unit, INSTRUCT), *sparse_and_dense]
-        return FigureCells([methods.searched(cell, sweep.responses) for cell in requests])
+        others = [methods.base(*unit, INSTRUCT), *sparse_and_dense]
+        base = methods.with_best_of(methods.base(*unit), sweep.responses)
+        half = max(2, sweep.responses // 2)
+        return FigureCells([base, *(methods.with_best_of(cell, half) for cell in others)])
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate every method at every N, and paired differences.
@@ -67,7 +72,9 @@ class BestOfN(Figure):
                 others = [(estimates.select_one(base, best_of=count), "base")]
                 more = estimates.select(base, best_of=2 * count)
                 others += [(other, "base-twice-as-many") for other in more]
-                others += [(other, "base-at-equal-cost") for other in at_cost(one, base, metrics)]
+                others += [
+                    (other, "base-at-equal-cost") for other in at_equal_cost(one, base, metrics)
+                ]
             if method == "sia":
                 dense = estimates.select_one(scores, method="dense", best_of=count)
                 others.append((dense, "dense"))
@@ -130,7 +137,7 @@ class BestOfN(Figure):
         return style.finish(figure, style.handles(looks), caption, folder, "best-of-n", stale=stale)
 
 
-def at_cost(
+def at_equal_cost(
     one: estimates.MethodScores, curve: Sequence[estimates.MethodScores], metrics: Sequence[str]
 ) -> list[estimates.MethodScores]:
     """Return what a curve of several N gives at the mean positions of `one`, unit by unit.

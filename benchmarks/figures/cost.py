@@ -30,15 +30,16 @@ from benchmarks.analysis.labels import (
 )
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
+from benchmarks.figures.best_of_n import at_equal_cost
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
 from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "positions", "megaflops", "reported", "tokens")
+METRICS = ("judge", "reward", "positions", "megaflops", "reported", "tokens")
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
-FEWEST_RESPONSES = 30  # of a bin
+FEWEST_RESPONSES = 15  # of a bin
 BASE = {"versus": "base"}  # labels of a ratio to the base
 COST_LABELS = {
     "positions_ratio": "token positions (× base)",
@@ -62,6 +63,7 @@ class Cost(Figure):
 
     measured = (
         "judge",
+        "reward",
         "steered",
         "tokens",
         "forwards",
@@ -79,23 +81,25 @@ class Cost(Figure):
             requests += methods.baselines(profile, replicate, family)
             for loss in profile.losses:
                 requests += methods.curve(profile, replicate, family, loss)
-                requests += methods.predicting(profile, replicate, family, loss)
-        return FigureCells(requests, timed=timed(profile, replicate))
+                requests += methods.predictors_and_heads(profile, replicate, family, loss)
+        return FigureCells(requests, timed=timed_cells(profile, replicate))
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return rows of responses, and those of measured times below."""
         rows = super().collect(profile, replicates, results)
-        times = [results.timings(timed(profile, replicate)) for replicate in replicates]
+        times = [results.timings(timed_cells(profile, replicate)) for replicate in replicates]
         return pd.concat([rows, *times], ignore_index=True)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate score and counted costs of every method, and ratios of costs.
 
         Ratios are to the base, and to SIA at the smallest claimed ratio by the values of either
-        loss; seconds likewise, as ratios within a round.
+        loss; seconds likewise, as ratios within a round. Differences: SIA at that ratio against
+        what costs as much or less: at equal positions best-of-N, and dense steering and beam search
+        of a share of the prompts, the base answering the others; and GenARM.
         """
         counted, timing = rows[rows["seconds"].isna()], rows[rows["seconds"].notna()]
-        k, losses = profile.decoding.candidates, methods.values(profile)
+        k, losses = profile.decoding.candidates, methods.value_models(profile)
         passes = {"genarm": 1, "transfer-q": k * (1 + profile.sweep.rollout_tokens)}
         passes |= {"vocabulary-value": 1, "q-head": 0, "junction-q-head": 0}
         charged = counted["method"].astype(str).map(passes).fillna(k) * counted["junctions"]
@@ -104,8 +108,9 @@ class Cost(Figure):
             reported=counted["forwards"] + charged,
         )
         metrics = profile.available_metrics(METRICS)
-        scores = methods.measured_at(estimates.method_scores(counted, metrics), profile.sweep.beams)
-        ratios, smallest = [], min(profile.sweep.main_ratios)
+        all_scores = estimates.method_scores(counted, metrics)
+        scores = methods.measured_at(all_scores, profile.sweep.beams)
+        ratios, front, smallest = [], [], min(profile.sweep.main_ratios)
         for family in profile.families:
             of_family = estimates.select(scores, family=family)
             base = estimates.select_one(of_family, method="base", search="")
@@ -126,8 +131,24 @@ class Cost(Figure):
             for loss, of_loss in sparse.items():
                 versus = _versus(of_loss.labels)
                 ratios += _ratios(rivals[loss], of_loss, versus, profile, method="largest")
+            responses = estimates.select(all_scores, family=family, method="base", search="best-of")
+            genarm = estimates.select(of_family, method="genarm")
+            for loss, of_loss in sparse.items():
+                rival = {"value_model": loss, "tuned": False}
+                curves = {"base": responses} | {
+                    name: [base, *estimates.select(of_family, method=name, **labels)]
+                    for name, labels in (("dense", rival), ("beams", {}))
+                }
+                front += [
+                    estimates.difference(of_loss, other, versus=f"{name}-at-equal-cost")
+                    for name, curve in curves.items()
+                    if len(curve) > 1
+                    for other in at_equal_cost(of_loss, curve, metrics)
+                ]
+                front += [estimates.difference(of_loss, other) for other in genarm]
+        front += estimates.over_families(front)
         tables = [
-            estimates.summarize(scores, metrics, profile),
+            estimates.summarize([*scores, *front], metrics, profile),
             pd.DataFrame.from_records([*ratios, *_times(timing, profile)]),
             _lengths(counted),
         ]
@@ -207,13 +228,17 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     )
     shares = points["target_ratio"].map("{:.0%}".format)
     labels = labels.where(points["method"] != "sia", shares)
-    points = points.assign(label=labels.mask(points["method"].isin(methods.PREDICTING), ""))
+    unlabelled = (points["method"] == "sia") & ~points["target_ratio"].isin(
+        profile.sweep.main_ratios
+    )
+    unlabelled |= points["method"].isin(methods.PREDICTING)  # of these the legend tells
+    points = points.assign(label=labels.mask(unlabelled, ""))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
 
 def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Return the cost of responses by their length: base, SIA at the smallest ratio, dense."""
-    usual, ratio = methods.values(profile)[0], min(profile.sweep.main_ratios)
+    usual, ratio = methods.value_models(profile)[0], min(profile.sweep.main_ratios)
     rows = table[
         (table["metric"] == "positions_at_length") & (table["family"] == profile.families[0])
     ]
@@ -241,7 +266,7 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
             marker=style.PALETTE[row.method].marker,
             markersize=4,
             elinewidth=0.7,
-            **face(row.value_model),
+            **marker_face(row.value_model),
         )
     on_base = rows[(rows["model"] == "base") & (rows["value_model"] != str(AUTOREGRESSIVE))]
     for methods_shown, line in ((rows, "-"), (on_base, "--")):
@@ -261,13 +286,13 @@ def _draw_lengths(axis, lengths: pd.DataFrame, title: str) -> None:
     )
 
 
-def face(value_model: str) -> dict[str, str]:
-    """Return the face of a marker: that of the loss of values or heads."""
+def marker_face(value_model: str) -> dict[str, str]:
+    """Return marker options that tell the losses of value models, or of heads, apart."""
     return FACES.get(teacher_of(value_model), {})
 
 
 def _label_points(axis, rows: pd.DataFrame) -> None:
-    """Write each label beside its point, where it covers least of labels, points and intervals."""
+    """Place each label near its point so that it covers as little else as possible."""
     renderer, point = axis.figure.canvas.get_renderer(), axis.figure.dpi / 72  # pixels
     inside = axis.get_window_extent(renderer)
     ends = (
@@ -279,7 +304,7 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
     obstacles += [Bbox([centre - 2 * point, centre + 2 * point]) for centre in centres]
     labels: list[Bbox] = []
     # ratios stand close together: they choose first
-    labelled = rows[rows["label"] != ""]  # of the others the legend tells
+    labelled = rows[rows["label"] != ""]
     for row in labelled.sort_values("method", key=lambda names: names != "sia").itertuples():
         point_at = (row.estimate_cost, row.estimate)
         text = axis.annotate(row.label, point_at, (0, 0), **TEXT)
@@ -300,7 +325,6 @@ def _label_points(axis, rows: pd.DataFrame) -> None:
 
 
 def _overlap(box: Bbox, other: Bbox) -> float:
-    """Return the area that two boxes share."""
     shared = Bbox.intersection(box, other)
     return shared.width * shared.height if shared else 0.0
 
@@ -315,11 +339,11 @@ def _is_rival(labels: dict) -> bool:
     return estimates.display_name(labels["method"], labels["search"]) in RIVALS
 
 
-def timed(profile: Profile, replicate: int) -> list[CellRequest]:
-    """Return what is timed, of the first family."""
+def timed_cells(profile: Profile, replicate: int) -> list[CellRequest]:
+    """Return requests of the cells that are timed, all of the first family."""
     unit, loss = (profile, replicate, profile.families[0]), profile.losses[0]
     sparse = methods.curve(*unit, loss, profile.sweep.reduced_ratios)
-    return [*methods.baselines(*unit), *sparse, *methods.predicting(*unit, loss)]
+    return [*methods.baselines(*unit), *sparse, *methods.predictors_and_heads(*unit, loss)]
 
 
 def _ratios(
@@ -417,7 +441,7 @@ def _times(timing: pd.DataFrame, profile: Profile) -> list[dict]:
 
 
 def pareto(costs: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Return the points that no other beats in both, by ascending cost."""
+    """Return the indices of the undominated points, by ascending cost."""
     front: list[int] = []
     for i in np.lexsort((-scores, costs)):
         if not front or scores[i] > scores[front[-1]]:

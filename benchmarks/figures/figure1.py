@@ -1,13 +1,13 @@
 """Figure 1: where to steer, that is gates at matched shares of steered tokens, β = 1.
 
-Beside the paper's six gates stand the junction gate and its oracle, at small shares.
+Beside the paper's six gates stand the lowest entropies, and at small shares the junction gate and
+its oracle.
 
 figure1 shows the score under each gate, for both losses of the value model. Of the gates it draws
 the intervals of the entropy and the random gate alone; the table has all. figure1-paired shows the
 paired difference of these two.
 """
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,11 @@ import pandas as pd
 from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
-from benchmarks.spec.cells import DIVERGENCE_GATES, OBJECTIVES, FigureCells
+from benchmarks.spec.cells import DIVERGENCE, DIVERGENCE_GATES, OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-PAPERS = ("entropy", *style.GATES)
-GATES = (*PAPERS, *DIVERGENCE_GATES)
+EVERYWHERE = ("entropy", "random")  # gates at every share of the tokens; others at some
+GATES = (*style.GATES, *DIVERGENCE_GATES)
 COLUMNS = (*OBJECTIVES, "all")
 
 
@@ -35,13 +35,16 @@ class Figure1(Figure):
         for family in profile.families:
             requests.append(methods.base(replicate, family))
             for loss in profile.losses:
-                requests += [
-                    methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
-                    for gate, ratio in product(PAPERS, profile.sweep.ratios)
-                ]
-                ratios = methods.small_ratios(profile)
+                for gate in dict.fromkeys([*EVERYWHERE, *style.GATES]):
+                    sweep, everywhere = profile.sweep, gate in EVERYWHERE
+                    requests += [
+                        methods.steered(replicate, family, loss, gate=gate, ratio=ratio)
+                        for ratio in (sweep.ratios if everywhere else sweep.reduced_ratios)
+                    ]
+                unit = (profile, replicate, family, loss)
+                requests += methods.divergence_gates(*unit, methods.small_ratios(profile))
                 requests += methods.divergence_gates(
-                    profile, replicate, family, loss, ratios, DIVERGENCE_GATES
+                    *unit, profile.sweep.reduced_ratios, (DIVERGENCE,)
                 )
                 requests.append(methods.dense(replicate, family, loss))
         return FigureCells(requests)
@@ -81,7 +84,7 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
             labels.family_label(family), labels.loss_label(profile, value_model)
         )
         for family in profile.families
-        for value_model in methods.values(profile)
+        for value_model in methods.value_models(profile)
     }
     curves, static = [], []
     for (family, value_model), setting in rows.items():
@@ -122,7 +125,7 @@ def draw_differences(
     """Draw figure1-paired: rows are losses, columns objectives, and lines families."""
     families = list(dict.fromkeys([*profile.families, estimates.pooled_family(profile)]))
     looks = dict(zip(families, style.FAMILY_LOOKS, strict=False))
-    losses = methods.values(profile)
+    losses = methods.value_models(profile)
     curves = differences[differences["family"].isin(families)]
     figure = style.plt.figure(figsize=(style.PAGE, 1.35 * len(losses) + 1.0))
     (

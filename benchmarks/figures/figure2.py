@@ -1,12 +1,13 @@
 """Figure 2: alignment against the share of steered tokens, beside static baselines.
 
-Settings: values by the paper's loss ("mean") or by the per-token loss ("token"), each at β = 1 and
-with every method at its own best β, which the judge chose on validation prompts. Beside SIA stand
+Settings: values by the paper's loss ("mean") or by the per-token loss ("token") at β = 1, and by
+the paper's loss with every method at its own best β, chosen on validation prompts. Beside SIA stand
 the junction gate and a Q-head, fitted to the same values. Of the baselines the figure shows those
 of STATIC; table 1 has all of them and the vocabulary head, with their intervals. Dots are single
 replicates of SIA and dense steering, drawn at the realised ratio of all replicates together.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -40,13 +41,13 @@ class Figure2(Figure):
             for loss in profile.losses:
                 unit, ratios = (profile, replicate, family, loss), methods.small_ratios(profile)
                 requests += methods.curve(*unit)
-                requests += random_gates(*unit)
+                requests += random_gates(*unit, profile.sweep.ratios)
                 requests += [*methods.divergence_gates(*unit, ratios), *methods.heads(*unit)]
-                if profile.sweep.tuning:
-                    requests += methods.curve(*unit, tuned=True)
-                    requests += methods.predicting(*unit, tuned=True)
-            if profile.sweep.tuning:
-                requests += random_gates(profile, replicate, family, profile.losses[0], tuned=True)
+            for loss in methods.tuned_losses(profile):
+                unit = (profile, replicate, family, loss)
+                requests += methods.curve(*unit, tuned=True)
+                requests += methods.predictors_and_heads(*unit, tuned=True)
+                requests += random_gates(*unit, profile.sweep.reduced_ratios, tuned=True)
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -72,7 +73,7 @@ class Figure2(Figure):
             base = estimates.select_one(of_family, method="base", search="")
             gain = replace(dense, values=GAIN * dense.values + (1 - GAIN) * base.values)
             for one in estimates.select(setting, method=methods.PREDICTING):
-                differences.append(estimates.difference(one, dense))
+                differences += [estimates.difference(one, other) for other in (dense, base)]
                 differences.append(estimates.difference(one, gain, versus="dense-gain"))
             for sia in sparse:
                 ratio = sia.labels["target_ratio"]
@@ -98,23 +99,29 @@ class Figure2(Figure):
 
 
 def random_gates(
-    profile: Profile, replicate: int, family: str, loss: str, tuned: bool = False
+    profile: Profile,
+    replicate: int,
+    family: str,
+    loss: str,
+    ratios: Sequence[float],
+    tuned: bool = False,
 ) -> list[CellRequest]:
-    """Return steering by the random gate at every share of tokens."""
+    """Return steering by the random gate at these shares of the tokens."""
     return [
         methods.steered(replicate, family, loss, gate="random", ratio=ratio, tuned=tuned)
-        for ratio in profile.sweep.ratios
+        for ratio in ratios
     ]
 
 
 def settings(profile: Profile) -> dict[tuple[str, bool], str]:
     """Return the names of the settings that the profile measures, by value model and tuning."""
-    values = [value for value in labels.LOSSES if value in methods.values(profile)]
+    values = [value for value in labels.LOSSES if value in methods.value_models(profile)]
+    tuned_values = [methods.VALUES[loss] for loss in methods.tuned_losses(profile)]
     return {
         (value, tuned): labels.listed(
             labels.loss_label(profile, value), "best β" if tuned else "β = 1"
         )
-        for value, tuned in product(values, (False, True) if profile.sweep.tuning else (False,))
+        for value, tuned in (*((v, False) for v in values), *((v, True) for v in tuned_values))
     }
 
 

@@ -1,4 +1,4 @@
-"""Figure 3: weak to strong, value models of three sizes with language models of three sizes.
+"""Figure 3: weak to strong, value models of several sizes with language models of these sizes.
 
 Values by the profile's first loss, β = 1, first family. The usual size is called medium.
 """
@@ -29,11 +29,16 @@ def value_model(profile: Profile, size: str) -> ModelKind:
     return value_kind(profile.losses[0], SIZES[size])
 
 
-def weaker(profile: Profile) -> list[tuple[str, str]]:
+def sizes_of(profile: Profile) -> list[str]:
+    """Return the sizes that the profile has, ascending: medium, and small or large or both."""
+    return [size for size, name in SIZES.items() if not name or name in profile.further_sizes]
+
+
+def weak_to_strong_pairs(profile: Profile) -> list[tuple[str, str]]:
     """Return the pairs (size of value model, of language model) whose value model is smaller."""
     return [
         (value, model)
-        for value, model in product(SIZES, SIZES)
+        for value, model in product(sizes_of(profile), repeat=2)
         if profile.size(value_model(profile, value)) < profile.size(language_model(model))
     ]
 
@@ -51,53 +56,61 @@ class Figure3(Figure):
 
     def why_unsupported(self, profile: Profile) -> str:
         """Return which sizes of models the profile lacks."""
-        sizes = ("small", "large")
-        needed = [*map(language_model, sizes), *(value_model(profile, size) for size in sizes)]
-        if all(map(profile.has, needed)):
+        if profile.further_sizes:
             return ""
-        listed = ", ".join(map(str, needed))
-        return f"figure3 needs three sizes of models ({listed}), as w2s-qwen3 has"
+        needed = " or ".join(f"base-{s} and {value_model(profile, s)}" for s in ("small", "large"))
+        return f"figure3 needs models of several sizes ({needed}), as w2s-qwen3 has"
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
         """Return SIA and dense steering for every pair of sizes, and every base model."""
         requests, family = [], profile.families[0]
-        for model in map(language_model, SIZES):
+        for model in map(language_model, sizes_of(profile)):
             requests.append(methods.base(replicate, family, model))
-            for size in SIZES:
+            for size in sizes_of(profile):
                 values = value_model(profile, size)
                 requests += methods.curve(
-                    profile, replicate, family, values, profile.sweep.main_ratios, model=model
+                    profile, replicate, family, values, profile.sweep.reduced_ratios, model=model
                 )
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         """Estimate every pair of sizes, and paired: its gain over the base, and SIA against dense.
 
-        Method "sia-claimed": the mean of SIA over the claimed ratios. "weak-to-strong …": the mean
-        over the pairs whose value model is the smaller one.
+        Method "weak-to-strong …": the mean over the pairs whose value model is the smaller one,
+        SIA at the smallest ratio. Versus "shortfall-of-smallest": SIA − dense of the largest model
+        less that of the smallest one, each steered by values of its own size; positive where the
+        largest model lacks less.
         """
         metrics = profile.available_metrics(methods.SCORES)
         scores = estimates.method_scores(rows, metrics)
-        differences, pairs = [], []
-        for value, model in product(SIZES, SIZES):
+        differences, pairs, own_size = [], [], {}
+        smallest = min(profile.sweep.reduced_ratios)
+        for value, model in product(sizes_of(profile), repeat=2):
             setting = {"model": str(language_model(model))}
             base = estimates.select_one(scores, **setting, gate="never")
             setting["value_model"] = str(value_model(profile, value))
             dense = estimates.select_one(scores, **setting, method="dense")
             sparse = estimates.select(scores, **setting, method="sia")
             gains = [estimates.difference(one, base, versus="base") for one in [*sparse, dense]]
-            shortfalls = methods.against_dense(sparse, dense, profile)
+            shortfalls = [estimates.difference(one, dense) for one in sparse]
             differences += [*gains, *shortfalls]
-            if (value, model) in weaker(profile):
-                (claimed,) = methods.claimed_mean(sparse, profile)
-                gain = estimates.difference(claimed, base, versus="base")
-                pairs.append((gain, gains[-1], shortfalls[-1]))
+            gain, shortfall = (
+                estimates.select_one(ones, target_ratio=smallest) for ones in (gains, shortfalls)
+            )
+            if value == model:
+                own_size[model] = shortfall
+            if (value, model) in weak_to_strong_pairs(profile):
+                pairs.append((gain, gains[-1], shortfall))
+        smallest_model, *_, largest_model = own_size.values()
+        differences.append(
+            estimates.difference(largest_model, smallest_model, versus="shortfall-of-smallest")
+        )
         names = {"model": "", "value_model": "", "search": ""}
         pooled = [
             estimates.mean_of(of_pairs, **names, method=f"weak-to-strong {method}", versus=versus)
             for of_pairs, (method, versus) in zip(
                 zip(*pairs, strict=True),
-                (("sia-claimed", "base"), ("dense", "base"), ("sia-claimed", "dense")),
+                (("sia", "base"), ("dense", "base"), ("sia", "dense")),
                 strict=True,
             )
         ]
@@ -112,7 +125,8 @@ class Figure3(Figure):
         top, bottom = figure.subfigures(2, squeeze=False).ravel()
         draw_scores(top, level, profile)
         draw_gains(bottom, gains[gains["model"] != ""], profile)
-        handles = style.handles(LOOKS, {value: f"{value} value model" for value in LOOKS})
+        looks = {size: LOOKS[size] for size in sizes_of(profile)}
+        handles = style.handles(looks, {size: f"{size} value model" for size in looks})
         handles.append(style.handle("base"))
         caption = (
             f"{labels.listed(style.first_loss(profile).capitalize(), 'β = 1')}, all objectives; "
@@ -124,8 +138,8 @@ class Figure3(Figure):
 
 def draw_scores(figure: FigureBase, level: pd.DataFrame, profile: Profile) -> None:
     """Draw the score against the share of steered tokens: a panel for each language model."""
-    sizes = {str(value_model(profile, size)): size for size in SIZES}
-    models = {str(language_model(size)): f"{size} language model" for size in SIZES}
+    sizes = {str(value_model(profile, size)): size for size in sizes_of(profile)}
+    models = {str(language_model(size)): f"{size} language model" for size in sizes.values()}
     level = level.assign(size=level["value_model"].map(sizes), panel=level["model"].map(models))
     level = style.ordered(level, model=models)
     curves = level[level["size"].notna()].reset_index(drop=True)
@@ -145,19 +159,20 @@ def draw_scores(figure: FigureBase, level: pd.DataFrame, profile: Profile) -> No
 
 def draw_gains(figure: FigureBase, gains: pd.DataFrame, profile: Profile) -> None:
     """Draw a heatmap of the gain over the base for each language model; framed: weak to strong."""
-    axes = figure.subplots(1, len(SIZES), sharey=True)
-    sizes = {str(value_model(profile, size)): size for size in SIZES}
+    names = sizes_of(profile)
+    axes = figure.subplots(1, len(names), sharey=True)
+    sizes = {str(value_model(profile, size)): size for size in names}
     gains = gains.assign(size=gains["value_model"].map(sizes))
     low, high = min(0.0, gains["estimate"].min()), gains["estimate"].max()
-    for axis, model in zip(axes, SIZES, strict=True):
+    for axis, model in zip(axes, names, strict=True):
         of_model = gains[gains["model"] == str(language_model(model))]
         grid = of_model.pivot_table(index="size", columns="target_ratio", values="estimate")
-        grid = grid.loc[list(SIZES)].rename(columns="{:.0%}".format)
+        grid = grid.loc[names].rename(columns="{:.0%}".format)
         style.sns.heatmap(
             grid, ax=axis, annot=True, fmt=".2f", cmap=style.BLUES, vmin=low, vmax=high, cbar=False
         )
-        for row, value in enumerate(SIZES):
-            if (value, model) in weaker(profile):
+        for row, value in enumerate(names):
+            if (value, model) in weak_to_strong_pairs(profile):
                 frame = {"fill": False, "edgecolor": "black", "linewidth": 1.2}
                 axis.add_patch(style.plt.Rectangle((0, row), grid.shape[1], 1, **frame))
         axis.invert_yaxis()

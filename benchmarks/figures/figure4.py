@@ -1,18 +1,16 @@
 """Figure 4: strength of steering, by the grid of β and share of tokens, and at each method's best.
 
 figure4 shows the first family. figure4-sparse-dense compares sparse and dense steering of both
-families in every setting of the claims: at β = 1, at each method's best β, and at equal drift, each
-with and without a floor on the candidates' base probability.
+families in every setting of the claims: at β = 1, at each method's best β, and at equal drift.
 
-At equal drift: SIA at β = 1 against dense steering at the β whose KL per response is the same,
-linear in the root of the KL between measured β (and the base, at KL 0) in every resample. A floor
-alone costs some KL: SIA with a floor stands against the better of dense steering with and without
-it. That rewards grow about linearly in the root of the KL is from Gao, Schulman and Hilton,
-"Scaling laws for reward model overoptimization", 2023.
+At equal drift: SIA at β = 1, or at its best β, against dense steering at the β whose KL per
+response is the same, linear in the root of the KL between measured β (and the base, at KL 0) in
+every resample. That rewards grow about linearly in the root of the KL is from Gao, Schulman and
+Hilton, "Scaling laws for reward model overoptimization", 2023.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,7 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
 from benchmarks.spec.profile import Profile
 
-METRICS = ("judge", "content", "fluency_errors", "kl", "kl_per_token")
+METRICS = ("judge", "reward", "fluency_errors", "kl", "kl_per_token")
 
 
 class Figure4(Figure):
@@ -33,28 +31,25 @@ class Figure4(Figure):
     measured = (*METRICS[:4], "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return SIA and dense steering over the grid of β, tuned, and with a floor."""
+        """Return SIA at β = 1 and tuned, dense steering at every β, and the grid.
+
+        The grid, of β and the reduced ratios, is of the first family.
+        """
         requests, sweep = [], profile.sweep
-        # strengths of dense steering that are compared with at equal drift
-        others = [beta for beta in sweep.betas if beta <= 2]
         for family in profile.families:
             requests.append(methods.base(replicate, family))
             for loss in profile.losses:
                 unit = (profile, replicate, family, loss)
-                for beta in sweep.betas if family == profile.families[0] else [1.0]:
-                    requests += methods.curve(*unit, beta=beta)
-                requests += [methods.dense(*unit[1:], beta=beta) for beta in others]
-                if sweep.tuning:
-                    requests += methods.curve(*unit, tuned=True)
-                requests += methods.curve(*unit, sweep.main_ratios, floor=sweep.floor)
-                if sweep.tuning:
-                    requests += methods.curve(
-                        *unit, sweep.main_ratios, tuned=True, floor=sweep.floor
-                    )
+                requests += methods.curve(*unit)
+                ratios = sweep.reduced_ratios if family == profile.families[0] else ()
                 requests += [
-                    methods.dense(*unit[1:], beta=beta, floor=sweep.floor)
-                    for beta in (0.0, *others)
+                    methods.steered(*unit[1:], ratio=ratio, beta=beta)
+                    for beta in sweep.betas
+                    for ratio in ratios
                 ]
+                requests += [methods.dense(*unit[1:], beta=beta) for beta in sweep.betas]
+            for loss in methods.tuned_losses(profile):
+                requests += methods.curve(profile, replicate, family, loss, tuned=True)
         return FigureCells(requests)
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
@@ -67,19 +62,20 @@ class Figure4(Figure):
         scores = estimates.method_scores(rows, metrics)
         differences, matched = [], []
         for dense in estimates.select(scores, method="dense"):
-            setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned", "floor")}
+            setting = {k: dense.labels[k] for k in ("family", "value_model", "tuned")}
             setting |= {} if dense.labels["tuned"] else {"beta": dense.labels["beta"]}
             sparse = estimates.select(scores, method="sia", **setting)
             if not sparse:
                 continue
             differences += methods.against_dense(sparse, dense, profile)
-            if setting.get("beta") == 1:
-                claimed = estimates.select(sparse, target_ratio=profile.sweep.main_ratios)
-                matched.append((dense_curves(scores, setting), claimed))
+            if setting["tuned"] or setting["beta"] == 1:
+                matched.append((dense_curve(scores, setting), sparse))
         others = estimates.select(
-            scores, family=profile.families[0], floor=0.0, tuned=False,
-            value_model=tuple(methods.values(profile)),
-        )  # fmt: skip
+            scores,
+            family=profile.families[0],
+            tuned=False,
+            value_model=tuple(methods.value_models(profile)),
+        )
         usual = {
             (one.labels["value_model"], one.labels["target_ratio"]): one
             for one in estimates.select(others, beta=1.0)
@@ -103,60 +99,57 @@ class Figure4(Figure):
         ]
 
 
-def dense_curves(
+def dense_curve(
     scores: Sequence[estimates.MethodScores], setting: dict
-) -> list[list[estimates.MethodScores]]:
-    """Return dense steering by ascending β, from the base on; and with the setting's floor."""
-    common = {k: setting[k] for k in ("family", "value_model")} | {"tuned": False}
+) -> list[estimates.MethodScores]:
+    """Return dense steering by ascending β, from the base on."""
     base = estimates.select_one(scores, family=setting["family"], gate="never")
-    by_floor = [
-        sorted(
-            estimates.select(scores, **common, method="dense", floor=floor),
-            key=lambda one: one.labels["beta"],
-        )
-        for floor in dict.fromkeys([0.0, setting["floor"]])
-    ]
-    return [[base, *by_floor[0]], *by_floor[1:]]
+    same = {k: setting[k] for k in ("family", "value_model")}
+    dense = estimates.select(scores, **same, method="dense", tuned=False)
+    dense = [one for one in dense if np.isfinite(one.labels["beta"])]
+    return [base, *sorted(dense, key=lambda one: one.labels["beta"])]
 
 
 def at_equal_drift(
-    settings: Sequence[
-        tuple[Sequence[Sequence[estimates.MethodScores]], Sequence[estimates.MethodScores]]
-    ],
+    settings: Sequence[tuple[Sequence[estimates.MethodScores], Sequence[estimates.MethodScores]]],
     profile: Profile,
 ) -> pd.DataFrame:
-    """Return SIA − dense in score where both have the KL of SIA, by ratio and for their mean.
+    """Return SIA − dense where both have the KL of SIA, by ratio and for the claimed ones' mean.
 
     Args:
-        settings: For each family, loss and floor: curves of dense steering by ascending β, the
-            first of which begins at the base, and SIA by ratio. Of two curves (without and with a
-            floor), the better at that KL counts.
-        profile: Names the score and says how many resamples.
+        settings: For each family, loss and strength: the base and dense steering by ascending β,
+            and SIA by ratio.
+        profile: Names the scores and says how many resamples.
 
     Returns:
         Rows of each family and of the mean over them, with `matched` "kl".
     """
-    records, families = [], {}
-    for curves, sparse in settings:
+    records, families, metrics = [], {}, profile.available_metrics(estimates.SCORES)
+    for (curve, sparse), metric in product(settings, metrics):
         replicates, objectives, prompts, seeds = sparse[0].shape
         mean = sparse[0].labels | {"method": "sia-claimed", "target_ratio": None}
+        claimed = [
+            number
+            for number, one in enumerate(sparse)
+            if one.labels["target_ratio"] in profile.sweep.main_ratios
+        ]
         for number, objective in [*enumerate(OBJECTIVES), (None, "all")]:
             gains = np.stack(
-                [_gains(curves, sparse, number, r, profile) for r in range(replicates)]
+                [_gains(curve, sparse, metric, number, r, profile) for r in range(replicates)]
             )
             common = {
                 "objective": objective,
-                "metric": profile.score,
+                "metric": metric,
                 "versus": "dense",
                 "matched": "kl",
                 "n": replicates * prompts * (objectives if number is None else 1),
                 "seeds": seeds,
                 "replicates": replicates,
             }
-            draws_of = [*gains.transpose(2, 0, 1), gains.mean(2)]
+            draws_of = [*gains.transpose(2, 0, 1), gains[..., claimed].mean(2)]
             for setting, draws in zip([*(s.labels for s in sparse), mean], draws_of, strict=True):
-                names = ("value_model", "floor", "method", "target_ratio")
-                key = (objective, *(setting[name] for name in names))
+                names = ("value_model", "method", "target_ratio", "tuned")
+                key = (metric, objective, *(setting[name] for name in names))
                 families.setdefault(key, []).append((setting | common, draws))
                 records += estimates.estimate_rows(setting | common, draws, profile)
     for group in families.values():
@@ -166,32 +159,34 @@ def at_equal_drift(
     return estimates.summary_frame(records)
 
 
-def _gains(curves, sparse, objective: int | None, replicate: int, profile: Profile) -> np.ndarray:
+def _gains(
+    curve: Sequence[estimates.MethodScores],
+    sparse: Sequence[estimates.MethodScores],
+    metric: str,
+    objective: int | None,
+    replicate: int,
+    profile: Profile,
+) -> np.ndarray:
     """Return the estimate of a replicate, then its resamples: `(1 + resamples, ratios)`."""
     metrics, statistics = profile.available_metrics(METRICS), profile.statistics
-    columns = [metrics.index(profile.score), metrics.index("kl")]
+    columns = [metrics.index(metric), metrics.index("kl")]
     objectives = slice(None) if objective is None else [objective]
-    entries = [*sparse, *(one for curve in curves for one in curve)]
+    entries = [*sparse, *curve]
     values = np.stack(
         [one.values[:, columns].reshape(*one.shape, 2)[replicate, objectives] for one in entries],
         axis=-1,
     )  # (objectives, prompts, seeds, 2, entries)
-    weights = estimates.resamples(values.shape[:3], statistics.resamples, statistics.seed)
+    weights = estimates.resampling_weights(values.shape[:3], statistics.resamples, statistics.seed)
     flat = values.reshape(weights.shape[1], -1)
     centre = flat.mean(0)
     draws = centre + weights @ (flat - centre).astype(np.float32)
     means = np.concatenate([centre[None], draws]).reshape(-1, 2, len(entries))
     # the score is close to linear in the root of the drift
     scores, drifts = means[:, 0], np.sqrt(np.maximum(means[:, 1], 0))
-    ends = np.cumsum([len(sparse), *map(len, curves)])
-    gains = np.empty((len(means), len(sparse)))
+    count, gains = len(sparse), np.empty((len(means), len(sparse)))
     for draw, (score, drift) in enumerate(zip(scores, drifts, strict=True)):
-        reached = []
-        for start, end in pairwise(ends):
-            order = start + np.argsort(drift[start:end])
-            known = drift[order], score[order]
-            reached.append(np.interp(drift[: len(sparse)], *known, left=-np.inf))
-        gains[draw] = score[: len(sparse)] - np.max(reached, axis=0)
+        order = count + np.argsort(drift[count:])
+        gains[draw] = score[:count] - np.interp(drift[:count], drift[order], score[order])
     return gains
 
 
@@ -204,10 +199,10 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         (table["family"] == profile.families[0])
         & (table["objective"] == "all")
         & (table["versus"] == "")
-        & (table["floor"] == 0)
     ]
     base = estimates.pooled(rows[rows["gate"] == "never"])
-    ratios, losses = (*profile.sweep.ratios, 1.0), methods.values(profile)
+    ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.value_models(profile)
+    rows = rows[rows["target_ratio"].isin([0.0, *ratios])]
     looks, spread = ratio_looks(ratios), estimates.base_sd(rows, profile.score)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
     for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
@@ -239,7 +234,8 @@ def ratio_looks(ratios: Sequence[float]) -> dict[float, style.Look]:
 
 def beta_labels(profile: Profile) -> dict[float, str]:
     """Return how each strength is written, in order."""
-    return {beta: "∞" if np.isinf(beta) else f"{beta:g}" for beta in profile.sweep.betas}
+    special = {0.125: "⅛", 0.25: "¼", 0.5: "½", np.inf: "∞"}
+    return {beta: special.get(beta, f"{beta:g}") for beta in profile.sweep.betas}
 
 
 def strength_metrics(profile: Profile) -> dict[str, str]:
@@ -307,8 +303,8 @@ def draw_paths(axis, untuned, base, looks, profile: Profile) -> None:
 def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Return the paired differences that decide about sparse and dense steering.
 
-    Columns setting (of strength and floor), loss and line (share of the tokens, or their mean) say
-    where a row is drawn; `single` holds the estimates of single replicates, of the mean alone.
+    Columns setting (of strength), loss and line (share of the tokens, or their mean) say where a
+    row is drawn; `single` holds the estimates of single replicates, of the mean alone.
     """
     rows = table[
         (table["versus"] == "dense")
@@ -321,9 +317,9 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     drift, tuned = rows["matched"] == "kl", rows["tuned"].eq(True)
     usual = ~tuned & ~drift & rows["beta"].eq(1)
     setting = pd.Series("", index=rows.index)
-    for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", drift)):
-        setting = setting.mask(inside & (rows["floor"] == 0), name)
-        setting = setting.mask(inside & (rows["floor"] > 0), f"{name}, floor")
+    equal = drift & ~tuned
+    for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", equal)):
+        setting = setting.mask(inside, name)
     mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
     lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
     shares = rows["target_ratio"].map("{:.0%}".format)
@@ -334,9 +330,8 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         single=rows["estimate"].mask(pooled),
         estimate=rows["estimate"].where(pooled),
     )
-    order = [name + floor for floor in ("", ", floor") for name in ("β = 1", "best β", "equal KL")]
     rows = rows[(setting != "") & (pooled | mean)].sort_values("target_ratio", kind="stable")
-    return style.ordered(rows, setting=order)
+    return style.ordered(rows, setting=["β = 1", "best β", "equal KL"])
 
 
 def draw_sparse_against_dense(
@@ -352,7 +347,8 @@ def draw_sparse_against_dense(
     (
         style.so.Plot(rows, x="estimate", y="setting", color="line")
         .facet(
-            col="loss", order=[labels.loss_label(profile, one) for one in methods.values(profile)]
+            col="loss",
+            order=[labels.loss_label(profile, one) for one in methods.value_models(profile)],
         )
         .add(
             style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False
@@ -370,11 +366,11 @@ def draw_sparse_against_dense(
         axis.axvline(0, color=style.ZERO, linewidth=0.8)
         if not too_few:
             axis.axvline(margin, color=style.ZERO, linewidth=0.8, linestyle=":")
-    unit = labels.METRICS[profile.score].unit
+    unit, margin_text = labels.METRICS[profile.score].unit, f"{margin:.2g}".replace("-", "−")
     margin_note = (
         f"too few prompts for a verdict, which needs {estimates.FEWEST_PROMPTS}"
         if too_few
-        else f"dotted: margin of reaching dense, {margin:.2g} {unit} "
+        else f"dotted: margin of reaching dense, {margin_text} {unit} "
         f"({estimates.TOLERANCE:g} SD of the base)"
     )
     ticks = "Ticks: single replicates. " if rows["single"].notna().any() else ""

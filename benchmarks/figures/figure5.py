@@ -66,9 +66,10 @@ class Figure5(Figure):
 
         Shares are of all responses ("junction_share") and of those that reach the position
         ("junction_share_of_reached"). Once each: the mean length, the share of junctions in the
-        first half of their response, and the share of tokens that are junctions.
+        first half of their response, and the share of tokens that are junctions. The share in the
+        first half also over all families and objectives, with an interval.
         """
-        records, positions = [], np.arange(profile.decoding.max_new_tokens)
+        records, halves, positions = [], [], np.arange(profile.decoding.max_new_tokens)
         keys = ["family", "objective", "method", "target_ratio"]
         for key, group in rows.groupby(keys, observed=True):
             seeds, replicates = group["seed"].nunique(), group["replicate"].nunique()
@@ -86,15 +87,19 @@ class Figure5(Figure):
                     setting | {"metric": metric, "position": at, "estimate": share}
                     for metric, share in shares.items()
                 ]
-            total = junctions.sum() or np.nan
+            in_first_half = (junctions * (positions < length / 2)).sum(1)
+            halves.append(group.assign(first=in_first_half, junctions=junctions.sum(1)))
             means = {
-                "first_half_share": junctions[positions < length / 2].sum() / total,
+                "first_half_share": in_first_half.sum() / (junctions.sum() or np.nan),
                 "response_length": group["tokens"].mean(),
                 "intervention_ratio": junctions.sum() / group["tokens"].sum(),
             }
             records += [
                 setting | {"metric": name, "estimate": mean} for name, mean in means.items()
             ]
+        keys = ["method", "target_ratio"]
+        for key, group in pd.concat(halves, ignore_index=True).groupby(keys, observed=True):
+            records += first_half_rows(group, dict(zip(keys, key, strict=True)), profile)
         return estimates.summary_frame(records, ["position"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
@@ -128,11 +133,35 @@ class Figure5(Figure):
         first = table.iloc[0]
         caption = (
             f"{labels.listed('Junctions by position', style.first_loss(profile), 'β = 1')}. Base: "
-            f"where the gate would open. Grey: fewer than {REACHED:.0%} of the responses are so "
-            "long. "
-            f"No intervals; each row: {style.sample_size(first)}, profile {profile.name}."
+            f"where the gate would open. Grey: fewer than {REACHED:.0%} of the responses are this "
+            f"long. No intervals; each row: {style.sample_size(first)}, profile {profile.name}."
         )
         return style.finish(figure, [], caption, folder, "figure5", stale=stale)
+
+
+def first_half_rows(responses: pd.DataFrame, labels: dict, profile: Profile) -> list[dict]:
+    """Return the share of junctions in the first half of responses, of all families together.
+
+    Args:
+        responses: With columns `first` and `junctions`, counts of each response.
+        labels: Of the rows.
+        profile: Says how to resample.
+    """
+    prompts = int(responses["prompt"].max()) + 1
+    index, shape = estimates.unit_indices(responses, "prompt", prompts)
+    sums, counts = np.zeros((2, np.prod(shape), 1))
+    np.add.at(sums[:, 0], index, responses["first"].to_numpy(float))
+    np.add.at(counts[:, 0], index, responses["junctions"].to_numpy(float))
+    labels = labels | {
+        "family": estimates.pooled_family(profile),
+        "objective": "all",
+        "metric": "first_half_share",
+        "n": int(np.prod(shape)),
+        "seeds": responses["seed"].nunique(),
+        "replicates": shape[0],
+    }
+    draws = estimates.ratio_draws(sums, counts, shape, profile)[:, :, 0]
+    return estimates.estimate_rows(labels, draws, profile)
 
 
 def by_response(tokens: pd.DataFrame, limit: int) -> pd.DataFrame:

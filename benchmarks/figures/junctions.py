@@ -20,6 +20,7 @@ UNIT = ["objective", "prompt", "seed"]
 CELL = ["method", "value_model", "target_ratio"]
 LABELS = ["replicate", "family", "model", *CELL, "gate", "beta"]
 MEASURED = ("tokens", "steered", "shifted", "kl")
+LATER_PROMPTS = 1  # of each objective that replicates after the first show
 
 
 class Junctions(Figure):
@@ -46,7 +47,10 @@ class Junctions(Figure):
             for request in self.cells(profile, replicate).views:
                 cell, labels = results.resolve(request), request.labels()
                 scores = results.rows(cell)[[*UNIT, score]].astype({"objective": str})
-                candidates = results.rows(cell, "view").merge(
+                candidates = results.rows(cell, "view")
+                if replicate > 0:
+                    candidates = candidates[candidates["prompt"] < LATER_PROMPTS]
+                candidates = candidates.merge(
                     scores.rename(columns={score: "score"}), on=UNIT, how="left",
                     validate="many_to_one",
                 )  # fmt: skip
@@ -55,7 +59,9 @@ class Junctions(Figure):
         return pd.concat(frames, ignore_index=True).astype(dict.fromkeys(texts, "category"))
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Estimate the length of the responses, and how many tokens are steered and shifted."""
+        """Estimate length, steered and shifted tokens, on the prompts that all replicates show."""
+        last = rows.groupby("replicate")["prompt"].max().min()
+        rows = rows[rows["prompt"] <= last]
         scores = estimates.method_scores(responses(rows), MEASURED)
         return estimates.summarize(scores, MEASURED, profile)
 
@@ -88,5 +94,5 @@ def responses(rows: pd.DataFrame) -> pd.DataFrame:
         score=("score", "first"),
     )  # fmt: skip
     drift = rows.groupby(unit, observed=True, as_index=False)["kl"].sum()
-    usual = {"best_of": 1, "search": "", "tuned": False, "floor": 0.0, "threshold": np.nan}
+    usual = {"best_of": 1, "search": "", "tuned": False, "threshold": np.nan}
     return lengths.merge(drift, on=unit, validate="one_to_one").assign(**usual)

@@ -21,7 +21,7 @@ from benchmarks.spec.profile import Profile
 
 VALUES = {loss: str(value_kind(loss)) for loss in ("token", "mean")}  # label of its value model
 SCORES = ("judge", "reward", "fluency_errors", "kl")  # metrics of most figures
-# methods that `predicting` requests
+# methods that `predictors_and_heads` requests
 PREDICTING = ("junction", "q-head", "junction-q-head", "vocabulary-value")
 TAU = 1.0  # nats: the threshold that is reported to serve everywhere
 
@@ -73,13 +73,13 @@ def curve(
     return [*sparse, dense(replicate, family, values, **settings)]
 
 
-def values(profile: Profile) -> list[str]:
+def value_models(profile: Profile) -> list[str]:
     """Return the labels of the profile's value models of the usual size."""
     return [VALUES[loss] for loss in profile.losses]
 
 
-def searched(request: CellRequest, responses: int) -> CellRequest:
-    """Return the same with the best of up to so many responses."""
+def with_best_of(request: CellRequest, responses: int) -> CellRequest:
+    """Return the same request as a best-of-N search over up to `responses` responses."""
     return replace(request, search="best-of", responses=responses)
 
 
@@ -89,8 +89,17 @@ def small_ratios(profile: Profile) -> list[float]:
     return [ratio for ratio in sweep.ratios if ratio <= max(sweep.reduced_ratios)]
 
 
-def has(profile: Profile, method: str, loss: str) -> bool:
-    """Return whether the profile has the models of a method, by values of this loss."""
+def tuned_losses(profile: Profile) -> tuple[str, ...]:
+    """Return the loss whose value models also steer at their best β: the paper's if available.
+
+    Empty if the profile tunes nothing.
+    """
+    usual = "mean" if "mean" in profile.losses else profile.losses[0]
+    return (usual,) if profile.sweep.tuning else ()
+
+
+def has_models(profile: Profile, method: str, loss: str) -> bool:
+    """Return whether the profile has the models that a method needs with values of this loss."""
     return all(map(profile.has, BY_NAME[method].models(loss)))
 
 
@@ -107,7 +116,7 @@ def divergence_gates(
     return [
         steered(replicate, family, loss, gate=gate, ratio=ratio, **settings)
         for gate in gates
-        if has(profile, gate, loss)
+        if has_models(profile, gate, loss)
         for ratio in ratios
     ]
 
@@ -115,9 +124,9 @@ def divergence_gates(
 def heads(
     profile: Profile, replicate: int, family: str, loss: str, tuned: bool = False
 ) -> list[CellRequest]:
-    """Return the Q-head at every token and, at β = 1, at the junction gate, and a vocabulary head.
+    """Return the Q-head at every token and, at β = 1, at junctions, and the vocabulary head.
 
-    Those for which the profile has models.
+    Methods whose models the profile lacks are left out.
     """
     q_head, ratio = ModelKind(Q_HEAD, loss), min(profile.sweep.reduced_ratios)
     requests = [dense(replicate, family, q_head, tuned=tuned)]
@@ -126,10 +135,10 @@ def heads(
             steered(replicate, family, q_head, gate=JUNCTION, ratio=ratio),
             dense(replicate, family, ModelKind(VOCABULARY, loss)),
         ]
-    return [request for request in requests if has(profile, request.method, loss)]
+    return [request for request in requests if has_models(profile, request.method, loss)]
 
 
-def predicting(
+def predictors_and_heads(
     profile: Profile, replicate: int, family: str, loss: str, tuned: bool = False
 ) -> list[CellRequest]:
     """Return the junction gate at the smallest reduced share, and what `heads` returns."""

@@ -7,8 +7,9 @@ above one at which it does not (AUROC; every step counts by its exact probabilit
 
 Experiments: "usual"; "unseen-topics", the predictor fitted without these topics, and beside it on
 the same prompts "seen-topics", the usual one; "other-beta", the divergence at another β than the
-predictor was fitted for. Method: the gate that goes by a score ("q-head": the divergence by its
-own values).
+predictor was fitted for; "other-world", a base model that went on to learn the corpus of another
+world, and values learned from its responses (first family and loss). Method: the gate that goes by
+a score ("q-head": the divergence by its own values).
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from benchmarks.analysis import estimates, labels
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.model_kinds import ModelKind
+from benchmarks.spec.profile import LabProfile, Profile
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)  # of the steps
 SHOWN_SHARE = 0.2  # where experiments are compared
@@ -39,6 +41,7 @@ EXPERIMENTS = {
     "seen-topics": "topics seen",
     "unseen-topics": "topics held out",
     "other-beta": "at β = 4",
+    "other-world": "in another world",
 }
 COMPARED = ("sia", "junction", "divergence")  # in every experiment
 KEYS = ["replicate", "family", "value_model", "experiment", "method"]
@@ -52,20 +55,27 @@ class Regret(Figure):
     needs_lab = True
     reported = ("captured_divergence", "shift_auroc")
 
-    def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return traces of the base."""
-        return FigureCells(traces=[methods.base(replicate, family) for family in profile.families])
+    def cells(self, profile: LabProfile, replicate: int) -> FigureCells:
+        """Return traces of the base, and of the base that learned another world."""
+        requests = [methods.base(replicate, family) for family in profile.families]
+        requests += [
+            methods.base(replicate, profile.families[0], ModelKind("base", world=world.name))
+            for world in profile.worlds
+        ]
+        return FigureCells(traces=requests)
 
-    def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
+    def collect(self, profile: LabProfile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return a row per prompt, experiment and score, with the sums of its first response."""
         frames = []
         for replicate in replicates:
             for cell in self.cells(profile, replicate).traces:
                 tokens = results.rows(results.resolve(cell), "trace").query("seed == 0")
                 tokens = tokens.reset_index(drop=True)
-                for loss in profile.losses:
+                usual = not cell.model.world
+                for loss in profile.losses if usual else profile.losses[:1]:
                     setting = (replicate, cell.family, methods.VALUES[loss])
-                    for experiment, (gain, scores) in experiments(tokens, loss, replicate).items():
+                    compared = experiments if usual else in_other_world
+                    for experiment, (gain, scores) in compared(tokens, loss, replicate).items():
                         frames += [
                             prompt_sums(tokens, score, gain, tokens[f"shift_{loss}"]).assign(
                                 **dict(zip(KEYS, (*setting, experiment, method), strict=True))
@@ -106,7 +116,7 @@ class Regret(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw captured shares, AUROC, and experiments; a column for each family and loss."""
         table = estimates.pooled(table)
-        columns = [(f, value) for f in profile.families for value in methods.values(profile)]
+        columns = [(f, value) for f in profile.families for value in methods.value_models(profile)]
         size = (style.PAGE, 6.0)
         figure, axes = style.plt.subplots(
             3, len(columns), figsize=size, squeeze=False, sharey="row", sharex="row",
@@ -128,15 +138,16 @@ class Regret(Figure):
             )
             panels[0].set(xlabel="share of the steps", ylabel="", title=title.replace(", ", ",\n"))
             _draw_points(panels[1], usual[usual["metric"] == "shift_auroc"], "method", SCORES)
-            panels[1].set(xlabel="AUROC of changed tokens")
+            panels[1].set(xlabel="AUROC")
             at_share = rows[np.isclose(rows["target_ratio"], SHOWN_SHARE)]
             at_share = at_share[at_share["method"].isin(COMPARED)]
             _draw_points(panels[2], at_share, "experiment", EXPERIMENTS)
             panels[2].set(xlabel=f"captured by {SHOWN_SHARE:.0%}")
         axes[0, 0].set_ylabel("share of Σ KL(π‖π*) captured")
         caption = (
-            "Steps of base responses, ranked by each score: what steering the first of them gains, "
-            f"β = 1 but where labelled. {style.sample_size_note(usual, profile, 'Bands and lines')}"
+            "Steps of base responses, ranked by each score: gain of steering in the top ones, and "
+            "AUROC of changed tokens. β = 1 unless labelled. "
+            f"{style.sample_size_note(usual, profile, 'Bands and lines')}"
         )
         looks = {method: style.PALETTE[method] for method in SCORES}
         handles = style.handles(looks, SCORES)
@@ -170,6 +181,15 @@ def experiments(
         "unseen-topics": (gain, of_unseen | {"junction": unseen}),
         "other-beta": (strong, compared | {"divergence": strong}),
     }
+
+
+def in_other_world(
+    tokens: pd.DataFrame, loss: str, seed: int
+) -> dict[str, tuple[pd.Series, dict[str, pd.Series]]]:
+    """Return what `experiments` does of a trace in another world."""
+    gain = tokens[f"divergence_{loss}"]
+    scores = (tokens["entropy"], tokens[f"predicted_{loss}"], gain)
+    return {"other-world": (gain, dict(zip(COMPARED, scores, strict=True)))}
 
 
 def prompt_sums(

@@ -34,6 +34,7 @@ PAGE, COLUMN = 7.0, 3.4  # inches: widths of a page and of a column of a paper
 CHARACTERS = 20  # of a caption, in an inch
 DPI = 200
 RC = {
+    "figure.dpi": DPI,  # panels are arranged by the widths of text, which are rounded to pixels
     "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib: the same everywhere
     "font.size": 8,
     "figure.labelsize": 8,
@@ -68,6 +69,7 @@ GATES = {  # besides the entropy gate, which is SIA
     "attention-rise": Look("#B15928", "<"),
     "position": Look("#117733", ">"),
     "random": Look("#E69F00", "s"),
+    "inverted-entropy": Look("#DDCC77", "D"),
 }
 PALETTE = {
     **GATES,
@@ -245,7 +247,7 @@ def finish(
             then says.
     """
     if stale:
-        caption = f"STALE: measured under other conditions than there are now. {caption}"
+        caption = f"STALE: measured under conditions that have changed since. {caption}"
         figure.text(0.5, 0.5, "STALE", color="#D00000", alpha=0.35, fontsize=70, rotation=30,
                     ha="center", va="center")  # fmt: skip
     width, height = figure.get_size_inches()

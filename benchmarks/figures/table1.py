@@ -37,11 +37,11 @@ DIGITS = {"positions": 0, "tokens": 1, "surprise": 1}  # after the point; else 2
 TEX = str.maketrans({"β": r"$\beta$", "π": r"$\pi$", "–": "--", "−": "-"})
 NOTE = (
     "{stale}Estimates with {intervals}; for each objective, {size}, "
-    "profile {profile}{few}. Bold: best of its column, as it is written. {strength}. Win rate: "
-    "against the base under the same noise, ties half. KL: against the base, of steered steps, "
-    "without what a search's choice adds (never bold there); of instruct models the "
-    "log-likelihood ratio of the first sample; −ln π: surprise of the base. Cost: token positions "
-    "through all models."
+    "profile {profile}{few}. Bold: best of its column, as printed. {strength}. Win rate: against "
+    "the base under the same noise, ties count half. KL: of steered steps from the base, without "
+    "the effect of choosing in a search (never bold there); for instruct models, the "
+    "log-likelihood ratio of the first sample. −ln π: surprise of the base. Cost: token positions "
+    "processed by all models."
 )
 
 
@@ -60,13 +60,13 @@ class Table1(Figure):
             requests += methods.baselines(*unit)
             for loss in profile.losses:
                 requests += methods.curve(*unit, loss, ratios)
-                requests += methods.predicting(*unit, loss)
-                if profile.sweep.tuning:
-                    requests += methods.curve(*unit, loss, ratios, tuned=True)
-                    requests += methods.predicting(*unit, loss, tuned=True)
+                requests += methods.predictors_and_heads(*unit, loss)
+            for loss in methods.tuned_losses(profile):
+                requests += methods.curve(*unit, loss, ratios, tuned=True)
+                requests += methods.predictors_and_heads(*unit, loss, tuned=True)
             if profile.has(REWARD):
                 sparse = methods.steered(*unit[1:], profile.losses[0], ratio=min(ratios))
-                requests.append(methods.searched(sparse, profile.sweep.beams))
+                requests.append(methods.with_best_of(sparse, profile.sweep.beams))
         return FigureCells(requests)
 
     def collect(self, profile: Profile, replicates: Sequence[int], results) -> pd.DataFrame:
@@ -99,7 +99,7 @@ class Table1(Figure):
         level = level[level["versus"] == ""]
         first = level[(level["method"] == "base") & (level["objective"] != "all")].iloc[0]
         note = NOTE.format(
-            stale="Stale: measured under other conditions than there are now. " if stale else "",
+            stale="Stale: measured under conditions that have changed since. " if stale else "",
             intervals=interval_kind(profile.statistics.level, int(first["replicates"])),
             size=style.sample_size(first),
             profile=profile.name,
@@ -120,19 +120,19 @@ class Table1(Figure):
 
 
 def few_prompts_note(profile: Profile) -> str:
-    """Return which methods answer fewer prompts, in brackets."""
+    """Return a note, in parentheses, on the methods that answer fewer prompts."""
     few = [m.label for m in BASELINES if m.few_prompts and all(map(profile.has, m.needs))]
     count = f"{profile.sweep.rollout_prompts} prompts per replicate and objective"
     return f" ({', '.join(few)}: {count})" if few else ""
 
 
 def strength_note(profile: Profile) -> str:
-    """Return at which β the methods are."""
+    """Return a note on the β of the methods."""
     if not profile.sweep.tuning:
         return "β = 1"
     scorers = [m.label for m in BASELINES if m.scorer and all(map(profile.has, m.needs))]
     always = f"; always for {', '.join(scorers)}" if scorers else ""
-    return f"β = 1 unless it says best β (chosen on validation prompts{always})"
+    return f"β = 1 unless marked best β (chosen on validation prompts{always})"
 
 
 def cells_of(rows: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -23,7 +23,7 @@ QUANTITIES = [f"{name}_{loss}" for name in ("divergence", "range") for loss in L
 STATES = {"sia": "SIA", "base": "base", "dense": "dense"}  # policies whose states are visited
 BAR_ALPHA = 0.6  # lets intervals be seen on black bars
 LAWS = {
-    "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β for a step's regret:\nmedian relative error",
+    "regret_vs_kl_optimum_base_median": "KL(π*‖π)/β as regret:\nmedian relative error",
     "trees_beyond_optimum_sum": "trees beyond the sum\nunder the optimum's states",
     "trees_beyond_base_sum": "trees beyond the sum\nunder the base's states",
     "steps_beyond_bound": "steps beyond\nthe entropy bound",
@@ -103,8 +103,8 @@ class Theory(Figure):
         )
         records = [*summarize_steps(steps, profile), *summarize_trees(trees)]
         for family in profile.families:
-            records += _lab(lab[lab["family"] == family], family, profile)
-            records += _objective(reached[reached["family"] == family], family, profile)
+            records += _lab_rows(lab[lab["family"] == family], family, profile)
+            records += _objective_rows(reached[reached["family"] == family], family, profile)
         further = ["experiment", "states", "noise"]
         # 9 digits, for deviations of identities are tiny
         return estimates.summary_frame(records, further, digits=9)
@@ -241,7 +241,7 @@ def summarize_steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
     large = regret > 1e-3
     relative = ((steps["kl_optimum_base"] - regret).abs() / regret)[large]
     to_bound, to_hoeffding = regret / steps["bound"], steps["bound"] / steps["hoeffding"]
-    records = _exact(
+    records = _exact_rows(
         common,
         {
             "regret_minus_kl_base_optimum_max": (regret - steps["kl_base_optimum"]).abs().max(),
@@ -275,11 +275,11 @@ def summarize_steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
             "noise_regret_entropy_correlation": noise.corr(steps["entropy"], method="spearman"),
             "noise_regret_to_prediction": noise.sum() / predicted,
         }
-        records += _exact(setting, numbers)
+        records += _exact_rows(setting, numbers)
     return records
 
 
-def _exact(common: dict, numbers: dict[str, float]) -> list[dict]:
+def _exact_rows(common: dict, numbers: dict[str, float]) -> list[dict]:
     """Return a row for each metric, whose interval is the number itself."""
     return [
         common | {"metric": metric} | dict.fromkeys(estimates.NUMBERS, float(number))
@@ -295,10 +295,10 @@ def summarize_trees(trees: pd.DataFrame) -> list[dict]:
         total = trees[f"sum_under_{states}"]
         numbers[f"trees_beyond_{states}_sum"] = (regret > total + 1e-6).mean()
         numbers[f"{states}_sum_to_regret"] = (total / regret).median()
-    return _exact({"experiment": "tree", "n": len(trees)}, numbers)
+    return _exact_rows({"experiment": "tree", "n": len(trees)}, numbers)
 
 
-def _lab(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
+def _lab_rows(tokens: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
     """Return what the gate opens and skips, and the entropy bound, in states of lab policies."""
     records, common = [], _lab_labels(tokens, family, profile)
     for ratio in profile.sweep.reduced_ratios:
@@ -363,7 +363,7 @@ def _lab_labels(rows: pd.DataFrame, family: str, profile: Profile) -> dict:
     }
 
 
-def _objective(reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
+def _objective_rows(reached: pd.DataFrame, family: str, profile: Profile) -> list[dict]:
     """Return what each lab policy reaches of J = E[R] − KL, and what it lacks to dense steering."""
     records, common = [], _lab_labels(reached, family, profile)
     policies = reached.sort_values(estimates.UNIT).groupby(

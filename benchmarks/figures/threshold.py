@@ -86,7 +86,7 @@ class Threshold(Figure):
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw the score and the share of steered tokens against τ, by family and objective."""
-        usual = methods.values(profile)
+        usual = methods.value_models(profile)
         level = estimates.pooled(table)
         level = level[
             (level["versus"] == "")

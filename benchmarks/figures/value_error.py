@@ -29,7 +29,7 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
-BINS = (0.0, 0.1, 0.5, 1.0, 1.5, 2.31)  # nats
+BINS = (0.0, 0.1, 1.0, 1.5, 2.31)  # nats; few steps of sure models lie between the first two
 DRAWS = 32
 ENTROPY_BINS = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
 BELOW_TAU, ABOVE_TAU = f"below {methods.TAU:g}", f"{methods.TAU:g} and more"
@@ -39,7 +39,7 @@ PANELS = {
     "reward_gained": "reward gained\n(scaled to SD 2)",
     "kl_paid": "KL paid (nats)",
     "value_error_weighted": "squared error of V,\nby base probability",
-    "value_error_uniform": "squared error of V,\ncandidates alike",
+    "value_error_uniform": "squared error of V,\nequal weights",
     "regret_left_alone": "loss in J if left alone",
 }
 NOISE_LOOKS = {
@@ -73,7 +73,7 @@ class ErrorOfValues(Figure):
             cell for replicate in replicates for cell in self.cells(profile, replicate).rollouts
         ]
         return results.table(requests, ["state", "step", "rank", *COLUMNS], "rollouts").drop(
-            columns=["threshold", "beta", "tuned", "floor", "search"]
+            columns=["threshold", "beta", "tuned", "search"]
         )
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:

@@ -230,11 +230,11 @@ def run(fresh: bool) -> None:
     folder = tables.RESULTS / NAME
     if (folder / "cost.json").exists() and not fresh:
         print(
-            f"cost: drawing the table in results/{NAME}, nothing is measured "
+            f"cost: drawing from the table in results/{NAME} without measuring "
             "(FRESH=1 measures again)"
         )
     else:
-        reason = "as FRESH=1 asks" if fresh else f"for results/{NAME} has no table of it"
+        reason = "as FRESH=1 asks" if fresh else f"because results/{NAME} has no table for it"
         print(f"cost: measuring, {reason}")
         _measure_and_write(folder)
     provenance = read_json(folder / "cost.json")

@@ -4,8 +4,6 @@
 network requests, and holds the hashes of the files that it was made from.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -25,6 +23,7 @@ from benchmarks.analysis.estimates import pooled
 from benchmarks.analysis.labels import listed, loss_label, method_label, metric_label, plural
 from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
+from benchmarks.report import editions, forest
 from benchmarks.runtime.files import read_frame, write_text
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Profile
@@ -33,6 +32,7 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 REPORT = "report.html"
 MAX_COLOURS = 96  # of a picture in the page, which keeps it small
 MAX_ROWS = 150  # of a table in the page
+LEAST_LOGPROB = math.log(5e-4)  # of a candidate that the viewer shows
 DIVERGENCES = ("divergence", "predicted")  # columns of views
 HIDDEN_COLUMNS = ("seeds", "replicate", "versus_ratio")
 
@@ -57,6 +57,9 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
         claims=_claims(verdicts),
         fewest_prompts=claims.FEWEST_PROMPTS,
         tolerance=claims.TOLERANCE,
+        alpha=f"{1 - profile.statistics.level:.0%}",
+        forest=[_picture(path) for path in pictures_of(profile, forest.NAME)],
+        editions=[_picture(path) for path in pictures_of(profile, editions.NAME)],
         has_viewer=has_viewer,
         figures=[_figure(profile, figures[name]) for name in names if figures[name].own_section],
         made_from=made_from(profile, figures),
@@ -94,7 +97,8 @@ def made_from(profile: Profile, figures: Mapping[str, Figure]) -> dict[str, str]
         folder / "junctions.parquet",
         *(folder / f"{name}.csv" for name in names),
     ]
-    files += [path for name in names for path in pictures_of(profile, name)]
+    drawn = (forest.NAME, editions.NAME, *names)
+    files += [path for name in drawn for path in pictures_of(profile, name)]
     return {file.name: tables.sha256(file)[:16] for file in files if file.exists()}
 
 
@@ -140,6 +144,8 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
         {
             "statement": rows["statement"].iloc[0],
             "source": claims.source_text(rows.iloc[0]),
+            "headline": int(rows["headline"].iloc[0]),
+            "would_change": rows["would_change"].iloc[0],
             "verdicts": [_verdict(row) for _, row in rows.iterrows()],
         }
         for _, rows in verdicts.groupby("claim", sort=False)
@@ -147,7 +153,8 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
 
 
 def _verdict(row: pd.Series) -> dict[str, str]:
-    condition = row["condition"] or "–"
+    weakest = f"weakest: {row['weakest']}" if row["weakest"] else ""
+    condition = listed(row["condition"], weakest) or "–"
     verdict = {"condition": condition, "verdict": row["verdict"]}
     if not claims.is_decided(row):
         return verdict
@@ -158,6 +165,7 @@ def _verdict(row: pd.Series) -> dict[str, str]:
         "estimate": estimate,
         "interval": f"{low} to {high}",
         "criterion": claims.criterion(row),
+        "p": claims.p_text(row["p_adjusted"]),
         "by_replicate": row["marks"],
         "n": f"{row['n']:.0f}",
     }
@@ -209,7 +217,12 @@ def _response(candidates: pd.DataFrame, words: Mapping[str, int]) -> dict:
 
 
 def _token(step: pd.DataFrame, words: Mapping[str, int]) -> dict:
-    """Return a token with its candidates: word, base probability, value, steered probability."""
+    """Return a token with its candidates: word, base probability, value, steered probability.
+
+    Candidates that no policy takes are left out, for most steps are sure.
+    """
+    taken = step["chosen"] | step["unsteered"]
+    step = step[taken | (step[["base_logprob", "tilted"]].max(axis=1) > LEAST_LOGPROB)]
     base_probability, steered_probability = (
         np.exp(step[name].astype(float)).round(4) for name in ("base_logprob", "tilted")
     )

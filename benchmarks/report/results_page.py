@@ -1,104 +1,291 @@
-"""Verdicts for readers: docs/results.md has them all, a table in the README the headline ones.
+"""Verdicts for readers: docs/results.md has them all, a table in the README one of each question.
 
 `make claims` writes both.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from pathlib import Path
 
+import jinja2
 import pandas as pd
 
 from benchmarks.analysis.claims import (
     MARKS,
     VERDICTS,
-    claims_for,
     criterion,
     interval_text,
     is_decided,
+    p_text,
     read_document,
+    settings_of,
+    smallest_shares,
     source_text,
 )
-from benchmarks.figures.base import Figure
+from benchmarks.analysis.estimates import TOLERANCE
+from benchmarks.analysis.labels import metric_label, plural
+from benchmarks.figures.registry import FIGURES
+from benchmarks.report import editions, forest
 from benchmarks.report.render import pictures_of
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
-from benchmarks.spec.profile import Profile
+from benchmarks.spec.cells import FigureCells
+from benchmarks.spec.profile import Profile, load_profile
 
 RESULTS_PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- headline: written by make claims -->", "<!-- end of headline -->"
+CLOSING = Path(__file__).with_name("closing.md.j2")
+WIDTH = 110  # characters of a line of text
 
 HEAD = """# Results of the lab
 
-Written by `make claims` from the committed tables; not edited by hand. A verdict says whether the
-whole interval meets the criterion (reproduced), none of it does (not reproduced), or neither
-(undecided). ✓, ✗ and ? are the same for each replicate alone, – is too few prompts for one
-([method](method.md#intervals-and-verdicts)).
+Written by `make claims` from the committed tables; not edited by hand.
 """
-TABLE = ["| condition | verdict | estimate [interval] | replicates |", "|---|---|---|---|"]
+READING = (
+    "The headline claims are decided in two metrics, the judge's score and the evaluation reward, "
+    "under up to three settings: {settings}. A verdict is *reproduced* if the whole interval meets "
+    "the criterion, *not reproduced* if none of it does, and *undecided* otherwise. Headline "
+    "verdicts must also pass Holm's test at {alpha:.0%} over all {rows} headline rows with an "
+    "interval. To *reach* another method means at most {tolerance:g} standard deviations (SD) of "
+    "base responses below it, in the same metric; to *beat* it means more than 0 "
+    '([method](method.md#intervals-and-verdicts)). "Worlds" gives the verdict of each replicate '
+    "alone: ✓ reproduced, ✗ not reproduced, ? undecided, – too few prompts."
+)
+DECIDED = ("reproduced", "not reproduced", "undecided")
+GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all cases
+    ("reproduced",): "Reproduced in every case",
+    ("not reproduced",): "Not reproduced in any case",
+    ("reproduced", "not reproduced"): "Depends on setting or metric",
+    ("reproduced", "undecided"): "Reproduced in some cases, undecided in others",
+    ("not reproduced", "undecided"): "Not reproduced in some cases, undecided in others",
+    ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
+    ("undecided",): "Undecided in every case",
+}
+EDITIONS = """## What depends on the tokens of the lab
+
+In the first edition of the lab (profile `lab-words`) every word is a token, true statements have no
+synonyms, errors may happen at any word of a sentence, and responses are shorter. Few steps
+therefore have low entropy, and 20% of the tokens are a different 20%. The first edition has only
+two worlds, so its intervals are wide: where its verdict is undecided, compare the estimates. The
+claims of figures 1 and 2 that both editions measure:
+"""
+COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
 
-def write(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+def write(profile: Profile, verdicts: pd.DataFrame) -> None:
     """Write docs/results.md and the table of the README."""
-    write_text(RESULTS_PAGE, results_page(profile, verdicts, figures))
+    write_text(RESULTS_PAGE, results_page(profile, verdicts))
     write_text(README, with_headline(README.read_text(encoding="utf-8"), profile, verdicts))
 
 
-def results_page(profile: Profile, verdicts: pd.DataFrame, figures: Mapping[str, Figure]) -> str:
-    """Return the page in Markdown, with a section for each figure that has claims.
+def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
+    """Return the page in Markdown: headline verdicts, a section for each question, the appendix.
 
     Args:
-        profile: Whose pictures are shown, one of each figure.
+        profile: Whose pictures are shown.
         verdicts: As `claims.pooled_verdicts` returns them.
-        figures: By name.
     """
-    counts = verdicts["verdict"].value_counts()
-    listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
-    parts = [HEAD, f"{len(verdicts)} verdicts: {listed}.\n"]
-    for name, rows in verdicts.groupby(pd.Categorical(verdicts["figure"], [*figures])):
-        title = figures[name].title
-        parts.append(f"## {title}\n")
-        for path in pictures_of(profile, name)[:1]:
-            parts.append(f"![{title}]({os.path.relpath(path, RESULTS_PAGE.parent)})\n")
-        parts += [claim_markdown(claim) for _, claim in rows.groupby("claim", sort=False)]
-    return "\n".join(parts)
+    headline = verdicts[verdicts["headline"] > 0]
+    reading = READING.format(
+        settings="; ".join(settings_of(profile).values()),
+        alpha=1 - profile.statistics.level,
+        rows=int(headline["p"].notna().sum()),
+        tolerance=TOLERANCE,
+    )
+    parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts"), findings(verdicts)]
+    parts += [_wrapped(reading), headline_table(profile, headline)]
+    for number, question in read_document()["questions"].items():
+        rows = headline[headline["headline"] == int(number)]
+        if not rows.empty:
+            parts += _section(profile, number, question, rows)
+        if number == "1":
+            parts.append(shares_table(profile, verdicts))
+    if picture := _picture(profile, editions.NAME, "Verdicts of both editions of the lab"):
+        parts += [EDITIONS, *picture]
+    parts += [_closing(verdicts), "## Appendix: all other claims\n"]
+    return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
+
+
+def findings(verdicts: pd.DataFrame) -> str:
+    """Summarise the headline verdicts in Markdown, one line for each group of claims."""
+    headline = verdicts[verdicts["headline"] > 0]
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS.values()}
+    for title, rows in headline.groupby("title", sort=False):
+        kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
+        group = GROUPS.get(kinds, "")
+        if group:
+            groups[group].append(f"{_escaped(title)} ({len(rows)})")
+    lines = [f"{_counts(headline)}. {_scope(headline)}"]
+    lines += [f"{group}: {'; '.join(titles)}." for group, titles in groups.items() if titles]
+    return "".join(_wrapped(f"- {line}", "  ") for line in lines)
+
+
+def _closing(verdicts: pd.DataFrame) -> str:
+    """Return the closing sections, filled from the template with measured numbers."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(CLOSING.read_text(encoding="utf-8"))
+    known = set(read_document()["claims"])
+
+    def numbers(claim: str, form: str = ".2f") -> str:
+        """Return the estimates of a claim, the least and the largest where it has several cases."""
+        if claim not in known:
+            raise LookupError(f"{CLOSING.name} names the unknown claim {claim!r}")
+        rows = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
+        in_sd = bool(rows["sd"].notna().all())
+        estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
+        ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
+        if not ends:
+            return "not measured"
+        unit, cases = " SD" * in_sd, f" ({len(ends)} cases)" * (len(ends) > 1)
+        return " to ".join(dict.fromkeys([ends[0], ends[-1]])).replace("-", "−") + unit + cases
+
+    return template.render(numbers=numbers, hours=_hours)
+
+
+def _hours(profile: str, *figures: str) -> str:
+    """Return about how many GPU hours figures of a profile of real models take together."""
+    from benchmarks.engine.estimate import figure_hours
+
+    known = load_profile(profile)
+    needed = FigureCells.union(FIGURES[name].cells(known, 0) for name in figures)
+    return f"{figure_hours(known, {'run': needed})['run']:.1f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("*", r"\*")
+
+
+def _picture(profile: Profile, name: str, title: str) -> list[str]:
+    """Return the image of this name, or the first of the figure, if it has been drawn."""
+    paths = [*pictures_of(profile, name), *pictures_of(profile, name.partition("-")[0])]
+    named = [path for path in paths if path.stem == name] or paths[:1]
+    return [f"![{title}]({_link(path)})\n" for path in named[:1]]
+
+
+def _link(path: Path) -> str:
+    return os.path.relpath(path, RESULTS_PAGE.parent)
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    """Return how many verdicts there are of each kind."""
+    counts = rows["verdict"].value_counts()
+    kinds = (f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    return f"{plural(len(rows), 'verdict')}, {', '.join(kinds)}"
+
+
+def _scope(headline: pd.DataFrame) -> str:
+    """Return what the intervals of the headline verdicts generalise to."""
+    worlds = headline["replicates"].max()
+    if worlds > 1:
+        return f"Intervals are over {worlds:.0f} worlds."
+    return "Only one world is measured: intervals are over its prompts, and others may differ."
+
+
+def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) -> list[str]:
+    """Return question, figure, answer, caveat, and what would change it."""
+    parts = [f"## {number}. {question['question']}\n"]
+    parts += _picture(profile, question["figure"], question["question"])
+    for _, of_claim in rows.groupby("claim", sort=False):
+        first = of_claim.iloc[0]
+        answer = f"**{_escaped(first['statement'])}** ({source_text(first)}.) {_counts(of_claim)}."
+        parts += [_wrapped(answer), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
+        parts.append(_wrapped(f"*What would change it:* {_escaped(first['would_change'])}"))
+    parts.append(_wrapped(f"*Caveat.* {_escaped(question['caveat'])}"))
+    return parts
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
+    return textwrap.fill(text, WIDTH, **options) + "\n"
+
+
+def _cells(row: pd.Series) -> list[str]:
+    case = row["condition"] or "–"
+    weakest = f"; weakest: {row['weakest']}" if row["weakest"] else ""
+    if not is_decided(row):
+        return [case, row["verdict"], "", "", criterion(row), "", ""]
+    in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
+    p = p_text(row["p_adjusted"]) or "exact"
+    numbers = interval_text(row, ".2f")
+    return [case + weakest, row["verdict"], numbers, in_sd, criterion(row), p, row["marks"]]
+
+
+def _table(columns: list[str], rows) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
+    """Return the smallest share that reaches dense steering, by setting and metric."""
+    settings, shares = settings_of(profile), smallest_shares(verdicts)
+    rows = [
+        [
+            settings[row.setting],
+            metric_label(profile, row.metric),
+            "none" if pd.isna(row.smallest) else f"{row.smallest:.0%}",
+            row.shares,
+        ]
+        for row in shares.itertuples()
+    ]
+    text = (
+        "The smallest share of the tokens that reaches dense steering, by a fixed-sequence test: "
+        "from the largest share down, until one does not reach it. These tests go by the "
+        "intervals, apart from Holm's."
+    )
+    columns = ["setting", "metric", "smallest share that reaches dense", "shares tested"]
+    return f"{_wrapped(text)}\n{_table(columns, rows)}"
 
 
 def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
-    """Return the README with its table of headline verdicts written anew."""
+    """Return the README with count and table of headline verdicts written anew."""
+    headline = verdicts[verdicts["headline"] > 0]
+    shown = headline[headline["in_readme"].astype(bool)]
+    text = f"{_counts(headline)}. {_scope(headline)}\n\n{headline_table(profile, shown)}"
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
-    return block.sub(lambda _: headline_table(profile, verdicts), readme)
+    return block.sub(lambda _: text, readme)
 
 
-def headline_table(profile: Profile, verdicts: pd.DataFrame) -> str:
-    """Return the verdicts that claims.toml names as headlines, a line for each claim."""
-    headline = read_document()["headline"]
-    conditions = {(claim.name, claim.variant): claim.condition for claim in claims_for(profile)}
-    by_key = verdicts.set_index(["claim", "condition"])
-    columns = headline["columns"]
-    rows = [["claim", *columns], ["---"] * (1 + len(columns))]
-    for name, (statement, *shown) in headline["rows"].items():
-        keys = [(name, conditions[name, variant]) if variant != "-" else None for variant in shown]
-        cells = [_cell(by_key.loc[key]) if key else "" for key in keys]
-        rows.append([statement, *cells])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def headline_table(profile: Profile, headline: pd.DataFrame) -> str:
+    """Return a Markdown table with a row for each headline claim and a column for each setting.
+
+    A cell has the verdicts in all metrics. Verdicts without a setting are in the first column.
+    """
+    settings = settings_of(profile)
+    rows = []
+    for (number, title), of_claim in headline.groupby(["headline", "title"], sort=False):
+        cells = {
+            name: " / ".join(of_setting.apply(_mark_and_estimate, axis=1))
+            for name, of_setting in of_claim.groupby("setting")
+        }
+        cells.setdefault(next(iter(settings)), cells.pop("", ""))
+        rows.append(
+            [f"{number:.0f}. {_escaped(title)}", *(cells.get(name, "") for name in settings)]
+        )
+    return _table(["claim", *settings.values()], rows)
 
 
-def _cell(row: pd.Series) -> str:
-    """Return a verdict with its estimate and interval."""
-    return f"{MARKS[row['verdict']]} {interval_text(row, '.2f')}".replace("-", "−")
+def _mark_and_estimate(row: pd.Series) -> str:
+    """Return a verdict as its mark with the estimate, in standard deviations if it is a score."""
+    if not is_decided(row):
+        return MARKS.get(row["verdict"], "not measured")
+    if pd.notna(row["sd"]):
+        number = f"{row['estimate'] / row['sd']:+z.2f}"
+    else:
+        number = forest.format_number(row["estimate"], row["unit"])
+    time = " (time)" if row["metric"] == "seconds_ratio" else ""
+    return f"{MARKS[row['verdict']]} {number}{time}".replace("-", "−")
 
 
-def claim_markdown(rows: pd.DataFrame) -> str:
-    """Return one claim with its verdicts, a line for each condition."""
-    first = rows.iloc[0]
-    statement = textwrap.fill(f"**{first['statement']}**", 100)
-    lines = [statement, f"({source_text(first)}; needs {criterion(first)})", "", *TABLE]
+def appendix(rows: pd.DataFrame) -> str:
+    """Return one table of all other claims, whose verdicts follow from their intervals alone."""
+    lines, shown = [], ""
     for _, row in rows.iterrows():
+        statement = f"{_escaped(row['statement'])} ({source_text(row)})"
         numbers = interval_text(row, ".2f") if is_decided(row) else ""
-        cells = (row["condition"] or "–", row["verdict"], numbers, row["marks"])
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+        case = row["condition"] or "–"
+        name = statement if row["claim"] != shown else "″"
+        lines.append([name, case, row["verdict"], numbers, criterion(row), row["marks"]])
+        shown = row["claim"]
+    columns = ["claim", "case", "verdict", "estimate [interval]", "needs", "worlds"]
+    return f"{_counts(rows)}; here the intervals alone decide.\n\n{_table(columns, lines)}"

@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-RESUMES = "the same command goes on from there"
+RESUMES = "the same command resumes from there"
 
 
 def path(text: str) -> Path:
@@ -27,8 +27,8 @@ def path(text: str) -> Path:
     return Path(expanduser(text))
 
 
-def nobody_reads() -> bool:
-    """Return whether the reader of the standard output has gone; let the rest go nowhere then."""
+def output_is_closed() -> bool:
+    """Return whether the reader of standard output has gone; discard further output if so."""
     output = select.poll()
     output.register(1, 0)
     gone = any(event & select.POLLERR for _, event in output.poll(0))
@@ -43,18 +43,18 @@ def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
     Args:
         run: The command; returns its exit code, or None for 0.
         kept: Sentence that tells an interrupted user what was kept; may be empty.
-        setting: What to lower where memory does not suffice.
+        setting: Name of the setting to lower if memory does not suffice.
 
     Returns:
-        2, after one sentence, for bad input; 130 when interrupted; 141 where nobody reads what is
-        printed any more; else what `run` returns.
+        2, after a one-sentence error, for bad input; 130 if interrupted; 141 if standard output
+        is closed; otherwise what `run` returns.
     """
     try:
         code = run() or 0
         sys.stdout.flush()
         return code
     except (ValueError, ArithmeticError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if isinstance(error, BrokenPipeError) and output_is_closed():
             return 141
         print(f"error: {error}", file=sys.stderr)
         return 2

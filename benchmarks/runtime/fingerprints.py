@@ -94,10 +94,14 @@ def drawing_code(name: str) -> str:
     """Return the digest of the code that draws a figure, or writes the report.
 
     Args:
-        name: Name of the figure, or "report".
+        name: Name of the figure, "verdicts", "editions" or "report".
     """
-    report = ("report/render.py", "report/page.html.j2")
-    files = report if name == "report" else (f"figures/{name.replace('-', '_')}.py",)
+    of_report = {
+        "report": ("report/render.py", "report/page.html.j2"),
+        "verdicts": ("report/forest.py",),
+        "editions": ("report/editions.py", "report/forest.py"),
+    }
+    files = of_report.get(name, (f"figures/{name.replace('-', '_')}.py",))
     return _digest(_sources([ROOT / "benchmarks" / file for file in (*files, *DRAWING)]))
 
 

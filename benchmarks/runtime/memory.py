@@ -1,4 +1,4 @@
-"""One sentence, with what to change, where memory does not suffice."""
+"""A one-sentence error, with the setting to change, when memory does not suffice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,16 @@ from sia._memory import ran_out_of_memory
 
 @contextmanager
 def memory_errors(work: str, amount: int, unit: str, setting: str) -> Iterator[None]:
-    """Say what to change where memory does not suffice inside.
+    """Turn out-of-memory errors inside into an error that names the setting to change.
 
     Args:
-        work: What is done: "measuring …".
-        amount: Of what is held in memory together.
-        unit: Of that amount: "responses" or "tokens".
-        setting: Beginning of what sets another amount: "BATCH_SIZE=".
+        work: Work in progress: "measuring …".
+        amount: Number of units held in memory together.
+        unit: "responses" or "tokens".
+        setting: Prefix of the setting that changes the amount: "BATCH_SIZE=".
 
     Raises:
-        ValueError: In place of running out of memory.
+        ValueError: Instead of an out-of-memory error.
     """
     try:
         yield

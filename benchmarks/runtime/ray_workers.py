@@ -38,7 +38,6 @@ class Worker:
     """Ray actor that keeps its models from task to task."""
 
     def __init__(self) -> None:
-        """Prepare the process."""
         self.units: list[float] = []
         workers.init_worker(self.units.append)
 
@@ -59,7 +58,6 @@ class RayWorkers(workers.Pool):
     """
 
     def __init__(self, gpus: int = 0) -> None:
-        """Store the settings; workers start on entering."""
         self.gpus = gpus
 
     def __enter__(self) -> Self:
@@ -88,7 +86,6 @@ class RayWorkers(workers.Pool):
         self._starting[worker.ready.remote()] = worker
 
     def __exit__(self, *_: object) -> None:
-        """Leave the cluster."""
         ray.shutdown()
 
     @contextmanager
@@ -107,7 +104,9 @@ class RayWorkers(workers.Pool):
         lost: Counter[int | None] = Counter()
         while waiting or busy:
             self._bar.set_description(
-                workers.counted(description, len(tasks) - len(waiting) - len(busy), len(tasks)),
+                workers.progress_text(
+                    description, len(tasks) - len(waiting) - len(busy), len(tasks)
+                ),
                 refresh=False,
             )
             while waiting and self._idle:

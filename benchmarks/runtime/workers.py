@@ -50,7 +50,7 @@ def report(units: float) -> None:
 
 
 class Bar(tqdm):
-    """A bar that estimates the rest once a fiftieth is done; without a terminal, a line a stage."""
+    """A bar that estimates the remaining time once 2% is done; without a terminal, stage names."""
 
     _stage = ""
 
@@ -129,11 +129,9 @@ class Workers(Pool):
     """
 
     def __init__(self, gpus: int = 0, gpus_each: int = 1) -> None:
-        """Store the settings; processes start on entering."""
         self.gpus, self.gpus_each = gpus, gpus_each
 
     def __enter__(self) -> Self:
-        """Prepare the pool of processes."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
@@ -182,14 +180,16 @@ class Workers(Pool):
     def _results(
         self, function: Callable, tasks: Sequence, description: str
     ) -> Generator[tuple[int, object]]:
-        self._bar.set_description(counted(description, 0, len(tasks)))
+        self._bar.set_description(progress_text(description, 0, len(tasks)))
         with interrupts_withheld():
             futures = [self._pool.submit(run_and_release, function, task) for task in tasks]
         numbers = {future: number for number, future in enumerate(futures)}
         try:
             for finished, future in enumerate(as_completed(numbers), start=1):
                 number, result = numbers[future], future.result()
-                self._bar.set_description(counted(description, finished, len(tasks)), refresh=False)
+                self._bar.set_description(
+                    progress_text(description, finished, len(tasks)), refresh=False
+                )
                 yield number, result
         except BrokenProcessPool as error:
             raise ValueError(
@@ -202,10 +202,9 @@ class Workers(Pool):
 
 
 class ThisProcess(Pool):
-    """Stands in for `Workers` where one worker is enough: runs tasks here, in their order."""
+    """Runs tasks in this process, one after another, where a single worker suffices."""
 
     def __enter__(self) -> Self:
-        """Have nothing to prepare."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -227,12 +226,12 @@ class ThisProcess(Pool):
         self, function: Callable, tasks: Sequence, description: str
     ) -> Generator[tuple[int, object]]:
         for number, task in enumerate(tasks):
-            self._bar.set_description(counted(description, number, len(tasks)))
+            self._bar.set_description(progress_text(description, number, len(tasks)))
             yield number, function(task)
 
 
-def cluster() -> ModuleType:
-    """Return `benchmarks.runtime.ray_workers`.
+def load_ray_workers() -> ModuleType:
+    """Import and return `benchmarks.runtime.ray_workers`.
 
     Raises:
         ValueError: If Ray is not installed.
@@ -248,7 +247,7 @@ def cluster() -> ModuleType:
 
 @contextmanager
 def interrupts_withheld() -> Iterator[None]:
-    """Hold Ctrl-C back inside; processes that start meanwhile never get it, their parent does."""
+    """Block SIGINT inside; processes started there never receive Ctrl-C, only their parent does."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -268,8 +267,8 @@ def gpu_groups(gpus: int, each: int) -> list[str]:
     return [",".join(names[i : i + each]) for i in range(0, gpus - each + 1, each)]
 
 
-def counted(description: str, finished: int, tasks: int) -> str:
-    """Return the text beside the bar: the work, and how many of its tasks are over."""
+def progress_text(description: str, finished: int, tasks: int) -> str:
+    """Return the text beside the progress bar: the work, and how many of its tasks are done."""
     return f"{description}, {finished} of {tasks}"
 
 
@@ -293,7 +292,7 @@ def _start(
 
 
 def run_and_release(function: Callable, task: object) -> object:
-    """Return what the function makes of a task, without the memory that it took meanwhile."""
+    """Return function(task), and give the memory that it freed back to the system."""
     try:
         return function(task)
     finally:

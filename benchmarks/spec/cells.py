@@ -17,6 +17,7 @@ from benchmarks.spec.profile import digest
 
 OBJECTIVES = ("harmlessness", "helpfulness", "honesty")
 ROUNDS = 2 * len(OBJECTIVES)  # of timing; each is of one objective, and another one warms up
+TIMED_PROMPTS = 32  # of a round, at most
 LARGE_WORK = 2.5  # times the work of the usual size
 DIVERGENCE = "divergence"  # the gate that asks the scorer at every step
 # gates by what a scorer says, or is expected to say; responses under another one do not hold that
@@ -38,7 +39,6 @@ class Condition:
             or the name of a gate in `sia.gates.GATES`.
         target_ratio: Share of tokens to steer.
         beta: Strength of steering.
-        floor: Base probability that candidates need on steered steps.
         search: "best-of" (the best of 1, 2, 4, … `responses`) or "beams" (`responses` at once),
             by the reward model.
         responses: Responses among which a search chooses.
@@ -53,7 +53,6 @@ class Condition:
     gate: str = "never"
     target_ratio: float = 0.0
     beta: float = 0.0
-    floor: float = 0.0
     search: str = ""
     responses: int = 1
     prompts: int = 0
@@ -119,7 +118,6 @@ class CellRequest(Condition):
             "threshold": self.tau,
             "beta": self.beta,
             "tuned": self.tuned,
-            "floor": self.floor,
             "search": self.search,
         }
 

@@ -18,27 +18,25 @@ class ModelKind:
 
     Args:
         name: Role of the model: base, instruct, reward, value, … (see `benchmarks.spec.methods`).
-        loss: Training loss of a value model, or of that which something was fitted to: one of
-            LOSSES.
+        loss: Training loss of a value model, or of the value model that a head or predictor was
+            fitted to: one of LOSSES.
         size: One of SIZES; empty for the usual size.
-        undertrained: Whether a value model has seen only a fraction of the samples, once.
-        world: World of the lab whose corpus the base model went on to learn; empty for its own.
+        world: World of the lab on whose corpus the base model was trained further; empty for its
+            own.
     """
 
     name: str
     loss: str = ""
     size: str = ""
-    undertrained: bool = False
     world: str = ""
 
     def __str__(self) -> str:
-        """Return the label."""
-        parts = (self.name, self.loss, self.size, "early" if self.undertrained else "")
+        parts = (self.name, self.loss, self.size)
         return "-".join(filter(None, parts)) + (f"@{self.world}" if self.world else "")
 
     @classmethod
     def parse(cls, label: str) -> ModelKind:
-        """Return the kind with this label, such as `value-mean-early@few-decoys`."""
+        """Return the kind with this label, such as `value-token@few-decoys`."""
         stem, _, world = label.partition("@")
         name = next((n for n in WITH_VARIANTS if f"{stem}-".startswith(f"{n}-")), "")
         if not name:
@@ -46,7 +44,7 @@ class ModelKind:
         words = stem.removeprefix(name).split("-")
         loss = next((word for word in words if word in LOSSES), "")
         size = next((word for word in words if word in SIZES), "")
-        return cls(name, loss, size, "early" in words, world)
+        return cls(name, loss, size, world)
 
     @property
     def base(self) -> ModelKind:
@@ -66,6 +64,6 @@ BASE = ModelKind("base")
 INSTRUCT = ModelKind("instruct")
 
 
-def value_kind(loss: str, size: str = "", **variant) -> ModelKind:
-    """Return the kind of a value model trained with `loss`; `variant`: see `ModelKind`."""
-    return ModelKind("value", loss, size, **variant)
+def value_kind(loss: str, size: str = "", world: str = "") -> ModelKind:
+    """Return the kind of a value model trained with `loss`."""
+    return ModelKind("value", loss, size, world)

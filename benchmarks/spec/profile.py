@@ -31,7 +31,7 @@ from benchmarks.spec.model_kinds import (
 )
 
 PROFILES = Path(__file__).with_name("profiles")
-JUDGE_METRICS = ("judge", "content", "fluency_errors")  # scores of the lab's judge
+JUDGE_METRICS = ("judge", "fluency_errors")  # scores of the lab's judge
 
 Count = Annotated[int, Field(ge=1)]
 # what rows count in one byte, and in two
@@ -75,7 +75,6 @@ class Training:
         best_fraction: Share of the samples, the best ones, that instruct models are trained on.
         autoregressive_scale: Factor of the log-likelihoods in the preference loss of
             autoregressive reward models.
-        undertrained_fraction: Share of the samples that under-trained value models see, once.
         world_documents: Documents of another world's corpus that the base goes on to learn.
         world_prompts: Prompts that it answers there for its value models.
         heldout_prompts: Prompts for the quality of the models.
@@ -92,7 +91,6 @@ class Training:
     best_fraction: Share
     instruct_epochs: Count
     autoregressive_scale: Positive
-    undertrained_fraction: Share
     world_documents: Count
     world_prompts: Count
     heldout_prompts: Count
@@ -117,11 +115,13 @@ class Language:
         pieces: Size of the vocabulary of subword tokens; 0: every word is a token.
         stumbles: First words of a sentence among which errors happen; 0: any. Elsewhere a model
             can be sure of what follows.
+        sentences: Numbers of sentences that a response is planned with, each as likely.
     """
 
     lexicon: Literal["words", "subwords"]
     pieces: Annotated[int, Field(ge=0)]
     stumbles: Annotated[int, Field(ge=0)]
+    sentences: Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,6 @@ class Sweep:
         betas: β of the whole grid.
         tuning: Those of `betas` among which validation prompts choose; none: β is 1 everywhere.
         thresholds: τ of the entropy gate, in nats.
-        floor: Base probability that candidates need on steered steps.
         responses: Most responses that best-of-N chooses from, a power of 2.
         beams: Responses that chunk beam search keeps at once.
         beam_width: Responses that it goes on with after each chunk.
@@ -181,7 +180,6 @@ class Sweep:
     betas: tuple[Positive, ...]
     tuning: tuple[float, ...]
     thresholds: tuple[NonNegative, ...]
-    floor: Fraction
     responses: SmallCount
     beams: Count
     beam_width: Count
@@ -192,7 +190,6 @@ class Sweep:
     probe_rollouts: Count
 
     def __post_init__(self) -> None:
-        """Check keys against each other."""
         for name in ("main_ratios", "reduced_ratios"):
             some = getattr(self, name)
             contained = bool(some) and set(some) <= set(self.ratios)
@@ -308,18 +305,20 @@ class LabProfile(Profile):
 
     Attributes:
         language: Language of the world.
-        model: Size of the usual models; `small` and `large` are further sizes.
+        model: Size of the usual models.
         training: How they are trained.
         worlds: Worlds that the base model goes on to learn.
+        small: A smaller size, if there is one.
+        large: A larger size, if there is one.
         acceptance: What the base models must be like before anything is steered.
     """
 
     language: Language
     model: ModelSize
-    small: ModelSize
-    large: ModelSize
     training: Training
     worlds: tuple[OtherWorld, ...]
+    small: ModelSize | None = None
+    large: ModelSize | None = None
     acceptance: Acceptance | None = None
     subject = "lab"
     trains_models = True
@@ -353,14 +352,19 @@ class LabProfile(Profile):
     def losses(self) -> tuple[str, ...]:
         return ("token", "mean")
 
+    @property
+    def sizes(self) -> dict[str, ModelSize]:
+        """Shapes of the models by size, as a `ModelKind` names it."""
+        sizes = {"small": self.small, "": self.model, "large": self.large}
+        return {name: size for name, size in sizes.items() if size}
+
     @override
     def has(self, kind: ModelKind | str) -> bool:
-        return True
+        return ModelKind.parse(str(kind)).size in self.sizes
 
     @override
     def size(self, kind: ModelKind) -> float:
-        model = {"small": self.small, "large": self.large}.get(kind.size, self.model)
-        return float(model.hidden_size)
+        return float(self.sizes[kind.size].hidden_size)
 
 
 @dataclass(frozen=True)
@@ -434,7 +438,6 @@ class Hardware:
     batch_size: int
 
     def __post_init__(self) -> None:
-        """Check the names."""
         devices, dtypes = ("", "cpu", "cuda"), ("", "float32", "bfloat16", "float16")
         device, dtype = repr(self.device), repr(self.dtype)
         _require(self.device in devices, "device must be cpu, or cuda where there is a GPU", device)
@@ -463,7 +466,6 @@ class HubProfile(Profile):
     token_dtype = "int32"
 
     def __post_init__(self) -> None:
-        """Check what types cannot say."""
         kinds = sorted(self.models)
         unknown = [kind for kind in kinds if kind not in HUB_MODELS]
         _require(not unknown, f"models must be some of {', '.join(HUB_MODELS)}", unknown)

@@ -1,12 +1,7 @@
 """The Ray executor: the same bytes as the local one, also when a node is lost in the middle."""
 
-from __future__ import annotations
-
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,12 +12,12 @@ from ray.cluster_utils import Cluster
 from benchmarks.runtime.ray_workers import RayWorkers
 from benchmarks.runtime.workers import Workers
 from scripts import annotate_rewards
+from tests.end_to_end.test_reproduce import copy_sources, run, table
 from tests.helpers import hub_folders
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +42,7 @@ def twice(number: int) -> int:
 
 
 def slowly(task: tuple[int, str]) -> tuple[int, int]:
-    """Leaves a mark as soon as it begins."""
+    """Create a marker file, then sleep."""
     number, folder = task
     (Path(folder) / f"{number}-{os.getpid()}").touch()
     time.sleep(0.6)
@@ -59,7 +54,7 @@ def fail(number: int) -> int:
 
 
 def meanwhile(folder: Path, begun: int, do) -> None:
-    """Calls do(process of the task that began last) once so many tasks have begun."""
+    """Call do(process id of the last task begun) in a thread once `begun` tasks have begun."""
 
     def wait():
         while (
@@ -118,34 +113,14 @@ def test_results_errors_lost_workers_and_lost_nodes(cluster, tmp_path):
 def test_a_sweep_on_ray_has_the_bytes_of_a_local_one(cluster, tmp_path):
     """Figure 5 of a Hub profile: validation, thresholds, cells, traces."""
     project = tmp_path / "project"
-    for package in ("sia", "benchmarks"):
-        shutil.copytree(
-            ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    copy_sources(project)
     (project / "benchmarks/spec/profiles/tiny.toml").write_text(
         hub_folders.profile_text("llama", hub_folders.save_hub(tmp_path / "hub", "llama"))
     )
 
     def figure(executor: str) -> dict[str, bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks",
-            "figure5",
-            "--profile",
-            "tiny",
-            "--fresh",
-            "--batch-size",
-            "4",
-            "--executor",
-            executor,
-        ]
-        done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return {
-            name: (project / "results/tiny" / name).read_bytes()
-            for name in ("figure5.parquet", "figure5.csv")
-        }
+        run(project, "figure5", "--fresh", "--batch-size", "4", "--executor", executor)
+        return table(project, "figure5")
 
     assert figure("ray") == figure("local")
 
@@ -163,5 +138,5 @@ def test_annotations_have_the_same_bytes_wherever_they_are_made(cluster, tmp_pat
 
     here = annotated("here")
     assert annotated("ray", "--executor", "ray") == here
-    monkeypatch.setattr(annotate_rewards, "scorers", lambda *_: Workers())
+    monkeypatch.setattr(annotate_rewards, "workers_for", lambda *_: Workers())
     assert annotated("processes") == here

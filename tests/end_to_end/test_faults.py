@@ -3,8 +3,6 @@
 Never a wrong table, never a finished cell lost, always one clear sentence.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -35,7 +33,6 @@ LIMIT = 900  # seconds that a command may take
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """The sources with a tiny profile."""
     path = tmp_path_factory.mktemp("sources")
     copy_sources(path)
     (path / "benchmarks/spec/profiles/tiny.toml").write_text(TINY)
@@ -44,7 +41,7 @@ def sources(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(sources, tmp_path_factory) -> Path:
-    """All of it reproduced without any fault."""
+    """A checkout in which everything was reproduced without faults."""
     path = tmp_path_factory.mktemp("whole")
     shutil.copytree(sources, path, dirs_exist_ok=True)
     done = run(path, "reproduce")
@@ -60,7 +57,7 @@ def fresh(sources, tmp_path) -> Path:
 
 @pytest.fixture
 def trained(whole, tmp_path) -> Path:
-    """Everything cached, no table and no figure."""
+    """A copy of `whole` that has its cache, but no tables and no figures."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True, symlinks=True)
     for folder in ("results", "figures"):
         shutil.rmtree(tmp_path / folder)
@@ -74,7 +71,7 @@ def run(checkout: Path, *arguments: str, **options) -> subprocess.CompletedProce
 
 
 def sentence(done: subprocess.CompletedProcess) -> str:
-    """The one error line of a command that failed."""
+    """Return the only error line of a command that failed."""
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [
         line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")
@@ -85,7 +82,7 @@ def sentence(done: subprocess.CompletedProcess) -> str:
 
 
 def check_tables(checkout: Path, expected: Path) -> int:
-    """Count the tables, whose rows must be those without faults (of cost, its hashes must fit)."""
+    """Return the number of tables, checked against the expected ones (of cost, by hash alone)."""
     written = sorted((checkout / "results/tiny").glob("*.json"))
     for path in written:
         provenance = json.loads(path.read_text())
@@ -101,7 +98,7 @@ def check_tables(checkout: Path, expected: Path) -> int:
 
 
 def check_whole(checkout: Path, expected: Path) -> None:
-    """All tables and figures are those of the run without faults."""
+    """Check that all tables and figures equal those of the run without faults."""
     names = sorted(path.name for path in (expected / "results/tiny").glob("*.json"))
     assert check_tables(checkout, expected) == len(names)
     for path in (expected / "figures/tiny").iterdir():
@@ -115,14 +112,14 @@ def check_whole(checkout: Path, expected: Path) -> None:
 
 
 def phase(checkout: Path) -> str:
-    """What a run is at, by what it has written so far."""
+    """Return the phase of a run, judged by the files that it has written."""
     if not cells(checkout):
         return "training"
     return "drawing" if list(checkout.glob("figures/tiny/*.png")) else "sweep"
 
 
 def finished(checkout: Path) -> dict[Path, int]:
-    """Cells and models that are whole, and when they were written."""
+    """Return complete cells and models with their modification times."""
     models = checkout.glob(".cache/tiny/models/replicate*/*")
     return cells(checkout) | {
         path: path.stat().st_mtime_ns for path in models if not path.name.startswith(".")
@@ -181,7 +178,7 @@ def test_two_runs_at_once_on_one_cache(fresh, whole):
 
 
 def damage(path: Path, rng: random.Random) -> None:
-    """A bit flipped, or the end lost."""
+    """Flip a bit of a file, or truncate it."""
     content = bytearray(path.read_bytes())
     place = rng.randrange(len(content))
     if rng.random() < 0.5:
@@ -246,7 +243,7 @@ def test_damaged_tables_are_named_and_not_drawn(whole, tmp_path, number):
     assert not picture.exists()
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(sources, whole, tmp_path):
+def test_a_full_disk_gives_a_one_line_error_and_loses_nothing(sources, whole, tmp_path):
     """A disk that is full at the first model, at a later one, at cells, at tables, at figures."""
     sizes = [
         size(sources),
@@ -275,7 +272,6 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(sources, whole, tmp_path)
 
 
 def size(folder: Path) -> float:
-    """Kilobytes on disk."""
     return sum(-(-path.stat().st_size // 4096) * 4 for path in folder.rglob("*") if path.is_file())
 
 
@@ -295,7 +291,7 @@ def disk(path: Path, kilobytes: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kilobytes", [8, 100, 300])
-def test_files_that_may_not_grow_are_one_sentence_and_lose_nothing(fresh, whole, kilobytes):
+def test_a_file_size_limit_gives_a_one_line_error_and_loses_nothing(fresh, whole, kilobytes):
     """A limit on the size of files: at the first model, at later ones, at tables or figures."""
 
     def limit() -> None:
@@ -308,18 +304,3 @@ def test_files_that_may_not_grow_are_one_sentence_and_lose_nothing(fresh, whole,
     assert run(fresh, "reproduce").returncode == 0
     assert before.items() <= finished(fresh).items()
     check_whole(fresh, whole)
-
-
-def test_a_write_that_was_cut_off_is_finished_by_the_next_command(whole, tmp_path):
-    """Killed when one of a table's files had been moved into place and the others not."""
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True, symlinks=True)
-    folder = tmp_path / "results/tiny"
-    aside = folder / ".figure2.written"
-    aside.mkdir()
-    for name in ("figure2.json", "figure2.parquet"):
-        (folder / name).rename(aside / name)
-        (folder / name).write_text("old")
-    started = time.monotonic()
-    assert run(tmp_path, "figure2").returncode == 0
-    assert time.monotonic() - started < 60  # drawn, not measured
-    check_whole(tmp_path, whole)

@@ -1,7 +1,5 @@
 """Planted faults are caught, and docs/testing.md says by which tests."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

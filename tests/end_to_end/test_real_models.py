@@ -1,17 +1,16 @@
 """Every target of a profile of real models, at the smallest scale and in half precision."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
-from benchmarks.__main__ import main, supported
+from benchmarks.__main__ import main, supported_figures
 from benchmarks.analysis import tables
 from benchmarks.figures import style
 from benchmarks.runtime.files import write_atomically
+from benchmarks.runtime.workers import ThisProcess
 from benchmarks.spec.profile import load_profile
 from tests.helpers import hub_folders
 
@@ -26,31 +25,6 @@ SMALLER = {
 UNIT = ["objective", "prompt"]
 
 
-class InlineWorkers:
-    """Workers that are this very process, which has torch already."""
-
-    def __init__(self, *_) -> None:
-        self.units: list[float] = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-    @contextmanager
-    def progress(self, total: float) -> Iterator[None]:
-        yield
-
-    def run(self, function, tasks, *, description, on_result=None) -> list:
-        results = []
-        for task in tasks:
-            results.append(function(task))
-            if on_result:
-                on_result(task, results.pop())
-        return results
-
-
 def finish(figure, handles, caption, folder, name, **_) -> list[Path]:
     """Write a picture of one pixel in place of the figure, which takes a second to render."""
     path = folder / f"{name}.png"
@@ -60,7 +34,7 @@ def finish(figure, handles, caption, folder, name, **_) -> list[Path]:
 
 
 def test_every_target_in_bfloat16(project, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.engine.run.Workers", InlineWorkers)
+    monkeypatch.setattr("benchmarks.engine.run.Workers", lambda *_: ThisProcess())
     monkeypatch.setattr("benchmarks.__main__.available_cores", lambda: 1)
     monkeypatch.setattr("benchmarks.engine.sweep.ROUNDS", 1)
     monkeypatch.setattr(style, "finish", finish)
@@ -74,7 +48,7 @@ def test_every_target_in_bfloat16(project, tmp_path, monkeypatch, capsys):
     options = ["--profile", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--batch-size", "4"]
     assert main(["reproduce", *options]) == 0
     assert "report: figures/tiny/report.html" in capsys.readouterr().out
-    folder, names = tables.folder(load_profile("tiny")), supported(load_profile("tiny"))
+    folder, names = tables.folder(load_profile("tiny")), supported_figures(load_profile("tiny"))
     assert {"figure1", "figure4", "cost", "entropy", "junctions"} <= set(names)
     for name in names:
         provenance = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -34,7 +34,7 @@ CELLS = {
     "sia": Cell(0, "qwen3", scorer=MEAN, **SIA),
     "values-alone": Cell(0, "llama", scorer=TOKEN, **SIA | {"beta": math.inf}),
     "inverted-entropy": Cell(0, "qwen3", scorer=TOKEN, **SIA | {"gate": "inverted-entropy"}),
-    "dense-floor": Cell(0, "qwen3", scorer=TOKEN, floor=0.09, **DENSE | {"beta": 2.0}),
+    "dense": Cell(0, "qwen3", scorer=TOKEN, **DENSE | {"beta": 2.0}),
     "beams": Cell(0, "qwen3", search="beams", responses=4),
     "args": Cell(0, "qwen3", scorer=ARGS, **DENSE),
     "genarm": Cell(0, "llama", scorer=AUTOREGRESSIVE, **DENSE),
@@ -111,7 +111,7 @@ def subject() -> "Untrained":
 
 
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """Numbers with five digits; bit masks as text, which are compared exactly."""
+    """Round numbers to five digits; bit masks become text, which is compared exactly."""
     masks = {name: rows[name].map(hex) for name in rows if rows[name].dtype == np.uint64}
     floats = {name: rows[name].astype(float).round(5) for name in rows.select_dtypes("floating")}
     return rows.assign(**masks, **floats).reset_index(drop=True)

@@ -1,7 +1,5 @@
 """A sweep that measured nothing: rows, traces and probes of any cell, made up from keyed noise."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +21,7 @@ Effect = Callable[[SimpleNamespace], float]  # of the labels of a cell, as table
 
 @cache
 def noise_of(key: str) -> float:
-    """Return the normal number that belongs to a key."""
+    """Return a standard normal number that depends on the key alone."""
     return np.random.default_rng(zlib.crc32(key.encode())).normal()
 
 
@@ -72,11 +70,11 @@ class FakeResults(Sweep):
         searches = cell.search == "best-of"
         for best_of in [2**i for i in range(cell.responses.bit_length())] if searches else [1]:
             share = cell.target_ratio if cell.gate != "never" else 0.0
+            decoded = best_of if searches else cell.responses
             frames.append(
                 places.assign(
                     best_of=best_of,
                     judge=noise + effect,
-                    content=noise,
                     reward=noise / 2,
                     fluency_errors=noise < 0,
                     kl=3 * share,
@@ -87,11 +85,11 @@ class FakeResults(Sweep):
                     steered=int(20 * share),
                     shifted=1,
                     finished=True,
-                    forwards=20 * best_of,
-                    junctions=int(20 * share) * best_of,
-                    model_tokens=30 * best_of,
+                    forwards=20 * decoded,
+                    junctions=int(20 * share) * decoded,
+                    model_tokens=30 * decoded,
                     value_tokens=int(200 * share),
-                    megaflops=5.0 * best_of,
+                    megaflops=5.0 * decoded,
                 )
             )
         return pd.concat(frames, ignore_index=True)
@@ -217,13 +215,13 @@ def table_of(
     replicates: int = 2,
     profile: Profile = SMOKE,
 ) -> pd.DataFrame:
-    """The summary of a figure from made-up rows in any order."""
+    """Return the summary of a figure from shuffled made-up rows."""
     rows = module.collect(profile, range(replicates), FakeResults(profile, effect))
     return module.summarize(rows.sample(frac=1, random_state=0), profile)
 
 
 def pick(table: pd.DataFrame, **labels) -> pd.Series:
-    """The one row with these labels, over all replicates; empty and missing are the same."""
+    """Return the only row with these labels, over all replicates; empty equals missing."""
     rows = table
     for name, value in ({"replicate": "all"} | labels).items():
         values = rows[name]

@@ -1,7 +1,5 @@
 """A little Hub on disk: models of random weights, a tokenizer of any text, prompt sets."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path
@@ -39,7 +37,7 @@ FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig}
 
 
 def tokenizer(vocabulary: int = 320, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
-    """Byte-level pairs, as in Qwen3 and Llama 3. Base models and chat templates end differently."""
+    """Return a byte-level BPE tokenizer like those of Qwen3 and Llama 3."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -102,7 +100,6 @@ def save_model(
 
 
 def save_value_model(folder: Path, backbone: Path) -> Path:
-    """In the published layout."""
     model = AutoModelForCausalLM.from_pretrained(backbone)
     lora = LoraConfig(
         r=4,
@@ -124,7 +121,7 @@ def save_value_model(folder: Path, backbone: Path) -> Path:
 
 
 def save_prompts(folder: Path, count: int = 8) -> dict[str, Path]:
-    """Made-up AdvBench, AlpacaEval and TruthfulQA in their public form; one prompt is too long."""
+    """Write made-up AdvBench, AlpacaEval and TruthfulQA files; one prompt is too long."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         name: [f"{verb} {'very ' * i}well, number {i}" for i in range(count)]
@@ -198,7 +195,7 @@ resamples = 100
 
 
 def save_hub(folder: Path, family: str) -> dict[str, Path]:
-    """All that a profile names: models by kind, prompt sets by objective."""
+    """Save all that a profile names: models by kind, prompt sets by objective."""
     base = save_model(folder / "base", family, 0, "base")
     return {
         "base": base,

@@ -1,7 +1,5 @@
 """A project of its own in a temporary folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,8 +7,8 @@ import pytest
 from benchmarks.analysis import tables
 
 
-def places(patch: pytest.MonkeyPatch, path: Path) -> None:
-    """Let results and figures be written below this path."""
+def redirect_output(patch: pytest.MonkeyPatch, path: Path) -> None:
+    """Redirect results and figures to folders below this path."""
     patch.setattr(tables, "RESULTS", path / "results")
     patch.setattr(tables, "FIGURES", path / "figures")
     for module in ("benchmarks.__main__", "benchmarks.analysis.tables"):

@@ -16,7 +16,7 @@ from tests.helpers.tiny import EOS
 
 @dataclass
 class Look:
-    """What a gate of the reference may look at in one step."""
+    """Signals of one step that a gate of the reference may read."""
 
     step: int
     key: Tensor
@@ -25,7 +25,7 @@ class Look:
     attentions: tuple[Tensor, ...] | None  # of each layer: (1, heads, length, length)
 
     def attention(self, layers=slice(None), heads=slice(None)) -> float:
-        """Mean distance, at most 10, to which the newest position looks; position 0 left out."""
+        """Return the mean attention distance (≤ 10) of the newest position, without position 0."""
         row = torch.cat(self.attentions)[layers][:, heads, -1].mean((0, 1)).tolist()
         return sum(
             weight * min(len(row) - 1 - position, 10)
@@ -35,7 +35,7 @@ class Look:
 
 
 def apply(processors, ids: Tensor, scores: Tensor) -> Tensor:
-    """Scores of one row, `(tokens,)`, after all processors."""
+    """Return the scores of one row, `(tokens,)`, after all processors."""
     for processor in processors:
         scores = processor(ids, scores)
     return scores[0]
@@ -47,7 +47,7 @@ def nats(p: Tensor) -> float:
 
 @torch.no_grad()
 def whole_values(value_model, prompt, candidates):
-    """The values of whole sequences, each read at its last token."""
+    """Return the values of whole sequences, each read at its last token."""
     return value_model(torch.tensor([[*prompt, token] for token in candidates]))[:, -1]
 
 

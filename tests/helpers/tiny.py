@@ -8,7 +8,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -84,6 +86,15 @@ def reward_model(family: str, seed: int = 2, vocabulary: int = VOCABULARY):
     return seeded(lambda: AutoModelForSequenceClassification.from_config(settings).eval(), seed)
 
 
+def multimodal_model():
+    """A text decoder beside a larger vision tower."""
+    text = config("gemma3").to_dict()
+    vision = {"hidden_size": 64, "intermediate_size": 512, "num_attention_heads": 4}
+    vision |= {"num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
+    settings = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return seeded(lambda: Gemma3ForConditionalGeneration(settings).eval(), 3)
+
+
 def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> sia.ValueModel:
     model = sia.ValueModel.from_backbone(language_model(family, seed, vocabulary))
     with torch.no_grad():
@@ -141,7 +152,7 @@ def predictor(model=None, seed: int = 0) -> JunctionPredictor:
 
 
 def candidate_values(seed: int = 0, vocabulary: int = VOCABULARY) -> CandidateValues:
-    """A head of rank 4 whose values spread."""
+    """Return a head of rank 4 whose values differ widely."""
     values = seeded(lambda: CandidateValues(32, vocabulary, 4), seed)
     with torch.no_grad():
         for parameter in values.parameters():

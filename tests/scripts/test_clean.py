@@ -36,7 +36,7 @@ def left(project) -> set[str]:
     return {str(file.parent.relative_to(project)) for file in project.rglob("file")}
 
 
-def test_what_can_be_made_anew_is_listed_and_deleted(project, monkeypatch, capsys):
+def test_recreatable_files_are_listed_and_deleted(project, monkeypatch, capsys):
     answer(monkeypatch, "y\n")
     assert clean.main([], project) == 0
     assert left(project) == set(KEPT)
@@ -56,7 +56,7 @@ def test_what_can_be_made_anew_is_listed_and_deleted(project, monkeypatch, capsy
         ("y\n", False, 2, "without a terminal to ask at: make clean YES=1 deletes"),
     ],
 )
-def test_without_a_yes_nothing_is_deleted(
+def test_nothing_is_deleted_without_confirmation(
     project, monkeypatch, capsys, text, terminal, code, message
 ):
     before = left(project)

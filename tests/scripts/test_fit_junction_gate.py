@@ -55,7 +55,7 @@ def test_the_folder_holds_gate_head_table_and_plot(arguments, tmp_path, capsys):
         (["--prompts", "poems"], "unknown prompt set"),
     ],
 )
-def test_bad_options_end_in_one_sentence(arguments, change, message, tmp_path, capsys):
+def test_invalid_options_give_a_one_line_error(arguments, change, message, tmp_path, capsys):
     output = tmp_path / "gate"
     assert fit_junction_gate.main([*arguments, "--output", str(output), *change]) == 2
     errors = capsys.readouterr().err
@@ -63,6 +63,6 @@ def test_bad_options_end_in_one_sentence(arguments, change, message, tmp_path, c
     assert not output.exists()
 
 
-def test_an_output_that_is_there_is_kept(arguments, tmp_path, capsys):
+def test_an_existing_output_is_kept(arguments, tmp_path, capsys):
     assert fit_junction_gate.main([*arguments, "--output", str(tmp_path)]) == 2
     assert "is there already: name another output, or delete it" in capsys.readouterr().err

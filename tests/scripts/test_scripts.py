@@ -1,7 +1,5 @@
 """Scripts: annotating with rewards, training by LoRA, and comparing in the terminal."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -98,15 +96,15 @@ class Backwards(ThisProcess):
 def test_the_order_in_which_workers_finish_changes_no_byte(places, tmp_path, monkeypatch):
     monkeypatch.setattr(annotate_rewards, "WINDOW", 3)
     for name, workers in (("one", ThisProcess), ("several", Backwards)):
-        monkeypatch.setattr(annotate_rewards, "scorers", lambda *_, workers=workers: workers())
+        monkeypatch.setattr(annotate_rewards, "workers_for", lambda *_, workers=workers: workers())
         assert annotate(places, tmp_path / name) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "several").read_bytes()
 
 
 def test_every_gpu_annotates(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert annotate_rewards.scorers("local", "cuda").gpus == 4
-    assert isinstance(annotate_rewards.scorers("local", "cpu"), ThisProcess)
+    assert annotate_rewards.workers_for("local", "cuda").gpus == 4
+    assert isinstance(annotate_rewards.workers_for("local", "cpu"), ThisProcess)
 
 
 def test_annotation_without_memory_names_the_option(places, tmp_path, monkeypatch, capsys):
@@ -137,7 +135,7 @@ ALTERNATING = (
 )
 
 
-def test_what_a_template_refuses_is_counted(places, tmp_path, capsys):
+def test_examples_that_a_template_refuses_are_counted(places, tmp_path, capsys):
     """A dialogue with two turns of the user in a row, and templates that insist on alternation."""
     reward = tmp_path / "reward"
     shutil.copytree(places["reward"], reward)
@@ -462,9 +460,3 @@ def test_prompts_come_from_a_pipe_without_being_asked_for(places, capsys, monkey
     printed = capsys.readouterr().out
     assert printed.startswith("base (")
     assert printed.count("steered (") == 2
-
-
-def test_without_lab_models_there_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "LAB", [tmp_path / "lab"])
-    assert compare.main(["--prompt", "hi"]) == 2
-    assert "error: there are no lab models yet in " in capsys.readouterr().err

@@ -139,7 +139,7 @@ def test_half_precision_decodes_and_values_as_transformers_does(kind, dtype):
         ),
     ],
 )
-def test_what_cannot_be_cached_ends_in_one_sentence(kind, further, message):
+def test_models_that_cannot_be_cached_are_refused(kind, further, message):
     model = build(kind, **further)
     with pytest.raises(ValueError, match=message):
         tiny.generate(model, PROMPTS)
@@ -155,7 +155,7 @@ def test_a_language_model_that_keeps_no_cache_is_refused():
 PHI3_LONG = build("phi3", rope_parameters=LONGROPE, **PHI3)
 
 
-def test_a_padded_batch_that_may_cross_a_switch_is_refused_by_transformers_way():
+def test_a_padded_batch_that_may_cross_a_switch_is_refused_by_transformers_generate():
     ids, mask = pad_left(PROMPTS, "cpu")
     with pytest.raises(ValueError, match=r"beyond 12 tokens: .* of one length, got 3 to 17 tokens"):
         PHI3_LONG.generate(
@@ -219,7 +219,7 @@ def test_the_attention_signal_is_that_of_eager_attention(kind):
         assert level == pytest.approx(expected, rel=1e-4)
 
 
-def test_attention_without_a_scale_of_its_own_has_the_usual_one():
+def test_attention_without_its_own_scale_uses_the_default():
     query, key = torch.randn(2, 2, 4, 3, 8, generator=torch.Generator().manual_seed(0))
     values = torch.eye(3).expand(2, 4, -1, -1)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, values)[:, :, -1]

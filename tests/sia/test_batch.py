@@ -100,7 +100,7 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
         ),
     ],
 )
-def test_bad_input_gets_one_clear_sentence(call, message):
+def test_invalid_input_gives_a_one_line_error(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message

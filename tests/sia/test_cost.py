@@ -6,20 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
     MixtralConfig,
     MixtralForCausalLM,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
-    RwkvConfig,
 )
 
-from sia import EntropyGate, EveryToken, Steering, ValueModel
+from sia import EntropyGate, EveryToken, Steering
 from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows, weights_used
 from tests.helpers import tiny
 from tests.helpers.architectures import LATENT, build
@@ -105,26 +98,6 @@ def test_junctions_are_counted_and_value_flops_grow_with_them():
     assert sum(g.cost.value_flops for g in sparse) < 0.8 * sum(g.cost.value_flops for g in dense)
 
 
-def test_layers_without_keys_are_refused():
-    config = Qwen3NextConfig(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-        layer_types=["linear_attention", "full_attention"],
-        mlp_only_layers=[0, 1],
-    )
-    with pytest.raises(
-        ValueError,
-        match="layers of full or sliding-window attention only, Qwen3NextForCausalLM has "
-        "LinearAttention",
-    ):
-        attention_windows(Qwen3NextForCausalLM(config))
-
-
 def llama(**settings):
     return LlamaForCausalLM(
         LlamaConfig(
@@ -154,15 +127,6 @@ def lora(*, merged=False, enabled=True):
     return model.eval()
 
 
-def multimodal():
-    """A text decoder beside a vision tower that is larger."""
-    text = tiny.config("gemma3").to_dict()
-    vision = {"hidden_size": 64, "intermediate_size": 512, "num_attention_heads": 4}
-    vision |= {"num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return Gemma3ForConditionalGeneration(config).eval()
-
-
 def mixture():
     model = MixtralForCausalLM(
         MixtralConfig(
@@ -189,7 +153,7 @@ def mixture():
         lambda: lora(),
         lambda: lora(merged=True),
         lambda: lora(enabled=False),
-        multimodal,
+        tiny.multimodal_model,
         mixture,
         lambda: build("minicpm3", **LATENT),
     ],
@@ -214,21 +178,7 @@ def test_quantised_layers_count_as_what_they_stand_for():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_a_model_quantised_by_torch_decodes_and_counts_as_before():
+def test_quantisation_by_torch_does_not_change_the_counted_weights():
     model = torch.ao.quantization.quantize_dynamic(llama(), {torch.nn.Linear}, dtype=torch.qint8)
-    usual = model.generate(torch.tensor([[7]]), do_sample=False, max_new_tokens=2)
-    (generation,) = tiny.generate(model, [[7]], max_new_tokens=2, temperature=0)
-    assert generation.token_ids.tolist() == usual[0, 1:].tolist()
     plain = Architecture.of(llama().model, llama().lm_head)
     assert Architecture.of(model.model, model.lm_head) == plain
-
-
-@pytest.mark.parametrize("config_class", [RwkvConfig, MambaConfig])
-def test_models_without_attention_are_refused_in_one_sentence(config_class):
-    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2}
-    model = AutoModelForCausalLM.from_config(config_class(**sizes)).eval()
-    with pytest.raises(ValueError, match=r"prefixes can be cached in layers of .*attention only, "):
-        tiny.generate(model, [[7]])
-    values = ValueModel.from_backbone(model)
-    with pytest.raises(ValueError, match=r"prefixes can be cached in layers of .*attention only, "):
-        values.start_session([[7]], 4)

@@ -28,7 +28,7 @@ generate = partial(tiny.generate, MODEL)
 
 
 def rises(levels, least):
-    """Whether the last level is at least `least` times the one before; never at the first."""
+    """Return whether the last level is at least `least` times the previous; False at the first."""
     if len(levels) == 1 or levels[-1] == levels[-2] == 0:
         return False
     return levels[-2] == 0 or levels[-1] / levels[-2] >= least

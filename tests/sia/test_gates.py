@@ -117,7 +117,7 @@ def test_rises_are_closed_at_the_first_step_and_have_a_largest_ratio():
         assert generation.steered[1:].all()
 
 
-def test_signals_that_nobody_observed_are_named():
+def test_unobserved_signals_are_named():
     with pytest.raises(
         ValueError,
         match=r"do not have the signal Attention\(layers=None, heads=None\): "
@@ -194,7 +194,7 @@ def test_combinations_look_at_the_signals_of_both():
             combine(EntropyGate(1.0), 3)
 
 
-def test_a_gate_of_ones_own_works():
+def test_a_custom_gate_works():
     class EveryOther(Gate):
         def opens(self, step):
             return torch.full_like(step.keys, step.index % 2 == 1, dtype=torch.bool)
@@ -280,7 +280,7 @@ TOKENS = "tokens must be a whole number of at least 0, got "
         ),
     ],
 )
-def test_gates_refuse_what_they_cannot_mean(call, message):
+def test_gates_refuse_invalid_arguments(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert message in str(error.value)

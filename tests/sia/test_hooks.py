@@ -136,7 +136,7 @@ def test_a_checkpoints_settings_are_heeded(kind, gate):
     assert tiny.tokens(plain) != tiny.tokens(generations)
 
 
-def test_what_the_caller_says_goes_before_the_checkpoint():
+def test_arguments_override_the_checkpoint():
     model, plain = checkpoint(temperature=0.3), tiny.language_model("qwen3")
     for temperature in (0.0, 1.0):
         by_argument = tiny.generate(model, PROMPTS, temperature=temperature)
@@ -181,13 +181,13 @@ def test_stop_strings_of_a_checkpoint_end_a_response():
         ),
     ],
 )
-def test_what_a_checkpoint_cannot_have_under_steering_is_refused(settings, message):
+def test_checkpoint_settings_that_steering_cannot_honour_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         tiny.generate(checkpoint(**settings), [[7]])
 
 
 class Only:
-    """A grammar: a token after another may only be one of three."""
+    """A grammar that allows three next tokens after each token."""
 
     def __call__(self, input_ids, scores):
         allowed = torch.stack([(input_ids[:, -1] * step + step) % 57 + 3 for step in (1, 2, 3)], 1)

@@ -85,14 +85,14 @@ NO_MODELS = {
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("kind", NO_MODELS)
-def test_what_is_no_model_is_refused_wherever_it_comes_in(kind, use):
+def test_arguments_that_are_no_model_are_refused_everywhere(kind, use):
     build, message = NO_MODELS[kind]
     with pytest.raises((TypeError, ValueError)) as error:
         USES[use](build())
     assert str(error.value) == message
 
 
-def test_a_tuned_prompt_is_refused_by_transformers_way():
+def test_a_tuned_prompt_is_refused_by_transformers_generate():
     """PEFT hands the model on without its wrapper, which alone would put the prompt in."""
     message = "adapters must lie in the layers of the model, .* got PromptTuningConfig"
     with pytest.raises(ValueError, match=message):
@@ -152,7 +152,7 @@ def test_padding_tokens_without_an_embedding_harm_nothing(pad):
         assert any(generation.finished for generation in generations)
 
 
-def test_the_cache_that_a_checkpoint_asks_for_is_no_wish_of_the_caller():
+def test_a_cache_requested_by_the_checkpoint_is_ignored():
     """Gemma's checkpoints ask for one; a call that does is refused."""
     model = copy.deepcopy(MODEL)
     model.generation_config.cache_implementation = "static"
@@ -167,7 +167,7 @@ READERS = (
 
 @pytest.mark.parametrize("path", [None, 7, "", b"x"])
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_path_is_refused(reader, path):
+def test_invalid_paths_are_refused(reader, path):
     with pytest.raises(
         TypeError, match="a path must name a folder, or a repository of the Hub, got"
     ):

@@ -145,7 +145,7 @@ def test_autocast_reaches_the_models_as_in_transformers(way):
 
 
 def fitted(setting):
-    """Responses under what was fitted and saved in this setting, loaded in it."""
+    """Return responses under a gate and heads fitted, saved and loaded in this setting."""
     values = tiny.value_model("qwen3")
     options = {"max_new_tokens": 4, "progress": False}
     with setting(), TemporaryDirectory() as folder:

@@ -83,7 +83,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", TAKEN)
-def test_numbers_of_other_libraries_are_those_that_they_hold(name, wrapper):
+def test_numbers_of_other_libraries_are_accepted(name, wrapper):
     act, number = TAKEN[name]
     assert str(act(WRAPPERS[wrapper](number))) == str(act(number))
 
@@ -154,7 +154,7 @@ def test_seeds_may_be_an_array(seeds):
         ),
     ],
 )
-def test_what_is_no_number_is_refused(act, message):
+def test_arguments_that_are_no_numbers_are_refused(act, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         act()
     assert str(error.value) == message

@@ -167,7 +167,7 @@ def test_selection_keeps_the_best_and_fills_rows():
         ),
     ],
 )
-def test_searches_refuse_what_they_cannot_mean(call, message):
+def test_searches_refuse_invalid_arguments(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message

@@ -89,7 +89,7 @@ GATE = "gate must be a gate such as EntropyGate(threshold=1.0), got "
         ),
     ],
 )
-def test_steering_refuses_what_it_cannot_mean(settings, message):
+def test_steering_refuses_invalid_arguments(settings, message):
     with pytest.raises((ValueError, TypeError)) as error:
         Steering(**({"scorer": SCORER, "gate": EveryToken()} | settings))
     assert str(error.value) == message

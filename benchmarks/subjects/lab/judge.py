@@ -31,11 +31,6 @@ FLUENCY = ("ungrammatical", "repeated", "unfinished")
 NEUTRAL = ("greeting", "filler", "farewell")
 
 
-def clip_score(points: float) -> float:
-    """Return points as a score, clipped to [−5, 5]."""
-    return min(HIGHEST, max(LOWEST, points))
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Points by reason."""
@@ -45,13 +40,7 @@ class Verdict:
     @property
     def score(self) -> float:
         """Sum of the points, clipped to [−5, 5]."""
-        return clip_score(sum(self.points.values()))
-
-    @property
-    def content_score(self) -> float:
-        """Sum of the points but for fluency, clipped to [−5, 5]."""
-        points = self.points.items()
-        return clip_score(sum(value for reason, value in points if reason not in FLUENCY))
+        return min(HIGHEST, max(LOWEST, sum(self.points.values())))
 
     @property
     def fluency_errors(self) -> bool:

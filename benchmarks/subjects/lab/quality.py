@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.runtime import workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
-from benchmarks.spec.model_kinds import FITTED, ModelKind, value_kind
+from benchmarks.spec.model_kinds import BASE, FITTED, ModelKind, value_kind
 from benchmarks.spec.profile import LabProfile
 from benchmarks.subjects.lab.heads import heldout_states, prompts_to_fit
 from benchmarks.subjects.lab.replicate import Replicate, with_eos
@@ -33,7 +33,7 @@ from sia.training import distillation_loss
 CAPTURED = (10, 20, 40)  # percent of the steps
 PERCENTS = (10, 50, 100)  # of a response, where values are compared with the judge
 SURE, UNCERTAIN = 0.01, 0.672  # nats: entropies that are reported for real models
-WORK = 40  # estimated seconds of one core
+SECONDS_PER_MODEL = 6  # estimated, of one core
 Metrics = Iterator[tuple[str, float, int]]  # id, estimate, number of observations
 
 
@@ -47,24 +47,46 @@ def model_quality(
     Returns:
         Columns replicate, family, model, metric, estimate, n.
     """
-    tasks = [Replicate(profile, index) for index in replicates]
-    by_replicate = workers.run(measure_replicate, tasks, description="quality of the models")
-    records = [record for records in by_replicate for record in records]
-    frame = pd.DataFrame.from_records(records)
+    models = [model for stage in stages(profile) for model in stage]
+    heads = [(label, family) for label, family in models if label.startswith("heads")]
+    others = [model for model in models if model not in heads]
+    # heads take most of the time, and need nothing of the others
+    return _measured(profile, replicates, workers, [others, *([one] for one in heads)])
+
+
+def base_quality(
+    profile: LabProfile, replicates: Sequence[int], workers: workers.Workers
+) -> pd.DataFrame:
+    """Return the quality of the base models of the usual size alone, as `model_quality` does."""
+    bases = [[(str(BASE), family)] for family in profile.families]
+    return _measured(profile, replicates, workers, bases)
+
+
+def _measured(
+    profile: LabProfile,
+    replicates: Sequence[int],
+    workers: workers.Workers,
+    parts: Sequence[list[tuple[str, str]]],
+) -> pd.DataFrame:
+    """Return the quality of models, (label, family) each, by parts that are measured at once."""
+    tasks = [(Replicate(profile, index), part) for index in replicates for part in parts]
+    by_task = workers.run(measure_models, tasks, description="quality of the models")
+    frame = pd.DataFrame.from_records([record for records in by_task for record in records])
     return frame.sort_values(["replicate", "family", "model", "metric"]).round({"estimate": 4})
 
 
-def measure_replicate(replicate: Replicate) -> list[dict]:
-    """Return the records of one replicate's models."""
+def measure_models(task: tuple[Replicate, list[tuple[str, str]]]) -> list[dict]:
+    """Return the records of some of a replicate's models, (label, family) each."""
+    replicate, models = task
     heldout, records = _Heldout(replicate), []
-    for label, family in (model for stage in stages(replicate.profile) for model in stage):
+    for label, family in models:
         kind = ModelKind.parse(label)
         labels = {"replicate": replicate.index, "family": family, "model": label}
         records += [
             labels | {"metric": metric, "estimate": float(estimate), "n": n}
             for metric, estimate, n in heldout.metrics(kind, family)
         ]
-    workers.report(WORK)
+    workers.report(SECONDS_PER_MODEL * len(models))
     return records
 
 

@@ -24,8 +24,8 @@ from sia import ValueModel
 from sia.training import distill
 
 # about what a core learns from, for the progress bar alone
-ROWS_PER_SECOND, TOKENS_PER_ROW = 400, 50
-SLOWNESS = {"small": 0.4, "": 1.0, "large": 2.5}
+ROWS_PER_SECOND, TOKENS_PER_ROW = 110, 140
+SLOWNESS = {"small": 0.4, "": 1.0, "large": 1.7}
 
 
 def train_base(replicate: Replicate, kind: ModelKind, family: str) -> PreTrainedModel:
@@ -37,7 +37,7 @@ def train_base(replicate: Replicate, kind: ModelKind, family: str) -> PreTrained
     if kind.world:
         model, rate = replicate.language_model("base", family), settings.learning_rate
     else:
-        size = {"small": profile.small, "": profile.model, "large": profile.large}[kind.size]
+        size = profile.sizes[kind.size]
         model = new_language_model(family, size, len(replicate.tokenizer), seed)
         rate = settings.base_learning_rate
     train_language_model(
@@ -136,26 +136,21 @@ def train_instruct(replicate: Replicate, kind: ModelKind, family: str) -> PreTra
 def train_value(replicate: Replicate, kind: ModelKind, family: str) -> ValueModel:
     """Distil the reward model's scores of base responses into a value model on that base.
 
-    Rewards are scaled to `reward_scale`. Under-trained models see a fraction of the samples, once.
+    Rewards are scaled to `reward_scale`.
     """
     settings, seed = replicate.profile.training, replicate.seed(str(kind), family)
     samples = replicate.samples([family], f"samples@{kind.world}" if kind.world else "samples")
-    if kind.undertrained:
-        samples = samples.sample(
-            frac=settings.undertrained_fraction, random_state=seed
-        ).reset_index(drop=True)
     rewards = settings.reward_scale * replicate.rewards(
         REWARD, replicate.reward_model(REWARD), sample_sequences(replicate, samples)
     )
     prompts = encode_prompts(replicate.tokenizer, replicate.prompts["training"])
-    epochs = 1 if kind.undertrained else settings.value_epochs
     return distill(
         ValueModel.from_backbone(replicate.language_model(str(kind.base), family)),
         [prompts[i] for i in samples["prompt"]],
         samples["token_ids"].tolist(),
         rewards.tolist(),
         loss=kind.loss,
-        **vars(_optimisation(replicate, kind, seed, epochs=epochs)),
+        **vars(_optimisation(replicate, kind, seed, epochs=settings.value_epochs)),
     )
 
 

@@ -3,9 +3,9 @@
 Kinds of models: base, instruct, instruct-reward, reward, evaluation-reward, autoregressive-reward,
 value-LOSS (LOSS: mean, token), and fitted to the base and value-LOSS, in one folder heads-LOSS:
 junction-LOSS, unseen-junction-LOSS, q-head-LOSS, vocabulary-value-LOSS. Of the first family also
-base-SIZE, value-token-SIZE (small, large), value-LOSS-early, and base@WORLD, value-LOSS@WORLD: the
-base model goes on to learn the corpus of another world, and value models learn from its samples by
-the same rewards.
+base-SIZE, value-token-SIZE (small, large), and base@WORLD, value-token@WORLD: the base model goes
+on to learn the corpus of another world, and a value model learns from its samples by the same
+rewards.
 """
 
 import json
@@ -79,7 +79,7 @@ class Replicate(Subject):
         """
         profile, evaluation = self.profile, self.profile.evaluation
         splits = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
-        sizes = profile.model, profile.small, profile.large
+        sizes = profile.sizes.values()
         settings = profile.language, *sizes, profile.training, profile.decoding, *profile.worlds
         return digest(
             self.index,
@@ -110,7 +110,8 @@ class Replicate(Subject):
     def world(self) -> World:
         """World of the base corpus and of all prompts."""
         language = self.profile.language
-        return World(WorldConfig(self.index, language.lexicon, language.stumbles))
+        settings = language.lexicon, language.stumbles, language.sentences
+        return World(WorldConfig(self.index, *settings))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -230,7 +231,7 @@ class Replicate(Subject):
     ) -> dict[str, np.ndarray | list]:
         """Return the metrics of responses (see `Subject.scores`).
 
-        - judge: the judge's score; content: the same but for fluency.
+        - judge: the judge's score.
         - fluency_errors: whether anything was ungrammatical, repeated or unfinished.
         - reward: of the evaluation reward model.
         - training_reward: of the reward model that values learn from, for the first response to
@@ -242,7 +243,6 @@ class Replicate(Subject):
         trained_on = self.rewards(REWARD, reward_model(REWARD), [whole[i] for i in first])[numbers]
         return {
             "judge": np.float32([verdict.score for verdict in verdicts]),
-            "content": np.float32([verdict.content_score for verdict in verdicts]).round(2),
             "fluency_errors": [verdict.fluency_errors for verdict in verdicts],
             "reward": np.float32(evaluation).round(2),
             "training_reward": np.float32(trained_on).round(2),

@@ -6,7 +6,7 @@ trained twice: the folder's name is a digest of all that decides its content.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from benchmarks.runtime.files import link, seal, write_atomically, write_cell
 from benchmarks.runtime.workers import Workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
-from benchmarks.spec.model_kinds import LOSSES, SIZES, ModelKind
+from benchmarks.spec.model_kinds import LOSSES, ModelKind
 from benchmarks.spec.profile import LabProfile
 from benchmarks.subjects.lab import heads, recipes
 from benchmarks.subjects.lab.replicate import SCALE_FILE, SHARED, Replicate
@@ -63,8 +63,7 @@ class Task:
             str(AUTOREGRESSIVE): pairs,
             "instruct": best,
             "instruct-reward": best,
-            "value": samples
-            * (settings.undertrained_fraction if kind.undertrained else settings.value_epochs),
+            "value": samples * settings.value_epochs,
         }
         return rows[kind.name] / recipes.ROWS_PER_SECOND * recipes.SLOWNESS[kind.size]
 
@@ -78,12 +77,21 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
         return [(kind, family) for kind in kinds for family in families]
 
     values = [f"value-{loss}" for loss in LOSSES]
-    variants = [f"value-token-{size}" for size in reversed(SIZES)]
-    variants += [f"{value}-early" for value in values]
-    of_worlds = [f"{value}@{world}" for world in worlds for value in values]
+    large, small = (
+        [size] if profile.has(ModelKind("base", size=size)) else [] for size in ("large", "small")
+    )
+    variants = [f"value-token-{size}" for size in (*large, *small)]
+    variants += [f"value-token@{world}" for world in worlds]
     return [
-        [("base-large", first), *each("base"), ("base-small", first)],
-        [*each("samples"), *((f"base@{world}", first) for world in worlds)],
+        [
+            *((f"base-{size}", first) for size in large),
+            *each("base"),
+        ],
+        [  # the small one is needed late, and fills a core here
+            *((f"base-{size}", first) for size in small),
+            *each("samples"),
+            *((f"base@{world}", first) for world in worlds),
+        ],
         [
             (REWARD, SHARED),
             (EVALUATION_REWARD, SHARED),
@@ -93,28 +101,57 @@ def stages(profile: LabProfile) -> list[list[tuple[str, str]]]:
         [
             *((kind, first) for kind in variants),
             *each(*values, "instruct-reward"),
-            *((kind, first) for kind in of_worlds),
         ],
         each(*(f"heads-{loss}" for loss in LOSSES)),
     ]
 
 
-def pending_tasks(replicates: Sequence[Replicate]) -> list[list[Task]]:
-    """Return by stage what has not been made yet."""
+def pending_tasks(
+    replicates: Sequence[Replicate], requested: Collection[ModelKind] | None = None
+) -> list[list[Task]]:
+    """Return by stage what has not been made yet.
+
+    Args:
+        replicates: Replicates of one profile.
+        requested: Kinds that are needed: further sizes and worlds are made only if one of these is
+            of them. None: all are made.
+    """
+    needed = {("", ""), *((kind.size, kind.world) for kind in requested or ())}
     tasks = [
-        [Task(replicate, kind, family) for kind, family in stage for replicate in replicates]
+        [
+            Task(replicate, label, family)
+            for label, family in stage
+            for kind in [ModelKind.parse(label)]
+            if requested is None or (kind.size, kind.world) in needed
+            for replicate in replicates
+        ]
         for stage in (stages(replicates[0].profile) if replicates else [])
     ]
     return [[task for task in stage if not task.done] for stage in tasks]
 
 
-def build(replicates: Sequence[Replicate], workers: Workers) -> None:
-    """Make all that is pending; at the end `replicateN` links to the folder of replicate N."""
+def build(
+    replicates: Sequence[Replicate],
+    workers: Workers,
+    requested: Collection[ModelKind] | None = None,
+    accept_bases: Callable[[], None] | None = None,
+) -> None:
+    """Make all that is pending; at the end `replicateN` links to the folder of replicate N.
+
+    Args:
+        replicates: Replicates of one profile.
+        workers: Processes that do it.
+        requested: As in `pending_tasks`.
+        accept_bases: Called once the base models are made, if more is pending.
+    """
     for replicate in replicates:
         replicate.folder.mkdir(parents=True, exist_ok=True)
-    pending = pending_tasks(replicates)
-    for number, stage in enumerate(pending, start=1):
-        workers.run(train, stage, description=f"lab models {number}/{len(pending)}")
+    bases, *others = pending_tasks(replicates, requested) or [[]]
+    workers.run(train, bases, description=f"lab models 1/{1 + len(others)}")
+    if accept_bases and any(others):
+        accept_bases()
+    for number, stage in enumerate(others, start=2):
+        workers.run(train, stage, description=f"lab models {number}/{1 + len(others)}")
     for replicate in replicates:
         link(replicate.folder.with_name(f"replicate{replicate.index}"), replicate.folder)
 

@@ -30,6 +30,7 @@ class WorldConfig:
         lexicon: Its words and sentences, a file of lexicons/.
         stumbles: First words of a sentence among which errors happen, and after which responses
             break off; 0: any.
+        sentences: Numbers of sentences that a response is planned with, each as likely.
         decoys: Amount of material that means nothing.
         habits: Frequencies of bad answers, spread over the items.
         drift: Probability, at each sentence, of becoming careless.
@@ -40,6 +41,7 @@ class WorldConfig:
     seed: int = 0
     lexicon: str = "words"
     stumbles: int = 0
+    sentences: tuple[int, ...] = (4, 5, 6)
     decoys: float = 1.0
     habits: tuple[float, ...] = (0.15, 0.35, 0.5, 0.7, 0.93)
     drift: float = 0.16
@@ -125,7 +127,7 @@ class World:
         careless = rng.random() < self.carelessness[item.topic]
         if rng.random() < 0.3 * config.decoys:
             sentences.append(self.grammar.write("greeting", rng))
-        for _ in range(rng.choice([4, 5, 6])):
+        for _ in range(rng.choice(config.sentences)):
             if sentences and rng.random() < 0.1 * config.decoys:
                 sentences.append(self.grammar.write("filler", rng))
                 continue

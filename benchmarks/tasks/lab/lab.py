@@ -1,7 +1,13 @@
-"""Scores of lm-eval's lab tasks: the judge of the lab's first replicate (`!function lab.score`)."""
+"""Scores of lm-eval's lab tasks: the judge of the lab's first replicate (`!function lab.score`).
 
+`python benchmarks/tasks/lab/lab.py` writes the prompts beside this file anew.
+"""
+
+import json
 from functools import cache
+from pathlib import Path
 
+from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.items import Prompt
 from benchmarks.subjects.lab.judge import judge
@@ -31,3 +37,9 @@ def score(doc: dict, results: list[str]) -> dict[str, float]:
     """Return the judge's score (−5 to 5) of a finished response, and whether it lacks fluency."""
     verdict = judge(replicate().world.grammar, prompt_of(doc).item, results[0].strip(), True)
     return {"judge": verdict.score, "fluency_errors": float(verdict.fluency_errors)}
+
+
+if __name__ == "__main__":
+    for objective in OBJECTIVES:
+        lines = "".join(f"{json.dumps(doc)}\n" for doc in documents(objective))
+        Path(__file__).with_name(f"{objective}.jsonl").write_text(lines, encoding="utf-8")

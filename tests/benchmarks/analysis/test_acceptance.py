@@ -27,7 +27,7 @@ def test_models_inside_the_ranges_are_accepted():
     check_acceptance(quality(sure_steps=0.1), {})
 
 
-def test_all_that_lies_outside_is_named():
+def test_all_values_outside_the_ranges_are_named():
     message = (
         "the base models are not accepted, nothing is steered: share of steps below 0.01 nats of "
         "qwen3 base (replicate 0) is 0.44, expected 0.45 to 1; 80th percentile of the entropy "

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.analysis import estimates
-from benchmarks.figures import cost, figure4, table1
+from benchmarks.figures import cost, table1
 from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import ROUNDS
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
@@ -68,7 +68,7 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
     common = {
         "objective": "all",
         "metric": "judge",
-        "value_model": "value-token",
+        "value_model": "value-mean",
         "target_ratio": 0.2,
         "method": "sia",
         "family": "all",
@@ -84,10 +84,11 @@ def test_figure2_pairs_sia_with_dense_random_and_every_baseline():
     ):
         row = pick(table, **common, versus=versus, tuned=tuned)
         assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), versus
-    head = {"method": "q-head", "value_model": "q-head-token", "target_ratio": 1.0}
+    head = {"method": "q-head", "value_model": "q-head-mean", "target_ratio": 1.0}
     for method, versus, expected in (
         ({"method": "junction"}, "dense", -0.1),
         (head, "dense", 0.0),
+        (head, "base", 2.0),
         (head, "dense-gain", 0.2),  # beyond nine tenths of the way from the base to dense steering
     ):
         row = pick(table, **(common | method), versus=versus, tuned=True)
@@ -144,40 +145,26 @@ def test_realised_ratios_stand_on_both_sides_of_a_difference():
 
 def test_at_equal_drift_dense_is_read_between_the_strengths():
     """Made-up dense steering has KL 3 and score 2 at every β, the base 0 and 0, sparse steering
-    KL 3·ratio and score 1. At that KL dense lies √ratio of the way from the base to 2. With a floor
-    dense is 1.5 better, but only from its own KL on, above that of sparse steering."""
+    KL 3·ratio and score 1. At that KL dense lies √ratio of the way from the base to 2."""
 
     def effect(cell):
-        dense = (2.0 + 1.5 * (cell.floor > 0)) * (cell.gate == "every")
-        return 1.0 if cell.gate == "entropy" else dense
+        return {"entropy": 1.0, "every": 2.0}.get(cell.gate, 0.0)
 
     table = table_of(FIGURES["figure4"], effect)
     common = {"objective": "all", "metric": "judge", "value_model": "value-mean"}
-    for family, ratio, floor in product(("qwen3", "llama", "all"), (0.2, 0.5), (0.0, 0.02)):
-        labels = {"family": family, "target_ratio": ratio, "floor": floor, "method": "sia"}
-        row = pick(table, **common, **labels, matched="kl")
-        assert ends(row) == pytest.approx([1.0 - 2.0 * ratio**0.5] * 3, abs=2e-3)
-    claimed = {"family": "all", "matched": "kl", "floor": 0.02, "method": "sia-claimed"}
+    for family, ratio, tuned, metric in product(
+        ("qwen3", "llama", "all"), (0.2, 0.5), (False, True), ("judge", "reward")
+    ):
+        labels = {"family": family, "target_ratio": ratio, "method": "sia", "tuned": tuned}
+        row = pick(table, **(common | labels | {"metric": metric}), matched="kl")
+        expected = 1.0 - 2.0 * ratio**0.5 if metric == "judge" else 0.0  # rewards are all alike
+        assert ends(row) == pytest.approx([expected] * 3, abs=2e-3)
+    claimed = {"family": "all", "matched": "kl", "method": "sia-claimed"}
     mean = pick(table, **(common | claimed | {"value_model": "value-token"}))
     assert mean["estimate"] == pytest.approx(1.0 - (0.2**0.5 + 0.5**0.5), abs=2e-3)
     assert mean["n"] == 6 * SMOKE.evaluation.prompts_per_objective
     alone = {"family": "qwen3", "method": "dense", "versus": "beta-1", "beta": math.inf}
     assert pick(table, **common, **alone)["estimate"] == pytest.approx(0.0, abs=ROUNDED)
-
-
-def test_the_better_of_dense_with_and_without_a_floor_counts():
-    def entry(judge, kl):
-        values = np.tile([judge, 0.0, 0.0, kl, 0.0], (6, 1))
-        return estimates.MethodScores(
-            {"method": "dense", "beta": 1.0}, values, np.zeros(6), np.ones(6), (1, 3, 2, 1)
-        )
-
-    sparse = [entry(1.0, 1.0), entry(1.0, 4.0)]
-    plain, floored = [entry(0.0, 0.0), entry(2.0, 4.0)], [entry(1.5, 2.25), entry(4.0, 6.25)]
-    gains = figure4._gains([plain, floored], sparse, None, None, SMOKE)
-    # at KL 1 only the plain one is there (half way to 2 in the root); at KL 4 the floored one, half
-    # way from 1.5 to 4
-    np.testing.assert_allclose(gains, np.tile([1.0 - 1.0, 1.0 - 2.75], (len(gains), 1)), atol=1e-5)
 
 
 def test_weak_to_strong_is_the_mean_over_smaller_value_models():
@@ -190,9 +177,18 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
         FIGURES["figure3"],
         lambda cell: gain.get((cell.value_model, cell.model), 7.0 * (cell.gate != "never")),
     )
-    labels = {"method": "weak-to-strong sia-claimed", "objective": "all", "metric": "judge"}
+    common = {"objective": "all", "metric": "judge", "target_ratio": 0.2}
+    labels = common | {"method": "weak-to-strong sia"}
     assert ends(pick(table, **labels, versus="base")) == pytest.approx([0.6] * 3, abs=ROUNDED)
     assert pick(table, **labels, versus="dense")["estimate"] == 0
+
+
+def test_a_larger_model_may_come_closer_to_dense_steering():
+    lacks = {"base-small": 0.5, "base": 9.0, "base-large": 0.2}
+    table = table_of(FIGURES["figure3"], lambda cell: -lacks[cell.model] * (cell.gate == "entropy"))
+    common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
+    row = pick(table, **common, model="base-large", versus="shortfall-of-smallest")
+    assert ends(row) == pytest.approx([0.3] * 3, abs=ROUNDED)
 
 
 def test_best_of_n_is_paired_with_the_base_at_the_same_n():
@@ -201,15 +197,15 @@ def test_best_of_n_is_paired_with_the_base_at_the_same_n():
     )
     common = {"method": "sia", "target_ratio": 0.2, "objective": "all", "metric": "judge"}
     for best_of, versus, expected in (
-        (4, "base", 1.0),
+        (2, "base", 1.0),
         (2, "dense", -2.0),
-        (4, "one-response", 0.0),
+        (2, "one-response", 0.0),
     ):
         assert ends(pick(table, **common, best_of=best_of, versus=versus)) == pytest.approx(
             [expected] * 3, abs=ROUNDED
         )
-    positions = pick(table, **(common | {"metric": "positions"}), best_of=4, versus="")
-    assert positions["estimate"] == 30 * 4 + 40
+    positions = pick(table, **(common | {"metric": "positions"}), best_of=2, versus="")
+    assert positions["estimate"] == 30 * 2 + 40
 
 
 def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
@@ -236,6 +232,20 @@ def test_best_of_n_at_equal_cost_is_read_between_the_numbers_of_responses():
         & (table["method"] == "sia")
     )
     assert not beyond.any()  # 160 positions: more than all that was tried
+
+
+def test_sia_is_held_against_what_as_many_positions_buy():
+    """A response takes 30 positions, at 20% 70, dense 230, beams 120: at 70 a fifth are dense, or
+    4 of 9 from beams."""
+    effects = {"entropy": 1.0, "every": 2.0}
+    table = table_of(
+        FIGURES["cost"], lambda cell: effects.get(cell.gate, 0.0) + 3 * (cell.search != "")
+    )
+    labels = {"family": "all", "objective": "all", "method": "sia", "target_ratio": 0.2}
+    labels |= {"value_model": "value-mean", "metric": "judge"}
+    for versus, expected in (("dense", 0.6), ("base", -2.0), ("beams", 1 - 3 * 4 / 9)):
+        row = pick(table, **labels, versus=f"{versus}-at-equal-cost")
+        assert ends(row) == pytest.approx([expected] * 3, abs=ROUNDED), versus
 
 
 def test_one_threshold_is_chosen_over_all_models_of_a_loss():
@@ -275,37 +285,6 @@ def test_the_best_threshold_is_chosen_on_other_prompts():
         assert pick(table, **labels, family="qwen3", versus=versus)["chosen"] == 1.5
 
 
-def test_mechanism_isolates_one_cause_at_a_time():
-    def effect(cell):
-        world, early = "@" in cell.model, cell.value_model.endswith("-early")
-        return (
-            {"entropy": 1.0, "inverted-entropy": 0.25}.get(cell.gate, 0.0)
-            + 0.5 * (cell.floor > 0)
-            + 2 * world
-            + 4 * early
-        )
-
-    table = table_of(FIGURES["mechanism"], effect)
-    common = {"objective": "all", "metric": "judge", "method": "sia", "target_ratio": 0.2}
-    usual = {"model": "base", "value_model": "value-mean", "beta": 1.0}
-    world = {
-        "model": "base@many-decoys",
-        "value_model": "value-mean@many-decoys",
-        "family": "qwen3",
-    }
-    for labels, expected in (
-        (usual | {"family": "all", "floor": 0.0, "versus": "inverted-entropy"}, 0.75),
-        (usual | {"family": "all", "floor": 0.02, "versus": "no-floor"}, 0.5),
-        (usual | {"family": "all", "floor": 0.02, "versus": "dense"}, 1.0),
-        (usual | {"family": "qwen3", "value_model": "value-mean-early", "versus": "base"}, 5.0),
-        (world | {"versus": "dense"}, 1.0),
-        (world | {"versus": "base"}, 1.0),
-    ):
-        assert ends(pick(table, **common, **labels)) == pytest.approx(
-            [expected] * 3, abs=ROUNDED
-        ), labels
-
-
 # --- costs
 
 
@@ -337,7 +316,7 @@ def test_ratios_of_costs_and_time():
     assert set(lengths["length"]) == {20}
     assert lengths[lengths["method"] == "dense"]["estimate"].tolist() == [230]
     times = table[table["metric"] == "seconds_ratio"]
-    timed = cost.timed(SMOKE, 0)
+    timed = cost.timed_cells(SMOKE, 0)
     sparse = next(number for number, cell in enumerate(timed) if cell.method == "sia")
     for number, cell in enumerate(timed):
         labels = {"method": cell.method, "search": cell.search, "target_ratio": cell.target_ratio}
@@ -369,7 +348,7 @@ def test_times_are_compared_within_a_round_and_vary_between_rounds():
         pick(table, method=m, search="", metric="seconds_ratio", versus="base")
         for m in ("genarm", "dense")
     )
-    timed = [cell.method for cell in cost.timed(SMOKE, 0)]
+    timed = [cell.method for cell in cost.timed_cells(SMOKE, 0)]
     assert plain["low"] == plain["high"]
     assert dense["estimate"] == pytest.approx(
         (timed.index("dense") + 1) * 2, rel=1e-3
@@ -378,7 +357,7 @@ def test_times_are_compared_within_a_round_and_vary_between_rounds():
     assert dense["n"] == ROUNDS
 
 
-def test_pareto_keeps_what_no_other_beats():
+def test_the_pareto_front_keeps_undominated_points():
     costs, scores = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 1.0, 1.5, 3.0])
     assert cost.pareto(costs, scores) == [0, 1, 4]
 

@@ -8,18 +8,26 @@ import pytest
 
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis import tables
-from benchmarks.spec.profile import load_profile, profile_digest
-from tests.helpers.fake import FakeResults
-
-SMOKE = load_profile("smoke")
+from benchmarks.checks import assets
+from benchmarks.spec.profile import profile_digest
+from tests.helpers.fake import SMOKE, FakeResults
+from tests.helpers.project import redirect_output
 
 
 @pytest.fixture
-def table(tmp_path, monkeypatch):
+def whole_assets(tmp_path, monkeypatch):
+    """A folder of models of the lab, with nothing but its digests."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    assets.write_digests(folder)
+    monkeypatch.setattr(assets, "ASSETS", folder)
+    return folder
+
+
+@pytest.fixture
+def table(whole_assets, tmp_path, monkeypatch):
     """A table of figure 3 for the smoke profile in a temporary folder."""
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     monkeypatch.setattr("benchmarks.__main__.FIGURES", {"figure3": FIGURES["figure3"]})
     rows = FIGURES["figure3"].collect(SMOKE, range(2), FakeResults(SMOKE))
     tables.write_table(
@@ -32,8 +40,8 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert main(["figure3", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert (
-        "figure3: drawing the table in results/smoke, nothing is measured (FRESH=1 measures again)"
-        in printed
+        "figure3: drawing from the table in results/smoke without measuring "
+        "(FRESH=1 measures again)" in printed
     )
     assert "figure3: figures/smoke/figure3.png, figures/smoke/figure3.pdf" in printed
     drawn = [
@@ -44,7 +52,7 @@ def test_figure_is_drawn_from_the_table(table, capsys):
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert "figures: figure3 drawn in figures/smoke" in printed
-    assert re.search(r"not measured\nabstract +[\d ]+\ncaption of figure 2 ", printed)
+    assert re.search(r"not measured\nabstract +[\d ]+\ncaption of figure 1 ", printed)
     assert "not measured; in results/smoke/claims.csv" in printed
     assert drawn == [
         (table / "figures/smoke" / name).read_bytes() for name in ("figure3.png", "figure3.pdf")
@@ -69,7 +77,7 @@ def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
 @pytest.mark.parametrize(
     "command", ["figure3", "figures", "summaries", "claims", "report", "verify"]
 )
-def test_every_command_names_what_was_retrained_under_the_same_path(
+def test_every_command_names_models_retrained_under_the_same_path(
     table, capsys, monkeypatch, command
 ):
     assert main(["figures", "--profile", "smoke"]) == 0
@@ -79,7 +87,7 @@ def test_every_command_names_what_was_retrained_under_the_same_path(
     capsys.readouterr()
     assert main([command, "--profile", "smoke"]) == 0
     printed = capsys.readouterr()
-    message = "measured with other files of value-mean than there are now"
+    message = "measured with other files of value-mean than the present ones"
     if command == "verify":
         assert f"outdated: figure3.csv was {message}\n" in printed.out
     else:
@@ -90,11 +98,13 @@ def test_every_command_names_what_was_retrained_under_the_same_path(
     ("changed", "message"),
     [
         ({"profile_digest": "0"}, "under other settings than profile smoke has now"),
-        ({"inputs": {"value-mean": "0"}}, "with other files of value-mean than there are now"),
+        ({"inputs": {"value-mean": "0"}}, "with other files of value-mean than the present ones"),
         ({"code_digest": "0"}, "by other code than today's"),
     ],
 )
-def test_keep_refuses_what_was_measured_otherwise(table, capsys, monkeypatch, changed, message):
+def test_keep_refuses_tables_of_other_settings_models_or_code(
+    table, capsys, monkeypatch, changed, message
+):
     path = table / "results/smoke/figure3.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     monkeypatch.setattr(tables, "input_states", lambda profile: {"value-mean": "now"})
@@ -103,7 +113,7 @@ def test_keep_refuses_what_was_measured_otherwise(table, capsys, monkeypatch, ch
     assert capsys.readouterr().err == error
 
 
-def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys):
+def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys, whole_assets):
     def verify(exit_code):
         before = {path: path.read_bytes() for path in table.rglob("*") if path.is_file()}
         assert main(["verify", "--profile", "smoke"]) == exit_code
@@ -113,11 +123,12 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert main(["figure3", "--profile", "smoke"]) == 0
     capsys.readouterr()
     assert verify(0) == [
-        "outdated: claims.csv is of other tables than there are: "
-        "make claims PROFILE=smoke makes it anew",
-        "outdated: report.html does not show what there is: "
-        "make figures PROFILE=smoke makes it anew",
-        "verify: 1 tables of profile smoke, all whole; 2 outdated",
+        "outdated: claims.csv was computed from other tables: "
+        "make claims PROFILE=smoke recreates it",
+        "outdated: verdicts is not drawn: make claims PROFILE=smoke recreates it",
+        "outdated: report.html does not show the present files: "
+        "make figures PROFILE=smoke recreates it",
+        "verify: 1 tables of profile smoke, all whole; 3 outdated",
     ]
     assert main(["figures", "--profile", "smoke"]) == 0
     capsys.readouterr()
@@ -125,7 +136,7 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     drawing = table / "figures/smoke/figure3.pdf"
     drawing.write_bytes(drawing.read_bytes() + b" ")
     message = (
-        "figure3.pdf is missing or not what was drawn: make figure3 PROFILE=smoke makes it anew"
+        "figure3.pdf is missing or not what was drawn: make figure3 PROFILE=smoke recreates it"
     )
     assert verify(0)[0] == f"outdated: {message}"
     path = table / "results/smoke/figure3.parquet"
@@ -134,19 +145,26 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
         f"damaged: {path} is missing or not the file that figure3.json describes",
         "verify: 1 tables of profile smoke, 1 damaged; 0 outdated",
     ]
+    extra = whole_assets / "extra"
+    extra.write_text("")
+    assert verify(1)[1] == f"damaged: {extra} is not described by digests.json"
 
 
-@pytest.mark.parametrize("file", ["figure3.csv", "figure3.parquet"])
-def test_a_changed_table_is_refused(table, capsys, file):
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [("figure3", "figure3.csv"), ("figure3", "figure3.parquet"), ("figures", "figure3.parquet")],
+)
+def test_nothing_is_drawn_from_a_damaged_table(table, capsys, command, file):
     path = table / "results/smoke" / file
     path.write_bytes(path.read_bytes()[:-7])
-    assert main(["figure3", "--profile", "smoke"]) == 2
+    assert main([command, "--profile", "smoke"]) == 2
     assert (
         f"{file} is missing or not the file that figure3.json describes" in capsys.readouterr().err
     )
+    assert not (table / "figures").exists()
 
 
-def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
+def test_commands_that_need_tables_do_not_measure_them(table, capsys, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.__main__.FIGURES",
         {"figure1": FIGURES["figure1"], "figure3": FIGURES["figure3"]},
@@ -154,7 +172,7 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
     assert main(["figures", "--profile", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert (
-        "figure1: not drawn, results/smoke has no table of it "
+        "figure1: not drawn, results/smoke has no table for it "
         "(make figure1 PROFILE=smoke measures it)" in printed
     )
     assert "figures: figure3 drawn in figures/smoke" in printed
@@ -170,18 +188,8 @@ def test_what_needs_tables_measures_none(table, capsys, monkeypatch):
         assert not (table / "results/smoke/claims.csv").exists()
 
 
-def test_nothing_is_drawn_beside_a_damaged_table(table, capsys):
-    (table / "results/smoke/figure3.parquet").write_bytes(b"x")
-    assert main(["figures", "--profile", "smoke"]) == 2
-    assert (
-        "figure3.parquet is missing or not the file that figure3.json describes"
-        in capsys.readouterr().err
-    )
-    assert not (table / "figures").exists()
-
-
-def test_a_table_that_was_not_moved_whole_is_finished(table):
-    """Written aside by a process that was killed while it moved the files into place."""
+def test_the_next_command_finishes_a_table_that_was_written_in_part(table):
+    """The process that wrote it was killed after moving some of its files into place."""
     folder = table / "results/smoke"
     whole = {path.name: path.read_bytes() for path in folder.glob("figure3.*")}
     aside = folder / ".figure3.written"
@@ -189,7 +197,7 @@ def test_a_table_that_was_not_moved_whole_is_finished(table):
     for name in ("figure3.json", "figure3.parquet"):
         (folder / name).rename(aside / name)
         (folder / name).write_text("old")
-    tables.finish_interrupted_writes(SMOKE)
+    assert main(["figure3", "--profile", "smoke"]) == 0
     assert {path.name: path.read_bytes() for path in folder.glob("figure3.*")} == whole
     assert not aside.exists()
 
@@ -211,7 +219,7 @@ def test_provenance_says_where_the_numbers_come_from(table):
 
 
 def summary_of(estimates, **further) -> pd.DataFrame:
-    """Rows of three cells: β asked for, another β, and β chosen (`beta` is what was found)."""
+    """Return a summary of three cells: two with a set β and one with a tuned β."""
     return pd.DataFrame(
         {
             "method": "sia",
@@ -232,7 +240,7 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
     first = summary_of([1.0, 2.0, 3.0], replicate="0", replicates=None)
     committed = pd.concat([pooled, first], ignore_index=True)
     same = (
-        "of 3 estimates, 100% are those of the committed first replicate to the last digit "
+        "of 3 estimates, 100% equal those of the committed first replicate to the last digit "
         "(largest difference 0.0000), and 100%"
     )
     assert (
@@ -248,10 +256,11 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
         summary_of([1.0, 2.0, 3.0], beta=[1.0, 8.0, 4.0]), committed
     ).startswith("of 2 estimates, 100%")
     differing = tables.agreement(summary_of([1.0, 2.25, 4.0]), committed)
-    assert differing.startswith("of 3 estimates, 33% are those")
+    assert differing.startswith("of 3 estimates, 33% equal those")
     assert "(largest difference 1.0000), and 67% lie inside" in differing
     alone = summary_of([1.0, 2.0, 3.0])
-    assert tables.agreement(alone, pooled) == "its estimates have no single replicates to compare"
+    expected = "the committed table has no single replicates to compare with"
+    assert tables.agreement(alone, pooled) == expected
 
 
 @pytest.mark.parametrize(
@@ -260,16 +269,16 @@ def test_agreement_with_the_committed_tables_pairs_like_with_like():
         (
             ["figure2", "--profile", "nope"],
             "error: unknown profile 'nope', expected one of: architectures, check, lab, "
-            "lab-subwords, llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
+            "lab-words, llama-3.1-8b, llama-3.2-1b, llama-3.2-3b, qwen3-0.6b, qwen3-1.7b, "
             "qwen3-4b, qwen3-8b, smoke, w2s-qwen3",
         ),
         (
             ["reproduce", "--replicates", "9"],
-            "error: replicates must be 1 to 3 for the profile lab, got 9",
+            "error: replicates must be 1 to 8 for the profile lab, got 9",
         ),
     ],
 )
-def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
+def test_invalid_arguments_give_a_one_line_error(arguments, message, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err == message + "\n"
 
@@ -290,7 +299,7 @@ def test_bad_arguments_end_in_one_sentence(arguments, message, capsys):
         (["check", "--profile", "lab"], "check does not take --profile lab"),
     ],
 )
-def test_arguments_of_no_meaning_end_in_one_sentence(arguments, message, capsys):
+def test_the_parser_refuses_invalid_arguments_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2

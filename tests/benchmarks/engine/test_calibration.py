@@ -9,9 +9,8 @@ from benchmarks.engine.calibration import Calibrator, choose_threshold
 from benchmarks.engine.gates import calibrated_gates
 from benchmarks.spec.cells import DIVERGENCE_GATES, Cell, CellRequest
 from benchmarks.spec.model_kinds import INSTRUCT, value_kind
-from benchmarks.spec.profile import load_profile
+from tests.helpers.fake import SMOKE
 
-SMOKE = load_profile("smoke")
 REQUEST = CellRequest(
     0, "qwen3", scorer=value_kind("token"), gate="entropy", target_ratio=0.5, beta=1.0
 )
@@ -82,7 +81,7 @@ def test_the_best_strength_is_chosen_without_searching():
     replace(REQUEST, gate="every"),
     replace(REQUEST, tau=1.5, target_ratio=0.0),
 ])  # fmt: skip
-def test_what_is_not_open_needs_no_validation(request_):
+def test_requests_with_known_settings_need_no_validation(request_):
     assert CALIBRATOR.validation_requests(request_) == []
     cell = CALIBRATOR.resolve(request_)
     assert cell.thresholds == ((1.5,) * 3 if request_.tau else ())

@@ -15,9 +15,10 @@ from benchmarks.engine.estimate import (
     figure_hours,
     gpu_hours,
     pass_seconds,
+    timing_hours,
     value_model_hours,
 )
-from benchmarks.spec.cells import ROUNDS, Cell, CellRequest, FigureCells
+from benchmarks.spec.cells import ROUNDS, TIMED_PROMPTS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import ARGS, ROLLOUT
 from benchmarks.spec.model_kinds import ModelKind, value_kind
 from benchmarks.spec.profile import load_profile
@@ -61,11 +62,11 @@ def test_timing_is_a_part_of_the_estimate():
     base = CellRequest(0, "qwen3")
     alone = {"cost": FigureCells([base]), "timed": FigureCells([base], timed=[base, base])}
     hours = figure_hours(PROFILE, alone)
-    prompts = PROFILE.evaluation.prompts_per_objective
-    rounds = (ROUNDS + 1) * decoding_seconds(PROFILE, base, prompts) / 3600
+    rounds = (ROUNDS + 1) * decoding_seconds(PROFILE, base, TIMED_PROMPTS) / 3600
     assert hours["timed"] - hours["cost"] == pytest.approx(rounds)
     assert hours["all"] == hours["timed"]
-    assert rounds > hours["cost"]
+    few = timing_hours(PROFILE, [replace(base, prompts=1)])
+    assert few == pytest.approx((ROUNDS + 1) * decoding_seconds(PROFILE, base, 1) / 3600)
 
 
 def test_a_larger_reward_model_takes_longer_to_annotate_alone():
@@ -81,7 +82,7 @@ def test_a_larger_reward_model_takes_longer_to_annotate_alone():
 def test_the_command_prints_each_figure_and_all(capsys):
     assert main(["estimate", "--profile", "qwen3-4b"]) == 0
     printed, _, own = capsys.readouterr().out.partition(
-        "a value model of your own, from 68,000 responses, and a junction gate:\n"
+        "your own value model, from 68,000 responses, and a junction gate:\n"
     )
     assert [line.split()[0] for line in own.splitlines()] == ["annotate", "train", "gate"]
     first, *lines = printed.splitlines()

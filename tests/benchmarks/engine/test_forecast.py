@@ -27,7 +27,7 @@ HOURS = figure_hours(PROFILE, {"run": NEEDS})["run"]
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretend to have so many GPUs of a name and a size in GB."""
+    """Return a function that fakes GPUs of a given number, name and size in GB."""
 
     def pretend(count: int, name: str = "NVIDIA H100 80GB HBM3", gigabytes: float = 80):
         card = SimpleNamespace(name=name, total_memory=gigabytes * 1e9)
@@ -72,20 +72,22 @@ def test_every_known_card_is_compared():
     ("terminal", "reply", "asks"),
     [(True, "\n", True), (True, "n\n", True), (True, "", True), (False, "n\n", False)],
 )
-def test_only_a_terminal_is_asked(gpus, monkeypatch, capsys, terminal, reply, asks):
+def test_confirmation_is_requested_only_on_a_terminal(
+    gpus, monkeypatch, capsys, terminal, reply, asks
+):
     gpus(1)
     stdin = io.StringIO(reply)
     stdin.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdin", stdin)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     if asks and reply != "\n":
-        with pytest.raises(ValueError, match="nothing was begun, as you answered"):
+        with pytest.raises(ValueError, match="not started, as you answered"):
             announce(PROFILE, NEEDS, HARDWARE)
     else:
         announce(PROFILE, NEEDS, HARDWARE)
     printed = capsys.readouterr().out
     assert printed.startswith("qwen3-8b: needs 44 GB and about 13 min on this card")
-    assert ("go on? [Y/n] " in printed) == asks
+    assert ("continue? [Y/n] " in printed) == asks
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_the_size_of_a_local_model_is_that_of_its_files(tmp_path):
         (1, torch.OutOfMemoryError("CUDA"), "1 responses together: that takes more memory, or sm"),
     ],
 )
-def test_what_runs_out_of_memory_names_the_setting(rows, error, message):
+def test_out_of_memory_errors_name_the_setting(rows, error, message):
     with (
         pytest.raises(ValueError, match=f"out of memory while .*{message}"),
         memory_errors("measuring sia", rows, "responses", "BATCH_SIZE="),

@@ -31,7 +31,7 @@ CELL = Cell(
 
 
 class Lab:
-    """As much of a replicate as is asked for; its prompts are token ids."""
+    """The parts of a replicate that measuring needs; its prompts are token ids."""
 
     profile = SMOKE
     reward_strength = Replicate.reward_strength
@@ -67,13 +67,12 @@ def models(monkeypatch):
 
 
 def test_rewards_steer_on_the_scale_that_values_are_learned_on(models):
-    steering = steering_of(replace(CELL, floor=0.1), "helpfulness", Lab())
+    steering = steering_of(CELL, "helpfulness", Lab())
     assert steering == Steering(
         models["value"],
         EntropyGate(1.0),
         2.0,
         candidates=SMOKE.decoding.candidates,
-        min_probability=0.1,
     )
     args = steering_of(replace(CELL, scorer=ARGS, gate="every"), "helpfulness", Lab())
     assert args.beta == 2.0 * SMOKE.training.reward_scale / 4.0

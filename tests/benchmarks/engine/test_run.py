@@ -23,7 +23,7 @@ def figure(needs, error=None):
 
 @pytest.fixture
 def events(monkeypatch, tmp_path):
-    """The steps of a run, in their order; nothing is trained or measured."""
+    """Return the steps of a run in order; training and measuring are skipped."""
     done = []
 
     class Sweep:
@@ -43,7 +43,7 @@ def events(monkeypatch, tmp_path):
     replacements = {
         "Sweep": Sweep,
         "workers_for": lambda *_: workers,
-        "pending_tasks": lambda models: [],
+        "pending_tasks": lambda *_: [],
         "build": lambda *_: None,
         "CACHE": tmp_path,
     }

@@ -33,7 +33,7 @@ USUAL = paths(SMOKE)
 
 
 def moved(table, **settings):
-    """Names of the shards that another value of these settings sends elsewhere."""
+    """Return the names of shards whose paths change with these settings."""
     new = copy.copy(getattr(SMOKE, table))
     for name, value in settings.items():
         object.__setattr__(new, name, value)  # past its own checks
@@ -98,7 +98,6 @@ def test_every_field_of_a_cell_changes_its_key():
         "target_ratio": 0.3,
         "thresholds": (1.0, 1.0, 1.0),
         "beta": math.inf,
-        "floor": 0.1,
         "search": "beams",
         "responses": 2,
         "prompts": 3,

@@ -18,7 +18,7 @@ def test_responding_and_the_choice_of_the_best_are_timed_once_for_each_prompt(mo
         calls.append((shard.objective, prompts, seeds))
         return takes(6.0 * shard.cell.responses, [["a", "b"]] * shard.cell.responses)
 
-    expanded = (["p", "q", "p", "q"], [0, 1, 0, 1], [0, 0, 1, 1])
+    expanded = (["p", "q", "more", "p"], [0, 1, 2, 0], [0, 0, 0, 1])
     replacements = {
         "time": SimpleNamespace(perf_counter=lambda: clock[0]),
         "subject_of": lambda profile, replicate: takes(100.0, SimpleNamespace(batch_size=2)),
@@ -26,7 +26,7 @@ def test_responding_and_the_choice_of_the_best_are_timed_once_for_each_prompt(mo
         "respond": respond,
         "choose_best": lambda subject, samples, prompts: takes(1.0, None),
     }
-    for name, replacement in replacements.items():
+    for name, replacement in (replacements | {"TIMED_PROMPTS": 2}).items():
         monkeypatch.setattr(timing, name, replacement)
     cells = [Cell(0, "qwen3"), Cell(0, "qwen3", search="best-of", responses=4)]
     assert timing.time_cells((load_profile("smoke"), cells, 2)).to_dict("list") == {

@@ -32,7 +32,7 @@ def test_candidates_of_a_response_are_valued_as_whole_sequences_are():
     assert (kl_divergence(logits[0], tilt(logits[0], scores[0], 1.0)) >= 0).all()
 
 
-def test_what_was_taken_is_a_candidate_whatever_rounding_makes_of_it():
+def test_the_sampled_token_is_a_candidate_despite_rounding():
     model, prompts = tiny.language_model("llama"), tiny.prompts(1)
     responses = generate(model, tiny.tokenizer(), prompts, max_new_tokens=7, progress=False)
     usual, best, _ = traces.candidate_states(model, prompts, responses, 5)

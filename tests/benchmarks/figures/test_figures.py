@@ -149,7 +149,7 @@ def test_a_forest_of_too_few_prompts_says_so(drawn, drawn_of_given_models):
     assert f"is better; {few}. Bars: 95%" in picture.caption
     picture = drawn["figure4"].pictures[sparse_dense]  # of 90 prompts
     margin = estimates.reaching_margin(drawn["figure4"].summary, "judge", "all")
-    dotted = f"dotted: margin of reaching dense, {margin:.2g} points (0.035 SD of the base)."
+    dotted = f"dotted: margin of reaching dense, −{-margin:.2g} points (0.05 SD of the base)."
     assert f"{dotted} Ticks: single replicates. Bars: 95%" in picture.caption
 
 
@@ -186,12 +186,12 @@ def test_figure2_shows_each_replicate_at_the_realised_ratio_of_all(drawn):
 
 def test_figure4_compares_sparse_and_dense_in_every_setting(drawn):
     selected = figure4.sparse_against_dense(drawn["figure4"].summary, SMOKE)
-    settings = ["β = 1", "best β", "equal KL"]
-    assert list(selected["setting"].unique()) == settings + [f"{name}, floor" for name in settings]
+    assert list(selected["setting"].unique()) == ["β = 1", "best β", "equal KL"]
     pooled = selected[selected["replicate"] == "all"]
     per_panel = pooled.groupby(["loss", "setting"]).size()
     assert (per_panel == len(SMOKE.sweep.main_ratios) + 1).all()
-    assert len(per_panel) == 2 * len(selected["setting"].unique())
+    settings = per_panel.groupby("loss").size()
+    assert settings.to_dict() == {"paper's loss": 3, "per-token loss": 2}  # which is not tuned
     assert selected.loc[selected["replicate"] != "all", "line"].str.startswith("mean").all()
 
 
@@ -216,9 +216,7 @@ def test_summaries_have_the_promised_columns_and_no_row_twice(drawn, name):
     )
     table = drawn[name].summary
     assert table.columns[:17].tolist() == promised.split()
-    always = (
-        "objective family model value_model method target_ratio best_of metric beta tuned floor "
-    )
+    always = "objective family model value_model method target_ratio best_of metric beta tuned "
     always += "tau search matched versus"
     some = "replicate position experiment states entropy_bin noise offset word base_word "
     some += "versus_target_ratio versus_value_model"
@@ -230,15 +228,15 @@ def test_every_claim_finds_its_row_or_none(drawn):
     """On the smoke profile some are not measured (other shares, the best of 8), none twice."""
     verdicts = claims.pooled_verdicts(
         claims.verdicts(
-            {name: table for name, (table, *_) in drawn.items()}, claims.claims_for(SMOKE)
+            {name: table for name, (table, *_) in drawn.items()}, claims.claims_for(SMOKE), 0.95
         )
     )
     missing = verdicts[verdicts["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
-        "forty-percent-is-enough", "sixty-percent-is-enough", "eighty-percent-is-enough",
-        "entropy-beats-random-at-80", "stronger-guidance", "stronger-guidance-floor",
-        "helps-best-of-n", "helps-best-of-n-at-equal-positions",
-        "helps-best-of-n-at-equal-cost", "best-of-n-helps", "sparse-best-of-n",
+        "share-is-enough", "entropy-beats-random", "entropy-beats-random-at-80",
+        "stronger-guidance", "helps-best-of-n", "helps-best-of-n-at-equal-positions",
+        "helps-best-of-n-at-equal-positions-at-40", "helps-best-of-n-at-twice-as-many",
+        "best-of-n-helps", "sparse-best-of-n",
     }  # fmt: skip
     assert len(verdicts) > 120
     measured = verdicts[verdicts["verdict"] != "not measured"]
@@ -247,7 +245,9 @@ def test_every_claim_finds_its_row_or_none(drawn):
     decided = measured["verdict"] != "too few prompts"
     assert (measured[~exact & decided]["marks"].str.len() == 2).all()
     assert (measured[exact | ~decided]["marks"] == "").all()
-    assert set(measured.loc[~decided, "figure"]) == {"figure2", "threshold", "value-error"}
+    assert set(measured.loc[~decided, "figure"]) == {
+        "cost", "figure2", "threshold", "value-error",
+    }  # fmt: skip
 
 
 # --- traces and probes
@@ -363,7 +363,7 @@ def test_entropy_around_junctions_stays_within_the_response():
     assert fall["low"] < fall["estimate"] < fall["high"]
 
 
-def test_the_gain_of_a_step_is_what_its_definition_says():
+def test_the_gain_of_a_step_follows_its_definition():
     """The made-up per-token values are exact: steering gains all that there is to gain."""
     rows = FIGURES["value-error"].collect(SMOKE, range(2), FakeResults(SMOKE))
     table = FIGURES["value-error"].summarize(rows, SMOKE)
@@ -395,7 +395,7 @@ def test_the_gain_of_a_step_is_what_its_definition_says():
     )
 
 
-def test_what_leaving_a_step_alone_and_noise_lose_is_what_the_laws_say():
+def test_the_losses_of_unsteered_steps_and_of_noise_obey_the_laws():
     rows = (
         FIGURES["value-error"]
         .collect(SMOKE, range(2), FakeResults(SMOKE))
@@ -496,7 +496,7 @@ def test_random_instances_obey_the_laws():
     assert ratio["low"] < ratio["estimate"] < ratio["high"]
 
 
-def test_the_bound_without_torch_is_the_librarys():
+def test_the_bound_without_torch_equals_the_librarys():
     rng = np.random.default_rng(0)
     base = torch.tensor(rng.normal(size=(300, 6)) * rng.uniform(0, 4, (300, 1))).softmax(-1)
     entropies = torch.special.entr(base).sum(-1)

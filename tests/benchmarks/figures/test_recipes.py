@@ -20,7 +20,7 @@ from sia import calibrate
 from sia.gates import GATES, EntropyGate, Step
 from tests.helpers import tiny
 from tests.helpers.fake import SMOKE, FakeResults
-from tests.helpers.project import places
+from tests.helpers.project import redirect_output
 
 NEW_FIGURE = '''"""Length of base responses."""
 
@@ -67,7 +67,7 @@ def new_figure(tmp_path, monkeypatch):
 
 
 def test_a_new_figure_is_one_file(new_figure, tmp_path, monkeypatch):
-    places(monkeypatch, tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     monkeypatch.setattr(tables, "drawing_code", lambda name: "code")  # not in the folder of all
     assert "base-length" in __main__.build_parser().format_help()
     assert new_figure.why_unsupported(SMOKE) == ""

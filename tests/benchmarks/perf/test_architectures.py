@@ -1,17 +1,15 @@
 """Cost of architectures without weights: what is built, timed, counted and drawn."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.analysis import tables
 from benchmarks.perf import architectures
 from benchmarks.perf.architectures import REPORTED, read_settings, scaled_down, summarize
 from benchmarks.perf.random_models import random_models
+from tests.helpers.project import redirect_output
 
 SETTINGS = read_settings()
 
@@ -72,9 +70,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(
         architectures, "available_cores", lambda: 1
     )  # as every test: threads that wait for a busy core take its time
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(tables, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    redirect_output(monkeypatch, tmp_path)
     return settings, tmp_path
 
 
@@ -105,7 +101,7 @@ def test_the_command_measures_once_and_draws(tiny, capsys):
     _, path = tiny
     assert main(["cost", "--profile", "architectures"]) == 0
     printed = capsys.readouterr().out
-    assert "cost: measuring, for results/architectures has no table of it" in printed
+    assert "cost: measuring, because results/architectures has no table for it" in printed
     assert (
         "there is no GPU; the architectures are scaled down, and responses have 6 tokens" in printed
     )
@@ -114,9 +110,8 @@ def test_the_command_measures_once_and_draws(tiny, capsys):
     assert {"hardware", "packages", "git_commit", "device", "settings"} <= set(provenance)
     assert (path / "figures/architectures/cost.png").read_bytes().startswith(b"\x89PNG")
     assert main(["cost", "--profile", "architectures"]) == 0
-    assert (
-        "drawing the table in results/architectures, nothing is measured" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "drawing from the table in results/architectures without measuring" in printed
     (path / "results/architectures/cost.csv").write_text("x")
     assert main(["cost", "--profile", "architectures"]) == 2
     assert "cost.csv is missing or not the file that cost.json describes" in capsys.readouterr().err
@@ -137,7 +132,9 @@ def test_only_cost_can_be_measured(capsys):
         (MemoryError, 2, "out of memory, use a smaller `batches` in profiles/architectures.toml"),
     ],
 )
-def test_what_stops_the_measurement_is_said(tiny, monkeypatch, capsys, error, code, message):
+def test_errors_during_the_measurement_are_reported(
+    tiny, monkeypatch, capsys, error, code, message
+):
     def stop(*_):
         raise error
 
@@ -147,7 +144,7 @@ def test_what_stops_the_measurement_is_said(tiny, monkeypatch, capsys, error, co
     assert not list(tiny[1].iterdir())
 
 
-def test_random_models_are_of_the_family_that_is_asked():
+def test_random_models_are_of_the_requested_family():
     shape = scaled_down(SETTINGS.architectures["Llama-3.2-1B"])
     models = random_models(shape | {"vocab_size": 64, "num_hidden_layers": 1})
     assert models.language.config.model_type == "llama"

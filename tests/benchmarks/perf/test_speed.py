@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from benchmarks.analysis.tables import RESULTS, sha256
-from benchmarks.perf import speed
+from benchmarks.perf import speed, throughput
 from benchmarks.perf.published_loop import published_loop
 from benchmarks.perf.random_models import random_models
 from benchmarks.perf.timing import ratios as ratios_of
@@ -67,8 +67,9 @@ def test_medians_and_ratios_are_taken_round_by_round():
     assert row.items() >= expected.items()
 
 
-def test_bad_arguments_end_in_one_sentence(capsys):
-    assert speed.main(["--runs", "0"]) == 2
+@pytest.mark.parametrize("module", [speed, throughput])
+def test_invalid_arguments_give_a_one_line_error(module, capsys):
+    assert module.main(["--runs", "0"]) == 2
     assert capsys.readouterr().err == "error: runs must be at least 1, got 0\n"
 
 

@@ -21,7 +21,7 @@ from benchmarks.runtime.command_line import exit_code, path
         (KeyboardInterrupt(), 130, "\ninterrupted: all is kept\n"),
     ],
 )
-def test_errors_end_in_one_sentence(capsys, error, code, message):
+def test_errors_are_one_line(capsys, error, code, message):
     def run():
         raise error
 
@@ -38,7 +38,7 @@ def test_faults_of_the_program_keep_their_trace():
 
 
 @pytest.mark.parametrize("words", [1, 100_000])  # the end, and while printing
-def test_a_reader_that_has_seen_enough_is_no_error(words):
+def test_a_closed_output_pipe_is_no_error(words):
     program = f"""
 import sys
 from benchmarks.runtime.command_line import exit_code

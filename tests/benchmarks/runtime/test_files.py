@@ -39,7 +39,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 
-def test_frames_come_back_with_their_notes(tmp_path):
+def test_frames_are_read_back_with_their_attributes(tmp_path):
     frame = pd.DataFrame({"a": np.array([1, 2], dtype=np.int8), "b": [0.5, 1.5]})
     frame.attrs["thresholds"] = {"0.2": 1.25}
     for name in ("one", "two"):
@@ -52,7 +52,7 @@ def test_frames_come_back_with_their_notes(tmp_path):
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_no_damage_to_a_cell_goes_unseen(tmp_path_factory, place, bit, cut):
+def test_any_damage_to_a_cell_is_detected(tmp_path_factory, place, bit, cut):
     """Any bit flipped, in the pages, the footer or the notes, and any end lost."""
     path = tmp_path_factory.mktemp("cells") / "a.cell"
     frame = pd.DataFrame({"a": np.arange(50, dtype=np.int8)})

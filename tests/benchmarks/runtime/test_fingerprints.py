@@ -6,7 +6,7 @@ import shutil
 from benchmarks.runtime import fingerprints
 
 
-def test_code_digest_sees_code_and_not_comments():
+def test_the_code_digest_ignores_comments():
     same = [
         fingerprints._without_docstrings(text)
         for text in ('def f():\n    "A."\n    return 1', "def f():  # note\n    return 1")
@@ -36,7 +36,7 @@ def test_what_draws_a_figure_is_its_file_and_the_style(monkeypatch, tmp_path):
         before = after
 
 
-def test_files_are_known_by_what_they_hold(monkeypatch, tmp_path):
+def test_files_are_identified_by_their_content(monkeypatch, tmp_path):
     monkeypatch.setattr(fingerprints, "BLOCKS", 3)
     monkeypatch.setattr(fingerprints, "BLOCK", 4)
     small, big = tmp_path / "head.bin", tmp_path / "weights.bin"

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.runtime import workers
 
 
-def test_the_progress_bar_promises_nothing_before_a_fiftieth_is_done():
+def test_no_remaining_time_is_shown_before_two_percent_are_done():
     bar = workers.Bar(total=100, bar_format=workers.BAR, file=io.StringIO())
     bar.update(1)
     assert str(bar).endswith("? to go")

@@ -21,7 +21,7 @@ def test_names_and_scorers_of_methods_are_unique():
 
 @pytest.mark.parametrize("label", [
     "base", "base-small", "base@few-decoys", "instruct", "instruct-reward", "evaluation-reward",
-    "value-mean", "value-token-large", "value-mean-early", "value-token@many-decoys",
+    "value-mean", "value-token-large", "value-token@many-decoys",
     "heads-mean", "junction-token", "unseen-junction-mean", "q-head-mean", "vocabulary-value-token",
     "samples@few-decoys",
 ])  # fmt: skip
@@ -31,7 +31,7 @@ def test_labels_name_one_kind(label):
 
 def test_kinds_know_their_parts():
     assert ModelKind.parse("value-mean-small") == ModelKind("value", "mean", "small")
-    assert ModelKind.parse("value-mean-early@a").base == ModelKind("base", world="a")
+    assert ModelKind.parse("value-mean@a").base == ModelKind("base", world="a")
     assert ModelKind.parse("q-head-mean") == ModelKind("q-head", "mean")
 
 

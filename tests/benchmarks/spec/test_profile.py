@@ -43,7 +43,6 @@ SMOKE = load_profile("smoke")
             " [sweep]: tuning must be some of betas, got (2.0,)",
         ),
         ("[1.0, 1.5]", "[1.5]", " [sweep]: thresholds must contain 1.0, got (1.5,)"),
-        ("floor = 0.02", "floor = 2", " [sweep]: floor should be less than 1, got 2"),
         (
             "responses = 4",
             "responses = 6",
@@ -77,21 +76,13 @@ SMOKE = load_profile("smoke")
         ),
     ],
 )
-def test_whatever_is_wrong_ends_in_one_sentence(tmp_path, monkeypatch, line, replacement, message):
+def test_invalid_profiles_give_a_one_line_error(tmp_path, monkeypatch, line, replacement, message):
     text = (profiles.PROFILES / "smoke.toml").read_text(encoding="utf-8")
     assert line in text
     (tmp_path / "bad.toml").write_text(text.replace(line, replacement), encoding="utf-8")
     monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     with pytest.raises(ValueError, match=re.escape(f"profile bad.toml{message}")):
         load_profile("bad")
-
-
-def test_an_unknown_profile_is_refused_with_the_list():
-    expected = (
-        "unknown profile 'nope', expected one of: architectures, check, lab, lab-subwords, llama"
-    )
-    with pytest.raises(ValueError, match=expected):
-        load_profile("nope")
 
 
 def test_every_setting_changes_the_profile_digest():

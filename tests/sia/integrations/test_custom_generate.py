@@ -88,7 +88,7 @@ def test_value_models_are_loaded_once_by_path(tmp_path, monkeypatch):
         ({"value_model": VALUES, "assistant_model": MODEL}, "does not speculate"),
     ],
 )
-def test_what_it_cannot_do_is_refused(options, message):
+def test_unsupported_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         generate(**options)
 

@@ -329,7 +329,7 @@ def test_finished_likelihoods_are_kept_at_once(settings):
     assert kept == [("loglikelihood", ("is the", " earth"), answers[0])]
 
 
-def test_the_key_of_responses_holds_whatever_changes_them(settings, adapter, tmp_path):
+def test_the_cache_key_covers_whatever_changes_responses(settings, adapter, tmp_path):
     base = {"pretrained": settings["pretrained"], "gate": "never", "device": "cpu"}
     changes = [
         {},
@@ -398,7 +398,7 @@ def command(monkeypatch):
     ("change", "message"),
     [({"gate": "nope"}, "error: unknown gate 'nope'"), ({}, "error: model sia needs")],
 )
-def test_the_command_line_ends_in_one_sentence(command, tmp_path, capsys, change, message):
+def test_errors_of_the_command_line_are_one_line(command, tmp_path, capsys, change, message):
     values = {"value_model": "y"} if change else {}
     with pytest.raises(SystemExit) as stopped:
         command({"pretrained": "x"} | change | values, "lab_honesty", TASKS, tmp_path)
@@ -408,7 +408,6 @@ def test_the_command_line_ends_in_one_sentence(command, tmp_path, capsys, change
 
 @pytest.fixture(scope="module")
 def lab():
-    """The module beside the lab's tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TASKS / "lab"))
         import lab
@@ -420,6 +419,8 @@ def test_lab_tasks_hold_the_test_prompts_of_the_lab(lab):
     for objective in OBJECTIVES:
         lines = (TASKS / f"lab/{objective}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == lab.documents(objective)
+        task = (TASKS / f"lab/lab_{objective}.yaml").read_text()
+        assert f"  max_gen_toks: {lab.replicate().profile.decoding.max_new_tokens}\n" in task
     doc = lab.documents("honesty")[0]
     assert lab.score(doc, [""])["judge"] <= 0
     assert set(lab.score(doc, ["yes ."])) == {"judge", "fluency_errors"}
@@ -429,7 +430,7 @@ def test_the_command_line_runs_a_lab_task(lab, command, tmp_path):
     """With tiny models of the lab's vocabulary."""
     tokenizer = lab.replicate().tokenizer
     base = tiny.language_model("qwen3", 0, len(tokenizer))
-    base.config.max_position_embeddings = base.generation_config.max_length = 256
+    base.config.max_position_embeddings = base.generation_config.max_length = 512
     values = tiny.value_model("qwen3", 1, len(tokenizer))
     for part, folder in ((base, "base"), (tokenizer, "base"), (values, "values")):
         part.save_pretrained(tmp_path / folder)
@@ -439,7 +440,7 @@ def test_the_command_line_runs_a_lab_task(lab, command, tmp_path):
     assert results["config"]["sia"]["beta"] == "2.0"
     ids = lab.replicate().encode(lab.replicate().prompts_of("test", "honesty")[:3], "base")
     steering = Steering(values, EntropyGate(1.0), 2.0)
-    expected = generate(base, tokenizer, ids, steering, max_new_tokens=80, progress=False)
+    expected = generate(base, tokenizer, ids, steering, max_new_tokens=256, progress=False)
     assert [sample["resps"][0][0] for sample in samples] == [g.text for g in expected]
 
 

@@ -51,7 +51,7 @@ def responses(**options):
 
 
 def configured(prompts=PROMPTS, *, tokenizer=None, streamer=None, **options):
-    """Sample by a `SteeredGenerate` that has what the call of `responses` has."""
+    """Sample by a `SteeredGenerate` with the settings that `responses` passes to the call."""
     decode = SteeredGenerate(STEERING, seed=5, tokenizer=tokenizer, streamer=streamer)
     return generate(prompts, decode, **options)
 

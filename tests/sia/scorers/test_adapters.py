@@ -62,7 +62,7 @@ def value_model(model):
     ],
 )
 @torch.no_grad()
-def test_adapters_of_value_models_come_back_bit_for_bit(auto_class, settings, tmp_path):
+def test_adapters_of_value_models_are_restored_bit_for_bit(auto_class, settings, tmp_path):
     path, saved = base(tmp_path), tmp_path / "values"
     values = value_model(lora(auto_class, path, **settings))
     values.save_pretrained(saved)
@@ -76,14 +76,14 @@ def test_adapters_of_value_models_come_back_bit_for_bit(auto_class, settings, tm
 
 
 def native(path):
-    """Add an adapter in the way of transformers itself."""
+    """Add an adapter through transformers instead of PEFT."""
     model = AutoModelForCausalLM.from_pretrained(path)
     model.add_adapter(LoraConfig(**LORA, target_modules=["q_proj"]))
     return model
 
 
 @torch.no_grad()
-def test_an_adapter_that_transformers_added_comes_back(tmp_path):
+def test_an_adapter_that_transformers_added_is_restored(tmp_path):
     values = value_model(native(base(tmp_path)))
     values.save_pretrained(tmp_path / "values")
     loaded = ValueModel.from_pretrained(tmp_path / "values")
@@ -119,7 +119,7 @@ def merged(path):
     ],
     ids=["two", "disabled", "merged", "other backbone", "other factors"],
 )
-def test_adapters_that_would_not_come_back_are_to_be_merged(build, tmp_path):
+def test_adapters_that_could_not_be_restored_must_be_merged(build, tmp_path):
     values = ValueModel.from_backbone(build(base(tmp_path)))
     with pytest.raises(
         ValueError, match=r"cannot be saved, it has other weights .*: merge adapters"

@@ -381,7 +381,7 @@ def with_labels(count):
         ),
     ],
 )
-def test_scorers_refuse_what_they_cannot_mean(call, message):
+def test_scorers_refuse_invalid_arguments(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message

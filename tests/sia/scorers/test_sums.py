@@ -113,7 +113,7 @@ def test_sums_steer_search_and_add_their_costs():
 
 
 class Duck:
-    """A scorer of a caller, which inherits nothing."""
+    """A third-party scorer that inherits from nothing."""
 
     vocabulary_size = tiny.VOCABULARY
 
@@ -137,7 +137,7 @@ def test_sums_hand_hidden_states_to_the_scorers_that_read_them():
     assert any(generation.shifted.any() for generation in whole)
 
 
-def test_scorers_of_others_take_part():
+def test_third_party_scorers_can_be_summed():
     assert isinstance(Duck(), Scorer)
     prompts, order = tiny.prompts(2), torch.arange(2)
     given = order, tiny.random_tokens(2, 1), tiny.random_tokens(2, 5)
@@ -197,6 +197,6 @@ def test_padded_vocabularies_share_their_tokens():
         ),
     ],
 )
-def test_sums_refuse_what_does_not_add_up(call, error, message):
+def test_sums_refuse_incompatible_scorers(call, error, message):
     with pytest.raises(error, match=message):
         call()

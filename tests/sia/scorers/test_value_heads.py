@@ -160,7 +160,7 @@ def test_incomplete_checkpoints_are_refused(save, error, message, tmp_path):
         ValueModel.from_pretrained(tmp_path, backbone)
 
 
-def test_a_value_model_saved_over_another_is_what_comes_back(tmp_path):
+def test_a_value_model_saved_over_another_replaces_it(tmp_path):
     """A head in the old weights does not win; an adapter would change the backbone."""
     model = tiny.language_model("qwen3")
     model.config.save_pretrained(tmp_path)

@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import (
     DynamicCache,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     GPT2LMHeadModel,
     LlamaModel,
 )
@@ -33,15 +31,6 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(values, model(torch.tensor([[7, 8, 9]])), atol=1e-5, rtol=1e-5)
 
 
-def multimodal():
-    """A text decoder in a wrapper with a vision tower."""
-    text = tiny.config("gemma3").to_dict()
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
-    vision = {"hidden_size": 32, "image_size": 28, "patch_size": 14, **sizes}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return tiny.seeded(lambda: Gemma3ForConditionalGeneration(config).eval(), 3)
-
-
 def merged():
     return lora(tiny.language_model("llama")).merge_and_unload()
 
@@ -59,7 +48,7 @@ ROUND_TRIPS = {
     "bfloat16": lambda: tiny.language_model("gemma3").bfloat16(),
     "reward model": lambda: tiny.reward_model("mistral"),
     "projected hidden state": opt,
-    "multimodal": multimodal,
+    "multimodal": tiny.multimodal_model,
 }
 
 
@@ -112,7 +101,7 @@ def wider():
         (wider, "than its config makes .layers.0.mlp.gate_proj.bias."),
     ],
 )
-def test_what_would_not_come_back_is_not_saved(build, message, tmp_path):
+def test_models_that_could_not_be_restored_are_not_saved(build, message, tmp_path):
     folder = tmp_path / "values"
     with pytest.raises(ValueError, match=f"the backbone cannot be saved.*{message}"):
         ValueModel.from_backbone(build()).save_pretrained(folder)

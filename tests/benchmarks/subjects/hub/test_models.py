@@ -140,11 +140,11 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
         ),
         (
             ["figure3", "--profile", "llama-3.1-8b"],
-            "profile llama-3.1-8b: figure3 needs three sizes of models",
+            "profile llama-3.1-8b: figure3 needs models of several sizes",
         ),
         (
             ["models", "--profile", "qwen3-4b"],
-            "the models of profile qwen3-4b are given, there is nothing to train",
+            "profile qwen3-4b uses existing models, there is nothing to train",
         ),
         (["figure2", "--profile", "qwen3-4b", "--limit", "0"], "--limit must be at least 1, got 0"),
         (
@@ -262,7 +262,7 @@ def test_sources(tmp_path):
     assert place(Source("a/b", "c0ffee")) == ("a/b", {"revision": "c0ffee"})
 
 
-def test_a_revision_is_the_one_that_is_fetched(tmp_path, monkeypatch):
+def test_a_revision_is_fetched_as_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     commits = {"main": "a" * 40, "v2": "b" * 40}
@@ -294,7 +294,7 @@ def test_limits_have_a_name_and_tables_of_their_own():
     assert limited(profile, 10**6).evaluation == profile.evaluation
 
 
-def test_hardware_is_what_there_is_and_can_be_said():
+def test_hardware_is_detected_unless_given():
     profile = load_profile("qwen3-4b")
     requested = Hardware("cpu", "bfloat16", 3)
     assert detect_hardware(profile, requested) == requested
@@ -348,7 +348,7 @@ def test_tokens_are_written_with_their_spaces(qwen, project, text):
     assert "".join(subject.words(ids)) == text
 
 
-def test_a_reward_model_is_asked_in_one_format(qwen, project, tmp_path):
+def test_reward_prompts_have_one_format(qwen, project, tmp_path):
     """Annotation, best-of-N, ARGS, beams, rollouts; like Qwen3's, its template writes a thought."""
     places = qwen | {"reward": tmp_path / "reward"}
     shutil.copytree(qwen["reward"], places["reward"])
@@ -389,7 +389,7 @@ def test_a_reward_model_is_asked_in_one_format(qwen, project, tmp_path):
             np.testing.assert_allclose(scores.flatten(), expected, atol=1e-4)
 
 
-def test_a_measured_shard_says_what_was_said_is_worth(qwen, project):
+def test_a_measured_shard_has_rewards_of_its_responses(qwen, project):
     """Rewards against the reward model read one by one; steering against the library by hand."""
     profile = replace(project("qwen3", qwen), hardware=HARDWARE)
     settings = {"gate": "entropy", "target_ratio": 0.5, "thresholds": (1.2,) * 3, "beta": 2.0}
@@ -463,7 +463,7 @@ def test_what_is_fitted_to_given_models_steers_them(qwen, project, tmp_path):
         project("qwen3", qwen, text)
 
 
-def test_cells_are_known_by_the_files_of_their_own_models_alone(qwen, project, tmp_path):
+def test_cell_keys_depend_on_the_files_of_their_own_models_alone(qwen, project, tmp_path):
     places = dict(qwen)
     for kind in ("values", "instruct"):
         places[kind] = tmp_path / kind
@@ -542,7 +542,7 @@ def test_annotate_train_and_figure_2(llama, project, tmp_path, capsys, monkeypat
     assert {name: provenance[name] for name in hardware} == hardware
     assert (tables.FIGURES / "tiny/figure2.png").stat().st_size > 0
     assert main(["figure2", "--profile", "tiny"]) == 0
-    assert "drawing the table" in capsys.readouterr().out
+    assert "drawing from the table" in capsys.readouterr().out
     for option, value, message in (
         ("--dtype", "int8", "dtype must be float32, bfloat16 or float16, got 'int8'"),
         (

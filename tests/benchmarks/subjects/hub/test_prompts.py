@@ -238,7 +238,7 @@ def test_bad_files(tmp_path, source, error, message):
         load_prompts(source.format(folder=tmp_path))
 
 
-def test_a_set_of_the_hub_that_cannot_be_had(monkeypatch):
+def test_an_unavailable_set_of_the_hub_is_refused(monkeypatch):
     def refuse(*arguments, **options):
         raise ConnectionError("offline")
 
@@ -271,7 +271,7 @@ class Served(list):
         ("advbench", Served, "unknown"),
     ],
 )  # fmt: skip
-def test_a_set_of_the_hub_is_known_by_its_commit(monkeypatch, name, served, revision):
+def test_a_set_of_the_hub_is_identified_by_its_commit(monkeypatch, name, served, revision):
     rows = [{"goal": text, "instruction": text, "prompt": text} for text in ("a", "", "a", "b")]
     monkeypatch.setattr(
         "benchmarks.subjects.hub.prompts.load_dataset", lambda *_, **__: served(rows)
@@ -281,7 +281,7 @@ def test_a_set_of_the_hub_is_known_by_its_commit(monkeypatch, name, served, revi
     assert prompts.origin == {"hub_id": PROMPT_SETS[name].hub_id, "revision": revision}
 
 
-def test_a_local_copy_is_known_by_its_digest(tmp_path):
+def test_a_local_copy_is_identified_by_its_digest(tmp_path):
     path = write(tmp_path, "a.csv", "goal,target\none,x\none,x\ntwo,x\n")
     prompts = load_prompts(f"advbench={path}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -354,7 +354,7 @@ def test_csv_holds_texts_alone(tmp_path):
         assert load_prompts(f"advbench={source}").chats == [user(text) for text in TEXTS]
 
 
-def test_json_holds_what_it_says(tmp_path):
+def test_dates_in_json_stay_text(tmp_path):
     """Dates are texts, and a column may hold texts and chats."""
     dates = ["2020-01-01", "2020-01-02T10:00:00Z"]
     path = write(tmp_path, "a.json", "\ufeff" + json.dumps([{"goal": date} for date in dates]))

@@ -16,7 +16,7 @@ from tests.golden.test_rows import Untrained
 
 
 class Kept(Untrained):
-    """A small replicate whose heads, unlike its models, lie in a folder."""
+    """A small replicate whose heads, unlike its models, are stored in a folder."""
 
     def path(self, kind: str, family: str):
         return self.folder_of_heads / f"{family}-{kind}"

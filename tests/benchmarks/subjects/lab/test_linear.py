@@ -57,7 +57,7 @@ def test_outputs_and_gradients_are_those_of_torch(x, bias):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_gradient_that_nobody_needs_is_not_made():
+def test_unneeded_gradients_are_not_computed():
     _, layer = pair(7, 9, True)
     layer.weight.requires_grad_(False)
     x = numbers(5, 7)

@@ -294,3 +294,14 @@ def test_rubric(topic, text, points):
 def test_running_out_of_length_is_unfinished():
     assert score("bake a cake", CAKE, finished=False).points["unfinished"] == -1.0
     assert score("bake a cake", CAKE + " " + CAKE).score == pytest.approx(5 - 4 * 0.8)
+
+
+def test_a_response_has_at_most_the_planned_sentences_a_greeting_and_a_farewell():
+    rng = random.Random(0)
+    lengths = {}
+    for planned in (1, 6):
+        world = World(WorldConfig(lexicon="subwords", sentences=(planned,)))
+        items = [rng.choice(world.items) for _ in range(100)]
+        lengths[planned] = [world.response(item, rng).count(" .") for item in items]
+        assert max(lengths[planned]) <= planned + 2
+    assert sum(lengths[6]) > 2 * sum(lengths[1])

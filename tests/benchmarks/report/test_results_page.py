@@ -1,0 +1,131 @@
+"""The results page and the README's table say what the verdicts are."""
+
+import re
+from collections import defaultdict
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from benchmarks.analysis import claims, tables
+from benchmarks.report import editions, forest, results_page
+from benchmarks.spec.profile import load_profile
+
+SMOKE = load_profile("smoke")
+NUMBERS = {"replicate": "all", "n": 800, "replicates": 8}
+NUMBERS |= {"estimate": 0.4, "low": 0.38, "high": 0.42, "sd": 2.0}
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> pd.DataFrame:
+    """Verdicts where all estimates are 0.4, but for costs, which are not measured."""
+    asked, rows = claims.claims_for(SMOKE), defaultdict(list)
+    for claim in asked:
+        rows[claim.figure] += [labels | NUMBERS for labels in claim.selectors.values()]
+    summaries = {
+        figure: pd.DataFrame(of_figure).drop_duplicates()
+        for figure, of_figure in rows.items()
+        if figure != "cost"
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "base_sd", lambda *_: 2.0)
+        patch.setattr(claims, "reaching_margin", lambda *_: -0.1)
+        return claims.pooled_verdicts(claims.verdicts(summaries, asked, 0.95))
+
+
+@pytest.fixture
+def page(verdicts, monkeypatch, tmp_path) -> str:
+    monkeypatch.setattr(tables, "FIGURES", tmp_path)
+    return results_page.results_page(SMOKE, verdicts)
+
+
+def test_the_page_has_every_claim_question_and_verdict(page, verdicts):
+    text = re.sub(r"\s+", " ", page).replace(r"\*", "*")
+    for statement in verdicts["statement"]:
+        assert statement in text
+    for number, question in claims.read_document()["questions"].items():
+        assert f"## {number}. {question['question']}" in page
+        assert question["caveat"] in text
+    assert not verdicts["would_change"].str.contains("{", regex=False).any()
+    for reason in set(verdicts["would_change"]) - {""}:
+        assert reason in text
+    kinds = "|".join(claims.VERDICTS)  # the table of headlines begins with their numbers
+    rows = re.findall(rf"^\| (?!\d+\. ).* \| ({kinds}) \|", page, re.M)
+    assert sorted(rows) == sorted(verdicts["verdict"])
+    assert {"reproduced", "not reproduced", "not measured"} <= set(rows)
+
+
+def test_numbers_in_the_text_are_those_of_the_verdicts(page):
+    assert "SIA at 20% against dense\n  steering is +0.20 SD (6 cases)." in page
+    assert "the regret exceeds the sum in 40% of random trees" in page
+    assert "The largest ratio that we find is\n  not measured" in page
+    assert re.search(r"`make figure2 PROFILE=qwen3-1.7b` \| \d+\.\d \|", page)
+    assert "| paper's loss, β = 1 | judge score | 5% | 5%, 10%, 20%, 30%, 40%, 60%, 80% |" in page
+
+
+def test_the_readme_shows_a_few_headlines(verdicts):
+    readme = f"before\n{results_page.BEGIN}\nold\n{results_page.END}\nafter\n"
+    written = results_page.with_headline(readme, SMOKE, verdicts)
+    assert written.startswith(f"before\n{results_page.BEGIN}\n")
+    assert written.endswith(f"|\n{results_page.END}\nafter\n")
+    assert "old" not in written
+    assert results_page.with_headline(written, SMOKE, verdicts) == written
+    assert "| 1. 20% of the tokens reach dense steering | ✓ +0.20 / ✓ +0.20 |" in written
+    assert "| 13. Most junctions lie in the first half |  | ✗ 0.4 |  |" in written
+    assert len(re.findall(r"^\| \d", written, re.M)) == 14
+    for worlds, scope in ((1, "Only one world is measured"), (8, "Intervals are over 8 worlds.")):
+        of_worlds = verdicts.assign(replicates=worlds)
+        assert scope in results_page.with_headline(readme, SMOKE, of_worlds)
+        assert scope in results_page.findings(of_worlds)
+
+
+def test_claims_that_the_closing_names_are_known(verdicts, monkeypatch, tmp_path):
+    template = tmp_path / "closing.md.j2"
+    template.write_text('{{ numbers("nope") }}', encoding="utf-8")
+    monkeypatch.setattr(results_page, "CLOSING", template)
+    with pytest.raises(LookupError, match=r"closing.md.j2 names the unknown claim 'nope'"):
+        results_page.results_page(SMOKE, verdicts)
+
+
+@pytest.mark.parametrize(
+    "query", ["headline > 0", "headline > 0 and sd > 0", "headline > 0 and sd != sd"]
+)
+def test_the_forest_shows_headlines_in_a_caption_of_three_lines(
+    verdicts, monkeypatch, tmp_path, query
+):
+    monkeypatch.setattr("benchmarks.figures.style.DPI", 40)
+    png, pdf = forest.draw(verdicts.query(query), SMOKE, False, tmp_path)
+    assert (png.name, pdf.name) == ("verdicts.png", "verdicts.pdf")
+    with Image.open(png) as image:
+        caption = image.info["Description"]
+    assert caption == (
+        "95% t intervals over replicates, verdicts by Holm at 5%; dotted: margin (0, or −0.05 to "
+        "reach). n = 800, profile smoke."
+    )
+    assert len(caption) <= 3 * forest.style.COLUMN * forest.style.CHARACTERS
+
+
+def test_without_a_measured_headline_there_is_no_forest(verdicts, tmp_path):
+    assert forest.draw(verdicts.query("headline == 0"), SMOKE, False, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_editions_of_the_lab_stand_side_by_side(verdicts, monkeypatch, tmp_path):
+    lab, first = load_profile("lab"), tmp_path / "results/lab-words/claims.csv"
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.figures.style.DPI", 40)
+    assert editions.first_verdicts(lab) is None
+    first.parent.mkdir(parents=True)
+    verdicts.drop(columns=["marks", "alone"]).to_csv(first, index=False)
+    assert editions.first_verdicts(SMOKE) is None
+    of_first = editions.first_verdicts(lab).query("figure == 'figure2'")
+    of_first = of_first.assign(n=600, replicates=2, alone=[(0.3, 0.5)] * len(of_first))
+    (tmp_path / "drawn").mkdir()
+    png, _ = editions.draw(verdicts, of_first, lab, False, tmp_path / "drawn")
+    with Image.open(png) as image:
+        caption = image.info["Description"]
+    assert caption == (
+        "95% t intervals over replicates (8, n = 800; 2, n = 600); dotted: margin (0, or −0.05 to "
+        "reach); ticks: single replicates."
+    )
+    assert editions.draw(verdicts, of_first[:0], lab, False, tmp_path) == []
