@@ -158,7 +158,7 @@ def test_panels_without_data_are_left_out(drawn, drawn_of_given_models, monkeypa
     assert [len(picture.panels) for picture in strength] == [2 * 5, 4]
     cost = drawn["cost"].pictures["cost"]
     assert len(cost.panels) == 3
-    assert "Too few responses for the cost by length (30 of a length)." in cost.caption
+    assert "Too few responses for the cost by length (15 of a length)." in cost.caption
     table = drawn["cost"].summary
     longer = table[table["length"].notna()].assign(length=lambda rows: rows["length"] + 10)
     figures = []
