@@ -13,7 +13,7 @@ have no interval, are decided directly and do not count there.
 """
 
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -182,6 +182,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
     first, family = profile.losses[0], entry["selector"].get("family")
     families = {"all": [pooled_family(profile)], "each": profile.families}
     conditions = {key: document["conditions"][key] for key in entry.get("conditions", ())}
+    placeholders = _placeholders(profile)
     for (setting, loss, strength), family_name, condition, metric in product(
         _settings_for(entry, document["settings"], profile),
         families.get(family, profile.families[:1]),
@@ -215,7 +216,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
         )
         yield Claim(
             name,
-            _statement(entry, profile),
+            _statement(entry, profile, placeholders),
             entry["source"],
             entry["figure"],
             words,
@@ -225,7 +226,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
             entry.get("added_later", False),
             setting,
             **{key: entry[key] for key in HEADLINE_KEYS if key in entry}
-            | {"would_change": entry.get("would_change", "").format(**_placeholders(profile))},
+            | {"would_change": entry.get("would_change", "").format(**placeholders)},
         )
 
 
@@ -299,14 +300,14 @@ def _selector_for(selector: dict, profile: Profile, part: str) -> dict | None:
     return selector
 
 
-def _statement(entry: dict, profile: Profile) -> str:
+def _statement(entry: dict, profile: Profile, placeholders: Mapping[str, str]) -> str:
     """Return the statement phrased for the profile, prefixed with the family and loss it covers."""
     first = {
         "family": family_label(profile.families[0]) if len(profile.families) > 1 else "",
         "loss": loss_label(profile, str(value_kind(profile.losses[0]))),
     }
     about = listed(*(first[name] for name in entry.get("of_first", ())))
-    text = entry["statement"].format(**_placeholders(profile))
+    text = entry["statement"].format(**placeholders)
     note = f" ({entry['note_of_lab']})" if profile.trains_models and "note_of_lab" in entry else ""
     text = f"{about}: {text}{note}." if about else f"{text}{note}."
     return text if text[0] == "τ" else text[0].upper() + text[1:]  # whose capital is no τ
@@ -317,16 +318,13 @@ def _placeholders(profile: Profile) -> dict[str, str]:
     sweep, sizes = profile.sweep, profile.further_sizes
     ends = (f"{share:.0%}" for share in (min(sweep.main_ratios), max(sweep.main_ratios)))
     names = {"best-of-n": f"best of {sweep.beams}", "dense": "dense steering"}
-    *rivals, last = (
-        names.get(name, BY_NAME[name].label)
-        for name in drawn_in("cost")
-        if all(map(profile.has, BY_NAME[name].needs))
-    )
-    cheap = ["dense steering", *(
-        label for name, label in (("best-of-n", "best-of-N"), ("beams", "chunk beam search"))
-        if all(map(profile.has, BY_NAME[name].needs))
-    )]  # fmt: skip
-    genarm = ", and GenARM at its best β" * all(map(profile.has, BY_NAME["genarm"].needs))
+    available = [name for name, one in BY_NAME.items() if all(map(profile.has, one.needs))]
+    rivals = [
+        names.get(name, BY_NAME[name].label) for name in drawn_in("cost") if name in available
+    ]
+    shared = {"dense": "dense steering", "best-of-n": "best-of-N", "beams": "chunk beam search"}
+    cheap = [label for name, label in shared.items() if name in available]
+    genarm = ", and GenARM at its best β" * ("genarm" in available)
     aside = " (Transfer Q*, which costs more by an order of magnitude, left aside)"
     several_models = bool(sizes) or len(profile.families) > 1
     sized = f" ({' and '.join(sizes)} among them)" if sizes else ""
@@ -336,13 +334,17 @@ def _placeholders(profile: Profile) -> dict[str, str]:
         "claimed": " to ".join(dict.fromkeys(ends)),
         "beams": str(sweep.beams),
         "rollout_prompts": prompts + (" and replicate" if profile.replicates > 1 else ""),
-        "rivals": " and ".join(filter(None, (", ".join(rivals), last)))
-        + aside * all(map(profile.has, BY_NAME["transfer-q"].needs)),
-        "cheap": f"{' and '.join(filter(None, (', '.join(cheap[:-1]), cheap[-1])))} of a share of "
-        f"the prompts, the base answering the others{genarm}",
+        "rivals": _enumerated(rivals) + aside * ("transfer-q" in available),
+        "cheap": f"{_enumerated(cheap)} of a share of the prompts, the base answering the others"
+        + genarm,
         "all_models": f"models{sized} and " if several_models else "",
         "each_model": f"model{' of the usual size' if sizes else ''} and " * several_models,
     }
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    """Return names as in "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def decide(test: str, margin: float, low: float, high: float) -> str:
@@ -432,10 +434,10 @@ def _judge_claim(
             for name, part in rows.items()
         }
         weakest = min(statistics, key=lambda name: statistics[name][0])
-        row, whole = rows[weakest].loc[replicate], rows[weakest].iloc[0]
-        alone, prompts = replicate != POOLED, prompt_count(whole, summary)
+        row, pooled = rows[weakest].loc[replicate], rows[weakest].iloc[0]
+        alone, prompts = replicate != POOLED, prompt_count(pooled, summary)
         verdict = decide(claim.test, margin, row["low"], row["high"])
-        if prompts / (whole["replicates"] if alone else 1) < FEWEST_PROMPTS:
+        if prompts / (pooled["replicates"] if alone else 1) < FEWEST_PROMPTS:
             verdict = TOO_FEW
         numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}
         counts = not alone and row["low"] != row["high"] and verdict != TOO_FEW
