@@ -4,11 +4,15 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
 
 # before torch is imported: tiny models compute fastest so, above all where processes share cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_reproduce.py", "test_figures.py", "test_cluster.py", "test_models.py")
+settings.register_profile("the same examples every time", derandomize=True)
+settings.load_profile("the same examples every time")
+
+LONGEST = ("test_reproduce.py", "test_figures.py", "test_models.py", "test_lm_eval.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -38,8 +38,6 @@ ROUNDING = 1e-5  # relative difference of thresholds that rounding alone explain
 # Standard deviations between prompts that count as no change. Training again under AVX-512, AVX2
 # and SSE4.1 moved the mean of no metric by more than 0.0033 (root mean square over cells).
 TOLERANCE = 0.05
-# A response with more to compute takes at least this many times as long as a plain one.
-LONGER = 1.2
 
 
 def run(profile: Profile, figures: Mapping[str, Figure], fresh: bool) -> int:
@@ -52,7 +50,7 @@ def run(profile: Profile, figures: Mapping[str, Figure], fresh: bool) -> int:
         print(f"check: rows of {len(rows)} tables written to {folder}")
         return 0
     expected = read_json(folder / PROVENANCE)["models"]
-    faults = compare(rows, models, committed, expected) + time_faults(rows["cost"])
+    faults = compare(rows, models, committed, expected)
     for fault in faults:
         print(f"changed: {fault}")
     print(f"check: {len(faults)} changes" if faults else "check: passed")
@@ -289,24 +287,3 @@ def visible(difference: np.ndarray, spread: float, tolerance: float, tests: int)
     # flipped signs of shifted data spread by √(shift² + noise²): √n·shift over it stays below √n
     noise = max(difference.std(), spread)
     return tolerance + noise * (critical / np.sqrt(count - critical**2) + power / np.sqrt(count))
-
-
-def time_faults(cost: pd.DataFrame) -> list[str]:
-    """Name what took less time than it can.
-
-    However noisy a machine is, several responses take longer than one, and values of every
-    candidate longer than none.
-    """
-    timed = cost[cost["seconds"].notna()]
-    base, several = timed["method"] == "base", timed["best_of"] > 1
-    seconds = timed["seconds"]
-    plain = seconds[base & ~several].median()
-    ratios = {
-        "best of several": seconds[base & several].median() / plain,
-        "dense steering": seconds[timed["method"] == "dense"].median() / plain,
-    }
-    return [
-        f"{name} took {ratio:.2f} times as long as one plain response, less than {LONGER}"
-        for name, ratio in ratios.items()
-        if ratio < LONGER
-    ]

@@ -12,8 +12,8 @@ from ray.cluster_utils import Cluster
 from benchmarks.runtime.ray_workers import RayWorkers
 from benchmarks.runtime.workers import Workers
 from scripts import annotate_rewards
-from tests.end_to_end.test_reproduce import copy_sources, run, table
 from tests.helpers import hub_folders
+from tests.helpers.tiny_lab import copy_sources, run, table
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import pytest
 
 from benchmarks.analysis.tables import STAGING_SUFFIX, changed_files
 from benchmarks.runtime.files import UNFINISHED
-from tests.end_to_end.test_reproduce import TINY, cells, command, copy_sources
+from tests.helpers.tiny_lab import TINY, cells, command, copy_sources
 
 pytestmark = pytest.mark.faults
 KILLS = 20
@@ -304,3 +305,53 @@ def test_a_file_size_limit_gives_a_one_line_error_and_loses_nothing(fresh, whole
     assert run(fresh, "reproduce").returncode == 0
     assert before.items() <= finished(fresh).items()
     check_whole(fresh, whole)
+
+
+def test_workers_exit_with_their_parent(trained):
+    shutil.rmtree(trained / ".cache/tiny/cells")
+    process = subprocess.Popen(
+        command("figure3", "--fresh"),
+        cwd=trained,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not cells(trained) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _group_members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _group_members(process.pid) == []
+
+
+def _group_members(group: int) -> list[int]:
+    """Return the ids of running processes of this process group."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+def test_summaries_and_figures_follow_from_the_rows_without_torch(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True, symlinks=True)
+    code = """
+import sys
+from benchmarks import __main__
+__main__.main(["summaries", "--profile", "tiny"])
+print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"if __name__ == '__main__':{code}".replace("\n", "\n    ")],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "claims: " in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    check_whole(tmp_path, whole)

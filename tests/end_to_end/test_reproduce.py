@@ -1,152 +1,62 @@
-"""Training, measuring and drawing in a checkout of its own, at the smallest scale."""
+"""Training, measuring and judging in this process, at the smallest scale."""
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.__main__ import FIGURES
+from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis.claims import VERDICTS
-from benchmarks.spec.profile import load_profile
+from benchmarks.runtime.workers import ThisProcess
+from benchmarks.spec.profile import PROFILES, load_profile
 from benchmarks.subjects.lab.train import stages
+from tests.helpers.project import redirect_output
+from tests.helpers.tiny_lab import TINY, cells, table
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = """
-replicates = 2
-families = ["qwen3"]
-[language]
-lexicon = "subwords"
-pieces = 150
-stumbles = 3
-sentences = [4, 5, 6]
-[model]
-hidden_size = 16
-layers = 1
-heads = 2
-key_value_heads = 1
-feed_forward = 24
-[small]
-hidden_size = 8
-layers = 1
-heads = 2
-key_value_heads = 1
-feed_forward = 16
-[large]
-hidden_size = 24
-layers = 1
-heads = 2
-key_value_heads = 1
-feed_forward = 32
-[training]
-documents = 300
-batch_size = 32
-base_learning_rate = 5e-3
-learning_rate = 1e-3
-sampled_prompts = 60
-reward_epochs = 1
-value_epochs = 1
-reward_scale = 2.0
-best_fraction = 0.5
-instruct_epochs = 1
-autoregressive_scale = 0.1
-world_documents = 60
-world_prompts = 30
-heldout_prompts = 12
-[[worlds]]
-name = "many-decoys"
-decoys = 2.5
-habits = [0.15, 0.5, 0.9]
-drift = 0.16
-[decoding]
-max_new_tokens = 12
-temperature = 1.0
-candidates = 10
-batch_size = 16
-[evaluation]
-prompts_per_objective = 4
-samples = 2
-validation_prompts_per_objective = 3
-validation_samples = 1
-[sweep]
-ratios = [0.5]
-main_ratios = [0.5]
-reduced_ratios = [0.5]
-betas = [1.0, inf]
-tuning = [1.0]
-thresholds = [1.0]
-responses = 2
-beams = 2
-beam_width = 1
-chunk = 4
-rollout_tokens = 2
-rollout_prompts = 1
-probes = 2
-probe_rollouts = 2
-[statistics]
-resamples = 50
-level = 0.95
-seed = 0
-"""
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks", *arguments, "--profile", "tiny"]
-
-
-def copy_sources(path: Path) -> None:
-    for package in ("sia", "benchmarks"):
-        shutil.copytree(
-            ROOT / package, path / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-
-
-def run(checkout: Path, *arguments: str) -> str:
-    done = subprocess.run(command(*arguments), cwd=checkout, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def table(checkout: Path, name: str = "figure3") -> dict[str, bytes]:
-    return {
-        file: (checkout / "results/tiny" / file).read_bytes()
-        for file in (f"{name}.parquet", f"{name}.csv")
-    }
-
-
-def cells(checkout: Path) -> dict[Path, int]:
-    return {
-        path: path.stat().st_mtime_ns for path in (checkout / ".cache/tiny/cells").glob("*/*.cell")
-    }
+# what only a lab can measure, and kinds of cells that others do not have
+NAMES = (
+    "figure2",
+    "figure3",
+    "best-of-n",
+    "junctions",
+    "regret",
+    "theory",
+    "threshold",
+    "value-error",
+)
+MEASURED = {name: FIGURES[name] for name in NAMES}
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """A copy of the sources with a tiny profile, in which everything has been reproduced."""
+def checkout(tmp_path_factory):
+    """A folder with a tiny profile, in which these figures have been reproduced."""
     path = tmp_path_factory.mktemp("checkout")
-    copy_sources(path)
-    (path / "benchmarks/spec/profiles/tiny.toml").write_text(TINY)
-    run(path, "reproduce")
-    return path
+    shutil.copytree(PROFILES, path / "profiles")
+    (path / "profiles/tiny.toml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        redirect_output(patch, path)
+        patch.setattr("benchmarks.spec.profile.PROFILES", path / "profiles")
+        for module in ("analysis.tables", "engine.store", "engine.run", "subjects.lab.replicate"):
+            patch.setattr(f"benchmarks.{module}.CACHE", path / ".cache")
+        patch.setattr("benchmarks.engine.run.Workers", lambda *_: ThisProcess())
+        patch.setattr("benchmarks.__main__.FIGURES", MEASURED)
+        # test_figures draws
+        patch.setattr("benchmarks.__main__.draw", lambda names, profile: [[] for _ in names])
+        run("reproduce")
+        yield path
 
 
-def test_reproduce_leaves_tables_and_figures(checkout):
-    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "md": b"# Table", "tex": b"% Estim"}
-    for name in FIGURES:
+def run(*arguments: str) -> None:
+    assert main([*arguments, "--profile", "tiny"]) == 0
+
+
+def test_reproduce_leaves_tables_and_a_report(checkout):
+    for name in MEASURED:
         assert (checkout / f"results/tiny/{name}.json").stat().st_size > 0
-        for suffix in {"table1": ("md", "tex"), "junctions": ()}.get(name, ("png", "pdf")):
-            content = (checkout / f"figures/tiny/{name}.{suffix}").read_bytes()
-            assert content.startswith(starts[suffix]), name
     page = (checkout / "figures/tiny/report.html").read_text(encoding="utf-8")
-    assert all(f'<section id="{name}">' in page for name in FIGURES if name != "junctions")
     assert '"prompts":{"harmlessness":[' in page  # the viewer's
     claims = pd.read_csv(checkout / "results/tiny/claims.csv")
     assert set(VERDICTS) >= set(claims["verdict"])
@@ -199,93 +109,10 @@ def test_searches_count_what_they_try(checkout):
     ).all()
 
 
-def test_summaries_and_figures_follow_from_the_rows_without_torch(checkout):
-    expected = table(checkout)
-    figure = (checkout / "figures/tiny/figure4.pdf").read_bytes()
-    code = """
-import sys
-from benchmarks import __main__
-for name in set(__main__.FIGURES) - {"figure3", "figure4", "junctions"}:  # which is quicker
-    del __main__.FIGURES[name]
-__main__.main(["summaries", "--profile", "tiny"])
-print(sorted({"torch", "transformers"} & set(sys.modules)))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True
-    )
-    assert "claims: " in done.stdout, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert table(checkout) == expected
-    assert (checkout / "figures/tiny/figure4.pdf").read_bytes() == figure
-
-
-def start_measuring(checkout: Path, count: int, *arguments: str) -> subprocess.Popen:
-    """Start a command on an empty store, and return once it has measured `count` cells."""
-    shutil.rmtree(checkout / ".cache/tiny/cells")
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=checkout,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while len(cells(checkout)) < count and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.02)
-    return process
-
-
-@pytest.mark.faults
-def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(checkout):
-    expected, expected_cells = table(checkout), cells(checkout)
-    for name in ("figure3.json", "figure3.csv", "figure3.parquet"):
-        (checkout / "results/tiny" / name).unlink()
-    process = start_measuring(checkout, 20, "figure3")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finished = cells(checkout)
-    assert len(finished) >= 20
-    assert len(finished) < len(expected_cells)
-    assert not (checkout / "results/tiny/figure3.json").exists()
-    printed = run(checkout, "figure3")
-    assert "measuring, because results/tiny has no table for it" in printed
-    after = cells(checkout)
-    assert {
-        path: after[path] for path in finished
-    } == finished  # nothing that was finished was done again
-    assert set(after) < set(expected_cells)
-    assert table(checkout) == expected  # alone, the table that all figures together made
-
-
-@pytest.mark.faults
-def test_workers_exit_with_their_parent(checkout):
-    process = start_measuring(checkout, 2, "figure3", "--fresh")
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while _group_members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert _group_members(process.pid) == []
-
-
-def _group_members(group: int) -> list[int]:
-    """Return the ids of running processes of this process group."""
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            members.append(int(stat.parent.name))
-    return members
-
-
-def test_replicates_at_once_alone_and_one_after_the_other(checkout):
+def test_replicates_at_once_alone_and_one_after_the_other(checkout, capsys):
     """Both together, the first again, the second added to it: the same rows and summaries."""
     alone = table(checkout, "threshold")
-    run(checkout, "threshold", "--fresh", "--replicates", "2")
+    run("threshold", "--fresh", "--replicates", "2")
     together = table(checkout, "threshold")
     labels = ["family", "model", "value_model", "method", "target_ratio", "metric", "tau", "versus"]
     texts = dict.fromkeys([*labels, "replicate"], str)
@@ -303,7 +130,9 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     smoke = load_profile("smoke")
     tiny = dataclasses.replace(smoke, families=("qwen3",), worlds=smoke.worlds[:1])
     assert len(list(models.glob("replicate0-*/*"))) == sum(map(len, stages(tiny)))
-    printed = run(checkout, "threshold", "--fresh")
+    capsys.readouterr()
+    run("threshold", "--fresh")
+    printed = capsys.readouterr().out
     assert "measuring, as FRESH=1 asks" in printed
     assert (
         "100% equal those of the committed first replicate to the last digit "
@@ -319,26 +148,20 @@ def test_replicates_at_once_alone_and_one_after_the_other(checkout):
     assert table(checkout, "threshold") == alone
     assert not (checkout / ".cache/tiny/measuring-again").exists()
 
-    assert "threshold: measuring, as KEEP=1 asks" in run(
-        checkout, "threshold", "--keep", "--replicates", "2"
-    )
-    assert table(checkout, "threshold") == together
-    assert "KEEP=1: the tables have all 2 replicates, nothing to measure" in run(
-        checkout, "threshold", "--keep", "--replicates", "2"
-    )
-    assert table(checkout, "threshold") == together
+    keep = ("threshold", "--keep", "--replicates", "2")
+    for message in (
+        "threshold: measuring, as KEEP=1 asks",
+        "KEEP=1: the tables have all 2 replicates, nothing to measure",
+    ):
+        run(*keep)
+        assert message in capsys.readouterr().out
+        assert table(checkout, "threshold") == together
     provenance = json.loads((checkout / "results/tiny/threshold.json").read_text())
     assert provenance["replicates"] == [0, 1]
     provenance["code_digest"] = "0123456789abcdef"
     (checkout / "results/tiny/threshold.json").write_text(json.dumps(provenance))
-    refused = subprocess.run(
-        command("threshold", "--keep", "--replicates", "2"),
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-    )
-    assert refused.returncode == 2
-    assert refused.stderr == (
+    assert main([*keep, "--profile", "tiny"]) == 2
+    assert capsys.readouterr().err == (
         "error: threshold was measured by other code than today's, so KEEP=1 cannot keep it: "
         "use FRESH=1\n"
     )

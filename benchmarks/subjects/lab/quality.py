@@ -150,7 +150,8 @@ class _Heldout:
         *_, judged = self.pairs
         differ = judged[0] != judged[1]
         agree = (first > second) == (judged[0] > judged[1])
-        return "pair_accuracy", agree[differ].mean(), int(differ.sum())
+        share = agree[differ].mean() if differ.any() else math.nan
+        return "pair_accuracy", share, int(differ.sum())
 
     def reward_model_metrics(self, kind: ModelKind, family: str) -> Metrics:
         replicate, label, (first, second, judged) = self.replicate, str(kind), self.pairs
@@ -161,7 +162,7 @@ class _Heldout:
         margin = (rewards[0] - rewards[1]) * replicate.scale(label)["sd"]
         loss = preferred * np.logaddexp(0, -margin) + (1 - preferred) * np.logaddexp(0, margin)
         yield self._accuracy(*rewards)
-        yield "judge_correlation", np.corrcoef(rewards.ravel(), judged.ravel())[0, 1], judged.size
+        yield "judge_correlation", correlation(rewards, judged), judged.size
         yield "preference_loss", loss.mean(), loss.size
 
     def autoregressive_reward_metrics(self, kind: ModelKind, family: str) -> Metrics:
@@ -184,7 +185,7 @@ class _Heldout:
         yield "scaled_reward_sd", rewards.std(), len(values)
         for percent in PERCENTS:
             at = np.array([v[math.ceil(percent / 100 * len(v)) - 1] for v in values])
-            yield f"judge_correlation_at_{percent}", np.corrcoef(at, scores)[0, 1], len(at)
+            yield f"judge_correlation_at_{percent}", correlation(at, scores), len(at)
             yield f"value_sd_at_{percent}", at.std(), len(at)
 
     @torch.no_grad()
@@ -215,6 +216,11 @@ class _Heldout:
                 for percent in CAPTURED:
                     share = ranking.captured[percent / 100]
                     yield f"{name}_captured_{percent}", share, len(states)
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's correlation of all elements; NaN where one side is constant."""
+    return np.corrcoef(x.ravel(), y.ravel())[0, 1] if np.ptp(x) and np.ptp(y) else math.nan
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ def project(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         redirect_output(patch, path)
         patch.setattr("benchmarks.__main__.FIGURES", SHOWN)
+        patch.setattr("benchmarks.__main__.available_cores", lambda: 1)
         patch.setattr("benchmarks.figures.style.DPI", 40)
         for name, figure in SHOWN.items():
             rows = figure.collect(

@@ -4,7 +4,7 @@ import json
 import sys
 import tomllib
 import warnings
-from functools import partial
+from functools import partial, partialmethod
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,6 +377,9 @@ def test_arguments_of_hf_that_would_be_lost_are_refused(settings, options, call,
 @pytest.fixture
 def command(monkeypatch):
     """The command line `sia-eval run --model sia …`, in this process."""
+    # the index of lm-eval's own tasks takes seconds
+    fewer = partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", fewer)
 
     def run(settings: dict[str, str], task: str, folder: Path, output: Path, limit: int = 3):
         arguments = ["sia-eval", "run", "--model", "sia", "--device", "cpu", "--log_samples"]

@@ -20,6 +20,7 @@ from benchmarks.engine.loading import subject_of
 from benchmarks.engine.store import CellStore
 from benchmarks.figures.methods import baselines
 from benchmarks.figures.registry import FIGURES
+from benchmarks.runtime.workers import ThisProcess
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
 from benchmarks.spec.model_kinds import FITTED, ModelKind, value_kind
 from benchmarks.spec.profile import (
@@ -519,6 +520,8 @@ def test_annotate_train_and_figure_2(llama, project, tmp_path, capsys, monkeypat
     command += ["--heldout", "0.25", "--epochs", "1", "--learning-rate", "1e-2"]
     assert train_value_model.main(command) == 0
     project("llama", places | {"values": value_model})
+    monkeypatch.setattr("benchmarks.engine.run.Workers", lambda *_: ThisProcess())
+    monkeypatch.setattr("benchmarks.figures.style.DPI", 20)
     # a model that was trained here brings its tokenizer, and names its backbone
     path = tmp_path / "profiles/tiny.toml"
     path.write_text(path.read_text().replace(f'backbone = "{places["base"]}"', 'backbone = ""'))
