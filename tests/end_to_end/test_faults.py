@@ -318,6 +318,7 @@ def test_workers_exit_with_their_parent(trained):
     )
     deadline = time.monotonic() + 120
     while not cells(trained) and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
