@@ -39,14 +39,15 @@ def test_the_documentation_steers_the_models_of_the_lab(lab_assets, tmp_path):
         model.save_pretrained(tmp_path / "owner" / name)
     readme = python_blocks("README.md")[-1]
     usage = "\n".join(python_blocks("docs/usage.md"))
-    assert all('lab = "assets/lab"' in code for code in (readme, usage))
-    code = f"{readme}\n{usage}"
-    code = code.replace("assets/lab", str(lab_assets.folder)).replace("=256", "=12")
-    code = code.replace('"owner/', f'"{tmp_path}/owner/')
-    code = code.replace("hub/custom_generate", str(ROOT / "hub/custom_generate"))
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip().splitlines()) == 1 + 10
+    for code, lines in ((readme, 1), (usage, 10)):
+        assert 'lab = "assets/lab"' in code
+        code = code.replace("assets/lab", str(lab_assets.folder)).replace("=256", "=12")
+        code = code.replace('"owner/', f'"{tmp_path}/owner/')
+        code = code.replace("hub/custom_generate", str(ROOT / "hub/custom_generate"))
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.strip().splitlines()) == lines
     assert "junctions=" in done.stdout
     assert (tmp_path / "my-value-model" / "value_head.safetensors").exists()
