@@ -1,7 +1,6 @@
 """Order and environment of the tests: one thread a process, the longest files first."""
 
 import os
-import shutil
 
 import pytest
 from hypothesis import settings
@@ -31,19 +30,15 @@ def lab_assets(tmp_path_factory):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Empty folders of profiles, tables and cells, and a function that adds a profile."""
-    from benchmarks.spec.profile import PROFILES, load_profile
+    from benchmarks.spec.profile import load_profile
     from tests.helpers import hub_folders
-    from tests.helpers.project import redirect_output
+    from tests.helpers.project import copy_project
 
-    shutil.copytree(PROFILES, tmp_path / "profiles")
-    monkeypatch.setattr("benchmarks.spec.profile.PROFILES", tmp_path / "profiles")
-    redirect_output(monkeypatch, tmp_path)
-    for module in ("benchmarks.engine.store", "benchmarks.engine.run"):
-        monkeypatch.setattr(f"{module}.CACHE", tmp_path / ".cache")
+    profiles = copy_project(monkeypatch, tmp_path)
 
     def add(family, places, further=""):
         text = hub_folders.profile_text(family, places) + further
-        (tmp_path / "profiles/tiny.toml").write_text(text, encoding="utf-8")
+        (profiles / "tiny.toml").write_text(text, encoding="utf-8")
         return load_profile("tiny")
 
     return add

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,9 +10,9 @@ import pytest
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis.claims import VERDICTS
 from benchmarks.runtime.workers import ThisProcess
-from benchmarks.spec.profile import PROFILES, load_profile
+from benchmarks.spec.profile import load_profile
 from benchmarks.subjects.lab.train import stages
-from tests.helpers.project import redirect_output
+from tests.helpers.project import copy_project
 from tests.helpers.tiny_lab import TINY, cells, table
 
 # what only a lab can measure, and kinds of cells that others do not have
@@ -34,13 +33,8 @@ MEASURED = {name: FIGURES[name] for name in NAMES}
 def checkout(tmp_path_factory):
     """A folder with a tiny profile, in which these figures have been reproduced."""
     path = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(PROFILES, path / "profiles")
-    (path / "profiles/tiny.toml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
-        redirect_output(patch, path)
-        patch.setattr("benchmarks.spec.profile.PROFILES", path / "profiles")
-        for module in ("analysis.tables", "engine.store", "engine.run", "subjects.lab.replicate"):
-            patch.setattr(f"benchmarks.{module}.CACHE", path / ".cache")
+        (copy_project(patch, path) / "tiny.toml").write_text(TINY)
         patch.setattr("benchmarks.engine.run.Workers", lambda *_: ThisProcess())
         patch.setattr("benchmarks.__main__.FIGURES", MEASURED)
         # test_figures draws
