@@ -22,13 +22,14 @@ def test_the_quickstart_runs_on_folders_of_the_hubs_form_with_the_library_alone(
     base = hub_folders.save_model(tmp_path / "base", "qwen3", seed=0, kind="base")
     hub_folders.save_value_model(tmp_path / "SIA" / "VM-Qwen3-1.7B-Base", base)
     code = python_blocks("README.md")[0]
-    code = code.replace("Qwen/Qwen3-1.7B-Base", str(base))
+    code = code.replace("Qwen/Qwen3-1.7B-Base", str(base)).replace("=256", "=12")
     code = code.replace("Runyi-Hu/SIA", str(tmp_path / "SIA"))
     code += "\nimport sys\nprint(output.shape[0])\n"
     code += "print({'lm_eval', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1", "set()"]
+    words = done.stdout.split()
+    assert (words[0], words[-2:]) == ("Human:", ["1", "set()"])
 
 
 def test_the_documentation_steers_the_models_of_the_lab(lab_assets, tmp_path):
