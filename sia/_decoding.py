@@ -48,7 +48,7 @@ from sia.steering import (
     steer,
 )
 
-# Ended rows leave once at most this share of the batch goes on, for leaving copies the cache.
+# Finished rows leave the batch once at most this share of it is active: leaving copies the cache.
 COMPACT_BELOW = 7 / 8
 
 
@@ -327,7 +327,12 @@ class Decoding:
         return self.steering.gate.opens(step) & self.alive
 
     def _steer_everywhere(self, prediction: Prediction) -> Tensor | None:
-        """Tilt every row that goes on, `(rows, K)`, if the divergence is asked for."""
+        """Steer every active row ahead of the gate, if a signal or recorder needs the divergence.
+
+        Returns:
+            The steered logits `(rows, K)`, for use where the gate opens. The divergence is added to
+            the signals of the prediction.
+        """
         if Divergence() not in self.signals or self.steering is None:
             return None
         places = self.alive.nonzero().squeeze(1)
@@ -381,11 +386,11 @@ class Decoding:
         return values
 
     def _pick(self, prediction: Prediction, scores: Tensor, noise: Tensor) -> Tensor:
-        """Sample a token of each row `(rows,)` from the scores of the candidates `(rows, K)`."""
+        """Sample a token of each row `(rows,)` from the logits of the candidates `(rows, K)`."""
         if self.hooks.warp:
             scores = self.hooks.warp(None, scores)
         candidates = prediction.candidates
-        if self.hooks.temperature == 0:  # of equals the first, as argmax over the vocabulary
+        if self.hooks.temperature == 0:  # ties: the lowest token, as argmax decides
             best = scores == scores.amax(1, keepdim=True)
             return candidates.where(best, prediction.logits.shape[1] - 1).amin(1)
         chosen = _sampling.choose(scores, noise, self.hooks.temperature)

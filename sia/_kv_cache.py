@@ -242,7 +242,7 @@ class StoreLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write keys and values of the selected rows behind the prefix; return theirs so far."""
+        """Write keys and values of the selected rows after the prefix; return theirs so far."""
         store, start, count = self.store, self.store.prefix, key_states.shape[2]
         end = start + count
         if not self.is_initialized:
@@ -271,7 +271,7 @@ class StoreLayer(DynamicLayer):
 class PrefixStore(DynamicCache):
     """Prefixes of different lengths, all from column 0 on, for forward passes of some rows.
 
-    select → forward pass with this cache → keep. The forward pass writes its columns behind the
+    select → forward pass with this cache → keep. The forward pass writes its columns after the
     longest selected prefix; `keep` moves those that are to stay to the end of their row's prefix.
     """
 
@@ -313,5 +313,5 @@ class PrefixStore(DynamicCache):
 
 
 def _grown(buffer: Tensor, capacity: int, filled: int) -> Tensor:
-    """Return a larger buffer with the first `filled` columns of this one, zeros behind them."""
+    """Return a larger buffer with the first `filled` columns of this one, zeros after them."""
     return pad(buffer[:, :, :filled], (0, 0, 0, capacity - filled))

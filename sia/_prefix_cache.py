@@ -232,7 +232,7 @@ class CachedPrefixes:
     def grow(self, tokens: Tensor, depth: int) -> Tensor:
         """Return the output one token further along each branch of the last `branch` call.
 
-        Those branches had one token each. The columns of further tokens stand behind theirs, until
+        Those branches had one token each. The columns of further tokens follow theirs, until
         the next call of `branch` or `last` writes over them.
 
         Args:
@@ -311,7 +311,7 @@ class CachedPrefixes:
         outputs: int = 0,
         branches: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Compute what rows lack of their first `totals` tokens, and their branches behind it.
+        """Compute what rows lack of their first `totals` tokens, and their branches after it.
 
         Args:
             rows: Row numbers `(n,)`, ascending.
@@ -354,7 +354,7 @@ class CachedPrefixes:
         self.meter.count(rows, torch.ones_like(rows), start, end, torch.full_like(rows, outputs))
 
     def _remember(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Write responses behind prompts that are computed; return rows and whole lengths."""
+        """Write responses after prompts that are computed; return rows and whole lengths."""
         device = self.history.device
         rows, responses, lengths = rows.to(device), responses.to(device), lengths.to(device)
         prompts = self.prompt_lengths[rows]

@@ -110,9 +110,9 @@ def batches(
     description: str,
     progress: bool,
 ) -> Iterator[list[int]]:
-    """Yield the indices of prompts to decode together, of like length for little padding.
+    """Yield the indices of prompts to decode together, sorted by length to reduce padding.
 
-    They are of one length where rotary frequencies may change on the way.
+    All prompts of a batch have one length where rotary frequencies may change during decoding.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with tqdm(total=len(ids), desc=description, unit="prompt", disable=not progress) as bar:

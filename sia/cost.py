@@ -194,7 +194,8 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
 class Meter:
     """Counter of what one model computes for each row of a batch.
 
-    Counts are noted first and added up when they are read, which keeps decoding free of waiting.
+    Counts are noted first and added up when they are read, so that decoding need not wait for the
+    device.
     """
 
     def __init__(self, architecture: Architecture, rows: int, device: torch.device | str) -> None:
@@ -233,7 +234,7 @@ class Meter:
         if self._stretches:
             rows, forwards, start, end, outputs = map(torch.cat, zip(*self._stretches, strict=True))
             self._forwards.index_add_(0, rows, forwards)
-            # all passes but the first have one token, if there are several
+            # Σ of cache lengths at the ends of passes: all but the first have one token
             expanded = forwards * end - forwards * (forwards - 1) // 2
             self._flops.index_add_(0, rows, (self.architecture.expansion * expanded).double())
             keys = [_keys_seen(end, window) - _keys_seen(start, window) for window in windows]

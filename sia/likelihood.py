@@ -1,8 +1,9 @@
 """Exact log-likelihoods of given responses under a steered policy, token by token.
 
 Where the gate opens a token has ln π* by the tilt of `sia.steering`, elsewhere ln π over the K
-candidates, both at the given temperature: what `generate` samples from, multiplied up by the chain
-rule.
+candidates, both at the given temperature; the chain rule adds them up. That is the distribution
+which `generate` samples from if the generation config asks for nothing but a temperature: top-k,
+top-p and penalties are not applied here.
 """
 
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def log_likelihoods(
     batch_size: int = 16,
     value_prompts: TokenIds | None = None,
 ) -> list[Likelihood]:
-    """Return one `Likelihood` for each response.
+    """Return the log-likelihood of each response under the steered policy, token by token.
 
     Args:
         model: The language model.
@@ -75,7 +76,8 @@ def log_likelihoods(
         prompts: Token ids without padding.
         responses: Token ids without padding, one response for each prompt.
         candidates: K without a steering, 10 by default.
-        temperature: Divides the logits after the tilt; above 0.
+        temperature: Divides the logits after the tilt; above 0. Top-k, top-p and penalties of the
+            generation config are not applied.
         seed: Of gates that have noise of their own.
         batch_size: Responses per forward pass.
         value_prompts: The prompts in the value model's own template; by default the same.

@@ -52,7 +52,7 @@ class States:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Put states behind each other."""
+        """Concatenate states, in order."""
         columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
         return cls(*(torch.cat(column) for column in columns))
 

@@ -24,8 +24,7 @@ def memory_errors(work: str, amount: int, unit: str, setting: str) -> Iterator[N
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
-        remedy = f"use {setting}{amount // 2}"
+        together, remedy = f"{amount} {unit} together", f"use {setting}{amount // 2}"
         if amount == 1:
-            remedy = "that takes more memory, or smaller models"
-        together = f"{amount} {unit} together"
+            together, remedy = "one at a time", "use a device with more memory, or smaller models"
         raise ValueError(f"out of memory while {work}, {together}: {remedy}") from error

@@ -112,7 +112,7 @@ class Scorer(metaclass=_ScorerType):
     def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Return the scorer as it reads responses of a language model that has this tokenizer.
 
-        Reward models read what its chat template writes behind a response, for others it is all
+        Reward models read what its chat template writes after a response, for others it is all
         the same.
         """
         return self
@@ -190,7 +190,7 @@ class SumScorer(Scorer):
 
 
 def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
-    """Return a scorer with what a tokenizer's template writes behind responses, if it reads it."""
+    """Return a scorer with what a tokenizer's template writes after responses, if it reads it."""
     # what only has the members of a scorer reads responses in its own way
     if tokenizer is None or not issubclass(type(scorer), Scorer):
         return scorer
@@ -198,7 +198,7 @@ def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
 
 
 def shared_vocabulary(sizes: Sequence[int]) -> int:
-    """Return how many tokens scorers and models share; rows of padding may lie behind them.
+    """Return how many tokens scorers and models share; rows of padding may follow them.
 
     Raises:
         ValueError: If sizes differ by more than padding.
@@ -345,7 +345,7 @@ class CachedSession(BranchSession):
 
 @lru_cache(maxsize=64)
 def branch_layout(count: int, depth: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return how `count` branches of `depth` tokens lie behind their prefix.
+    """Return how `count` branches of `depth` tokens follow their prefix.
 
     Returns:
         Distance of each token from the first after the prefix, `(count·depth,)`, and which tokens

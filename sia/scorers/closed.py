@@ -1,4 +1,4 @@
-"""Models that read a response behind what closes it: reward models and process reward models."""
+"""Models that read a response after the tokens that close it: reward and process reward models."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ class ClosedScorer(Scorer):
 
     Args:
         model: The model.
-        closing: Tokens behind every response; with none it is read at its own last token.
+        closing: Tokens appended to every response; with none it is read at its own last token.
         end_tokens: Tokens that end a response; the model reads the closing in their place.
     """
 

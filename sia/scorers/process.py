@@ -1,4 +1,4 @@
-"""Process reward models: the probability that a step is good, read behind it."""
+"""Process reward models: the probability that a step is good, read after it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ class ProcessRewardScorer(ClosedScorer):
     """A token classifier as process reward model: the probability of the good label.
 
     The response up to the candidate counts as a step: the probability is read at the last of
-    `step_tokens` behind it or, without any, at the candidate. TRL's PRMTrainer trains such models
+    `step_tokens` after it or, without any, at the candidate. TRL's PRMTrainer trains such models
     (Uesato et al., "Solving math word problems with process- and outcome-based feedback", 2022;
     Lightman et al., "Let's verify step by step", 2023); Qwen2.5-Math-PRM reads at "<extra_0>".
 
@@ -97,9 +97,9 @@ class ProcessRewardScorer(ClosedScorer):
 
 
 class StepTokenScorer(ClosedScorer):
-    """A language model as process reward model: the softmax of two tokens behind a step.
+    """A language model as process reward model: the softmax of two tokens after a step.
 
-    The response up to the candidate counts as a step; behind it stand `step_tokens`, and the
+    The response up to the candidate counts as a step; `step_tokens` follow it, and the
     model's next token says whether it is good. Math-Shepherd: step token "ки", good "+", bad "-"
     (Wang et al., "Math-Shepherd: Verify and reinforce LLMs step-by-step without human
     annotations", 2024). Models that are asked in a further turn have that turn as `step_tokens`.

@@ -2,7 +2,7 @@
 
 The reward of a response, however it is read (candidates, partial responses, searches,
 `scripts/annotate_rewards.py`): the model's logit at the last token of prompt, response without its
-end token, and `closing`, which is the end token and whatever the chat template writes behind it.
+end token, and `closing`, which is the end token and whatever the chat template writes after it.
 For a finished response that is `apply_chat_template` of the whole conversation, as model cards have
 it. Encoders read the same tokens in their own way.
 
@@ -44,7 +44,7 @@ class RewardScorer(ClosedScorer):
         eos_token_id: Ends a response; by default the one of the model's config.
         stop_tokens: Other tokens by which the language model ends a response; the reward model
             reads the closing in their place.
-        closing: What stands behind a response, as `closing_tokens(tokenizer)` reads it from a chat
+        closing: What follows a response, as `closing_tokens(tokenizer)` reads it from a chat
             template. If nothing is named, `generate`, the searches and `SteeredGenerate` take it
             from their tokenizer; without one it is `eos_token_id` alone.
 
@@ -157,7 +157,7 @@ class RewardScorer(ClosedScorer):
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    r"""Return what a chat template writes behind a response ("<|im_end|>\n" in ChatML).
+    r"""Return what a chat template writes after a response ("<|im_end|>\n" in ChatML).
 
     Without a template, or one that writes nothing there, it is the tokenizer's EOS.
     """

@@ -79,7 +79,7 @@ class VocabularyValueModel(Scorer):
 
 
 class VocabularySession(Session):
-    """Values along one batch of responses: one pass over the tokens not seen yet per call."""
+    """Values along a batch of responses; each call runs one pass over the tokens not cached yet."""
 
     def __init__(
         self,

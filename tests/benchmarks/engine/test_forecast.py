@@ -120,7 +120,7 @@ def test_the_size_of_a_local_model_is_that_of_its_files(tmp_path):
         (64, RuntimeError("DefaultCPUAllocator: can't allocate memory"), "use BATCH_SIZE=32$"),
         (64, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "use BATCH_SIZE=32$"),
         (64, MemoryError("Unable to allocate 3 GiB"), "use BATCH_SIZE=32$"),
-        (1, torch.OutOfMemoryError("CUDA"), "1 responses together: that takes more memory, or sm"),
+        (1, torch.OutOfMemoryError("CUDA"), "one at a time: use a device with more memory, or sm"),
     ],
 )
 def test_out_of_memory_errors_name_the_setting(rows, error, message):
