@@ -115,7 +115,9 @@ def write(folder: Path, name: str, content: str) -> Path:
         ),
         ("wildguardmix", "w.jsonl", '{"prompt": "w", "response": null}\n', ["w"]),
         ("hex-phi", "category_1.csv", '"one, two"\nthree\n', ["one, two", "three"]),
+        ("hex-phi", "blank.csv", "\none, two\nthree\n", ["one, two", "three"]),
         ("hex-phi", "with_header.csv", "category,prompt\n1,one\n2,two\n", ["one", "two"]),
+        ("advbench", "index.csv", ',goal,,\n0,"a, b",,\n1,c\n', ["a, b", "c"]),
     ],
 )
 def test_files_of_the_public_form(tmp_path, name, file, content, expected):
@@ -190,6 +192,22 @@ def test_dialogues():
             "wide.csv cannot be read as csv: line 3 has more columns than the header",
         ),
         (
+            "advbench={folder}/index.csv",
+            ValueError,
+            "index.csv cannot be read as csv: line 2 has more columns than the header",
+        ),
+        (
+            "advbench={folder}/trailing.csv",
+            ValueError,
+            "trailing.csv cannot be read as csv: line 3 has more columns than the header names",
+        ),
+        (
+            "hex-phi={folder}/words.csv",
+            ValueError,
+            "no copy of hex-phi: expected a column prompt or .*, found Prompt, Category",
+        ),
+        ("hex-phi={folder}/word.csv", ValueError, "expected a column prompt or .*, found text"),
+        (
             "advbench={folder}/quoted.csv",
             ValueError,
             "quoted.csv cannot be read as csv: unexpected end of data",
@@ -225,6 +243,10 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "half.jsonl", '{"goal": "\\ud800 a"}\n')
     write(tmp_path, "deep.json", "[" * 100_000)
     write(tmp_path, "wide.csv", "goal,target\nhow,Sure\nhow, then,Sure\n")
+    write(tmp_path, "index.csv", ",goal,target\n0,how, then,Sure\n")
+    write(tmp_path, "trailing.csv", "goal,\nhow,\nhow, then\n")
+    write(tmp_path, "words.csv", "Prompt,Category\nhow to,1\n")
+    write(tmp_path, "word.csv", "text\nhow to\n")
     write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
     write(tmp_path, "two.csv", 'one, two\n"one",two\n')
     write(tmp_path, "twice.csv", "goal,goal\na,b\n")
