@@ -144,6 +144,17 @@ def test_a_folder_parquet_and_gzip_are_read_too(tmp_path):
     assert load_prompts(f"hh-rlhf={tmp_path / 'y.jsonl.gz'}").chats == [expected]
 
 
+@pytest.mark.parametrize("name", ["my[1].parquet", "my*.parquet", "my::1.parquet", "a=b/c.parquet"])
+def test_a_parquet_file_is_read_whatever_its_name(tmp_path, name):
+    pd.DataFrame({"goal": ["other"]}).to_parquet(tmp_path / "my1.parquet")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rows = [{"goal": "mine", "turns": [{"role": "user", "content": "a"}], "score": None}]
+    (tmp_path / name).write_bytes(pd.DataFrame(rows).to_parquet())
+    assert read_files(tmp_path / name) == rows
+    (tmp_path / "gzip.parquet.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    assert read_files(tmp_path / "gzip.parquet.gz") == rows
+
+
 def test_dialogues():
     assert dialogue("\n\nHuman: a\n\nAssistant: b") == user("a")
     assert dialogue("\n\nHuman: a\n\nAssistant: b\n\nHuman:") == user("a")
@@ -176,6 +187,8 @@ def test_dialogues():
         ("advbench={folder}/empty.csv", ValueError, "empty.csv is empty"),
         ("advbench={folder}/headers.csv", ValueError, "headers.csv has no rows"),
         ("advbench={folder}/none.json", ValueError, "none.json has no rows"),
+        ("advbench={folder}/none.parquet", ValueError, "none.parquet has no rows"),
+        ("advbench={folder}/torn.parquet", ValueError, "torn.parquet cannot be read as parquet: "),
         ("advbench=", ValueError, "advbench= names no file: expected advbench=FILE, or advbench"),
         ("advbench=~nobody-at-all/a.csv", FileNotFoundError, "no data in ~nobody-at-all/a.csv"),
         ("alpaca-eval={folder}/broken.json", ValueError, "broken.json cannot be read as json: "),
@@ -253,6 +266,9 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "line.jsonl", '{"goal": "a"}\n{"goal": \n')
     write(tmp_path, "texts.json", '["a"]')
     write(tmp_path, "none.json", "[]")
+    pd.DataFrame({"goal": []}).to_parquet(tmp_path / "none.parquet")
+    content = pd.DataFrame({"goal": ["a" * 500]}).to_parquet()
+    (tmp_path / "torn.parquet").write_bytes(content[: len(content) // 2])
     noise = gzip.compress(random.Random(0).randbytes(3000))
     (tmp_path / "bits.csv.gz").write_bytes(noise[:10] + b"\xff" * 100 + noise[110:])
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n' * 100)[:40])
