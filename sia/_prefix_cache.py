@@ -81,6 +81,7 @@ class CachedPrefixes:
 
     def __init__(
         self,
+        model: nn.Module,
         backbone: PreTrainedModel,
         forward: Forward,
         head: nn.Module,
@@ -93,6 +94,7 @@ class CachedPrefixes:
         """Start with prompts of which nothing has been computed.
 
         Args:
+            model: Whatever `forward` runs through; it is in evaluation mode meanwhile.
             backbone: The model without its head.
             forward: Forward pass through backbone and head.
             head: What reads the output, for the count of FLOPs.
@@ -106,6 +108,7 @@ class CachedPrefixes:
             ValueError: If the model's positions do not suffice, or it has other layers than of
                 attention.
         """
+        self.modules = list(model.modules())
         self.windows = attention_windows(backbone)
         check_weights(backbone)
         if branching:
@@ -122,7 +125,6 @@ class CachedPrefixes:
             or not self._heeds_masks(backbone, forward)
         )
         self.backbone, self.forward, self.samples = backbone, forward, samples
-        self.modules = list(backbone.modules())
         device = input_device(backbone)
         # what is added to attention scores: of keys that are seen, of others
         self.mask_values = torch.tensor(
@@ -145,7 +147,8 @@ class CachedPrefixes:
     def _heeds_masks(self, backbone: PreTrainedModel, forward: Forward) -> bool:
         """Return whether rows with prefixes of different lengths get right outputs."""
         if self.takes_masks:
-            return supports_tree_attention(backbone, forward)
+            with evaluation_mode(self.modules):
+                return supports_tree_attention(backbone, forward)
         return backbone.config.model_type in VERIFIED_MODEL_TYPES
 
     def reorder(self, sources: Tensor) -> None:
@@ -288,13 +291,14 @@ class CachedPrefixes:
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=rows.device)
         for length in lengths.unique():
             for places in (lengths == length).nonzero().squeeze(1).split(WHOLE_BATCH):
-                output = self.forward(
-                    input_ids=torch.tensor([sequences[i] for i in places], device=rows.device),
-                    attention_mask=None,
-                    position_ids=None,
-                    past_key_values=None,
-                    last=1,
-                )
+                with evaluation_mode(self.modules):
+                    output = self.forward(
+                        input_ids=torch.tensor([sequences[i] for i in places], device=rows.device),
+                        attention_mask=None,
+                        position_ids=None,
+                        past_key_values=None,
+                        last=1,
+                    )
                 outputs |= zip(places.tolist(), output[:, 0], strict=True)
         branches = len(sequences) // len(rows)
         zeros = torch.zeros_like(lengths)

@@ -51,6 +51,7 @@ class AutoregressiveSession(Session):
         samples: int,
     ) -> None:
         self.prefixes = CachedPrefixes(
+            model,
             backbone_of(model),
             logits_forward(model),
             model.get_output_embeddings(),

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -56,18 +57,32 @@ class ClosedScorer(Scorer):
         device, config = input_device(model), model.config.get_text_config()
         # some checkpoints have -1, or a token without an embedding
         padding = config.pad_token_id if config.pad_token_id in range(config.vocab_size) else 0
-        batch = 1 if model.config.is_encoder_decoder else BATCH
-        values = []
-        for start in range(0, len(sequences), batch):
-            input_ids, mask = pad_right(sequences[start : start + batch], device, padding)
+        values: dict[int, Tensor] = {}
+        for indices in self._batches(sequences):
+            input_ids, mask = pad_right([sequences[i] for i in indices], device, padding)
             inputs = {"input_ids": input_ids, "attention_mask": mask}
             with evaluation_mode(model.modules()):
                 if self.head is None:
-                    values.append(model(**inputs, return_dict=True).logits.float().squeeze(-1))
+                    read = model(**inputs, return_dict=True).logits.float().squeeze(-1)
                 else:
                     every = self.read(last=input_ids.shape[1], past_key_values=None, **inputs)
-                    values.append(every.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1))
-        return torch.cat(values)
+                    read = every.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+            values |= zip(indices, read, strict=True)
+        return torch.stack([values[i] for i in range(len(sequences))])
+
+    def _batches(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the indices of sequences to read at once.
+
+        A model that reads sequences in its own way gets them without padding, since it may look at
+        the last column (XLNet) or, of an encoder and decoder, one sequence at a time.
+        """
+        order = list(range(len(sequences)))
+        groups = [order]
+        if self.head is None:
+            order.sort(key=lambda i: len(sequences[i]))
+            groups = [list(group) for _, group in groupby(order, lambda i: len(sequences[i]))]
+        batch = 1 if self.model.config.is_encoder_decoder else BATCH
+        return [group[i : i + batch] for group in groups for i in range(0, len(group), batch)]
 
     @property
     def supports_caching(self) -> bool:
@@ -75,7 +90,8 @@ class ClosedScorer(Scorer):
         if self.head is None:
             return False
         check_attention(self.model)
-        return supports_tree_attention(backbone_of(self.model), self.read)
+        with evaluation_mode(self.model.modules()):
+            return supports_tree_attention(backbone_of(self.model), self.read)
 
     @override
     def start_session(
@@ -102,6 +118,7 @@ class CachedClosed(CachedSession):
         self.end_tokens = torch.tensor(scorer.end_tokens, dtype=torch.int64, device=device)
         super().__init__(
             CachedPrefixes(
+                model,
                 backbone_of(model),
                 scorer.read,
                 scorer.head,

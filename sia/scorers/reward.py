@@ -30,6 +30,10 @@ from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
 from sia.scorers.loading import tokenizer_beside, unwrap
 
+# of templates, which call methods of strings and lists as Python does
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+ANSWER = "seventeen zebras"  # no template has these words of its own
+
 
 class RewardScorer(ClosedScorer):
     """A trajectory reward model: the reward of the response if it ended after the candidate.
@@ -160,17 +164,25 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     r"""Return what a chat template writes after a response ("<|im_end|>\n" in ChatML).
 
     Without a template, or one that writes nothing there, it is the tokenizer's EOS.
+
+    Raises:
+        ValueError: If the template fails or does not show the answer, or there is no EOS.
     """
     if tokenizer.chat_template:
-        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": ANSWER}]
         try:
             text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-        except TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             raise ValueError(
                 "the chat template of the tokenizer refuses a conversation of one question and "
                 f"its answer, so name the closing of the reward model: {error}"
             ) from error
-        head, answer, tail = text.rpartition("answer")
+        head, answer, tail = text.rpartition(ANSWER)
+        if not answer:
+            raise ValueError(
+                "the chat template of the tokenizer does not show the answer of a conversation, "
+                "so name the closing of the reward model"
+            )
         whole, before, alone = (
             tokenizer(part, add_special_tokens=False).input_ids
             for part in (text, head + answer, tail)

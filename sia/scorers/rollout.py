@@ -103,6 +103,7 @@ class RolloutSession(Session):
         device = input_device(model)
         longest = max_new_tokens + scorer.tokens
         self.prefixes = CachedPrefixes(
+            model,
             backbone_of(model),
             logits_forward(model),
             model.get_output_embeddings(),

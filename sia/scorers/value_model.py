@@ -209,7 +209,9 @@ class ValueModel(nn.Module, Scorer):
             return self(**inputs)[:, -last:]
 
         return ValueSession(
-            CachedPrefixes(self.backbone, forward, self.head, prompts, max_new_tokens, samples)
+            CachedPrefixes(
+                self, self.backbone, forward, self.head, prompts, max_new_tokens, samples
+            )
         )
 
 

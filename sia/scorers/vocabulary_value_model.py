@@ -141,5 +141,5 @@ def hidden_prefixes(
         return outputs.last_hidden_state[:, -last:].to(inputs["input_ids"].device)
 
     return CachedPrefixes(
-        backbone, forward, head, prompts, max_new_tokens, samples, branching=False
+        backbone, backbone, forward, head, prompts, max_new_tokens, samples, branching=False
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import Qwen3ForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, Qwen3ForCausalLM
 
 from sia import (
     AutoregressiveScorer,
@@ -34,11 +34,11 @@ PROMPTS = tiny.prompts(4)
 LORA = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"], init_lora_weights=False)
 
 
-def adapted(build):
+def adapted(build, lora=LORA):
     """The model with a LoRA whose dropout would change every response."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers
-        return tiny.seeded(lambda: get_peft_model(build, LORA).eval(), 0)
+        return tiny.seeded(lambda: get_peft_model(build, lora).eval(), 0)
 
 
 MODEL = tiny.language_model("qwen3")
@@ -130,6 +130,40 @@ SETTINGS = {
 def test_responses_do_not_depend_on_ambient_settings(setting, way):
     with SETTINGS[setting]():
         assert WAYS[way]() == EXPECTED[way]
+
+
+def whole_reader():
+    """A value model that cannot follow prepared masks (ALiBi)."""
+    config = BloomConfig(
+        vocab_size=60, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.5,
+        initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=tiny.EOS,
+    )  # fmt: skip
+    values = ValueModel.from_backbone(tiny.seeded(lambda: BloomForCausalLM(config), 0))
+    nn.init.normal_(values.head.weight, generator=torch.Generator().manual_seed(0))
+    return values
+
+
+def reward_with_dropout():
+    model = tiny.reward_model("qwen3")
+    model.score = nn.Sequential(nn.Dropout(0.5), model.score)
+    return RewardScorer(model)
+
+
+def expert_with_adapted_head():
+    lora = LoraConfig(r=4, lora_dropout=0.5, target_modules=["lm_head"], init_lora_weights=False)
+    return AutoregressiveScorer(adapted(tiny.language_model("llama", seed=4), lora))
+
+
+@pytest.mark.parametrize("build", [whole_reader, reward_with_dropout, expert_with_adapted_head])
+def test_dropout_outside_the_backbone_is_off_too(build):
+    scorer = build()
+    (scorer if isinstance(scorer, ValueModel) else scorer.model).train()
+    asked = torch.tensor([0, 1]), torch.tensor([[9], [10]]), torch.tensor([[11, 12], [13, 14]])
+    first, second = (
+        scorer.start_session([[7, 8], [11, 12, 13]], 4).score(*asked) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -17,6 +17,8 @@ from transformers import (
     BloomForSequenceClassification,
     MptConfig,
     MptForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from benchmarks.subjects.hub.models import chat_ids
@@ -516,7 +518,9 @@ TEMPLATES = {
     "a space before": ("{role}: {content} <|im_end|>", " <|im_end|>"),
     "other end token": ("{role}: {content}<|im_start|>\n", "<|im_start|>\n"),
     "nothing": ("{role}: {content}", "<|im_end|>"),
-}
+    "the word answer": ("{role}: {content}<|im_end|> end of the answer\n",
+                        "<|im_end|> end of the answer\n"),
+}  # fmt: skip
 
 
 def tokenizer_with(template):
@@ -551,6 +555,34 @@ def test_closings_of_tokenizers_without_templates():
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has neither a chat template nor an EOS token"):
         closing_tokens(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        (
+            "{% for part in message.content %}{{ part.text }}{% endfor %}",
+            "does not show the answer",
+        ),
+        ("{{ message.content + 1 }}", "refuses a conversation .*: can only concatenate str"),
+    ],
+)
+def test_templates_without_a_readable_closing_are_refused(turn, message):
+    tokenizer = hub_folders.tokenizer()
+    tokenizer.chat_template = f"{{% for message in messages %}}{turn}{{% endfor %}}"
+    with pytest.raises(ValueError, match=f"the chat template of the tokenizer {message}"):
+        closing_tokens(tokenizer)
+
+
+def test_a_model_that_reads_its_last_column_sees_no_padding():
+    config = XLNetConfig(
+        vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=48, initializer_range=0.2,
+        num_labels=1, pad_token_id=0, eos_token_id=tiny.EOS,
+    )  # fmt: skip
+    scorer = RewardScorer(tiny.seeded(lambda: XLNetForSequenceClassification(config).eval(), 0))
+    sequences = [[7, 8, 2], [11, 12, 13, 14, 15, 2], [9, 8, 2], [3, 2]]
+    alone = torch.cat([scorer.read_whole([sequence]) for sequence in sequences])
+    assert_close(scorer.read_whole(sequences), alone)
 
 
 @pytest.mark.parametrize("named", [True, False])
