@@ -61,6 +61,7 @@ UNSUPPORTED = {
     "speculation_type": ("does not speculate", (None,)),
     "is_assistant": ("does not speculate", (None, False)),
     "token_healing": ("does not heal tokens", (None, False)),
+    "forced_bos_token_id": ("forces no first token", (None,)),
 }
 UNSUPPORTED_OUTPUTS = (
     "output_scores",
@@ -126,7 +127,8 @@ class Hooks:
             if type(p) in WARPERS and not (type(p) is TopKLogitsWarper and p.top_k >= candidates)
         )
         temperature = 1.0 if config.do_sample else 0.0
-        if [type(p) for p in warp] == [TemperatureLogitsWarper]:  # the loop does this itself
+        alone = [type(p) for p in warp] == [TemperatureLogitsWarper]
+        if config.do_sample and alone:  # the loop does this itself
             temperature = warp.pop().temperature
         built_in = EosTokenCriteria | MaxLengthCriteria
         further = StoppingCriteriaList(c for c in criteria if not isinstance(c, built_in))
@@ -172,8 +174,11 @@ def checkpoint_hooks(
         temperature = 1.0 if settings.temperature is None else settings.temperature
     sampling = {"temperature": temperature, "top_k": settings.top_k or 0}
     generate: Any = model.generate
+    # processors that look at the prompt alone know no padding: it repeats a token of the prompt
+    first = attention_mask.argmax(1, keepdim=True)
+    filled = input_ids.where(attention_mask.bool(), input_ids.gather(1, first))
     processors, criteria, config = generate(
-        input_ids,
+        filled,
         attention_mask=attention_mask,
         custom_generate=_captured,
         do_sample=temperature > 0,

@@ -179,11 +179,35 @@ def test_stop_strings_of_a_checkpoint_end_a_response():
             {"dola_layers": "high"},
             "steered decoding has no decoding by contrasting layers, got dola_layers='high'",
         ),
+        (
+            {"forced_bos_token_id": 5},
+            "steered decoding forces no first token, got forced_bos_token_id=5",
+        ),
     ],
 )
 def test_checkpoint_settings_that_steering_cannot_honour_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         tiny.generate(checkpoint(**settings), [[7]])
+
+
+def test_a_penalty_on_the_prompt_does_not_reach_the_padding_of_a_batch():
+    model, prompts = checkpoint(encoder_repetition_penalty=3.0), [[7, 8, 9], [10, 11], [12]]
+    alone = [tiny.tokens(tiny.generate(model, [prompt]))[0] for prompt in prompts]
+    assert tiny.tokens(tiny.generate(model, prompts)) == alone
+    assert tiny.tokens(tiny.generate(tiny.language_model("qwen3"), prompts)) != alone
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_temperature_among_processors_samples_only_where_sampling_was_asked_for(do_sample):
+    warm = LogitsProcessorList([TemperatureLogitsWarper(3.0)])
+    responses = [
+        tiny.language_model("qwen3").generate(
+            torch.tensor([PROMPTS[0]]), custom_generate=steered_generate, seed=seed,
+            do_sample=do_sample, logits_processor=warm, max_new_tokens=6,
+        ).tolist()
+        for seed in range(2)
+    ]  # fmt: skip
+    assert (responses[0] == responses[1]) is not do_sample
 
 
 class Only:
