@@ -24,7 +24,7 @@ from sia._checks import (
 )
 from sia._hidden_states import observe_hidden_states
 from sia._inputs import check_tokens, pad_left, pad_right
-from sia._kv_cache import check_model, input_device, narrows_logits, rotary_switch
+from sia._kv_cache import check_model, check_positions, input_device, narrows_logits, rotary_switch
 from sia._modes import evaluation_mode
 from sia._numbers import whole_number
 from sia.gates import Never, Step
@@ -91,6 +91,7 @@ def log_likelihoods(
     value_prompts = prompts if value_prompts is None else value_prompts
     count = candidate_count(steering, candidates)
     batch_size = whole_number("batch_size", batch_size, 1)
+    seed = whole_number("seed", seed)
     gate = Never() if steering is None else steering.gate
     _sampling.check_temperature(temperature)
     if temperature == 0:
@@ -168,11 +169,14 @@ class _Batch:
             value_prompts,
             value_vocabulary,
             prompt_indices,
-            longest,
+            1,
         )
         # padding is on the right and attention is causal: no token sees it, and no mask is needed
-        pairs = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        pairs = [  # nothing is read at the last token
+            [*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)
+        ]
         input_ids, _ = pad_right(pairs, device)
+        check_positions(model, input_ids.shape[1])
         starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
         first = int(starts.min()) - 1  # the first position that predicts a response token
         kept = torch.arange(first, input_ids.shape[1], device=device)

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sia import (
     AttentionGate,
@@ -100,6 +101,23 @@ def test_value_prompts_count():
     assert [a.total for a in usual] != [b.total for b in other]
 
 
+def test_responses_may_end_where_the_positions_do():
+    """The last token is never read from, so it needs no position."""
+    config = GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=16, bos_token_id=1,
+        eos_token_id=tiny.EOS,
+    )  # fmt: skip
+    model = tiny.seeded(lambda: GPT2LMHeadModel(config).eval(), 0)
+    prompts, responses = [[7] * 9, [7] * 14], [[8] * 8, [9] * 3]  # 16 tokens are read of each
+    together = log_likelihoods(model, None, prompts, responses, candidates=60)
+    for prompt, response, one in zip(prompts, responses, together, strict=True):
+        logits = model(torch.tensor([[*prompt, *response][:-1]])).logits[0, len(prompt) - 1 :]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])
+        assert one.total == pytest.approx(expected.sum().item(), rel=1e-4)
+    with pytest.raises(ValueError, match="16"):
+        log_likelihoods(model, None, [[7] * 9], [[8] * 9])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -123,6 +141,7 @@ def test_value_prompts_count():
         ({"prompts": [[7], None, [7], [7], [7]]}, "prompt 1: .* list of token ids, got None"),
         ({"responses": [[7], "hi", [7], [7], [7]]}, "response 1: .* list of token ids, got 'hi'"),
         ({"responses": [[7.5], [7], [7], [7], [7]]}, "response 0: .* got one that holds 7.5"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         (
             {"steering": Steering(VALUES, AttentionGate(1.0))},
