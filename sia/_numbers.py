@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,11 @@ def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
         least = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name} must be a whole number{least}, got {python_value(value)!r}")
     return number
+
+
+def seeded_generator(seed: Any) -> torch.Generator:
+    """Return a generator of torch with this seed, any whole number."""
+    return torch.Generator().manual_seed(whole_number("seed", seed) % 2**63)
 
 
 def row_numbers(name: str, value: Any, count: int, rows: str) -> list[int]:

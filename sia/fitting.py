@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sia._kv_cache import input_device
 from sia._model_identity import ModelIdentity
 from sia._modes import learning_mode
+from sia._numbers import seeded_generator, whole_number
 from sia.batch import Prompts
 from sia.gates import JunctionGate
 from sia.junctions import JunctionPredictor, poisson_loss
@@ -216,7 +217,8 @@ def train_junction_gate(
     """Train the predictor on states that `collect_states` returned; see `fit_junction_gate`."""
     check_share(share)
     steering = states.dense_steering(scorer, beta)
-    generator = torch.Generator().manual_seed(seed)
+    epochs, width = whole_number("epochs", epochs, 1), whole_number("width", width, 1)
+    generator = seeded_generator(seed)
     training, held_out = states.split(HELD_OUT, generator)
     hidden, target = training.hidden.float(), training.divergence(steering)
     if not bool((target > 0).any()):
@@ -294,7 +296,8 @@ def train_head(
         epochs: How many times each state is shown.
         seed: Of the held-out prompts, the initial weights and the order of states.
     """
-    generator = torch.Generator().manual_seed(seed)
+    epochs, rank = whole_number("epochs", epochs, 1), whole_number("rank", rank, 1)
+    generator = seeded_generator(seed)
     training, held_out = states.split(HELD_OUT, generator)
     hidden = training.hidden.float()
     mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._modes import learning_mode
-from sia._numbers import whole_number
+from sia._numbers import seeded_generator, whole_number
 from sia._prefix_cache import CachedPrefixes
 from sia.batch import Prompts, batches, read_prompts, read_template, start_decoding
 from sia.gates import EveryToken, Never
@@ -128,8 +128,10 @@ def collect_states(
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     ids = read_prompts(model, tokenizer, prompts)
+    if len(ids) < 2:
+        raise ValueError(f"some prompts are held out, so at least two are needed, got {len(ids)}")
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
-    generator = torch.Generator().manual_seed(seed)
+    generator, batch_size = seeded_generator(seed), whole_number("batch_size", batch_size, 1)
     keep = max_states / (2 * len(ids) * max_new_tokens)
     parts: list[States] = []
     for gate in (Never(), EveryToken()):

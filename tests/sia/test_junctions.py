@@ -401,6 +401,22 @@ def test_a_scorer_without_preferences_is_refused():
         fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, share=0)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "some prompts are held out, so at least two are needed, got 0"),
+        ([[7]], {}, "some prompts are held out, so at least two are needed, got 1"),
+        (PROMPTS, {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        (PROMPTS, {"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        (PROMPTS, {"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+    ],
+)
+@pytest.mark.parametrize("fit", [fit_junction_gate, fit_q_head])
+def test_a_fit_of_nothing_is_refused(fit, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(MODEL, tiny.tokenizer(), VALUES, prompts, max_new_tokens=2, progress=False, **options)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
 def test_auroc_counts_pairs(pairs):
     score, positive = (torch.tensor(column) for column in zip(*pairs, strict=True))
