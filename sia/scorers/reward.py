@@ -197,5 +197,6 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _label_count(model: PreTrainedModel) -> int | None:
     """Return how many numbers the head gives, whatever the config says."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    head = dict(model.named_children()).get("score", model)
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
     return linear[-1].out_features if linear else model.config.num_labels

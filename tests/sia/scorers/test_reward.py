@@ -574,6 +574,13 @@ def test_templates_without_a_readable_closing_are_refused(turn, message):
         closing_tokens(tokenizer)
 
 
+def test_labels_are_those_of_the_head_whatever_else_the_model_has():
+    model = tiny.reward_model("qwen3")
+    model.unused = torch.nn.Linear(32, 5)
+    scored = RewardScorer(model).read_whole([[7, 8, 2]])
+    assert torch.equal(scored, REWARD.read_whole([[7, 8, 2]]))
+
+
 def test_a_model_that_reads_its_last_column_sees_no_padding():
     config = XLNetConfig(
         vocab_size=60, d_model=32, n_layer=2, n_head=4, d_inner=48, initializer_range=0.2,
