@@ -47,6 +47,7 @@ from benchmarks.subjects.hub.prompts import Chat, plain_text, question
 from scripts.lab_models import LabModels
 from sia import EntropyGate, Gate, Generation, JunctionGate, QHead, Scorer, Steering, ValueModel
 from sia.batch import start_decoding
+from sia.scorers.loading import load_complete
 
 STEERED, SHIFTED = "underline", "underline bold red"
 MARKS = {"": "{}", STEERED: "[{}]", SHIFTED: "[*{}*]"}  # where there are no styles
@@ -122,7 +123,7 @@ def load(
     source = fetch(Source(options.model))
     values = fetch(Source(options.value_model, "main", options.subfolder, options.backbone))
     name, location = place(source)
-    model = AutoModelForCausalLM.from_pretrained(name, **location, **kwargs).eval()
+    model = load_complete(AutoModelForCausalLM, name, "language model", location | kwargs).eval()
     name, location = place(values)
     value_model = ValueModel.from_pretrained(name, options.backbone or None, **location, **kwargs)
     return model, tokenizer_of(source), value_model, tokenizer_of(values)

@@ -32,6 +32,7 @@ from sia import (
     ValueModel,
     generate,
 )
+from sia.scorers.loading import load_complete
 
 BASE, VALUE_MODEL, JUNCTION_GATE, Q_HEAD = PARTS = "base", "value-model", "junction-gate", "q-head"
 SETTINGS = "settings.json"
@@ -93,7 +94,7 @@ class LabModels:
             )
         return cls(
             Settings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8"))),
-            AutoModelForCausalLM.from_pretrained(folder / BASE).eval(),
+            load_complete(AutoModelForCausalLM, folder / BASE, "language model", {}).eval(),
             AutoTokenizer.from_pretrained(folder / BASE),
             ValueModel.from_pretrained(folder / VALUE_MODEL),
             JunctionGate.from_pretrained(folder / JUNCTION_GATE),

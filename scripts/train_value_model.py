@@ -52,7 +52,13 @@ from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_templ
 from benchmarks.subjects.hub.prompts import chat_of, read_files
 from sia import ValueModel
 from sia._kv_cache import check_positions
-from sia.scorers.published import ADAPTER_FOLDER, CONFIG_FILE, HEAD_FILE, KINDS
+from sia.scorers.published import (
+    ADAPTER_FOLDER,
+    CONFIG_FILE,
+    HEAD_FILE,
+    KINDS,
+    load_backbone,
+)
 from sia.training import (
     Loss,
     check_examples,
@@ -335,10 +341,9 @@ def new_value_model(
     """
     name, location = place(source)
     classifies = options.model_type == "sequence_classification"
-    labels = {"num_labels": 1} if classifies else {}
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbone = KINDS[options.model_type].from_pretrained(
-        name, dtype=dtype, device_map=str(device), **location, **labels
+    backbone = load_backbone(
+        name, options.model_type, {"dtype": dtype, "device_map": str(device), **location}
     )
     lora = LoraConfig(
         r=options.lora_rank,

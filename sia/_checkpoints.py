@@ -1,7 +1,9 @@
 """Small checkpoints: a folder with tensors (safetensors) and their settings (JSON)."""
 
 import json
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,27 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+
+class DamagedFileError(ValueError):
+    """Something that cannot be read because a file of it is damaged or truncated."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Name what is read in the error of a damaged file.
+
+    Raises:
+        DamagedFileError: In place of the error of a file that is not of its form.
+    """
+    try:
+        yield
+    except (
+        SafetensorError, json.JSONDecodeError, UnicodeDecodeError, pickle.UnpicklingError, EOFError
+    ) as error:  # fmt: skip
+        raise DamagedFileError(
+            f"{what} cannot be read, a file is damaged or truncated: {error}"
+        ) from error
 
 
 def write_checkpoint(
@@ -38,7 +61,7 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such folder or a file is missing.
-        ValueError: If a file is damaged.
+        DamagedFileError: If a file is damaged.
     """
     title = name.replace("_", " ")
     folder = local_folder(path, title, subfolder, revision)
@@ -49,12 +72,8 @@ def read_checkpoint(
                 f"no {title} in {folder}: expected {settings.name} and {weights.name}, "
                 f"{file.name} is missing"
             )
-    try:
+    with reading(f"the {title} in {folder}"):
         return load_file(weights), json.loads(settings.read_text(encoding="utf-8"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"the {title} in {folder} cannot be read, a file is damaged or truncated: {error}"
-        ) from error
 
 
 def local_folder(

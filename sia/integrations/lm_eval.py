@@ -32,7 +32,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor, nn
 
 import sia
-from sia._checkpoints import expand_home, local_folder
+from sia._checkpoints import expand_home, local_folder, reading
 from sia._memory import ran_out_of_memory
 from sia.batch import generate
 from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
@@ -114,7 +114,8 @@ class SIA(HFLM):
         check_options(options)
         if isinstance(pretrained, str):
             pretrained = expand_home(pretrained)
-        super().__init__(pretrained=pretrained, **options)
+        with reading(f"the language model {pretrained}"):
+            super().__init__(pretrained=pretrained, **options)
         if self.backend != "causal":
             raise ValueError(
                 "model sia steers decoder-only language models, got an encoder-decoder"

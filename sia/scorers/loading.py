@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._checkpoints import expand_home
+from sia._checkpoints import DamagedFileError, expand_home, reading
 from sia._kv_cache import check_model
 
 if TYPE_CHECKING:
@@ -62,12 +61,8 @@ def load_complete(
         ValueError: If weights are damaged or missing.
     """
     path = existing(path, noun)
-    try:
+    with reading(f"the {noun} {path}"):
         model, loading = auto_class.from_pretrained(path, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise ValueError(
-            f"the {noun} {path} cannot be read, a file is damaged or truncated: {error}"
-        ) from error
     mismatched = [key for key, *_ in loading["mismatched_keys"]]
     if missing := sorted({*loading["missing_keys"], *mismatched} - {*further}):
         raise ValueError(
@@ -88,13 +83,10 @@ def load_backbone(folder: str | Path, options: Mapping[str, Any]) -> PreTrainedM
         ValueError: If weights are damaged, missing, or of other sizes than config.json says.
     """
     try:
-        backbone, loading = AutoModel.from_pretrained(
-            folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, **options
-        )
-    except SafetensorError as error:
-        raise ValueError(
-            f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
-        ) from error
+        with reading(f"the value model in {folder}"):
+            backbone, loading = AutoModel.from_pretrained(
+                folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, **options
+            )
     except RuntimeError as error:
         raise ValueError(
             f"the weights in {folder} do not fit its config.json: "
@@ -180,12 +172,18 @@ def tokenizer_beside(
     Args:
         path: Local folder or Hub id.
         options: Of the model's from_pretrained; those that say where it lies count.
+
+    Raises:
+        DamagedFileError: If a file of it is damaged.
     """
     path = expand_home(path)
     if Path(path).is_dir() and not list(Path(path).glob("**/tokenizer*")):
         return None
     places = {k: v for k, v in options.items() if k in ("revision", "subfolder", "token")}
     try:
-        return AutoTokenizer.from_pretrained(path, **places)
+        with reading(f"the tokenizer of {path}"):
+            return AutoTokenizer.from_pretrained(path, **places)
+    except DamagedFileError:
+        raise
     except (OSError, ValueError):
         return None

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from sia._checkpoints import reading
 from sia._kv_cache import backbone_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def read(
             f"{folder} names no backbone: pass backbone, "
             "the path or Hub id of the model that its adapter was trained on"
         )
-    model = _load_backbone(source, kind, options)
+    model = load_backbone(source, kind, options)
     size = model.config.get_text_config().hidden_size
     if settings.get("hidden_size", size) != size:
         raise ValueError(
@@ -100,17 +101,22 @@ def _backbone_name(settings: Mapping[str, Any], adapter: Path) -> str | None:
     return named or read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
 
 
-def _load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> PreTrainedModel:
-    """Load a backbone with all its weights; those of its own head, which is not used, may lack."""
+def load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Load a backbone with all its weights; those of its own head, which is not used, may lack.
+
+    Args:
+        source: Path or Hub id.
+        kind: What it is loaded as, one of KINDS.
+        options: For transformers' from_pretrained.
+
+    Raises:
+        ValueError: If weights are damaged or missing.
+    """
     labels = {"num_labels": 1} if kind == "sequence_classification" else {}
-    try:
+    with reading(f"the backbone {source}"):
         model, loading = KINDS[kind].from_pretrained(
             source, output_loading_info=True, **labels, **options
         )
-    except SafetensorError as error:
-        raise ValueError(
-            f"the backbone {source} cannot be read, a file is damaged or truncated: {error}"
-        ) from error
     prefix = f"{model.base_model_prefix}."
     if missing := sorted(key for key in loading["missing_keys"] if key.startswith(prefix)):
         raise ValueError(f"the backbone {source} lacks weights: {', '.join(missing)}")

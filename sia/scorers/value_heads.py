@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sia._kv_cache import backbone_of
 from sia.scorers import published
@@ -75,7 +75,7 @@ def read(
             f"{folder} names no backbone: pass backbone, "
             "the path or Hub id of the model that its adapter was trained on"
         )
-    model = AutoModelForCausalLM.from_pretrained(source, **options)
+    model = published.load_backbone(source, "causal_lm", options)
     merged = published.load_adapter(model, folder, source).merge_and_unload()
     return backbone_of(merged), head.to(merged.device)
 

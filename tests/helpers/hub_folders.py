@@ -1,6 +1,7 @@
 """A little Hub on disk: models of random weights, a tokenizer of any text, prompt sets."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def save_model(
         auto.from_config(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+def damaged(folder: Path, copy: Path, file: str = "model.safetensors") -> Path:
+    """Copy a folder, and cut a file of the copy off."""
+    shutil.copytree(folder, copy)
+    (copy / file).write_bytes((folder / file).read_bytes()[:100])
+    return copy
 
 
 def save_value_model(folder: Path, backbone: Path) -> Path:

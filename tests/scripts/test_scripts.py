@@ -427,7 +427,29 @@ def test_a_checkpoint_of_other_settings_is_refused(places, data, tmp_path, monke
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.safetensors", "the backbone {folder} cannot be read, a file is damaged or trunc"),
+        ("tokenizer.json", "the tokenizer of {folder} cannot be read, a file is damaged or trunc"),
+    ],
+)
+def test_training_names_a_damaged_backbone(places, data, tmp_path, capsys, file, message):
+    base = hub_folders.damaged(places["base"], tmp_path / "base", file)
+    arguments = training(places | {"base": base}, data, tmp_path / "x")
+    assert train_value_model.main(arguments) == 2
+    assert f"error: {message.format(folder=base)}" in capsys.readouterr().err
+
+
 # --- compare.py
+
+
+def test_comparing_names_a_damaged_model(places, tmp_path, capsys):
+    base = hub_folders.damaged(places["base"], tmp_path / "base")
+    arguments = ["--model", str(base), "--value-model", str(places["values"]), "--prompt", "hi"]
+    assert compare.main(arguments) == 2
+    message = f"error: the language model {base} cannot be read, a file is damaged or truncated"
+    assert message in capsys.readouterr().err
 
 
 def test_both_answers_stand_side_by_side(places, capsys):

@@ -50,11 +50,12 @@ from benchmarks.subjects.hub.prompts import (
 )
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
-from sia._checkpoints import local_folder, read_checkpoint
+from sia._checkpoints import DamagedFileError, local_folder, read_checkpoint, reading
 from sia._inputs import eos_token_ids
 from sia._model_identity import ModelIdentity
 from sia.gates import GATE_FILE
 from sia.scorers import published, value_heads
+from sia.scorers.loading import load_complete
 from sia.scorers.q_head import Q_HEAD_FILE
 from sia.scorers.value_model import HEAD_FILE
 from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_FILE
@@ -183,7 +184,8 @@ def place(source: Source) -> tuple[str, dict[str, str]]:
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     """Return the tokenizer; of a value model in the published layout, its backbone's."""
     name, options = place(source.tokenizer_source)
-    return AutoTokenizer.from_pretrained(name, **options)
+    with reading(f"the tokenizer of {name}"):
+        return AutoTokenizer.from_pretrained(name, **options)
 
 
 def fingerprint(source: Source) -> list:
@@ -281,6 +283,8 @@ def _required_tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a kind of model; ValueError says what helps where it has none."""
     try:
         return tokenizer_of(source)
+    except DamagedFileError:
+        raise
     except (OSError, ValueError) as error:
         value = "name as its backbone the model that it was trained on"
         remedy = value if name == "value" else "put its tokenizer.json beside it"
@@ -337,7 +341,7 @@ def check_fitted_to(base: Source, source: Source, file: str) -> None:
     identity, entries = ModelIdentity(**settings["model"]), {}
     folder = local_folder(base.id, "model", base.subfolder, base.revision)
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
+        with reading(f"the model {base.id}"), safe_open(path, framework="pt") as tensors:
             for name in identity.first_entries.keys() & set(tensors.keys()):
                 entries[name] = tensors.get_slice(name)[:1].flatten()[0].float().item()
     if entries:  # else other names than those of the parameters
@@ -532,7 +536,7 @@ class HubModels(Subject):
     @override
     def language_model(self, kind: str, family: str) -> PreTrainedModel:
         name, options = self._place(kind)
-        model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
+        model = load_complete(AutoModelForCausalLM, name, "language model", options).eval()
         # the profile says how to decode, not the checkpoint (its top-p, its penalties)
         own = model.generation_config
         model.generation_config = GenerationConfig(

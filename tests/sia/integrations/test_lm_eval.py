@@ -239,6 +239,12 @@ def test_bad_settings_are_refused(build, change, message):
         build(**change)
 
 
+def test_a_damaged_language_model_is_named(build, settings, tmp_path):
+    folder = hub_folders.damaged(Path(settings["pretrained"]), tmp_path / "base")
+    with pytest.raises(ValueError, match=f"the language model {folder} cannot be read, a file is"):
+        build(pretrained=str(folder))
+
+
 def test_every_setting_counts(build):
     changes = [
         {},

@@ -91,6 +91,10 @@ def test_heads_beside_an_adapter(file, tmp_path):
         values = ValueModel.from_pretrained(tmp_path / "values", backbone)
         with torch.no_grad():
             torch.testing.assert_close(values(IDS), expected, atol=1e-5, rtol=1e-5)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"the backbone .*/base cannot be read, a file is damaged"):
+        ValueModel.from_pretrained(tmp_path / "values")
 
 
 @pytest.mark.parametrize("prefix", ["score", "value_head", None])

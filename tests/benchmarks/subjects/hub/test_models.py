@@ -239,6 +239,29 @@ def test_a_start_that_fails_says_what_helps_and_leaves_nothing(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "load", "message"),
+    [
+        (
+            "tokenizer.json",
+            lambda profile: hub_models.check_models(profile, ["instruct"]),
+            "models.instruct: the tokenizer of .*/copy cannot be read, a file is damaged",
+        ),
+        (
+            "model.safetensors",
+            lambda profile: HubModels(profile).language_model("instruct", "qwen3"),
+            "the language model .*/copy cannot be read, a file is damaged",
+        ),
+    ],
+)
+def test_a_damaged_model_is_named(qwen, project, tmp_path, file, load, message):
+    profile = project("qwen3", qwen)
+    copy = Source(str(hub_folders.damaged(qwen["instruct"], tmp_path / "copy", file)))
+    profile = replace(profile, models=profile.models | {"instruct": copy}, hardware=HARDWARE)
+    with pytest.raises(ValueError, match=message):
+        load(profile)
+
+
 def test_an_annotation_that_cannot_begin_does_not_block_the_next(qwen, tmp_path, capsys):
     source, output = f"alpaca-eval={qwen['helpfulness']}", tmp_path / "annotated.jsonl"
     command = ["--data", source, "--output", str(output)]
