@@ -25,7 +25,7 @@ IGNORED_KEYS = {
 
 def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return input_ids and attention_mask, padded on the left, both int64 `(rows, longest)`."""
-    input_ids, mask = pad_right([row[::-1] for row in ids], device)
+    input_ids, mask = pad_right([list(row)[::-1] for row in ids], device)
     return input_ids.flip(1), mask.flip(1)
 
 

@@ -16,6 +16,7 @@ from sia import (
     Never,
     PositionGate,
     RandomGate,
+    RewardScorer,
     Steering,
     log_likelihoods,
 )
@@ -116,6 +117,16 @@ def test_responses_may_end_where_the_positions_do():
         assert one.total == pytest.approx(expected.sum().item(), rel=1e-4)
     with pytest.raises(ValueError, match="16"):
         log_likelihoods(model, None, [[7] * 9], [[8] * 9])
+
+
+@pytest.mark.parametrize("wrapper", [np.array, torch.tensor])
+@pytest.mark.parametrize("scorer", [VALUES, RewardScorer(tiny.reward_model("qwen3"))])
+def test_token_ids_may_be_arrays_and_tensors(wrapper, scorer):
+    score = partial(log_likelihoods, MODEL, Steering(scorer, EveryToken(), candidates=60))
+    square = [[7, 8], [9, 10]]
+    expected = [one.total for one in score(square, square)]
+    for rows in (wrapper(square), [wrapper(row) for row in square]):
+        assert [one.total for one in score(rows, rows, value_prompts=rows)] == expected
 
 
 @pytest.mark.parametrize(
