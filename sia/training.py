@@ -94,6 +94,7 @@ def distill(
         whole_number("epochs", epochs, 1),
         whole_number("batch_size", batch_size, 1),
     )
+    rng = random.Random(whole_number("seed", seed))
     check_examples(prompts, responses, rewards, value_model.vocabulary_size)
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     check_positions(value_model.backbone, max(lengths))
@@ -110,7 +111,7 @@ def distill(
 
     optimise(
         value_model,
-        list(epoch_batches(lengths, batch_size, epochs, random.Random(seed))),
+        list(epoch_batches(lengths, batch_size, epochs, rng)),
         batch_loss,
         learning_rate,
         weight_decay,

@@ -15,6 +15,7 @@ from typing_extensions import override
 from sia import _sampling
 from sia._inputs import eos_token_ids
 from sia._kv_cache import backbone_of, input_device
+from sia._numbers import whole_number
 from sia._prefix_cache import CachedPrefixes, logits_forward
 from sia.scorers.base import Scorer, Session, branch_layout, shared_vocabulary
 from sia.scorers.closed import ClosedScorer
@@ -52,8 +53,8 @@ class RolloutScorer(Scorer):
         candidates: int = 10,
         seed: int = 0,
     ) -> None:
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise ValueError(f"a rollout must have at least 1 token, got {tokens!r}")
+        tokens, seed = whole_number("tokens", tokens, 1), whole_number("seed", seed)
+        candidates = whole_number("candidates", candidates)
         _sampling.check_temperature(temperature)
         if not isinstance(reward, ClosedScorer | ValueModel):
             raise TypeError(

@@ -15,11 +15,13 @@ from sia import (
     PositionGate,
     RandomGate,
     RewardScorer,
+    RolloutScorer,
     SteeredGenerate,
     Steering,
     best_of_n,
     calibrate,
     chunk_beam_search,
+    distill,
     steered_generate,
 )
 from tests.helpers import tiny
@@ -44,7 +46,21 @@ def transformers(**options):
 
 
 def steered(**options):
-    return tiny.tokens(generate(Steering(VALUES, **({"gate": EveryToken()} | options))))
+    options = {"scorer": VALUES, "gate": EveryToken()} | options
+    return tiny.tokens(generate(Steering(**options)))
+
+
+def rollouts(tokens=2, **options):
+    return steered(scorer=RolloutScorer(MODEL, REWARD, tokens, **options))
+
+
+def distilled(**options):
+    options = {"epochs": 1, "batch_size": 1, "seed": 0} | options
+    model = distill(
+        tiny.value_model("qwen3"), PROMPTS, PROMPTS, [1.0, 0.0, 0.5],
+        loss="mean", learning_rate=1e-2, **options,
+    )  # fmt: skip
+    return model.head.weight.tolist()
 
 
 TAKEN = {
@@ -73,6 +89,10 @@ TAKEN = {
     },
     "a search's seed": (lambda x: tiny.tokens(search(**WIDTHS, seed=x)), 7),
     "transformers' seed": (lambda x: transformers(seed=x), 7),
+    "tokens of rollouts": (rollouts, 2),
+    "candidates of rollouts": (lambda x: rollouts(candidates=x), 3),
+    "rollouts' seed": (lambda x: rollouts(seed=x), 7),
+    "distill's seed": (lambda x: distilled(seed=x), 7),
 }
 WRAPPERS = {
     "numpy": lambda x: np.asarray(x)[()],
@@ -141,6 +161,10 @@ def test_seeds_may_be_an_array(seeds):
             "tokens must be a whole number of at least 0, got 2.5",
         ),
         (lambda: RandomGate(np.bool_(True)), "ratio must lie between 0 and 1, got np.True_"),
+        (lambda: rollouts(seed=1.5), "seed must be a whole number, got 1.5"),
+        (lambda: rollouts(2.0), "tokens must be a whole number of at least 1, got 2.0"),
+        (lambda: rollouts(candidates=2.5), "candidates must be a whole number, got 2.5"),
+        (lambda: distilled(seed=1.5), "seed must be a whole number, got 1.5"),
         (lambda: RandomGate(0.5, 1.5), "seed must be a whole number, got 1.5"),
         (lambda: Attention(layers=["a"]), "each of the layers must be a whole number, got 'a'"),
         (

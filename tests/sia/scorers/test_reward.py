@@ -364,7 +364,7 @@ def with_labels(count):
         ),
         (
             lambda: RolloutScorer(MODEL, REWARD, 0),
-            "a rollout must have at least 1 token, got 0",
+            "tokens must be a whole number of at least 1, got 0",
         ),
         (
             lambda: RolloutScorer(MODEL, REWARD, 2, temperature=-1),
