@@ -76,6 +76,24 @@ def read_checkpoint(
         return load_file(weights), json.loads(settings.read_text(encoding="utf-8"))
 
 
+@contextmanager
+def refuse_other_content(path: str | Path, name: str) -> Iterator[None]:
+    """Raise ValueError where what `read_checkpoint` returned proves to be of another kind.
+
+    Args:
+        path: Local folder or Hub id.
+        name: Of the files.
+    """
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{name}.json and {name}.safetensors in {path} must hold a {name.replace('_', ' ')} "
+            f"as save_pretrained writes it: {reason}"
+        ) from error
+
+
 def local_folder(
     path: str | Path, title: str, subfolder: str = "", revision: str | None = None
 ) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sia import _sampling
-from sia._checkpoints import read_checkpoint, write_checkpoint
+from sia._checkpoints import read_checkpoint, refuse_other_content, write_checkpoint
 from sia._model_identity import ModelIdentity
 from sia._numbers import as_number, whole_number
 from sia.generation import Generation
@@ -342,11 +342,12 @@ class JunctionGate(ThresholdGate):
 
         Raises:
             FileNotFoundError: If there is no such folder or a file is missing.
-            ValueError: If a file is damaged.
+            ValueError: If a file is damaged or of other content.
         """
         weights, settings = read_checkpoint(path, GATE_FILE, subfolder, revision)
-        model = ModelIdentity(**settings["model"])
-        return cls(settings["threshold"], JunctionPredictor.from_weights(weights, model))
+        with refuse_other_content(path, GATE_FILE):
+            model = ModelIdentity(**settings["model"])
+            return cls(settings["threshold"], JunctionPredictor.from_weights(weights, model))
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,7 @@ def load(folder: Path, source: str | Path | None, options: dict[str, Any]) -> Pr
         source: Path or Hub id of the backbone; None for the one that the adapter names.
         options: For the backbone's from_pretrained.
     """
-    named = published.read_json(folder / published.ADAPTER_CONFIG)["base_model_name_or_path"]
-    source = source or named
+    source = source or _named_model(folder / published.ADAPTER_CONFIG)
     adapted = published.load_adapter(load_backbone(source, options), folder, source)
     return cast(PreTrainedModel, adapted.get_base_model())
 
@@ -102,7 +101,7 @@ def load_complete(
     from peft import load_peft_weights
 
     weights = load_peft_weights(path, device="cpu", **places)
-    source = published.read_json(Path(file))["base_model_name_or_path"]
+    source = _named_model(Path(file))
     brought = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
     heads = [len(weight) for name, weight in brought.items() if name in HEADS]
     labels = {"num_labels": heads[0]} if heads else {}
@@ -110,3 +109,14 @@ def load_complete(
     model = loading.load_complete(auto_class, source, noun, {**labels, **further}, brought)
     adapted = published.load_adapter(model, path, source, **places)
     return cast(PreTrainedModel, adapted.get_base_model())
+
+
+def _named_model(file: Path) -> str:
+    """Return path or Hub id of the model that the config of an adapter names."""
+    named = published.read_json(file).get("base_model_name_or_path")
+    if not named:
+        raise ValueError(
+            f"base_model_name_or_path in {file} must be the path or Hub id of the model that the "
+            f"adapter was trained on, got {named!r}"
+        )
+    return named

@@ -192,8 +192,11 @@ def refuse_backbone(folder: Path, backbone: str | Path | None) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, or raise ValueError."""
+    """Return the settings that a JSON file holds, or raise ValueError."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no readable JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} must hold settings by name, got a {type(settings).__name__}")
+    return settings

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from sia._checkpoints import read_checkpoint, write_checkpoint
+from sia._checkpoints import read_checkpoint, refuse_other_content, write_checkpoint
 from sia._model_identity import ModelIdentity
 from sia.cost import Meter
 from sia.scorers.base import HiddenStateSession, Scorer
@@ -72,11 +72,12 @@ class QHead(Scorer):
 
         Raises:
             FileNotFoundError: If there is no such folder or a file is missing.
-            ValueError: If a file is damaged.
+            ValueError: If a file is damaged or of other content.
         """
         weights, settings = read_checkpoint(path, Q_HEAD_FILE, subfolder, revision)
-        values = CandidateValues.from_weights(weights, settings["sizes"])
-        return cls(values.to(device), ModelIdentity(**settings["model"]))
+        with refuse_other_content(path, Q_HEAD_FILE):
+            values = CandidateValues.from_weights(weights, settings["sizes"])
+            return cls(values.to(device), ModelIdentity(**settings["model"]))
 
 
 class QHeadSession(HiddenStateSession):

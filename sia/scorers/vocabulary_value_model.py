@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from typing_extensions import override
 
-from sia._checkpoints import local_folder, output_folder, read_checkpoint, write_checkpoint
+from sia._checkpoints import (
+    local_folder,
+    output_folder,
+    read_checkpoint,
+    refuse_other_content,
+    write_checkpoint,
+)
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers.base import Scorer, Session
 from sia.scorers.candidate_values import CandidateValues
@@ -69,12 +75,13 @@ class VocabularyValueModel(Scorer):
 
         Raises:
             FileNotFoundError: If there is no such folder or a file is missing.
-            ValueError: If a file is damaged.
+            ValueError: If a file is damaged or of other content.
         """
         folder = local_folder(path, "vocabulary head", subfolder, revision)
         weights, settings = read_checkpoint(folder, HEAD_FILE)
+        with refuse_other_content(folder, HEAD_FILE):
+            values = CandidateValues.from_weights(weights, settings["sizes"])
         backbone = load_backbone(folder, options)
-        values = CandidateValues.from_weights(weights, settings["sizes"])
         return cls(backbone, values.to(backbone.device))
 
 

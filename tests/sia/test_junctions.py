@@ -29,6 +29,7 @@ from sia import (
     fit_vocabulary_value_model,
     log_likelihoods,
 )
+from sia._checkpoints import write_checkpoint
 from sia._model_identity import ModelIdentity
 from sia.fitting import auroc, captured_shares
 from sia.signals import Divergence, PredictedDivergence
@@ -295,6 +296,27 @@ def test_missing_and_damaged_files_are_refused(load, name, title, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"the {title} in .* cannot be read, a file is damaged"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "settings", "reason"),
+    [
+        (JunctionGate, "junction_gate", {"threshold": 1.0}, "'model' is missing"),
+        (
+            JunctionGate,
+            "junction_gate",
+            {"threshold": 1.0, "model": {"name": "", "first_entries": {}}},
+            "'first.weight' is missing",
+        ),
+        (QHead, "q_head", {"sizes": {"hidden": 32, "width": 4}}, "unexpected keyword argument"),
+        (VocabularyValueModel, "vocabulary_head", ["sizes"], "list indices must be integers"),
+    ],
+)
+def test_checkpoints_of_other_content_are_refused(load, name, settings, reason, tmp_path):
+    write_checkpoint(tmp_path, name, {"other": torch.zeros(1)}, settings)
+    title = name.replace("_", " ")
+    with pytest.raises(ValueError, match=f"must hold a {title} as save_pretrained .*{reason}"):
+        load.from_pretrained(tmp_path)
 
 
 def test_another_model_is_refused():

@@ -175,3 +175,20 @@ def test_an_adapter_that_brings_no_head_is_refused(tmp_path):
         ValueError, match=r"is no reward model: expected all .* score.weight missing"
     ):
         RewardScorer.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("named", [{}, {"base_model_name_or_path": None}])
+def test_an_adapter_that_names_no_model_is_refused(named, tmp_path):
+    values = value_model(lora(CAUSAL, base(tmp_path)))
+    values.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_config.json"
+    settings = json.loads(file.read_text())
+    del settings["base_model_name_or_path"]
+    file.write_text(json.dumps(settings | named))
+    for load in (ValueModel.from_pretrained, RewardScorer.from_pretrained):
+        with pytest.raises(
+            ValueError, match=r"base_model_name_or_path in .*adapter_config.json must be .* None"
+        ):
+            load(tmp_path / "adapter")
+    again = ValueModel.from_pretrained(tmp_path / "adapter", tmp_path / "base")
+    assert torch.equal(again(IDS), values(IDS))

@@ -155,6 +155,7 @@ DAMAGED = "cannot be read, a file is damaged or truncated"
             r"the value head must be Linear\(32, 1\) for this backbone, got Linear\(31, 1\)",
         ),
         (write(CONFIG, "{"), f"{CONFIG} is no readable JSON"),
+        (write(CONFIG, "[]"), f"{CONFIG} must hold settings by name, got a list"),
         (
             write(CONFIG, '{"model_type": "masked_lm"}'),
             "must be causal_lm or sequence_classification, got 'masked_lm'",
