@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sia._checkpoints import reading
 from sia._kv_cache import backbone_of
+from sia.scorers.loading import output_size
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
@@ -72,7 +73,7 @@ def read(
             "the path or Hub id of the model that its adapter was trained on"
         )
     model = load_backbone(source, kind, options)
-    size = model.config.get_text_config().hidden_size
+    size = output_size(model)
     if settings.get("hidden_size", size) != size:
         raise ValueError(
             f"the value model in {folder} is for a backbone of hidden size "

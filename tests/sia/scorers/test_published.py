@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sia import ValueModel
 from tests.helpers import tiny
+from tests.sia.scorers.test_value_heads import opt
 
 KINDS = {
     "causal_lm": ("CAUSAL_LM", AutoModelForCausalLM),
@@ -29,7 +30,8 @@ def publish(folder, family="qwen3", kind="causal_lm", **settings):
         Its values of IDS, computed with the adapter unmerged.
     """
     task, model_class = KINDS[kind]
-    model = tiny.language_model(family) if kind == "causal_lm" else tiny.reward_model(family)
+    build = tiny.language_model if kind == "causal_lm" else tiny.reward_model
+    model = opt() if family == "opt" else build(family)
     model.save_pretrained(folder / "base")
     lora = LoraConfig(
         r=4,
@@ -46,9 +48,10 @@ def publish(folder, family="qwen3", kind="causal_lm", **settings):
         warnings.simplefilter("ignore", FutureWarning)
         adapted = tiny.seeded(lambda: get_peft_model(base, lora).eval(), 3)
         adapted.save_pretrained(folder / "values" / "lora_weights")
-    head = tiny.seeded(lambda: torch.nn.Linear(32, 1), 3)
+    size = 16 if family == "opt" else 32
+    head = tiny.seeded(lambda: torch.nn.Linear(size, 1), 3)
     torch.save({"token_reward_head": head.state_dict()}, folder / "values" / HEAD)
-    config = {"model_type": kind, "hidden_size": 32, **settings}
+    config = {"model_type": kind, "hidden_size": size, **settings}
     (folder / "values" / CONFIG).write_text(json.dumps(config))
     with torch.no_grad():
         hidden = adapted(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
@@ -66,6 +69,12 @@ def test_values_are_those_of_backbone_adapter_and_head(tmp_path, family, kind):
     assert kind != "causal_lm" or (expected - without_adapter(IDS)).abs().max() > 1e-3
     assert not model.training
     assert not any(isinstance(module, PeftModel) for module in model.modules())
+
+
+@torch.no_grad()
+def test_the_size_of_a_projected_hidden_state_counts(tmp_path):
+    expected = publish(tmp_path, "opt")
+    torch.testing.assert_close(ValueModel.from_pretrained(tmp_path / "values")(IDS), expected)
 
 
 @torch.no_grad()
