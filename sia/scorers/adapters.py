@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
 
 PREFIX = "base_model.model."  # of the names of weights in PEFT's files
-HEADS = ("score.weight", "classifier.weight")
+HEADS = ("score.", "classifier.", "logits_proj.")  # how the names of their weights begin
 PLACES = {"revision", "subfolder", "token", "cache_dir"}  # options that say where a checkpoint lies
 PLAIN_STARTS = (None, True, False, "gaussian")  # others (PiSSA, …) change the backbone's weights
 
@@ -103,8 +103,9 @@ def load_complete(
     weights = load_peft_weights(path, device="cpu", **places)
     source = _named_model(Path(file))
     brought = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
-    heads = [len(weight) for name, weight in brought.items() if name in HEADS]
-    labels = {"num_labels": heads[0]} if heads else {}
+    # of a head of several layers, the last gives fewest numbers
+    heads = [len(weight) for name, weight in brought.items() if name.startswith(HEADS)]
+    labels = {"num_labels": min(heads)} if heads else {}
     further = {name: value for name, value in options.items() if name not in PLACES}
     model = loading.load_complete(auto_class, source, noun, {**labels, **further}, brought)
     adapted = published.load_adapter(model, path, source, **places)

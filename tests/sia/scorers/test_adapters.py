@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    ElectraConfig,
+    RobertaConfig,
 )
 
 from sia import (
@@ -165,6 +167,21 @@ def test_reward_models_saved_as_adapters_are_read(auto_class, settings, read, tm
     model = lora(auto_class, base(tmp_path), **settings)
     model.save_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(read(tmp_path / "adapter").model(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("config_class", [RobertaConfig, ElectraConfig])
+@torch.no_grad()
+def test_adapters_with_heads_of_two_layers_are_read(config_class, tmp_path):
+    config = config_class(
+        vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=48, initializer_range=0.25, eos_token_id=tiny.EOS,
+    )  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(tmp_path / "base")
+    settings = {"task_type": "SEQ_CLS", "target_modules": ["query"]}
+    model = lora(REWARD, tmp_path / "base", labels=1, **settings).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    again = RewardScorer.from_pretrained(tmp_path / "adapter").model
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
 
 
 def test_an_adapter_that_brings_no_head_is_refused(tmp_path):
