@@ -48,6 +48,9 @@ def sole_adapter(backbone: PreTrainedModel) -> "tuple[str, PeftConfig] | None":
         return None
     alone = copy(config)
     alone.task_type, alone.inference_mode, alone.target_modules = None, True, set(layers)
+    if "feedforward_modules" in settings:  # of IA³, a part of the targets
+        inputs = {path for path, layer in layers.items() if vars(layer).get("is_feedforward")}
+        vars(alone)["feedforward_modules"] = inputs
     return name, alone
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -75,6 +75,24 @@ def test_adapters_of_value_models_are_restored_bit_for_bit(auto_class, settings,
         torch.testing.assert_close(loaded.state_dict(), values.state_dict(), atol=0, rtol=0)
         torch.testing.assert_close(loaded(IDS), values(IDS))
         loaded.save_pretrained(saved)  # and once more
+
+
+@pytest.mark.parametrize(
+    ("targets", "inputs"),
+    [
+        (["k_proj", "down_proj"], ["down_proj"]),
+        (["k_proj", "down_proj"], []),
+        (r".*\.(k_proj|down_proj)", r".*\.down_proj"),
+    ],
+)
+@torch.no_grad()
+def test_scales_of_inputs_and_outputs_are_restored_bit_for_bit(targets, inputs, tmp_path):
+    settings = IA3Config(target_modules=targets, feedforward_modules=inputs, init_ia3_weights=False)
+    model = AutoModelForCausalLM.from_pretrained(base(tmp_path))
+    values = value_model(adapted(settings, model))
+    values.save_pretrained(tmp_path / "values")
+    loaded = ValueModel.from_pretrained(tmp_path / "values")
+    assert torch.equal(loaded(IDS), values(IDS))
 
 
 def native(path):
