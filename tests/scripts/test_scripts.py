@@ -130,17 +130,25 @@ def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys)
 
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{{ m['content'] }}<|im_end|>{% endfor %}"
+    "{{ PROBLEM }}{% endif %}{{ m['content'] }}<|im_end|>{% endfor %}"
 )
 
 
-def test_examples_that_a_template_refuses_are_counted(places, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("raise_exception('roles must alternate')", "roles must alternate"),
+        ("'a' + none", "can only concatenate str"),
+        ("'{b}'.format()", "'b'"),
+        ("'a'.index('b')", "substring not found"),
+    ],
+)
+def test_examples_that_a_template_refuses_are_counted(places, tmp_path, capsys, problem, message):
     """A dialogue with two turns of the user in a row, and templates that insist on alternation."""
     reward = tmp_path / "reward"
     shutil.copytree(places["reward"], reward)
     tokenizer = AutoTokenizer.from_pretrained(reward)
-    tokenizer.chat_template = ALTERNATING
+    tokenizer.chat_template = ALTERNATING.replace("PROBLEM", problem)
     tokenizer.save_pretrained(reward)
     dialogues = ["\n\nHuman: hi\n\nAssistant: ", "\n\nHuman: hi\n\nHuman: you\n\nAssistant: "]
     rows = [{"chosen": f"{text}yes", "rejected": f"{text}no"} for text in dialogues]
@@ -153,12 +161,12 @@ def test_examples_that_a_template_refuses_are_counted(places, tmp_path, capsys):
         "yes",
         "no",
     ]
-    message = "2 examples, 0 left out with more than 2048 tokens, 2 that the chat template refuses"
-    assert message in capsys.readouterr().out
+    counts = "2 examples, 0 left out with more than 2048 tokens, 2 that the chat template refuses"
+    assert counts in capsys.readouterr().out
     # training refuses such a prompt in one sentence
     chat = [{"role": "user", "content": "a"}] * 2
     data.write_text(json.dumps({"prompt": chat, "response": "b", "reward": 1.0}) + "\n")
-    with pytest.raises(ValueError, match=r"example 0: the chat template .* roles must alternate"):
+    with pytest.raises(ValueError, match=f"example 0: the chat template .* refuses .*: {message}"):
         train_value_model.read_examples([data], tokenizer, 100)
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="must have an end-of-sequence token"):

@@ -13,7 +13,6 @@ from typing import Self
 import numpy as np
 import torch
 from huggingface_hub import constants, snapshot_download
-from jinja2 import TemplateError
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -57,6 +56,7 @@ from sia.gates import GATE_FILE
 from sia.scorers import published, value_heads
 from sia.scorers.loading import load_complete
 from sia.scorers.q_head import Q_HEAD_FILE
+from sia.scorers.reward import TEMPLATE_ERRORS
 from sia.scorers.value_model import HEAD_FILE
 from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_FILE
 
@@ -240,7 +240,7 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase, chats: Iterable, **options) -
     options |= {"tokenize": False, "date_string": DATE}
     try:
         return [str(tokenizer.apply_chat_template(list(chat), **options)) for chat in chats]
-    except TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation: {error}"
         ) from error
