@@ -43,7 +43,7 @@ from benchmarks.subjects.hub.models import (
     place,
     tokenizer_of,
 )
-from benchmarks.subjects.hub.prompts import Chat, plain_text, question
+from benchmarks.subjects.hub.prompts import Chat, chat_of, plain_text
 from scripts.lab_models import LabModels
 from sia import EntropyGate, Gate, Generation, JunctionGate, QHead, Scorer, Steering, ValueModel
 from sia.batch import start_decoding
@@ -160,9 +160,7 @@ def compare(
     options: argparse.Namespace,
 ) -> None:
     """Generate the two answers to `prompt` in turns, and show them as they grow."""
-    chat = question(prompt)
-    if not chat:
-        raise ValueError("a prompt needs at least one character, got an empty one")
+    chat = chat_of(prompt)
     ids = model_prompts(tokenizer, [chat], options.chat)
     limits = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
     value_ids = chat_ids(value_tokenizer, [chat])

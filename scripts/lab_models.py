@@ -16,7 +16,7 @@ from transformers import (
 
 from benchmarks.checks import assets
 from benchmarks.subjects.hub.models import chat_ids
-from benchmarks.subjects.hub.prompts import question
+from benchmarks.subjects.hub.prompts import chat_of
 from benchmarks.subjects.lab.items import Item
 from benchmarks.subjects.lab.judge import judge
 from benchmarks.subjects.lab.world import World, WorldConfig
@@ -125,7 +125,7 @@ class LabModels:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of prompts in the chat template."""
-        return chat_ids(self.tokenizer, [question(prompt) for prompt in prompts])
+        return chat_ids(self.tokenizer, [chat_of(prompt) for prompt in prompts])
 
     def respond(
         self,

@@ -49,7 +49,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.files import write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
-from benchmarks.subjects.hub.prompts import chat_of, read_files
+from benchmarks.subjects.hub.prompts import chat_of, is_text, read_files
 from sia import ValueModel
 from sia._kv_cache import check_positions
 from sia.scorers.published import (
@@ -208,10 +208,10 @@ def read_examples(
             )
         for number, row in enumerate(table):
             prompt, response, reward = (row[column] for column in columns)
-            if not prompt or not isinstance(response, str):
+            if not prompt or not is_text(response):
                 raise ValueError(
                     f"{file}: example {number} must have a prompt (a text or a chat)"
-                    " and a response (a text)"
+                    f" and a response (a text), got {prompt!r} and {response!r}"
                 )
             try:
                 value = _as_float(reward)

@@ -411,7 +411,11 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
         *((f'{{"prompt": "a", "response": "a", "reward": {reward}}}', "example 0: a reward must be")
           for reward in ("1e30", "NaN", "-Infinity", '"high"', "true", "1e999")),
         ('{"prompt": [{"human": "a"}], "response": "a", "reward": 1}',
-         "example 0: a message must have a role and a content, got {'human': 'a'}"),
+         "example 0: a message must have a role and a content, a text, got {'human': 'a'}"),
+        (r'{"prompt": "\ud83d", "response": "a", "reward": 1}',
+         r"a content, a text, got {'role': 'user', 'content': '\ud83d'}"),
+        (r'{"prompt": "a", "response": "b \ud83d", "reward": 1}',
+         r"and a response (a text), got 'a' and 'b \ud83d'"),
     ):  # fmt: skip
         wrong.write_text(line + "\n")
         assert message in error(wrong, tmp_path / "x")
@@ -479,10 +483,12 @@ def test_both_answers_stand_side_by_side(places, capsys):
     assert 0 < words.count("[*") <= changed  # a token that ends the text is not seen
     assert words.count("[") > words.count("[*")
     assert words.endswith("\n")
-    assert compare.main([*arguments[:-1], " "]) == 2
-    assert (
-        "error: a prompt needs at least one character, got an empty one" in capsys.readouterr().err
-    )
+    for prompt, message in (
+        (" ", "a prompt must end in a user turn with a text, got an empty one"),
+        ("\udcff", r"a message must have a role and a content, a text, got {'role': 'user', "),
+    ):
+        assert compare.main([*arguments[:-1], prompt]) == 2
+        assert f"error: {message}" in capsys.readouterr().err
     assert compare.main(arguments[:2]) == 2
     assert "error: --model and --value-model go together" in capsys.readouterr().err
 

@@ -52,6 +52,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 FORMS = f"{', '.join(FORMATS)} (or .gz)"
 
 
+def is_text(value: object) -> bool:
+    """Return whether a value is a text of whole signs: halves of one are in no vocabulary."""
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
 def question(text: str | None) -> Chat:
     """Return a chat of one user turn; an empty one if there is no text."""
     text = (text or "").strip()
@@ -86,8 +91,8 @@ def chat_of(prompt: object) -> Chat:
     for turn in prompt:
         speaker = turn.get("role") or turn.get("from")
         content = turn.get("content") if turn.get("content") is not None else turn.get("value")
-        if not isinstance(speaker, str) or not isinstance(content, str):
-            raise ValueError(f"a message must have a role and a content, got {dict(turn)}")
+        if not isinstance(speaker, str) or not is_text(content):
+            raise ValueError(f"a message must have a role and a content, a text, got {dict(turn)}")
         role = SHAREGPT.get(speaker, speaker)
         if role not in ROLES:
             raise ValueError(f"a message must be of {', '.join(ROLES)}, got one of {speaker}")
@@ -222,8 +227,7 @@ def load_prompts(source: str) -> PromptSet:
         )
     texts = [row[column] for row in table]
     for text in texts:
-        halves = isinstance(text, str) and any("\ud800" <= sign <= "\udfff" for sign in text)
-        if halves or not isinstance(text, str | None):  # halves of a sign: no tokenizer takes them
+        if text is not None and not is_text(text):
             raise ValueError(f"{copy}: the column {column} must hold texts, got {text!r}")
     chats = {row: chat for row, chat in enumerate(map(data.read, texts)) if chat}
     if not chats:
@@ -262,6 +266,10 @@ def load_examples(source: str) -> list[Example]:
             f"{copy}: a row is of another form ({type(error).__name__}: {error})"
         ) from error
     examples = [example for example in candidates if example is not None]
+    for chat, response in examples:
+        for text in (*(turn["content"] for turn in chat), response):
+            if not is_text(text):
+                raise ValueError(f"{copy}: an example must hold texts, got {text!r}")
     if not examples:
         raise ValueError(f"{source.partition('=')[2] or data.hub_id} has no prompts with responses")
     _say_left_out(source, len(candidates) - len(examples), "examples without prompt or response")

@@ -334,6 +334,12 @@ def test_examples_of_every_form(tmp_path):
         match="is no copy of hh-rlhf: expected the columns chosen, rejected, found dataset",
     ):
         load_examples(f"hh-rlhf={path}")
+    for path in (
+        write(tmp_path, "a.jsonl", '{"prompt": "p", "response": "r \\ud83d"}\n'),
+        write(tmp_path, "b.jsonl", '{"prompt": "p \\ud83d", "response": "r"}\n'),
+    ):
+        with pytest.raises(ValueError, match=r"an example must hold texts, got '. .ud83d'"):
+            load_examples(f"wildguardmix={path}")
     with pytest.raises(
         ValueError,
         match="unknown data 'nope', expected one of: wildguardmix, ultrafeedback, hh-rlhf, "
@@ -404,8 +410,9 @@ def test_messages_of_sharegpt_are_read():
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([{"human": "a"}], "a message must have a role and a content, got {'human': 'a'}"),
-        ([{"role": "user", "content": None}], "a message must have a role and a content, got"),
+        ([{"human": "a"}], "a message must have a role and a content, a text, got {'human': 'a'}"),
+        ([{"role": "user", "content": None}], "a role and a content, a text, got .*None"),
+        ([{"role": "user", "content": "a \ud83d"}], r"content, a text, got .*'a .ud83d'"),
         ([{"from": "gpt", "value": "b"}], "must end in a user turn, got one that ends in assist"),
         ("  ", "must end in a user turn with a text, got an empty one"),
         ([{"role": "user", "content": ""}], "a user turn with a text, got an empty one"),
