@@ -106,6 +106,8 @@ def check_vocabulary(
         )
     # what only has the members of a scorer knows no tokenizer
     known = scorer.tokenizer if issubclass(type(scorer), Scorer) else None
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = None  # another library's has no vocabulary to compare
     if tokenizer is not None and known is not None:
         check_tokenizers(tokenizer, known, name)
     sizes = vocabulary_size(model), scorer.vocabulary_size

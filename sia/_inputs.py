@@ -1,7 +1,7 @@
 """Inputs of models: token ids of prompts, padding, and the tokens that end a response."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,16 @@ IGNORED_KEYS = {
     "num_truncated_tokens",
     "overflowing_tokens",
 }
+
+
+@runtime_checkable
+class TextDecoder(Protocol):
+    """A tokenizer, as far as prompts of token ids need one."""
+
+    eos_token_id: Any
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Return the text of token ids."""
 
 
 def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:

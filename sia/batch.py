@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from sia._checks import check_decoder
 from sia._decoding import Decoding
 from sia._hooks import checkpoint_hooks
-from sia._inputs import eos_token_ids, pad_left, prompt_ids
+from sia._inputs import TextDecoder, eos_token_ids, pad_left, prompt_ids
 from sia._kv_cache import check_model, input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
 from sia._sampling import check_temperature, prompt_keys
@@ -35,10 +35,10 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     steering: Steering | None = None,
-    *,
-    candidates: int | None = None,
     max_new_tokens: int = 128,
     temperature: float | None = None,
+    *,
+    candidates: int | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     value_prompts: Prompts | None = None,
@@ -52,15 +52,16 @@ def generate(
 
     Args:
         model: The language model, decoder-only.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer. For prompts of token ids, one of another library will do that has
+            `decode` and `eos_token_id`.
         prompts: Texts, chats (lists of messages) or token ids, or what a tokenizer or its chat
             template returns: a mapping with `input_ids` and `attention_mask`. Texts get the
             tokenizer's special tokens unless they begin with its BOS token already.
         steering: What to steer with; None samples from the top candidates of the model alone.
-        candidates: K without a steering, 10 by default. A steering has its own.
         max_new_tokens: Longest response.
         temperature: Divides the logits after the tilt; 0 is greedy. None for that of the model's
             `generation_config`, 1 by default.
+        candidates: K without a steering, 10 by default. A steering has its own.
         seed: Together with the prompt it decides the noise: the same prompt and seed give the same
             response in any batch. A list has one seed per prompt: repeat a prompt under other
             seeds for further samples of it.
@@ -187,7 +188,7 @@ def read_prompts(
             "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
         )
     check_model(model)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    if not isinstance(tokenizer, TextDecoder):
         inside = isinstance(tokenizer, ProcessorMixin)
         raise TypeError(
             f"tokenizer must be a tokenizer{', such as processor.tokenizer' * inside}, got a "

@@ -192,7 +192,8 @@ class SumScorer(Scorer):
 def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
     """Return a scorer with what a tokenizer's template writes after responses, if it reads it."""
     # what only has the members of a scorer reads responses in its own way
-    if tokenizer is None or not issubclass(type(scorer), Scorer):
+    known = isinstance(tokenizer, PreTrainedTokenizerBase)  # another library's has no template
+    if not known or not issubclass(type(scorer), Scorer):
         return scorer
     return scorer.closed_by(tokenizer)
 

@@ -111,6 +111,28 @@ def test_prompts_may_be_tensors_or_none_at_all():
     assert generate([]) == []
 
 
+class OtherTokenizer:
+    """A tokenizer that transformers does not know."""
+
+    eos_token_id = tiny.EOS
+
+    def decode(self, ids, **options):
+        return f"{len(ids)} tokens"
+
+
+def test_prompts_of_token_ids_take_any_tokenizer_that_decodes():
+    prompts = tiny.prompts(3)
+    usual = tiny.generate(MODEL, prompts, STEERING, max_new_tokens=5, temperature=0.7)
+    others = sia.generate(MODEL, OtherTokenizer(), prompts, STEERING, 5, 0.7, progress=False)
+    assert tiny.tokens(others) == tiny.tokens(usual)
+    assert [one.text for one in others] == [f"{len(one.token_ids)} tokens" for one in others]
+    reward = sia.RewardScorer(tiny.reward_model("qwen3"))
+    (best,) = sia.best_of_n(
+        MODEL, OtherTokenizer(), prompts[:1], reward, 2, max_new_tokens=5, progress=False
+    )
+    assert len(best.token_ids) > 0
+
+
 def test_a_prompt_is_sampled_again_under_another_seed():
     """One seed for each prompt: the same as that many calls, in whatever batch."""
     first, second = (tiny.tokens(generate(PROMPTS[:3], seed=seed)) for seed in (5, 6))
