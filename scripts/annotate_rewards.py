@@ -67,11 +67,13 @@ def annotate(options: argparse.Namespace) -> None:
     from benchmarks.subjects.hub.models import (
         check_reward_model,
         choose_device,
+        config_of,
         fetch,
         require_template,
         tokenizer_of,
     )
     from benchmarks.subjects.scoring import positions_at_once
+    from sia._kv_cache import position_count
 
     for option, value in (("limit", options.limit), ("batch-tokens", options.batch_tokens)):
         if value is not None and value < 1:
@@ -83,12 +85,13 @@ def annotate(options: argparse.Namespace) -> None:
     disable_progress_bar()
     examples = load_examples(options.data)[: options.limit]
     source = fetch(Source(options.reward, options.revision))
+    longest = min(options.longest, position_count(config_of(source)) or options.longest)
     batch_tokens = options.batch_tokens or positions_at_once(torch.device(device))
     settings = {
         "data": options.data,
         "reward": options.reward,
         "revision": source.revision,
-        "longest": options.longest,
+        "longest": longest,
         "examples": len(examples),
         "batch_tokens": batch_tokens,
         "dtype": dtype,
@@ -97,6 +100,8 @@ def annotate(options: argparse.Namespace) -> None:
     completed = finished_examples(partial, settings)
     require_template(tokenizer_of(source))
     check_reward_model(source)
+    if longest < options.longest:
+        print(f"{options.reward} has positions for {longest} tokens, no longer ones are scored")
     windows = [
         Window(
             number,
@@ -104,7 +109,7 @@ def annotate(options: argparse.Namespace) -> None:
             source,
             device,
             dtype,
-            options.longest,
+            longest,
             batch_tokens,
         )
         for number, first in enumerate(range(completed, len(examples), WINDOW))
@@ -126,7 +131,7 @@ def annotate(options: argparse.Namespace) -> None:
     refused = rewards.count(REFUSED)
     print(
         f"{options.output}: {len(scored)} examples,"
-        f" {rewards.count(TOO_LONG)} left out with more than {options.longest} tokens"
+        f" {rewards.count(TOO_LONG)} left out with more than {longest} tokens"
         + (f", {refused} that the chat template refuses" if refused else "")
     )
 

@@ -93,28 +93,37 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, backbone)
 
 
+def position_count(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for; None where nothing limits them.
+
+    Tables of learned positions do, and rotary frequencies that change with every token beyond.
+    """
+    settings = config.get_text_config().to_dict()
+    learned = "rope_parameters" not in settings and settings.get("position_biased_input", True)
+    if learned or _is_dynamic(config):
+        return settings.get("max_position_embeddings", settings.get("n_positions"))
+    return None
+
+
 def check_positions(model: PreTrainedModel, tokens: int) -> None:
     """Check that the positions of a model have room for this many tokens.
 
     Raises:
-        ValueError: If a table of learned positions is too short, or rotary frequencies would change
-            with every token. Other rotary models have no limit.
+        ValueError: If there are more than `position_count`.
     """
-    config = model.config.get_text_config().to_dict()
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    positions = position_count(model.config)
     if positions is None or tokens <= positions:
         return
-    if any(kind.get("rope_type") == "dynamic" for kind in _rotary_kinds(model)):
+    if _is_dynamic(model.config):
         raise ValueError(
             f'the rotary scaling "dynamic" of {type(model).__name__} changes with every token '
             f"beyond {positions}, which cached keys cannot follow: prompt and response may take "
             f"{positions} tokens, here they may take {tokens}"
         )
-    if "rope_parameters" not in config:
-        raise ValueError(
-            f"prompt and response must fit into the {positions} positions of "
-            f"{type(model).__name__}, they may take {tokens}"
-        )
+    raise ValueError(
+        f"prompt and response must fit into the {positions} positions of "
+        f"{type(model).__name__}, they may take {tokens}"
+    )
 
 
 def rotary_switch(model: PreTrainedModel, shortest: int, longest: int) -> int | None:
@@ -128,16 +137,20 @@ def rotary_switch(model: PreTrainedModel, shortest: int, longest: int) -> int | 
         shortest: Smallest number of tokens in a forward pass.
         longest: Largest number. The result is None if the switch is not between the two.
     """
-    for kind in _rotary_kinds(model):
+    for kind in _rotary_kinds(model.config):
         if kind.get("rope_type") == "longrope":
             switch = int(kind["original_max_position_embeddings"])
             return switch if shortest <= switch < longest else None
     return None
 
 
-def _rotary_kinds(model: PreTrainedModel) -> list[dict[str, Any]]:
+def _is_dynamic(config: PreTrainedConfig) -> bool:
+    return any(kind.get("rope_type") == "dynamic" for kind in _rotary_kinds(config))
+
+
+def _rotary_kinds(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Return the settings of rotary embeddings: one, or one by kind of layer, if any."""
-    settings = model.config.get_text_config().to_dict().get("rope_parameters") or {}
+    settings = config.get_text_config().to_dict().get("rope_parameters") or {}
     return [kind for kind in settings.values() if isinstance(kind, dict)] or [settings]
 
 

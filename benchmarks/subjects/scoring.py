@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sia import RewardScorer
 from sia._inputs import pad_right
+from sia._kv_cache import check_positions
 
 LOGITS_AT_ONCE = 2**28
 
@@ -74,10 +75,14 @@ def trajectory_rewards(
         model: The reward model.
         sequences: Token ids of the conversations.
         positions: Token positions to compute together; None for `positions_at_once`.
+
+    Raises:
+        ValueError: For a conversation that is longer than the model has positions for.
     """
     scorer = RewardScorer(model, 0)  # whole conversations bring their own end
     rewards = np.zeros(len(sequences))
     lengths = [len(sequence) for sequence in sequences]
+    check_positions(model, max(lengths, default=0))
     positions = positions or positions_at_once(model.device)
     for batch in batches_by_length(lengths, positions):
         whole = [sequences[i] for i in batch]

@@ -12,7 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    GPT2ForSequenceClassification,
+)
 
 from benchmarks.runtime.workers import ThisProcess
 from benchmarks.subjects.hub import annotation
@@ -126,6 +130,30 @@ def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys)
     )
     assert annotate(places, tmp_path / "two.jsonl", "--limit", "2") == 0
     assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        (GPT2ForSequenceClassification, {"n_positions": 70}),
+        (BertForSequenceClassification, {"max_position_embeddings": 70}),
+    ],
+)
+def test_annotation_leaves_out_what_is_longer_than_the_positions(
+    places, tmp_path, capsys, architecture, sizes
+):
+    words = hub_folders.tokenizer()
+    usual = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_labels": 1}
+    config = architecture.config_class(vocab_size=len(words), pad_token_id=0, **usual, **sizes)
+    architecture(config).save_pretrained(tmp_path / "reward")
+    words.save_pretrained(tmp_path / "reward")
+    reward = {**places, "reward": tmp_path / "reward"}
+    assert annotate(reward, tmp_path / "short.jsonl", "--device", "cpu") == 0
+    kept = len((tmp_path / "short.jsonl").read_text().splitlines())
+    assert 0 < kept < 8
+    out = capsys.readouterr().out
+    assert f"{reward['reward']} has positions for 70 tokens, no longer ones are scored" in out
+    assert f"{kept} examples, {8 - kept} left out with more than 70 tokens" in out
 
 
 ALTERNATING = (

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from transformers import DebertaV2Config, GPT2Config, LlamaConfig
 
 from sia import (
     Attention,
@@ -18,6 +19,7 @@ from sia import (
 )
 from sia._attention import _newest_row
 from sia._inputs import pad_left
+from sia._kv_cache import position_count
 from tests.helpers import tiny
 from tests.helpers.architectures import LATENT, build
 from tests.helpers.reference import decode as reference
@@ -145,6 +147,19 @@ def test_models_that_cannot_be_cached_are_refused(kind, further, message):
         tiny.generate(model, PROMPTS)
     with pytest.raises(ValueError, match=message):
         value_model(model).start_session(PROMPTS, 10)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (GPT2Config(n_positions=16), 16),
+        (DebertaV2Config(max_position_embeddings=16), 16),
+        (DebertaV2Config(max_position_embeddings=16, position_biased_input=False), None),
+        (LlamaConfig(max_position_embeddings=16), None),
+    ],
+)
+def test_learned_positions_are_counted(config, count):
+    assert position_count(config) == count
 
 
 def test_a_language_model_that_keeps_no_cache_is_refused():

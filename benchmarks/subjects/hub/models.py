@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -319,10 +320,15 @@ def check_reward_model(source: Source) -> None:
         )
 
 
+def config_of(source: Source) -> PreTrainedConfig:
+    """Return the configuration of a model."""
+    name, options = place(source)
+    return AutoConfig.from_pretrained(name, **options)
+
+
 def architecture_of(source: Source) -> tuple[str, int]:
     """Return the class of a model and its number of labels, as its configuration names them."""
-    name, options = place(source)
-    config = AutoConfig.from_pretrained(name, **options)
+    config = config_of(source)
     return (config.architectures or [type(config).__name__])[0], config.num_labels
 
 
