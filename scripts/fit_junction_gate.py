@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import Parser, exit_code, path
+from benchmarks.runtime.command_line import Parser, exit_code, path, require
 
 # isort: split
 
@@ -68,8 +68,9 @@ def fit(options: argparse.Namespace) -> None:
     """
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
-    if options.limit < 5:
-        raise ValueError(f"--limit must be at least 5 prompts, got {options.limit}")
+    require(options, lambda count: count >= 5, "at least 5 prompts", "limit")
+    counts = "candidates", "max_new_tokens", "batch_size"
+    require(options, lambda count: count >= 1, "at least 1", *counts)
     if bool(options.model) != bool(options.prompts):
         raise ValueError("--model and --prompts go together: name both, or neither for the lab's")
     model, tokenizer, value_model, value_tokenizer = load(options)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require
 
 # isort: split
 
@@ -121,10 +121,12 @@ def train(options: argparse.Namespace) -> None:
     Raises:
         ValueError: For options or data that cannot be used, or a checkpoint of other settings.
     """
-    for name in ("epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"):
-        if vars(options)[name] < 1:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least 1, got {vars(options)[name]}")
+    counts = "epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"
+    require(options, lambda count: count >= 1, "at least 1", *counts, "lora_alpha")
+    shares, finite = ("heldout", "lora_dropout"), ("learning_rate", "weight_decay")
+    require(options, lambda share: 0 <= share < 1, "at least 0 and below 1", *shares)
+    require(options, lambda x: 0 <= x < math.inf, "a finite number of at least 0", *finite)
+    require(options, lambda seed: 0 <= seed < 2**32, "0 to 4294967295", "seed")
     disable_progress_bar()
     if (options.output / HEAD_FILE).exists():
         raise ValueError(
@@ -250,8 +252,6 @@ def _as_float(reward: object) -> float:
 
 def divide(examples: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
     """Return training and held-out examples; all responses to a prompt are on the same side."""
-    if not 0 <= share < 1:
-        raise ValueError(f"--heldout must be at least 0 and below 1, got {share}")
     prompts = sorted({tuple(example["prompt"]) for example in examples})
     selected = set(random.Random(seed).sample(prompts, int(share * len(prompts))))
     sides: tuple[list[dict], list[dict]] = [], []

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from os.path import expanduser
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
@@ -25,6 +26,20 @@ RESUMES = "the same command resumes from there"
 def path(text: str) -> Path:
     """Return a path as the command line names it; ~ is the home folder."""
     return Path(expanduser(text))
+
+
+def require(
+    options: argparse.Namespace, holds: Callable[[Any], bool], expected: str, *names: str
+) -> None:
+    """Check numbers of the command line; those that are None were not given.
+
+    Raises:
+        ValueError: For one that does not hold; names the option, and what it must be.
+    """
+    for name in names:
+        value = vars(options)[name]
+        if value is not None and not holds(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
 
 
 def output_is_closed() -> bool:

@@ -50,6 +50,8 @@ def test_the_folder_holds_gate_head_table_and_plot(arguments, tmp_path, capsys):
     ("change", "message"),
     [
         (["--share", "0"], "share must be greater than 0 and at most 1, got 0.0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--candidates", "-1"], "--candidates must be at least 1, got -1"),
         (["--limit", "4"], "--limit must be at least 5 prompts, got 4"),
         (["--model", ""], "--model and --prompts go together: name both, or neither"),
         (["--prompts", "poems"], "unknown prompt set"),

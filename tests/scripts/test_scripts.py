@@ -210,8 +210,9 @@ def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
     (tmp_path / "x.jsonl.part").write_text('{"data": "other"}\n')
     assert annotate(places, tmp_path / "x.jsonl") == 2
     assert "was begun with other settings, " in capsys.readouterr().err
-    assert annotate(places, tmp_path / "y.jsonl", "--limit", "0") == 2
-    assert "error: --limit must be at least 1, got 0" in capsys.readouterr().err
+    for option in ("--limit", "--longest", "--batch-tokens"):
+        assert annotate(places, tmp_path / "y.jsonl", option, "-5") == 2
+        assert f"error: {option} must be at least 1, got -5" in capsys.readouterr().err
     arguments = [
         "--data",
         f"hh-rlhf={places['helpfulness']}",
@@ -427,6 +428,11 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
     for option, value, message in (
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
         ("--heldout", "1.5", "--heldout must be at least 0 and below 1, got 1.5"),
+        ("--lora-alpha", "0", "--lora-alpha must be at least 1, got 0"),
+        ("--lora-dropout", "nan", "--lora-dropout must be at least 0 and below 1, got nan"),
+        ("--weight-decay", "inf", "--weight-decay must be a finite number of at least 0, got inf"),
+        ("--learning-rate", "-1", "--learning-rate must be a finite number of at least 0, got -1"),
+        ("--seed", "-1", "--seed must be 0 to 4294967295, got -1"),
         ("--longest", "3", "is short enough"),
     ):
         assert message in error(data, tmp_path / "x", option, value)
@@ -517,6 +523,8 @@ def test_both_answers_stand_side_by_side(places, capsys):
     ):
         assert compare.main([*arguments[:-1], prompt]) == 2
         assert f"error: {message}" in capsys.readouterr().err
+    assert compare.main([*arguments, "--max-new-tokens", "0"]) == 2
+    assert "error: --max-new-tokens must be at least 1, got 0" in capsys.readouterr().err
     assert compare.main(arguments[:2]) == 2
     assert "error: --model and --value-model go together" in capsys.readouterr().err
 
