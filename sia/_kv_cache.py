@@ -21,6 +21,12 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
+# model types whose first position is the one after the number of the padding token
+AFTER_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
+    "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """Return where a model takes its inputs.
@@ -100,9 +106,10 @@ def position_count(config: PreTrainedConfig) -> int | None:
     """
     settings = config.get_text_config().to_dict()
     learned = "rope_parameters" not in settings and settings.get("position_biased_input", True)
-    if learned or _is_dynamic(config):
-        return settings.get("max_position_embeddings", settings.get("n_positions"))
-    return None
+    count = settings.get("max_position_embeddings", settings.get("n_positions"))
+    if count is None or not (learned or _is_dynamic(config)):
+        return None
+    return count - settings["pad_token_id"] - 1 if config.model_type in AFTER_PADDING else count
 
 
 def check_positions(model: PreTrainedModel, tokens: int) -> None:

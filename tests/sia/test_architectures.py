@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from transformers import DebertaV2Config, GPT2Config, LlamaConfig
+from transformers import CONFIG_MAPPING, AutoModel, DebertaV2Config, GPT2Config, LlamaConfig
 
 from sia import (
     Attention,
@@ -19,7 +19,7 @@ from sia import (
 )
 from sia._attention import _newest_row
 from sia._inputs import pad_left
-from sia._kv_cache import position_count
+from sia._kv_cache import AFTER_PADDING, position_count
 from tests.helpers import tiny
 from tests.helpers.architectures import LATENT, build
 from tests.helpers.reference import decode as reference
@@ -160,6 +160,16 @@ def test_models_that_cannot_be_cached_are_refused(kind, further, message):
 )
 def test_learned_positions_are_counted(config, count):
     assert position_count(config) == count
+
+
+@pytest.mark.parametrize("kind", sorted(AFTER_PADDING))
+def test_positions_are_counted_from_the_padding_token_on(kind):
+    config = CONFIG_MAPPING[kind](
+        vocab_size=60, num_hidden_layers=1, max_position_embeddings=16, pad_token_id=1
+    )
+    with torch.device("meta"):
+        table = AutoModel.from_config(config).embeddings.position_embeddings
+    assert position_count(config) == len(table.weight) - table.padding_idx - 1 == 14
 
 
 def test_a_language_model_that_keeps_no_cache_is_refused():
