@@ -206,13 +206,16 @@ class PreallocatedLayer(DynamicLayer):
 
     @override
     def batch_select_indices(self, indices: Tensor) -> None:
+        if not self.is_initialized:  # of a layer that did not run
+            return
         self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
         self._show_filled()
 
     @override
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(len(self.key_buffer), device=self.key_buffer.device)
-        self.batch_select_indices(rows.repeat_interleave(repeats))
+        if self.is_initialized:
+            rows = torch.arange(len(self.key_buffer), device=self.key_buffer.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
 def check_extended(cache: Cache, model: PreTrainedModel, tokens: int | None = None) -> None:

@@ -86,9 +86,12 @@ class Architecture:
         Raises:
             ValueError: For layers that keep something else than keys and values.
         """
-        windows = Counter(attention_windows(backbone))
+        layers, decoder = attention_windows(backbone), backbone.get_decoder()
         config = backbone.config.get_text_config()
         heads, settings = config.num_attention_heads, config.to_dict()
+        # they attend to images, and text alone skips them (Llama 3.2 Vision)
+        skipped = settings.get("cross_attention_layers") or ()
+        windows = Counter(window for i, window in enumerate(layers) if i not in skipped)
         size = settings.get("head_dim") or config.hidden_size // heads
         queries, values = size, settings.get("v_head_dim") or size
         expanded = 0
@@ -99,8 +102,9 @@ class Architecture:
         per_layer = 2 * heads * (queries + values)  # two products of 2 FLOPs each
         per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
         experts = per_token[0] if per_token else 1
+        idle = sum(weights_used(decoder.get_submodule(f"layers.{i}"), experts) for i in skipped)
         return cls(
-            linear=2 * (weights_used(backbone.get_decoder(), experts) - expanded),
+            linear=2 * (weights_used(decoder, experts) - idle - expanded),
             head=2 * weights_used(head),
             attention=tuple((window, per_layer * count) for window, count in windows.items()),
             expansion=2 * expanded,

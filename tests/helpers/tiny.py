@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -93,6 +95,19 @@ def multimodal_model():
     vision |= {"num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
     settings = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     return seeded(lambda: Gemma3ForConditionalGeneration(settings).eval(), 3)
+
+
+def cross_attending_model(seed: int = 0):
+    """As Llama 3.2 Vision: the second layer attends to images, which are not there."""
+    text = config("llama").to_dict() | {"cross_attention_layers": [1]}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    vision |= {"num_global_layers": 1, "attention_heads": 4, "vision_output_dim": 64}
+    vision |= {"image_size": 28, "patch_size": 14, "intermediate_layers_indices": [0]}
+    settings = MllamaConfig(text_config=text, vision_config=vision, image_token_index=50)
+    model = seeded(lambda: MllamaForConditionalGeneration(settings).eval(), seed)
+    for weight in model.get_decoder().parameters():
+        weight.data.mul_(12 if weight.ndim > 1 else 1)  # drawn as small as the vision tower's
+    return model
 
 
 def value_model(family: str, seed: int = 1, vocabulary: int = VOCABULARY) -> sia.ValueModel:

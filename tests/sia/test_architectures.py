@@ -13,6 +13,7 @@ from sia import (
     Gate,
     Steering,
     ValueModel,
+    best_of_n,
     chunk_beam_search,
     log_likelihoods,
     steered_generate,
@@ -91,7 +92,10 @@ def assert_matches(generation, expected):
 def test_a_batch_equals_a_loop_without_cache_over_each_row(name):
     """Language and value model alike, beyond every window and switch."""
     kind = name.split(" ")[0]
-    model, backbone = (build(kind, seed, **SETTINGS.get(name, {})) for seed in (0, 1))
+    assert_batch_equals_loop(*(build(kind, seed, **SETTINGS.get(name, {})) for seed in (0, 1)))
+
+
+def assert_batch_equals_loop(model, backbone):
     scorer = value_model(backbone)
     options = {"max_new_tokens": 10, "seed": 5}
     generations = tiny.generate(model, PROMPTS, Steering(scorer, Gaps(), candidates=8), **options)
@@ -105,6 +109,20 @@ def test_a_batch_equals_a_loop_without_cache_over_each_row(name):
             **options,
         )
         assert_matches(generation, expected)
+    return generations
+
+
+def test_layers_that_text_alone_skips_keep_no_keys():
+    """Rows end at different steps, and samples of a search share their prompt."""
+    model, backbone = tiny.cross_attending_model(0), tiny.cross_attending_model(1)
+    generations = assert_batch_equals_loop(model, backbone)
+    model.generation_config.eos_token_id = int(generations[0].token_ids[3])  # of one row
+    options = {"reward": value_model(backbone), "max_new_tokens": 10, "progress": False, "seed": 5}
+    best = partial(best_of_n, model, tiny.tokenizer(), n=3, **options)
+    together = best(PROMPTS)
+    assert len({len(generation.token_ids) for generation in together}) > 1
+    alone = [best([prompt])[0] for prompt in PROMPTS]
+    assert tiny.tokens(together) == tiny.tokens(alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

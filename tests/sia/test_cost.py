@@ -154,10 +154,21 @@ def mixture():
         lambda: lora(merged=True),
         lambda: lora(enabled=False),
         tiny.multimodal_model,
+        tiny.cross_attending_model,
         mixture,
         lambda: build("minicpm3", **LATENT),
     ],
-    ids=["plain", "tied", "adapter", "merged", "disabled", "multimodal", "experts", "latent"],
+    ids=[
+        "plain",
+        "tied",
+        "adapter",
+        "merged",
+        "disabled",
+        "multimodal",
+        "cross-attention",
+        "experts",
+        "latent",
+    ],
 )
 def test_weights_count_if_they_run(build_model):
     generation, flops = decode_and_count(build_model())
