@@ -193,7 +193,9 @@ def fit_vocabulary_value_model(
 
 def output_vectors(model: PreTrainedModel) -> Tensor:
     """Return the output embeddings of a language model, float32 `(vocabulary, hidden)`."""
-    return model.get_output_embeddings().weight.detach().float().cpu()
+    weight = model.get_output_embeddings().weight
+    # a method of layers that torch has quantised
+    return (weight().dequantize() if callable(weight) else weight).detach().float().cpu()
 
 
 def check_share(share: float) -> None:

@@ -198,7 +198,9 @@ class ValueModel(nn.Module, Scorer):
             use_cache=past_key_values is not None,
             return_dict=True,
         ).last_hidden_state
-        return self.head(hidden.to(self.head.weight.device, torch.float32)).squeeze(-1)
+        # a head that torch has quantised has no parameters
+        device = next(self.head.parameters(), hidden).device
+        return self.head(hidden.to(device, torch.float32)).squeeze(-1)
 
     @override
     def start_session(

@@ -31,7 +31,7 @@ from sia import (
 )
 from sia._checkpoints import write_checkpoint
 from sia._model_identity import ModelIdentity
-from sia.fitting import auroc, captured_shares
+from sia.fitting import auroc, captured_shares, output_vectors
 from sia.signals import Divergence, PredictedDivergence
 from sia.states import collect_states
 from tests.helpers import tiny
@@ -365,6 +365,17 @@ def test_fitted_head_explains_its_teacher():
     assert 0.6 < fit.explained < 1
     captured = {ranking.name: ranking.captured[0.2] for ranking in fit.rankings}
     assert captured["entropy"] < captured["head"] <= captured["oracle"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's
+def test_heads_are_fitted_to_models_that_torch_has_quantised():
+    plain = tiny.language_model("qwen3")
+    model = torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear}, dtype=torch.qint8)
+    torch.testing.assert_close(output_vectors(model), output_vectors(plain), atol=0.01, rtol=0)
+    fit = fit_q_head(
+        model, tiny.tokenizer(), VALUES, tiny.prompts(4), epochs=1, max_new_tokens=3, progress=False
+    )
+    assert tiny.generate(model, [[7]], Steering(fit.scorer, EveryToken()), max_new_tokens=2)
 
 
 def test_vocabulary_head_is_fitted_to_its_own_backbone():

@@ -24,6 +24,16 @@ def test_values_are_a_linear_reading_of_the_last_hidden_state():
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's
+@torch.no_grad()
+def test_a_value_model_that_torch_has_quantised_is_read():
+    model, ids = tiny.value_model("llama"), torch.tensor([tiny.prompts(1)[0]])
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    torch.testing.assert_close(quantised(ids), model(ids), atol=0.2, rtol=0.05)
+    steering = Steering(quantised, EveryToken())
+    assert tiny.generate(tiny.language_model("llama"), [[7]], steering, max_new_tokens=2)
+
+
 def test_padding_changes_nothing():
     model = tiny.value_model("qwen3")
     padded, mask = torch.tensor([[0, 0, 7, 8, 9]]), torch.tensor([[0, 0, 1, 1, 1]])
