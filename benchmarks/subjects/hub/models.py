@@ -326,7 +326,7 @@ def config_of(source: Source) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(name, **options)
 
 
-def architecture_of(source: Source) -> tuple[str, int]:
+def architecture_of(source: Source) -> tuple[str, int | None]:
     """Return the class of a model and its number of labels, as its configuration names them."""
     config = config_of(source)
     return (config.architectures or [type(config).__name__])[0], config.num_labels
