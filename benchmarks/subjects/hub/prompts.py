@@ -30,13 +30,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
+import pyarrow as pa
 from datasets import load_dataset
-from datasets.exceptions import DatasetGenerationError
+from pyarrow import parquet
 
 from benchmarks.runtime.files import sha256
 
@@ -312,8 +314,9 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
 
     Args:
         path: The file or folder.
-        columns: CSV files whose first line has none of these names have no header: each line is a
-            text, commas included, in the column that has the first of the names.
+        columns: CSV files whose first line has none of these names, and is more than single words,
+            have no header: each line is a text, commas included, in the column that has the first
+            of the names.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -337,11 +340,11 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
         elif kind == "json":
             rows = [row for file in files for row in _json_rows(_text(file))]
         else:
-            rows = list(load_dataset(kind, data_files=list(map(str, files)), split="train"))
+            rows = [row for file in files for row in _parquet_rows(file)]
     except (
-        DatasetGenerationError, ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error
+        ValueError, OSError, EOFError, RecursionError, csv.Error, zlib.error, pa.ArrowException
     ) as error:  # fmt: skip
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read as {kind}: {cause}") from error
     if not rows:
         raise ValueError(f"{path} has no rows")
@@ -354,24 +357,40 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
     rows: Table = []
     for file in files:
         text = _text(file)
-        if columns and not set(columns) & set(next(csv.reader(io.StringIO(text, newline="")), [])):
+        header = next(csv.reader(io.StringIO(text, newline="")), [])
+        if columns and not set(columns) & set(header) and not _names_columns(header):
             rows += [{columns[0]: line} for line in _lines(text)]
             continue
-        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
-        names = Counter(filter(None, reader.fieldnames or ()))
-        if repeated := [name for name, count in names.items() if count > 1]:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        next(reader, None)
+        named = max((number for number, name in enumerate(header, 1) if name), default=0)
+        if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
             raise ValueError(f"its header names the column {repeated[0]} more than once")
-        for row in reader:
-            if "" in row and "" not in (reader.fieldnames or ()):
-                raise ValueError(f"line {reader.line_num} has more columns than the header")
-            rows.append(row)
+        for cells in filter(None, reader):
+            if len(cells) > len(header) or any(cells[named:]):
+                raise ValueError(f"line {reader.line_num} has more columns than the header names")
+            rows.append(dict(zip_longest(header, cells)))
     return rows
 
 
+def _names_columns(line: Sequence[str]) -> bool:
+    """Return whether the first line of a file is a header: single words, which no prompt is."""
+    names = [cell for cell in line if cell]
+    return bool(names) and all(name.isascii() and name.isidentifier() for name in names)
+
+
+def _opened(file: Path, mode: str, **options) -> IO:
+    return (gzip.open if file.suffix == ".gz" else open)(file, mode, **options)
+
+
 def _text(file: Path) -> str:
-    open_text = gzip.open if file.suffix == ".gz" else open
-    with open_text(file, "rt", encoding="utf-8-sig", newline="") as stream:
+    with _opened(file, "rt", encoding="utf-8-sig", newline="") as stream:
         return stream.read()
+
+
+def _parquet_rows(file: Path) -> Table:
+    with _opened(file, "rb") as stream:
+        return parquet.ParquetFile(stream).read().to_pylist()
 
 
 def _json_rows(text: str) -> Table:

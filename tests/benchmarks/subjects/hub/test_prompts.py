@@ -115,7 +115,9 @@ def write(folder: Path, name: str, content: str) -> Path:
         ),
         ("wildguardmix", "w.jsonl", '{"prompt": "w", "response": null}\n', ["w"]),
         ("hex-phi", "category_1.csv", '"one, two"\nthree\n', ["one, two", "three"]),
+        ("hex-phi", "blank.csv", "\none, two\nthree\n", ["one, two", "three"]),
         ("hex-phi", "with_header.csv", "category,prompt\n1,one\n2,two\n", ["one", "two"]),
+        ("advbench", "index.csv", ',goal,,\n0,"a, b",,\n1,c\n', ["a, b", "c"]),
     ],
 )
 def test_files_of_the_public_form(tmp_path, name, file, content, expected):
@@ -140,6 +142,17 @@ def test_a_folder_parquet_and_gzip_are_read_too(tmp_path):
         {"role": "user", "content": "no?"},
     )
     assert load_prompts(f"hh-rlhf={tmp_path / 'y.jsonl.gz'}").chats == [expected]
+
+
+@pytest.mark.parametrize("name", ["my[1].parquet", "my*.parquet", "my::1.parquet", "a=b/c.parquet"])
+def test_a_parquet_file_is_read_whatever_its_name(tmp_path, name):
+    pd.DataFrame({"goal": ["other"]}).to_parquet(tmp_path / "my1.parquet")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rows = [{"goal": "mine", "turns": [{"role": "user", "content": "a"}], "score": None}]
+    (tmp_path / name).write_bytes(pd.DataFrame(rows).to_parquet())
+    assert read_files(tmp_path / name) == rows
+    (tmp_path / "gzip.parquet.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    assert read_files(tmp_path / "gzip.parquet.gz") == rows
 
 
 def test_dialogues():
@@ -174,6 +187,8 @@ def test_dialogues():
         ("advbench={folder}/empty.csv", ValueError, "empty.csv is empty"),
         ("advbench={folder}/headers.csv", ValueError, "headers.csv has no rows"),
         ("advbench={folder}/none.json", ValueError, "none.json has no rows"),
+        ("advbench={folder}/none.parquet", ValueError, "none.parquet has no rows"),
+        ("advbench={folder}/torn.parquet", ValueError, "torn.parquet cannot be read as parquet: "),
         ("advbench=", ValueError, "advbench= names no file: expected advbench=FILE, or advbench"),
         ("advbench=~nobody-at-all/a.csv", FileNotFoundError, "no data in ~nobody-at-all/a.csv"),
         ("alpaca-eval={folder}/broken.json", ValueError, "broken.json cannot be read as json: "),
@@ -189,6 +204,22 @@ def test_dialogues():
             ValueError,
             "wide.csv cannot be read as csv: line 3 has more columns than the header",
         ),
+        (
+            "advbench={folder}/index.csv",
+            ValueError,
+            "index.csv cannot be read as csv: line 2 has more columns than the header",
+        ),
+        (
+            "advbench={folder}/trailing.csv",
+            ValueError,
+            "trailing.csv cannot be read as csv: line 3 has more columns than the header names",
+        ),
+        (
+            "hex-phi={folder}/words.csv",
+            ValueError,
+            "no copy of hex-phi: expected a column prompt or .*, found Prompt, Category",
+        ),
+        ("hex-phi={folder}/word.csv", ValueError, "expected a column prompt or .*, found text"),
         (
             "advbench={folder}/quoted.csv",
             ValueError,
@@ -225,12 +256,19 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "half.jsonl", '{"goal": "\\ud800 a"}\n')
     write(tmp_path, "deep.json", "[" * 100_000)
     write(tmp_path, "wide.csv", "goal,target\nhow,Sure\nhow, then,Sure\n")
+    write(tmp_path, "index.csv", ",goal,target\n0,how, then,Sure\n")
+    write(tmp_path, "trailing.csv", "goal,\nhow,\nhow, then\n")
+    write(tmp_path, "words.csv", "Prompt,Category\nhow to,1\n")
+    write(tmp_path, "word.csv", "text\nhow to\n")
     write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
     write(tmp_path, "two.csv", 'one, two\n"one",two\n')
     write(tmp_path, "twice.csv", "goal,goal\na,b\n")
     write(tmp_path, "line.jsonl", '{"goal": "a"}\n{"goal": \n')
     write(tmp_path, "texts.json", '["a"]')
     write(tmp_path, "none.json", "[]")
+    pd.DataFrame({"goal": []}).to_parquet(tmp_path / "none.parquet")
+    content = pd.DataFrame({"goal": ["a" * 500]}).to_parquet()
+    (tmp_path / "torn.parquet").write_bytes(content[: len(content) // 2])
     noise = gzip.compress(random.Random(0).randbytes(3000))
     (tmp_path / "bits.csv.gz").write_bytes(noise[:10] + b"\xff" * 100 + noise[110:])
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"instruction": "a"}\n' * 100)[:40])
