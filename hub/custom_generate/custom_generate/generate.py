@@ -1,9 +1,8 @@
 """Sparse steering as a decoding method of the Hub: `model.generate(custom_generate="…", …)`."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
-
-import torch
 
 try:  # transformers would name a package "sia", which is another one
     from sia import EntropyGate, SteeredGenerate, Steering, ValueModel
@@ -18,14 +17,14 @@ def generate(
     model: Any,
     value_model: Any = None,
     *,
-    backbone: str | None = None,
-    value_subfolder: str = "",
+    backbone: str | Path | None = None,
+    value_subfolder: str | None = None,
     value_revision: str | None = None,
-    threshold: float = 1.0,
+    threshold: float | None = None,
     gate: Any = None,
-    beta: float = 1.0,
-    candidates: int = 10,
-    min_probability: float = 0.0,
+    beta: float | None = None,
+    candidates: int | None = None,
+    min_probability: float | None = None,
     steering: Any = None,
     seed: Any = None,
     value_prompts: Any = None,
@@ -43,11 +42,11 @@ def generate(
         backbone: Backbone of a value model that does not name its own.
         value_subfolder: Folder of the value model within its repository.
         value_revision: Its revision on the Hub.
-        threshold: Steer from this entropy on, in nats.
+        threshold: Steer from this entropy on, in nats; 1.0 without a gate.
         gate: A gate of `sia`, in place of `threshold`.
-        beta: Strength β.
+        beta: Strength β, as of `sia.Steering` with its default, like the next two.
         candidates: K, the tokens of a step to choose from.
-        min_probability: As of `sia.Steering`.
+        min_probability: Base probability that candidates need on steered steps.
         steering: A `sia.Steering`, in place of all the arguments above.
         seed: As of `sia.SteeredGenerate`, like `value_prompts` and `observe`.
         value_prompts: The prompts in the value model's own template.
@@ -62,24 +61,35 @@ def generate(
         `return_dict_in_generate=True`.
 
     Raises:
-        ValueError: Without a value model and a steering, or with both.
+        ValueError: Without a value model and a steering, or with both; for an argument in whose
+            place another one is given.
     """
+    place = {
+        "backbone": backbone,
+        "value_subfolder": value_subfolder,
+        "value_revision": value_revision,
+    }
+    settings = {"beta": beta, "candidates": candidates, "min_probability": min_probability}
     if (steering is None) == (value_model is None):
         raise ValueError(
             "expected value_model, the path or Hub id of a value model (or a scorer), or steering, "
             f"got {'neither' if steering is None else 'both'}"
         )
-    if steering is None:
-        if isinstance(value_model, str):
-            place = value_subfolder, value_revision
-            value_model = load_values(value_model, backbone, *place, model.dtype, str(model.device))
-        steering = Steering(
-            value_model,
-            gate or EntropyGate(threshold),
-            beta,
-            candidates=candidates,
-            min_probability=min_probability,
-        )
+    if steering is not None:
+        refuse_beside("steering", threshold=threshold, gate=gate, **place, **settings)
+    else:
+        if isinstance(value_model, str | Path):
+            value_model = load_values(
+                str(value_model), **place, dtype=model.dtype, device_map=str(model.device)
+            )
+        else:
+            refuse_beside("a value_model in memory", **place)
+        if gate is None:
+            gate = EntropyGate(1.0 if threshold is None else threshold)
+        else:
+            refuse_beside("gate", threshold=threshold)
+        given = {name: value for name, value in settings.items() if value is not None}
+        steering = Steering(value_model, gate, **given)
     with taken_stop_strings(options.get("generation_config"), model.generation_config) as texts:
         decode = SteeredGenerate(
             steering,
@@ -94,16 +104,23 @@ def generate(
         return type(model).generate(model, custom_generate=decode, **options)
 
 
+def refuse_beside(what: str, **others: Any) -> None:
+    """Raise ValueError if any of the other arguments is given, in whose place `what` is."""
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(
+            f"{what} stands in place of {', '.join(given)}: expected one or the other, got both"
+        )
+
+
 @lru_cache(maxsize=2)
 def load_values(
     path: str,
-    backbone: str | None,
-    subfolder: str,
-    revision: str | None,
-    dtype: torch.dtype,
-    device: str,
+    backbone: str | Path | None,
+    value_subfolder: str | None,
+    value_revision: str | None,
+    **options: Any,
 ) -> ValueModel:
     """Load a value model once for all calls."""
     return ValueModel.from_pretrained(
-        path, backbone, subfolder=subfolder, revision=revision, dtype=dtype, device_map=device
+        path, backbone, subfolder=value_subfolder or "", revision=value_revision, **options
     )

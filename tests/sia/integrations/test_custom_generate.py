@@ -71,9 +71,11 @@ def test_value_models_are_loaded_once_by_path(tmp_path, monkeypatch):
         ValueModel, "from_pretrained", lambda *a, **k: loads.append(a) or load(*a, **k)
     )
     steering = Steering(VALUES, EntropyGate(1.5), 2.0)
-    options = {"value_model": str(folder), "threshold": 1.5, "beta": 2.0, "seed": 1}
-    for _ in range(2):
-        assert torch.equal(generate(**options), generate(steering=steering, seed=1))
+    options = {"threshold": 1.5, "beta": 2.0, "seed": 1}
+    for path in (str(folder), folder):
+        assert torch.equal(
+            generate(value_model=path, **options), generate(steering=steering, seed=1)
+        )
     assert loads == [(str(folder), None)]
 
 
@@ -84,6 +86,18 @@ def test_value_models_are_loaded_once_by_path(tmp_path, monkeypatch):
         (
             {"value_model": VALUES, "steering": Steering(VALUES, EveryToken())},
             "or steering, got both",
+        ),
+        (
+            {"steering": STEERING, "threshold": 9.0, "beta": 5.0, "candidates": 2},
+            "steering stands in place of threshold, beta, candidates: expected one or the other",
+        ),
+        (
+            {"value_model": VALUES, "gate": EveryToken(), "threshold": 2.0},
+            "gate stands in place of threshold: expected one or the other, got both",
+        ),
+        (
+            {"value_model": VALUES, "value_subfolder": "b"},
+            "a value_model in memory stands in place of value_subfolder",
         ),
         ({"value_model": VALUES, "assistant_model": MODEL}, "does not speculate"),
     ],
