@@ -26,7 +26,7 @@ from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, load_examples
 if TYPE_CHECKING:  # a worker imports this file before it knows its GPU, and torch asks at once
     from benchmarks.subjects.hub.annotation import Window
 
-LONGEST_HELP = "tokens; longer examples are left out, and counted (default: 2048)"
+LONGEST_HELP = "tokens; longer examples are left out, and counted (2048, or the model's positions)"
 BATCH_HELP = "tokens of a forward pass (default: 32768 on a GPU, else 2048)"
 WINDOW = 256  # examples that a worker tokenises and scores, and that are written together
 
