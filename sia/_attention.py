@@ -56,6 +56,8 @@ class Observer:
         signals: dict[Signal, Tensor] = {}
         for signal in self.requested:
             layers = sorted(rows) if signal.layers is None else signal.layers
+            if idle := sorted(set(layers) - rows.keys()):
+                raise ValueError(f"layers {idle} of the attention signal do not run on text alone")
             reach = [_reach(rows[layer], signal.heads, newest) for layer in layers]
             signals[signal] = torch.stack(reach).mean(0)
         return signals

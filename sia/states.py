@@ -131,7 +131,8 @@ def collect_states(
     if len(ids) < 2:
         raise ValueError(f"some prompts are held out, so at least two are needed, got {len(ids)}")
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
-    generator, batch_size = seeded_generator(seed), whole_number("batch_size", batch_size, 1)
+    seed, batch_size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
+    generator = seeded_generator(seed)
     keep = max_states / (2 * len(ids) * max_new_tokens)
     parts: list[States] = []
     for gate in (Never(), EveryToken()):

@@ -17,6 +17,7 @@ from sia._numbers import whole_number
 from sia._prefix_cache import CachedPrefixes, check_attention, supports_tree_attention
 from sia.cost import Architecture, Meter
 from sia.scorers.base import BranchSession, CachedSession, Scorer
+from sia.scorers.loading import output_size
 
 BATCH = 64  # whole sequences that a model reads at once
 
@@ -178,8 +179,9 @@ class WholeClosed(BranchSession):
         check_positions(model, longest)
         self.scorer = scorer
         self.prompts = [prompt for prompt in prompts for _ in range(samples)]
-        head = nn.Linear(model.config.get_text_config().hidden_size, 1, device="meta")
-        architecture = Architecture.of(backbone_of(model), head)
+        backbone = backbone_of(model)
+        head = nn.Linear(output_size(backbone), 1, device="meta")
+        architecture = Architecture.of(backbone, head)
         self.meters = [Meter(architecture, len(self.prompts), input_device(model))]
 
     @override
