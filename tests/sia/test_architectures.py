@@ -123,8 +123,8 @@ def test_layers_that_text_alone_skips_keep_no_keys():
     assert len({len(generation.token_ids) for generation in together}) > 1
     alone = [best([prompt])[0] for prompt in PROMPTS]
     assert tiny.tokens(together) == tiny.tokens(alone)
-    with pytest.raises(ValueError, match=r"layers \[1\] of the attention signal do not run on text"):
-        tiny.generate(model, PROMPTS, observe=[Attention(layers=(1,))])
+    with pytest.raises(ValueError, match=r"layers \[1\] of the attention signal do not run on"):
+        tiny.generate(model, PROMPTS, observe=[Attention(layers=(0, 1))])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
