@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from os.path import expanduser
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -379,7 +379,7 @@ def _names_columns(line: Sequence[str]) -> bool:
     return bool(names) and all(name.isascii() and name.isidentifier() for name in names)
 
 
-def _opened(file: Path, mode: str, **options) -> IO:
+def _opened(file: Path, mode: str, **options: str) -> Any:
     return (gzip.open if file.suffix == ".gz" else open)(file, mode, **options)
 
 
