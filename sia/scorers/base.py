@@ -191,11 +191,10 @@ class SumScorer(Scorer):
 
 def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
     """Return a scorer with what a tokenizer's template writes after responses, if it reads it."""
-    # what only has the members of a scorer reads responses in its own way
-    known = isinstance(tokenizer, PreTrainedTokenizerBase)  # another library's has no template
-    if not known or not issubclass(type(scorer), Scorer):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # another library's has no template
         return scorer
-    return scorer.closed_by(tokenizer)
+    # what only has the members of a scorer reads responses in its own way
+    return scorer.closed_by(tokenizer) if issubclass(type(scorer), Scorer) else scorer
 
 
 def shared_vocabulary(sizes: Sequence[int]) -> int:
