@@ -34,6 +34,7 @@ from torch import Tensor, nn
 import sia
 from sia._checkpoints import expand_home, local_folder, reading
 from sia._memory import ran_out_of_memory
+from sia._numbers import whole_number
 from sia.batch import generate
 from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before, taken_stop_strings
@@ -46,16 +47,25 @@ from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_HEAD_FILE
 from sia.steering import Steering
 
 Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
+DEFAULTS = {"threshold": 1.0, "ratio": 0.2, "tokens": 20}  # settings of gates
 # arguments of lm-eval's `hf` that change no response
 HARDWARE = {"device", "batch_size", "max_batch_size", "parallelize", "offload_folder"}
 
 
-def make_gate(name: str, *, threshold: float, ratio: float, tokens: int) -> Gate:
-    """Build the gate of this name from the one of these settings that it has."""
+def make_gate(name: str, **settings: float | None) -> Gate:
+    """Build the gate of this name from the setting that it has, by default the one of DEFAULTS.
+
+    Args:
+        name: Key of `sia.gates.GATES`.
+        **settings: "threshold", "ratio" and "tokens"; None for what is not given.
+    """
     if name not in GATES:
         raise ValueError(f"unknown gate {name!r}, expected one of: {', '.join(GATES)}")
-    settings = {"threshold": threshold, "ratio": ratio, "tokens": tokens, "": math.nan}
-    return GATES[name].from_setting(settings[GATES[name].setting])
+    setting = GATES[name].setting
+    given = {key: value for key, value in settings.items() if value is not None}
+    for key in given.keys() - {setting}:
+        raise ValueError(f"the gate {name} has no {key}, got {key}={given[key]!r}")
+    return GATES[name].from_setting((DEFAULTS | given).get(setting, math.nan))
 
 
 @register_model("sia")
@@ -69,11 +79,11 @@ class SIA(HFLM):
         backbone: Backbone of a value model in the published layout that does not name its own.
         value_subfolder: Folder of the value model within its repository.
         value_revision: Its revision on the Hub.
-        gate: Name of a gate in `sia.gates.GATES`.
+        gate: Name of a gate in `sia.gates.GATES`, by default "entropy".
         junction_gate: Local path or Hub id of a `JunctionGate`, in place of `gate`.
-        threshold: Setting of the entropy and attention gates.
-        ratio: Setting of the random gate.
-        tokens: Setting of the position gate.
+        threshold: Setting of the entropy and attention gates, 1.0 by default.
+        ratio: Setting of the random gate, 0.2 by default.
+        tokens: Setting of the position gate, 20 by default.
         beta: As of `Steering`; "inf" for the values alone.
         candidates: K, steered or not.
         min_probability: As of `Steering`.
@@ -90,11 +100,11 @@ class SIA(HFLM):
         backbone: str | None = None,
         value_subfolder: str = "",
         value_revision: str | None = None,
-        gate: str = "entropy",
+        gate: str | None = None,
         junction_gate: str | Path | None = None,
-        threshold: float = 1.0,
-        ratio: float = 0.2,
-        tokens: int = 20,
+        threshold: float | None = None,
+        ratio: float | None = None,
+        tokens: int | None = None,
         beta: float | str = 1.0,
         candidates: int = 10,
         min_probability: float = 0.0,
@@ -102,8 +112,13 @@ class SIA(HFLM):
         loglikelihood: str = "refuse",
         **options: Any,
     ) -> None:
-        opener = make_gate(gate, threshold=threshold, ratio=ratio, tokens=tokens)
-        if junction_gate is not None:
+        settings = {"threshold": threshold, "ratio": ratio, "tokens": tokens}
+        if junction_gate is None:
+            opener = make_gate("entropy" if gate is None else gate, **settings)
+        else:
+            for name, value in {"gate": gate, **settings}.items():
+                if value is not None:
+                    raise ValueError(f"junction_gate stands in place of {name}, got both")
             opener = JunctionGate.from_pretrained(junction_gate)
         if loglikelihood not in ("refuse", "steered"):
             raise ValueError(f'loglikelihood must be "refuse" or "steered", got {loglikelihood!r}')
@@ -122,7 +137,8 @@ class SIA(HFLM):
             )
         if options.get("peft"):
             unwrap(self.model)  # refuses adapters that lie outside the model
-        self.noise_seed, self.loglikelihood_mode = seed, loglikelihood
+        self.noise_seed = whole_number("seed", seed)
+        self.loglikelihood_mode = loglikelihood
         self.settings = {
             "pretrained": (
                 self.pretrained if isinstance(pretrained, str) else type(pretrained).__name__

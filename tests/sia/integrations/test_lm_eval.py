@@ -230,6 +230,13 @@ def test_simple_evaluate_keeps_the_settings(build, settings, tmp_path):
         ),
         ({"loglikelihood": "base"}, 'loglikelihood must be "refuse" or "steered", got \'base\''),
         ({"value_model": None}, "model sia needs value_model, the path or Hub id of a value model"),
+        ({"gate": "never", "threshold": 0.5}, "the gate never has no threshold, got threshold=0.5"),
+        ({"gate": "random", "tokens": 3}, "the gate random has no tokens, got tokens=3"),
+        (
+            {"gate": "never", "junction_gate": "x"},
+            "junction_gate stands in place of gate, got both",
+        ),
+        ({"seed": "three"}, "seed must be a whole number, got 'three'"),
         ({"threshold": -1.0}, "threshold must be a finite number of at least 0, got -1.0"),
         ({"beta": -1.0}, "beta must be 0 to 1e"),
     ],
@@ -260,7 +267,7 @@ def test_every_setting_counts(build):
         {"loglikelihood": "steered"},
     ]
     assert len({build(**change).digest for change in changes}) == len(changes)
-    gates = [type(make_gate(name, threshold=1.0, ratio=0.2, tokens=3)) for name in GATES]
+    gates = [type(make_gate(name, threshold=None)) for name in GATES]
     assert gates == list(GATES.values())
 
 
