@@ -125,7 +125,15 @@ def _prompt_row(
                 f"a {name} must be a list of token ids where there is no tokenizer, "
                 f"number {index} is a {'text' if text else 'chat'}"
             )
-        return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
+        try:
+            return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
+        except TypeError as error:  # the Rust library's
+            whole = prompt if text else "".join(str(message.get("content")) for message in prompt)
+            if any("\ud800" <= sign <= "\udfff" for sign in whole):
+                raise ValueError(
+                    f"a {name} must be valid Unicode, number {index} holds half of a surrogate pair"
+                ) from error
+            raise
     rows = _encoded_rows(prompt, name) if isinstance(prompt, Mapping) else _rows(prompt)
     tokens = rows[0] if len(rows) == 1 else [None] if rows else []
     ids = tokens if all(type(token) is int for token in tokens) else list(map(as_number, tokens))

@@ -1,6 +1,7 @@
 """Parts that scorers share: models out of their wrappers, complete checkpoints."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from sia._checkpoints import DamagedFileError, expand_home, reading
 from sia._kv_cache import check_model
+from sia._memory import ran_out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel  # takes seconds to import
@@ -40,6 +42,25 @@ def existing(path: str | Path, noun: str) -> str:
     return path
 
 
+@contextmanager
+def reading_weights(what: str) -> Iterator[None]:
+    """Name what is read in the errors of damaged files, and of weights of other sizes.
+
+    Raises:
+        ValueError: In place of such an error.
+    """
+    try:
+        with reading(what):
+            yield
+    except RuntimeError as error:
+        if ran_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{what} cannot be read, its weights are damaged or do not fit its config.json: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
 def load_complete(
     auto_class: Any,
     path: str | Path,
@@ -61,7 +82,7 @@ def load_complete(
         ValueError: If weights are damaged or missing.
     """
     path = existing(path, noun)
-    with reading(f"the {noun} {path}"):
+    with reading_weights(f"the {noun} {path}"):
         model, loading = auto_class.from_pretrained(path, output_loading_info=True, **options)
     mismatched = [key for key, *_ in loading["mismatched_keys"]]
     if missing := sorted({*loading["missing_keys"], *mismatched} - {*further}):
@@ -82,16 +103,10 @@ def load_backbone(folder: str | Path, options: Mapping[str, Any]) -> PreTrainedM
     Raises:
         ValueError: If weights are damaged, missing, or of other sizes than config.json says.
     """
-    try:
-        with reading(f"the value model in {folder}"):
-            backbone, loading = AutoModel.from_pretrained(
-                folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, **options
-            )
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights in {folder} do not fit its config.json: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    with reading_weights(f"the value model in {folder}"):
+        backbone, loading = AutoModel.from_pretrained(
+            folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, **options
+        )
     if loading["missing_keys"]:
         raise ValueError(
             f"the value model in {folder} lacks weights of its backbone: "

@@ -82,6 +82,10 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
         (lambda: generate([[7]], temperature=-1.0), TEMPERATURE + "-1.0"),
         (lambda: generate([[7]], temperature=math.nan), TEMPERATURE + "nan"),
         (
+            lambda: generate(["w7", "w8 \ud83d"]),
+            "a prompt must be valid Unicode, number 1 holds half of a surrogate pair",
+        ),
+        (
             lambda: generate([[7]], max_new_tokens=0),
             "max_new_tokens must be a whole number of at least 1, got 0",
         ),

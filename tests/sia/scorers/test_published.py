@@ -223,7 +223,7 @@ def test_a_backbone_that_does_not_fit_is_refused(tmp_path):
         ),
         (
             update_json("config.json", hidden_size=16),
-            r"the weights in .* do not fit its config\.json",
+            r"the value model in .* its weights are damaged or do not fit its config\.json",
         ),
     ],
 )

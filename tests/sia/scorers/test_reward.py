@@ -301,7 +301,12 @@ def test_reward_models_load_from_a_folder(tmp_path):
     REWARD.model.save_pretrained(tmp_path)
     loaded = RewardScorer.from_pretrained(tmp_path).model.state_dict()
     torch.testing.assert_close(loaded, REWARD.model.state_dict(), atol=0, rtol=0)
-    weights = tmp_path / "model.safetensors"
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    settings = config.read_text()
+    config.write_text(settings.replace('"hidden_size": 32', '"hidden_size": 16'))
+    with pytest.raises(ValueError, match=r"the reward model .* do not fit its config\.json: "):
+        RewardScorer.from_pretrained(tmp_path)
+    config.write_text(settings)
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(
         ValueError, match=r"the reward model .* cannot be read, a file is damaged or truncated"
