@@ -553,21 +553,31 @@ def load_profile(name: str) -> Profile:
         raise ValueError(f"profile {name}.toml{sentence}") from None
 
 
-def _read_toml(name: str) -> dict:
+def _read_toml(name: str, extending: tuple[str, ...] = ()) -> dict:
+    """Return the settings of a profile and of those that it extends.
+
+    Args:
+        name: Of the profile.
+        extending: Names of the profiles that extend it, one another.
+    """
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))
     if name not in known:
         raise ValueError(f"unknown profile {name!r}, expected one of: {', '.join(known)}")
+    if name in extending:
+        raise ValueError(f"profile {name}.toml extends itself, by {' and '.join(extending)}")
     try:
         values = tomllib.loads((PROFILES / f"{name}.toml").read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"profile {name}.toml is not valid TOML: {error}") from None
     if "extends" not in values:
         return values
-    common = _read_toml(values.pop("extends"))
-    return common | {
-        key: common.get(key, {}) | value if isinstance(value, dict) else value
+    common = _read_toml(values.pop("extends"), (*extending, name))
+    tables = {
+        key: common[key] | value
         for key, value in values.items()
+        if isinstance(value, dict) and isinstance(common.get(key), dict)
     }
+    return common | values | tables
 
 
 def _complaint(error: ErrorDetails) -> tuple[str, str]:

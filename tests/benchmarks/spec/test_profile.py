@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import shutil
 
 import pytest
 
@@ -82,6 +83,22 @@ def test_invalid_profiles_give_a_one_line_error(tmp_path, monkeypatch, line, rep
     (tmp_path / "bad.toml").write_text(text.replace(line, replacement), encoding="utf-8")
     monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     with pytest.raises(ValueError, match=re.escape(f"profile bad.toml{message}")):
+        load_profile("bad")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'extends = "bad"', "profile bad.toml extends itself, by bad"),
+        (b"\xff", "profile bad.toml is not valid TOML: 'utf-8' codec can't decode"),
+        (b'extends = "smoke"\n[families]\na = 1\n', "profile bad.toml: families"),
+    ],
+)
+def test_files_that_are_no_profiles_are_named(tmp_path, monkeypatch, text, message):
+    shutil.copy(profiles.PROFILES / "smoke.toml", tmp_path)
+    (tmp_path / "bad.toml").write_bytes(text)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
         load_profile("bad")
 
 
