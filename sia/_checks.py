@@ -105,11 +105,11 @@ def check_vocabulary(
             f"{name} must be a RewardScorer, a ValueModel or the like, got {type(scorer).__name__}"
         )
     # what only has the members of a scorer knows no tokenizer
-    known = scorer.tokenizer if issubclass(type(scorer), Scorer) else None
+    known = scorer.tokenizers if issubclass(type(scorer), Scorer) else ()
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = None  # another library's has no vocabulary to compare
-    if tokenizer is not None and known is not None:
-        check_tokenizers(tokenizer, known, name)
+    for other in known if tokenizer is not None else ():
+        check_tokenizers(tokenizer, other, name)
     sizes = vocabulary_size(model), scorer.vocabulary_size
     if sizes[0] == sizes[1]:
         return sizes[0]

@@ -244,7 +244,8 @@ def train_junction_gate(
     }
     predictor = JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
     predicted = predictor.predict(held_out.hidden)
-    threshold = float(predicted.sort(descending=True).values[round(share * len(predicted)) - 1])
+    opened = max(1, round(share * len(predicted)))
+    threshold = float(predicted.sort(descending=True).values[opened - 1])
     return JunctionFit(
         JunctionGate(threshold, predictor),
         rank_states(held_out, steering, {"predictor": predicted}, generator),

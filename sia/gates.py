@@ -210,7 +210,8 @@ class ThresholdGate(Gate):
         # without a level (a rise at the first token) the gate stays closed
         level = torch.cat(levels).nan_to_num(nan=-math.inf, neginf=-math.inf)
         level = level.sort(descending=True).values
-        threshold = float(level[math.ceil(ratio * len(level) - 1e-9) - 1])
+        opened = max(1, math.ceil(ratio * len(level) - 1e-9))
+        threshold = float(level[opened - 1])
         if math.isinf(threshold):
             most = int(level.isfinite().sum()) / len(level)
             error = UnreachableRatio(

@@ -86,6 +86,8 @@ class States:
         prompts = torch.unique(self.prompts)
         order = prompts[torch.randperm(len(prompts), generator=generator)]
         held_out = torch.isin(self.prompts, order[: max(1, round(share * len(order)))])
+        if bool(held_out.all()):
+            raise ValueError("no state is left to learn from: too few states or prompts were kept")
         return self[~held_out], self[held_out]
 
 
@@ -127,6 +129,7 @@ def collect_states(
         progress: Whether to show progress bars.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
+    max_states = whole_number("max_states", max_states, 1)
     ids = read_prompts(model, tokenizer, prompts)
     if len(ids) < 2:
         raise ValueError(f"some prompts are held out, so at least two are needed, got {len(ids)}")

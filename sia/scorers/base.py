@@ -109,6 +109,11 @@ class Scorer(metaclass=_ScorerType):
             samples: Rows per prompt, in succession.
         """
 
+    @property
+    def tokenizers(self) -> tuple[PreTrainedTokenizerBase, ...]:
+        """The known tokenizers of all models that score: one, or those of the terms of a sum."""
+        return () if self.tokenizer is None else (self.tokenizer,)
+
     def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """Return the scorer as it reads responses of a language model that has this tokenizer.
 
@@ -160,8 +165,6 @@ class SumScorer(Scorer):
         for _, scorer in terms:
             if not isinstance(scorer, Scorer):
                 raise TypeError(f"scorers add up with scorers, got {type(scorer).__name__}")
-        known = [scorer.tokenizer for _, scorer in terms if issubclass(type(scorer), Scorer)]
-        self.tokenizer = next(filter(None, known), None)
         self.terms = tuple((check_weight(weight), scorer) for weight, scorer in terms)
         self._vocabulary = shared_vocabulary([scorer.vocabulary_size for _, scorer in terms])
 
@@ -169,6 +172,12 @@ class SumScorer(Scorer):
     @override
     def vocabulary_size(self) -> int:
         return self._vocabulary
+
+    @property
+    @override
+    def tokenizers(self) -> tuple[PreTrainedTokenizerBase, ...]:
+        known = [scorer for _, scorer in self.terms if issubclass(type(scorer), Scorer)]
+        return tuple(tokenizer for scorer in known for tokenizer in scorer.tokenizers)
 
     @override
     def start_session(

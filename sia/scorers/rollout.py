@@ -69,6 +69,7 @@ class RolloutScorer(Scorer):
                 f"got {candidates}"
             )
         self.model, self.reward, self.tokens = model, reward, tokens
+        self.tokenizer = reward.tokenizer
         self.temperature, self.candidates, self.seed = temperature, candidates, seed
         self._vocabulary = vocabulary
 

@@ -360,6 +360,15 @@ def test_fitted_gate_captures_more_than_entropy():
     assert sum(fit.states) > 500
 
 
+def test_a_share_of_less_than_one_step_opens_the_gate_once():
+    options = {"max_new_tokens": 4, "epochs": 1, "progress": False}
+    few, all_ = (
+        fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, share=share, **options)
+        for share in (1e-3, 1.0)
+    )
+    assert few.gate.threshold > all_.gate.threshold
+
+
 def test_fitted_head_explains_its_teacher():
     _, fit = fits()
     assert 0.6 < fit.explained < 1
@@ -441,6 +450,7 @@ def test_a_scorer_without_preferences_is_refused():
         ([[7]], {}, "some prompts are held out, so at least two are needed, got 1"),
         (PROMPTS, {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         (PROMPTS, {"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        (PROMPTS, {"max_states": 0}, "max_states must be a whole number of at least 1, got 0"),
         (PROMPTS, {"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
     ],
 )

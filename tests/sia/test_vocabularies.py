@@ -11,6 +11,7 @@ from sia import (
     EntropyGate,
     EveryToken,
     RewardScorer,
+    RolloutScorer,
     SteeredGenerate,
     Steering,
     ValueModel,
@@ -99,11 +100,14 @@ def test_tokenizers_that_differ_are_named_by_the_first_token(build, read, tmp_pa
         sia.generate, tiny.language_model("qwen3"), prompts=PROMPTS, progress=False,
         max_new_tokens=2,
     )  # fmt: skip
-    steering = Steering(read(tmp_path), EveryToken())
+    scorer = read(tmp_path)
+    steering = Steering(scorer, EveryToken())
     assert len(respond(TOKENIZER, steering=steering)) == len(PROMPTS)
     message = (
         "the tokenizers of model and scorer must agree: token 0 is 'A' to the model and '<pad>' "
         "to the scorer, the first of 60"
     )
-    with pytest.raises(ValueError, match=message):
-        respond(tiny.letters(), steering=steering)
+    rollouts = RolloutScorer(tiny.language_model("qwen3"), scorer, 1)
+    for one in (scorer, tiny.value_model("qwen3") + scorer, rollouts):
+        with pytest.raises(ValueError, match=message):
+            respond(tiny.letters(), steering=Steering(one, EveryToken()))
