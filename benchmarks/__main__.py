@@ -15,7 +15,7 @@ from benchmarks.analysis import claims, tables
 from benchmarks.checks import regression, verify
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import editions, forest, render, results_page
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, require
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, require_counts
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores, interrupts_withheld
@@ -251,7 +251,7 @@ def selected_profile(options: Options) -> Profile:
             "--limit, --device, --dtype and --batch-size are for profiles of real models, "
             f"{profile.name} is not one"
         )
-    require(options, lambda count: count >= 1, "at least 1", "batch_size", "limit")
+    require_counts(options, "batch_size", "limit")
     requested_hardware(options)  # also where nothing will be measured
     if not 1 <= options.replicates <= profile.replicates:
         raise ValueError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require
+from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require_counts
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.workers import ThisProcess, Workers, load_ray_workers
 from benchmarks.spec.profile import Source
@@ -75,7 +75,7 @@ def annotate(options: argparse.Namespace) -> None:
     from benchmarks.subjects.scoring import positions_at_once
     from sia._kv_cache import position_count
 
-    require(options, lambda count: count >= 1, "at least 1", "longest", "limit", "batch_tokens")
+    require_counts(options, "longest", "limit", "batch_tokens")
     if options.output.exists():
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
     gpus = load_ray_workers().gpus() if options.executor == "ray" else None

@@ -18,7 +18,7 @@ from itertools import takewhile
 from typing import Any
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import Parser, exit_code, require
+from benchmarks.runtime.command_line import Parser, exit_code, require_counts
 
 # isort: split
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def answer(options: argparse.Namespace) -> None:
     """Answer the prompt, or prompts that are read one by one."""
-    require(options, lambda count: count >= 1, "at least 1", "candidates", "max_new_tokens")
+    require_counts(options, "candidates", "max_new_tokens")
     console = Console()
     model, tokenizer, value_model, value_tokenizer = load(options)
     gate: Gate = EntropyGate(options.threshold)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import Parser, exit_code, path, require
+from benchmarks.runtime.command_line import Parser, exit_code, path, require, require_counts
 
 # isort: split
 
@@ -70,7 +70,7 @@ def fit(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.output} is there already: name another output, or delete it")
     require(options, lambda count: count >= 5, "at least 5 prompts", "limit")
     counts = "candidates", "max_new_tokens", "batch_size"
-    require(options, lambda count: count >= 1, "at least 1", *counts)
+    require_counts(options, *counts)
     if bool(options.model) != bool(options.prompts):
         raise ValueError("--model and --prompts go together: name both, or neither for the lab's")
     model, tokenizer, value_model, value_tokenizer = load(options)

@@ -24,7 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require
+from benchmarks.runtime.command_line import (
+    RESUMES,
+    Parser,
+    exit_code,
+    path,
+    require,
+    require_counts,
+)
 
 # isort: split
 
@@ -122,7 +129,7 @@ def train(options: argparse.Namespace) -> None:
         ValueError: For options or data that cannot be used, or a checkpoint of other settings.
     """
     counts = "epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"
-    require(options, lambda count: count >= 1, "at least 1", *counts, "lora_alpha")
+    require_counts(options, *counts, "lora_alpha")
     shares, finite = ("heldout", "lora_dropout"), ("learning_rate", "weight_decay")
     require(options, lambda share: 0 <= share < 1, "at least 0 and below 1", *shares)
     require(options, lambda x: 0 <= x < math.inf, "a finite number of at least 0", *finite)

@@ -128,8 +128,8 @@ def _prompt_row(
         try:
             return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
         except TypeError as error:  # the Rust library's
-            whole = prompt if text else "".join(str(message.get("content")) for message in prompt)
-            if any("\ud800" <= sign <= "\udfff" for sign in whole):
+            texts = [prompt] if text else [str(message.get("content")) for message in prompt]
+            if any(map(holds_half_pair, texts)):
                 raise ValueError(
                     f"a {name} must be valid Unicode, number {index} holds half of a surrogate pair"
                 ) from error
@@ -191,6 +191,11 @@ def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     bos = tokenizer.bos_token
     special = not (bos and text.startswith(bos))
     return list(tokenizer(text, add_special_tokens=special).input_ids) if text else []
+
+
+def holds_half_pair(text: str) -> bool:
+    """Return whether a text holds half of a surrogate pair, which no vocabulary has."""
+    return any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _is_chat(prompt: Any) -> bool:

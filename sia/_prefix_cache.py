@@ -5,7 +5,7 @@ attention, as in Miao et al., "SpecInfer: Accelerating large language model serv
 speculative inference and verification", 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -147,8 +147,7 @@ class CachedPrefixes:
     def _heeds_masks(self, backbone: PreTrainedModel, forward: Forward) -> bool:
         """Return whether rows with prefixes of different lengths get right outputs."""
         if self.takes_masks:
-            with evaluation_mode(self.modules):
-                return supports_tree_attention(backbone, forward)
+            return supports_tree_attention(self.modules, backbone, forward)
         return backbone.config.model_type in VERIFIED_MODEL_TYPES
 
     def reorder(self, sources: Tensor) -> None:
@@ -465,18 +464,25 @@ def check_attention(backbone: PreTrainedModel) -> None:
 _tried: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
-def supports_tree_attention(backbone: PreTrainedModel, forward: Forward) -> bool:
+def supports_tree_attention(
+    modules: Iterable[nn.Module], backbone: PreTrainedModel, forward: Forward
+) -> bool:
     """Return whether branches of a prefix get what each gets as a sequence of its own.
 
     Tried out once with each backbone of a type that the test suite does not cover. Not so in
     models whose attention does not follow a prepared mask and positions (ALiBi, some that attend
     locally), however they go wrong.
+
+    Args:
+        modules: All that `forward` runs through.
+        backbone: The model without its head.
+        forward: Forward pass through backbone and head.
     """
     if backbone.config.model_type in VERIFIED_MODEL_TYPES:
         return True
     if backbone not in _tried:
         try:
-            with evaluation_mode(backbone.modules()):
+            with evaluation_mode(modules):
                 agrees = _branches_agree(backbone, forward)
         except Exception:  # other people's models fail in ways of their own
             agrees = False

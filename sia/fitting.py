@@ -25,7 +25,7 @@ from sia.scorers.candidate_values import CandidateValues
 from sia.scorers.q_head import QHead
 from sia.scorers.value_model import ValueModel
 from sia.scorers.vocabulary_value_model import VocabularyValueModel
-from sia.states import States, collect_states
+from sia.states import States, collect_states, share_of
 from sia.steering import Steering, divergence, steer
 
 SHARES = (0.05, 0.1, 0.2, 0.4)
@@ -244,7 +244,7 @@ def train_junction_gate(
     }
     predictor = JunctionPredictor.from_weights(weights, ModelIdentity.of(model))
     predicted = predictor.predict(held_out.hidden)
-    opened = max(1, round(share * len(predicted)))
+    opened = share_of(len(predicted), share)
     threshold = float(predicted.sort(descending=True).values[opened - 1])
     return JunctionFit(
         JunctionGate(threshold, predictor),
@@ -410,7 +410,7 @@ def rank_states(
 def captured_shares(score: Tensor, gain: Tensor, shares: Sequence[float]) -> dict[float, float]:
     """Return the share of Σ `gain` that lies in the top states by `score`, for each share."""
     sums = gain[score.argsort(descending=True, stable=True)].cumsum(0)
-    return {share: float(sums[max(1, round(share * len(sums))) - 1] / sums[-1]) for share in shares}
+    return {share: float(sums[share_of(len(sums), share) - 1] / sums[-1]) for share in shares}
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:

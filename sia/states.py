@@ -25,6 +25,11 @@ from sia.steering import DEFAULT_CANDIDATES, Steering, divergence, entropy, stee
 MAX_STATES = 200_000
 
 
+def share_of(count: int, share: float) -> int:
+    """Return how many of `count` a share stands for, at least one."""
+    return max(1, round(share * count))
+
+
 @dataclass(frozen=True)
 class States:
     """States, that is positions in responses at which a next token is chosen, all on the CPU.
@@ -85,7 +90,7 @@ class States:
         """Return the states of most prompts, and those of a random `share` of the prompts."""
         prompts = torch.unique(self.prompts)
         order = prompts[torch.randperm(len(prompts), generator=generator)]
-        held_out = torch.isin(self.prompts, order[: max(1, round(share * len(order)))])
+        held_out = torch.isin(self.prompts, order[: share_of(len(order), share)])
         if bool(held_out.all()):
             raise ValueError("no state is left to learn from: too few states or prompts were kept")
         return self[~held_out], self[held_out]

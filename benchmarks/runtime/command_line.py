@@ -42,6 +42,11 @@ def require(
             raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
 
 
+def require_counts(options: argparse.Namespace, *names: str) -> None:
+    """Check that numbers of the command line, where they were given, are at least 1."""
+    require(options, lambda count: count >= 1, "at least 1", *names)
+
+
 def output_is_closed() -> bool:
     """Return whether the reader of standard output has gone; discard further output if so."""
     output = select.poll()

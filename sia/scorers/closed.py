@@ -91,8 +91,7 @@ class ClosedScorer(Scorer):
         if self.head is None:
             return False
         check_attention(self.model)
-        with evaluation_mode(self.model.modules()):
-            return supports_tree_attention(backbone_of(self.model), self.read)
+        return supports_tree_attention(self.model.modules(), backbone_of(self.model), self.read)
 
     @override
     def start_session(

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from sia._checkpoints import reading
+from sia._checkpoints import DamagedFileError, reading
 from sia._kv_cache import backbone_of
 from sia.scorers.loading import output_size
 
@@ -135,7 +134,7 @@ def load_adapter(
     )
 
     try:
-        with warnings.catch_warnings():
+        with reading(f"the adapter in {adapter}"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, adapter, **places)
@@ -146,10 +145,8 @@ def load_adapter(
                     f"it has weights for layers that the backbone does not have, {foreign[0]} first"
                 )
             return adapted
-    except SafetensorError as error:
-        raise ValueError(
-            f"the adapter in {adapter} cannot be read, a file is damaged or truncated: {error}"
-        ) from error
+    except DamagedFileError:
+        raise
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(
             f"the adapter in {adapter} does not fit the backbone {source}: "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from typing_extensions import override
 
-from sia._checkpoints import expand_home, local_folder, output_folder
+from sia._checkpoints import expand_home, local_folder, output_folder, reading
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers import adapters, published, value_heads
@@ -261,12 +261,8 @@ def _read_own(
                 f"{HEAD_FILE} (or the published layout with {published.HEAD_FILE}), "
                 f"{name} is missing"
             )
-    try:
+    with reading(f"the value model in {folder}"):
         state = safetensors.torch.load_file(folder / HEAD_FILE)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"the value model in {folder} cannot be read, a file is damaged or truncated: {error}"
-        ) from error
     if is_adapter:
         with safetensors.safe_open(folder / HEAD_FILE, "pt") as content:
             dtype = content.metadata()  # the backbone's own checkpoint may have another

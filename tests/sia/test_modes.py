@@ -158,9 +158,9 @@ def expert_with_adapted_head():
 def test_dropout_outside_the_backbone_is_off_too(build):
     scorer = build()
     (scorer if isinstance(scorer, ValueModel) else scorer.model).train()
-    asked = torch.tensor([0, 1]), torch.tensor([[9], [10]]), torch.tensor([[11, 12], [13, 14]])
+    candidates = torch.tensor([0, 1]), torch.tensor([[9], [10]]), torch.tensor([[11, 12], [13, 14]])
     first, second = (
-        scorer.start_session([[7, 8], [11, 12, 13]], 4).score(*asked) for _ in range(2)
+        scorer.start_session([[7, 8], [11, 12, 13]], 4).score(*candidates) for _ in range(2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first[0], first[1])

@@ -41,6 +41,7 @@ from datasets import load_dataset
 from pyarrow import parquet
 
 from benchmarks.runtime.files import sha256
+from sia._inputs import holds_half_pair
 
 datasets.disable_progress_bars()
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised as well
@@ -56,7 +57,7 @@ FORMS = f"{', '.join(FORMATS)} (or .gz)"
 
 def is_text(value: object) -> bool:
     """Return whether a value is a text of whole signs: halves of one are in no vocabulary."""
-    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+    return isinstance(value, str) and not holds_half_pair(value)
 
 
 def question(text: str | None) -> Chat:

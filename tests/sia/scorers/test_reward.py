@@ -244,7 +244,7 @@ def test_the_trial_of_masks_passes_where_they_are_followed(family, monkeypatch):
     monkeypatch.setattr("sia._prefix_cache.VERIFIED_MODEL_TYPES", ())
     values = tiny.value_model(family)
     assert supports_tree_attention(
-        values.backbone, lambda *, last, **inputs: values(**inputs)[:, -last:]
+        values.modules(), values.backbone, lambda *, last, **inputs: values(**inputs)[:, -last:]
     )
 
 
