@@ -41,7 +41,6 @@ from datasets import load_dataset
 from pyarrow import parquet
 
 from benchmarks.runtime.files import sha256
-from sia._inputs import holds_half_pair
 
 datasets.disable_progress_bars()
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised as well
@@ -57,6 +56,8 @@ FORMS = f"{', '.join(FORMATS)} (or .gz)"
 
 def is_text(value: object) -> bool:
     """Return whether a value is a text of whole signs: halves of one are in no vocabulary."""
+    from sia._inputs import holds_half_pair  # not before: it imports torch
+
     return isinstance(value, str) and not holds_half_pair(value)
 
 
