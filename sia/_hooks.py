@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,6 +23,7 @@ from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     LogitNormalization,
+    MinLengthLogitsProcessor,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
@@ -29,6 +32,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from typing_extensions import override
 
 # they look at scores alone, whatever tokens these belong to
 WARPERS = (
@@ -195,9 +199,32 @@ def checkpoint_hooks(
     if settings.stop_strings:
         criteria.append(StopStringCriteria(tokenizer, settings.stop_strings))
     check_generation_config(config)
-    hooks = Hooks.prepared(processors, criteria, config, candidates)
-    # transformers' own processors know this one as no token
-    return replace(hooks, padding=model.config.get_text_config().vocab_size)
+    padding = model.config.get_text_config().vocab_size  # processors know it as no token
+    processors = LogitsProcessorList(
+        MinLengthOfRows(p, padding) if type(p) is MinLengthLogitsProcessor else p
+        for p in processors
+    )
+    return replace(Hooks.prepared(processors, criteria, config, candidates), padding=padding)
+
+
+class MinLengthOfRows(LogitsProcessor):
+    """Lets no row end before it has `min_length` tokens; that of transformers counts padding.
+
+    Args:
+        processor: That of transformers, with the length and the tokens that end a row.
+        padding: Token id that stands for padding.
+    """
+
+    def __init__(self, processor: MinLengthLogitsProcessor, padding: int):
+        self.min_length = processor.min_length
+        self.stop_tokens = processor.eos_token_id
+        self.padding = padding
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores `(rows, vocabulary)`, those of ends −∞ in rows that are too short."""
+        short = (input_ids != self.padding).sum(1, keepdim=True) < self.min_length
+        return scores.where(~short, scores.index_fill(1, self.stop_tokens, -torch.inf))
 
 
 def _captured(

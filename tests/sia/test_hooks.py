@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import (
+    MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
@@ -62,6 +63,10 @@ CHECKPOINTS = {
     "shortest": (
         {"min_new_tokens": 12},
         lambda n: [MinNewTokensLengthLogitsProcessor(n, 12, torch.tensor([tiny.EOS]))],
+    ),
+    "shortest of all tokens": (
+        {"min_length": 16},
+        lambda n: [MinLengthLogitsProcessor(16, torch.tensor([tiny.EOS]))],
     ),
     "temperature": ({"temperature": 0.4}, lambda n: [TemperatureLogitsWarper(0.4)]),
     "top-p": ({"top_p": 0.4}, lambda n: [TopPLogitsWarper(0.4)]),
