@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sia._modes import uncompiled
 from sia.signals import Attention, Signal
 
 MAX_DISTANCE = 10  # larger distances count as this one
@@ -149,7 +150,8 @@ def observe_attention(
     model.config._attn_implementation = OBSERVED[implementation]
     token = _observer.set(Observer(requested))
     try:
-        yield _observer.get()
+        with uncompiled():
+            yield _observer.get()
     finally:
         _observer.reset(token)
         model.config._attn_implementation = implementation

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sia._modes import uncompiled
+
 
 @dataclass
 class HiddenStates:
@@ -28,13 +30,17 @@ class HiddenStates:
 
 @contextmanager
 def observe_hidden_states(model: PreTrainedModel, read: bool) -> Iterator[HiddenStates | None]:
-    """Keep what the output embeddings read in every forward pass, if anything reads it."""
+    """Keep what the output embeddings read in every forward pass, if anything reads it.
+
+    What is compiled runs uncompiled meanwhile.
+    """
     if not read:
         yield None
         return
     states = HiddenStates()
     handle = model.get_output_embeddings().register_forward_pre_hook(states.keep)
     try:
-        yield states
+        with uncompiled():
+            yield states
     finally:
         handle.remove()

@@ -29,7 +29,7 @@ class ModelIdentity:
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
         parameters = {
-            name.removeprefix("_orig_mod."): parameter[(0,) * parameter.dim()].float()
+            name.replace("_orig_mod.", ""): parameter[(0,) * parameter.dim()].float()
             for name, parameter in model.named_parameters()
             if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta
         }

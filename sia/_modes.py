@@ -1,7 +1,8 @@
 """Modes of models and of torch for as long as models decode, score or learn."""
 
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -18,6 +19,16 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Return a context in which what torch has compiled runs as written.
+
+    Compiled code does not know what looks into its layers, and would be compiled again for it.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, Qwen3ForCausalLM
 
 from sia import (
+    AttentionGate,
     AutoregressiveScorer,
     EntropyGate,
     EveryToken,
+    JunctionGate,
     QHead,
     RewardScorer,
     RolloutScorer,
@@ -27,7 +30,6 @@ from sia import (
     generate,
     log_likelihoods,
 )
-from sia._model_identity import ModelIdentity
 from tests.helpers import tiny
 
 PROMPTS = tiny.prompts(4)
@@ -200,9 +202,34 @@ def test_training_does_not_depend_on_ambient_settings(setting):
     assert fitted(setting) == fitted(nullcontext)
 
 
-def test_a_compiled_model_is_the_one_that_a_head_was_fitted_to():
-    identity = ModelIdentity.of(torch.compile(MODEL, backend="eager"))
-    assert identity == ModelIdentity.of(MODEL)
+def compiled(place):
+    """A model of which this is compiled."""
+    model = tiny.language_model("qwen3")
+    if place == "wrapped":
+        return torch.compile(model, backend="eager")
+    if place == "in place":
+        model.compile(backend="eager")
+    elif place == "forward":
+        model.forward = torch.compile(model.forward, backend="eager")
+    else:
+        model.model = torch.compile(model.model, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("place", ["wrapped", "in place", "forward", "backbone"])
+@pytest.mark.parametrize(
+    ("scorer", "gate"),
+    [
+        (VALUES, JunctionGate(0.1, tiny.predictor())),
+        (VALUES, AttentionGate(1.0)),
+        (tiny.q_head(), EveryToken()),
+    ],
+)
+def test_a_compiled_model_is_the_one_that_a_head_was_fitted_to(scorer, gate, place):
+    decode = partial(tiny.generate, prompts=PROMPTS, steering=Steering(scorer, gate, beta=3.0))
+    twice = compiled(place)
+    expected = tiny.tokens(decode(MODEL))
+    assert [tiny.tokens(decode(twice)) for _ in range(2)] == [expected, expected]
 
 
 @pytest.mark.parametrize("place", ["model", "scorer"])
