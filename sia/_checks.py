@@ -11,6 +11,8 @@ from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering
 
+LARGEST_VALUE = 1e28  # times the largest β it is still a number of float32
+
 
 def check_inputs(
     model: PreTrainedModel,
@@ -147,12 +149,16 @@ def check_tokenizers(
 def check_values(
     values: Tensor, rows: Tensor, prompt_indices: Sequence[int], samples: int, step: int
 ) -> None:
-    """Raise FloatingPointError for NaN or infinity, which would silently decide the token."""
-    if not bool(values.isfinite().all()):
-        row = int(rows[(~values.isfinite()).any(1)][0])
+    """Raise FloatingPointError for values that would silently decide the token.
+
+    These are NaN, infinity, and what times β would be infinity.
+    """
+    wrong = ~(values.abs() <= LARGEST_VALUE)
+    if bool(wrong.any()):
+        row = int(rows[wrong.any(1)][0])
         raise FloatingPointError(
-            f"values must be finite, got NaN or infinity at step {step} "
-            f"of prompt {prompt_indices[row // samples]}"
+            f"values must be finite and at most ±{LARGEST_VALUE:g}, got {values[wrong][0].item():g} "
+            f"at step {step} of prompt {prompt_indices[row // samples]}"
         )
 
 

@@ -36,6 +36,19 @@ def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
     return number
 
 
+def finite_number(name: str, value: Any, minimum: float = -math.inf) -> float:
+    """Return a finite number.
+
+    Raises:
+        ValueError: If it is NaN, infinite, no number, or below the minimum.
+    """
+    number = as_number(value)
+    if not (math.isfinite(number) and number >= minimum):
+        least = "" if math.isinf(minimum) else f" of at least {minimum:g}"
+        raise ValueError(f"{name} must be a finite number{least}, got {python_value(value)!r}")
+    return number
+
+
 def seeded_generator(seed: Any) -> torch.Generator:
     """Return a generator of torch with this seed, any whole number."""
     return torch.Generator().manual_seed(whole_number("seed", seed) % 2**63)

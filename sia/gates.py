@@ -20,7 +20,7 @@ from typing_extensions import override
 from sia import _sampling
 from sia._checkpoints import read_checkpoint, refuse_other_content, write_checkpoint
 from sia._model_identity import ModelIdentity
-from sia._numbers import as_number, whole_number
+from sia._numbers import as_number, finite_number, whole_number
 from sia.generation import Generation
 from sia.junctions import JunctionPredictor
 from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
@@ -171,10 +171,7 @@ class ThresholdGate(Gate):
     threshold: float
 
     def __post_init__(self) -> None:
-        threshold = as_number(self.threshold)
-        if not (math.isfinite(threshold) and threshold >= self.minimum):
-            least = "" if math.isinf(self.minimum) else f" of at least {self.minimum:g}"
-            raise ValueError(f"threshold must be a finite number{least}, got {self.threshold!r}")
+        threshold = finite_number("threshold", self.threshold, self.minimum)
         object.__setattr__(self, "threshold", threshold)
         hash(self.signal)  # the signal checks its own settings
 

@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 from sia._inputs import check_tokens, pad_right
 from sia._kv_cache import check_positions
 from sia._modes import learning_mode
-from sia._numbers import as_number, whole_number
+from sia._numbers import as_number, finite_number, whole_number
 from sia.scorers.value_model import ValueModel
 
 Loss = Literal["mean", "token"]
@@ -93,6 +93,10 @@ def distill(
     epochs, batch_size = (
         whole_number("epochs", epochs, 1),
         whole_number("batch_size", batch_size, 1),
+    )
+    learning_rate, weight_decay = (
+        finite_number("learning_rate", learning_rate, 0),
+        finite_number("weight_decay", weight_decay, 0),
     )
     rng = random.Random(whole_number("seed", seed))
     check_examples(prompts, responses, rewards, value_model.vocabulary_size)

@@ -77,6 +77,11 @@ def test_distill_refuses_unequal_lists():
         ({"prompts": [], "responses": [], "rewards": []}, "at least one example, got none"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        (
+            {"learning_rate": math.inf},
+            "learning_rate must be a finite number of at least 0, got inf",
+        ),
+        ({"weight_decay": -1.0}, "weight_decay must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
