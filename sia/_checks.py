@@ -156,9 +156,10 @@ def check_values(
     wrong = ~(values.abs() <= LARGEST_VALUE)
     if bool(wrong.any()):
         row = int(rows[wrong.any(1)][0])
+        value = values[wrong][0].item()
         raise FloatingPointError(
-            f"values must be finite and at most ±{LARGEST_VALUE:g}, got {values[wrong][0].item():g} "
-            f"at step {step} of prompt {prompt_indices[row // samples]}"
+            f"values must be finite and at most ±{LARGEST_VALUE:g}, got {value:g} at "
+            f"step {step} of prompt {prompt_indices[row // samples]}"
         )
 
 

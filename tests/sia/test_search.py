@@ -182,7 +182,7 @@ def test_the_only_sample_may_be_greedy():
 def test_bad_rewards_stop_with_step_and_prompt():
     reward = RewardScorer(tiny.reward_model("qwen3"))
     torch.nn.init.constant_(reward.model.score.weight, torch.nan)
-    with pytest.raises(FloatingPointError, match="values must .* got nan at step 3 of prompt 1"):
+    with pytest.raises(FloatingPointError, match="got nan at step 3 of prompt 1"):
         best_of_n([[7, 8, 9], [7, 8]], reward, 2, max_new_tokens=4)
 
 
