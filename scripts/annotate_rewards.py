@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require_counts
 from benchmarks.runtime.files import write_text
+from benchmarks.runtime.fingerprints import file_states
 from benchmarks.runtime.workers import ThisProcess, Workers, load_ray_workers
-from benchmarks.spec.profile import Source
+from benchmarks.spec.profile import Source, digest
 from benchmarks.subjects.hub.prompts import EXAMPLE_SETS, load_examples
 
 if TYPE_CHECKING:  # a worker imports this file before it knows its GPU, and torch asks at once
@@ -87,6 +88,7 @@ def annotate(options: argparse.Namespace) -> None:
     batch_tokens = options.batch_tokens or positions_at_once(torch.device(device))
     settings = {
         "data": options.data,
+        "content": digest(examples, file_states([Path(source.id)])),  # of a local model, too
         "reward": options.reward,
         "revision": source.revision,
         "longest": longest,
@@ -112,7 +114,7 @@ def annotate(options: argparse.Namespace) -> None:
         )
         for number, first in enumerate(range(completed, len(examples), WINDOW))
     ]
-    write = InOrder(partial, "" if completed else json.dumps(settings) + "\n")
+    write = InOrder(partial, "" if completed else head_line(settings))
     with (
         workers_for(options.executor, device) as workers,
         workers.progress(len(examples) - completed),
@@ -181,20 +183,25 @@ class InOrder:
         self.head = ""
 
 
+def head_line(settings: dict) -> str:
+    """Return the first line of an unfinished output, by which a later run knows it."""
+    return json.dumps(settings) + "\n"
+
+
 def finished_examples(partial: Path, settings: dict) -> int:
     """Return the number of examples already scored, after removing an incomplete last window.
 
     Its examples are scored again as a whole window, so that batches stay the same.
 
     Raises:
-        ValueError: If the file was begun with other settings.
+        ValueError: If the file was begun with other settings or data.
     """
     content = partial.read_bytes() if partial.exists() else b""
     first, *scored = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
-    if first and json.loads(first) != settings:
+    if first and first != head_line(settings).encode():
         raise ValueError(
-            f"{partial} was begun with other settings, {first.decode().strip()}:"
-            " delete it, or name another output"
+            f"{partial} was begun with other settings or data, "
+            f"{first.decode(errors='replace').strip()}: delete it, or name another output"
         )
     complete = len(scored)
     if complete < settings["examples"]:

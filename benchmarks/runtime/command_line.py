@@ -9,6 +9,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from typing_extensions import override
 
 
@@ -20,6 +21,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
+# what torch.save says when the disk is full, or files may not grow further
+UNWRITTEN = ("inline_container", "PytorchStreamWriter")
 RESUMES = "the same command resumes from there"
 
 
@@ -78,9 +81,12 @@ def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
             return 141
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, SafetensorError) as error:
         from sia._memory import ran_out_of_memory  # not before: it imports torch
 
+        if isinstance(error, SafetensorError) or any(sign in str(error) for sign in UNWRITTEN):
+            print(f"error: a file cannot be written (is the disk full?): {error}", file=sys.stderr)
+            return 2
         if not ran_out_of_memory(error):
             raise
         print(f"error: out of memory, use a smaller {setting}", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -88,6 +89,36 @@ def test_an_interrupted_annotation_goes_on(places, data, tmp_path, monkeypatch):
         json.loads(line)["response"] for line in data.read_text().splitlines()
     ]
     assert not partial.exists()
+
+
+def test_annotation_does_not_go_on_over_other_data(places, tmp_path, monkeypatch, capsys):
+    """The same names, but other examples or another reward model in them."""
+    prompts, reward = tmp_path / "prompts.json", tmp_path / "reward"
+    shutil.copytree(places["reward"], reward)
+    examples = json.loads(places["helpfulness"].read_text())
+    prompts.write_text(json.dumps(examples))
+    copied = places | {"helpfulness": prompts, "reward": reward}
+    output = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(annotate_rewards, "WINDOW", 3)
+        finish = annotate_rewards.write_text
+        patch.setattr(annotate_rewards, "write_text", interrupt)
+        assert annotate(copied, output) == 130
+        prompts.write_text(json.dumps(examples[::-1]))
+        assert annotate(copied, output) == 2
+        assert "out.jsonl.part was begun with other settings or data" in capsys.readouterr().err
+        prompts.write_text(json.dumps(examples))
+        weights = reward / "model.safetensors"
+        state = load_file(weights)
+        save_file(state | {"score.weight": -state["score.weight"]}, weights, {"format": "pt"})
+        assert annotate(copied, output) == 2
+        patch.setattr(annotate_rewards, "write_text", finish)
+        shutil.copyfile(places["reward"] / "model.safetensors", weights)
+        assert annotate(copied, output) == 0
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 class Backwards(ThisProcess):
@@ -207,9 +238,12 @@ def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
         f"error: {data} is there already: name another output, or delete it"
         in capsys.readouterr().err
     )
-    (tmp_path / "x.jsonl.part").write_text('{"data": "other"}\n')
-    assert annotate(places, tmp_path / "x.jsonl") == 2
-    assert "was begun with other settings, " in capsys.readouterr().err
+    for content in (b'{"data": "other"}\n', b"notes\n", b"\xff\n"):
+        (tmp_path / "x.jsonl.part").write_bytes(content)
+        assert annotate(places, tmp_path / "x.jsonl") == 2
+        error = capsys.readouterr().err
+        assert "x.jsonl.part was begun with other settings or data, " in error
+        assert (tmp_path / "x.jsonl.part").read_bytes() == content
     for option in ("--limit", "--longest", "--batch-tokens"):
         assert annotate(places, tmp_path / "y.jsonl", option, "-5") == 2
         assert f"error: {option} must be at least 1, got -5" in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Exit codes and paths that the command-line tools share."""
 
+import resource
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.runtime.command_line import exit_code, path
 
@@ -27,6 +29,20 @@ def test_errors_are_one_line(capsys, error, code, message):
 
     assert exit_code(run, "all is kept", "--batch-size") == code
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_weights_that_cannot_be_written_are_one_line(capsys, tmp_path, save):
+    """A limit on the size of files does what a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        code = exit_code(lambda: save({"a": torch.zeros(100_000)}, tmp_path / "a"), "", "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a file cannot be written (is the disk full?): ")
 
 
 def test_faults_of_the_program_keep_their_trace():
