@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sia._checkpoints import DamagedFileError, reading
 from sia._kv_cache import backbone_of
-from sia.scorers.loading import output_size
+from sia.scorers.loading import output_size, reading_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
@@ -113,7 +113,7 @@ def load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> 
         ValueError: If weights are damaged or missing.
     """
     labels = {"num_labels": 1} if kind == "sequence_classification" else {}
-    with reading(f"the backbone {source}"):
+    with reading_weights(f"the backbone {source}"):
         model, loading = KINDS[kind].from_pretrained(
             source, output_loading_info=True, **labels, **options
         )

@@ -50,7 +50,13 @@ from benchmarks.subjects.hub.prompts import (
 )
 from benchmarks.subjects.scoring import trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
-from sia._checkpoints import DamagedFileError, local_folder, read_checkpoint, reading
+from sia._checkpoints import (
+    DamagedFileError,
+    local_folder,
+    read_checkpoint,
+    reading,
+    refuse_other_content,
+)
 from sia._inputs import eos_token_ids
 from sia._model_identity import ModelIdentity
 from sia.gates import GATE_FILE
@@ -344,7 +350,8 @@ def check_fitted(source: Source, file: str) -> None:
 def check_fitted_to(base: Source, source: Source, file: str) -> None:
     """Raise ValueError for a gate or head of another model, as far as the base's files tell it."""
     _, settings = read_checkpoint(source.id, file, source.subfolder, source.revision)
-    identity, entries = ModelIdentity(**settings["model"]), {}
+    with refuse_other_content(source.id, file):
+        identity, entries = ModelIdentity(**settings["model"]), {}
     folder = local_folder(base.id, "model", base.subfolder, base.revision)
     for path in folder.glob("*.safetensors"):
         with reading(f"the model {base.id}"), safe_open(path, framework="pt") as tensors:

@@ -139,6 +139,17 @@ def with_third_layer(weights):
     return weights | deeper
 
 
+def truncated_pickle(base):
+    def spoil(folder):
+        weights = folder / base / "model.safetensors"
+        file = folder / base / "pytorch_model.bin"
+        torch.save(safetensors.torch.load_file(weights), file)
+        file.write_bytes(file.read_bytes()[:-2000])
+        weights.unlink()
+
+    return spoil
+
+
 DAMAGED = "cannot be read, a file is damaged or truncated"
 
 
@@ -188,6 +199,8 @@ DAMAGED = "cannot be read, a file is damaged or truncated"
         ),
         (truncate(ADAPTER), DAMAGED),
         (truncate("../base/model.safetensors"), DAMAGED),
+        (truncated_pickle("../base"), "the backbone .* its weights are damaged"),
+        (update_json("../base/config.json", intermediate_size=20), "do not fit its config.json"),
     ],
 )
 def test_incomplete_or_unfitting_checkpoints_are_refused(tmp_path, spoil, message):

@@ -478,7 +478,11 @@ def test_what_is_fitted_to_given_models_steers_them(qwen, project, tmp_path):
             hub_models.check_models(
                 replace(profile, models=profile.models | {"base": other}), [kind]
             )
-    (tmp_path / "mine/q_head.json").unlink()
+    settings = tmp_path / "mine/q_head.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model": {"name": "a"}}))
+    with pytest.raises(ValueError, match=r"models.q-head-mean: q_head.json and .* must hold a q h"):
+        hub_models.check_models(profile, ["q-head-mean"])
+    settings.unlink()
     with pytest.raises(ValueError, match=r"models.q-head-mean: .*/mine has no q_head.json: name"):
         hub_models.check_models(profile, ["q-head-mean"])
     without = [line for line in further if "junction" in line]
