@@ -37,8 +37,9 @@ Count = Annotated[int, Field(ge=1)]
 # what rows count in one byte, and in two
 SmallCount = Annotated[int, Field(ge=1, le=127)]
 MediumCount = Annotated[int, Field(ge=1, le=32767)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Strength = Annotated[float, Field(gt=0)]  # β: infinity stands for values alone
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -177,7 +178,7 @@ class Sweep:
     ratios: tuple[Fraction, ...]
     main_ratios: tuple[float, ...]
     reduced_ratios: tuple[float, ...]
-    betas: tuple[Positive, ...]
+    betas: tuple[Strength, ...]
     tuning: tuple[float, ...]
     thresholds: tuple[NonNegative, ...]
     responses: SmallCount
@@ -194,6 +195,9 @@ class Sweep:
             some = getattr(self, name)
             contained = bool(some) and set(some) <= set(self.ratios)
             _require(contained, f"{name} must be some of ratios", some)
+        for name in ("ratios", "betas", "thresholds"):
+            some = getattr(self, name)
+            _require(len(set(some)) == len(some), f"{name} must differ from one another", some)
         _require(1.0 in self.betas, "betas must contain 1.0", self.betas)
         _require(set(self.tuning) <= set(self.betas), "tuning must be some of betas", self.tuning)
         _require(1.0 in self.thresholds, "thresholds must contain 1.0", self.thresholds)
@@ -313,6 +317,7 @@ class LabProfile(Profile):
         acceptance: What the base models must be like before anything is steered.
     """
 
+    families: Annotated[tuple[Literal["qwen3", "llama"], ...], Field(min_length=1)]
     language: Language
     model: ModelSize
     training: Training
@@ -332,6 +337,10 @@ class LabProfile(Profile):
         "models in a small world can show that a claim is not general, or when it holds; they "
         "cannot show what an 8-billion-parameter model does."
     )
+
+    def __post_init__(self) -> None:
+        different = len(set(self.families)) == len(self.families)
+        _require(different, "families must differ from one another", self.families)
 
     @property
     @override

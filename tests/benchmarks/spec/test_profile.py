@@ -39,6 +39,26 @@ SMOKE = load_profile("smoke")
             " [sweep]: betas must contain 1.0, got (4.0,)",
         ),
         (
+            "betas = [1.0, 4.0, inf]",
+            "betas = [1.0, 4.0, 4.0]",
+            " [sweep]: betas must differ from one another, got (1.0, 4.0, 4.0)",
+        ),
+        (
+            "temperature = 1.0",
+            "temperature = inf",
+            " [decoding]: temperature should be a finite number, got inf",
+        ),
+        (
+            'families = ["qwen3", "llama"]',
+            'families = ["qwen3", "gpt"]',
+            ": families should be 'qwen3' or 'llama', got 'gpt'",
+        ),
+        (
+            'families = ["qwen3", "llama"]',
+            'families = ["qwen3", "qwen3"]',
+            ": families must differ from one another, got ('qwen3', 'qwen3')",
+        ),
+        (
             "tuning = [1.0, 4.0]",
             "tuning = [2.0]",
             " [sweep]: tuning must be some of betas, got (2.0,)",
