@@ -12,7 +12,6 @@ magnitude and does not count. `versus` names what a cost is divided by, with its
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from benchmarks.analysis.labels import (
     family_label,
     listed,
     loss_label,
-    method_name,
     metric_label,
 )
 from benchmarks.figures import methods, style
@@ -171,7 +169,7 @@ class Cost(Figure):
         if against_length:
             layout = np.full((2, len(panels) // 2 + 1), -1)  # -1: the last panel, to the right end
             layout.flat[: len(panels)] = range(len(panels))
-        figure = style.plt.figure(figsize=(style.PAGE, 2.4 * len(layout) + 1))
+        figure = style.plt.figure(figsize=(style.PAGE, 2.4 * len(layout) + 1.3))
         axes = figure.subplot_mosaic(layout)
         score_axes = [axes[number] for number in range(len(panels))]
         for axis, ((family, cost), rows) in zip(score_axes, panels, strict=True):
@@ -183,21 +181,20 @@ class Cost(Figure):
         if against_length:
             title = listed(family_label(profile.families[0]), style.first_loss(profile))
             _draw_lengths(axes[-1], lengths, title)
-        figure.set_layout_engine("constrained", rect=(0, 0.07, 1, 0.82))  # about as `finish` does
+        figure.set_layout_engine("constrained", rect=(0, 0.07, 1, 0.75))  # about as `finish` does
         figure.draw_without_rendering()
         for axis, (_, rows) in zip(score_axes, panels, strict=True):
             _label_points(axis, rows)
         handles = [
-            style.handle(
-                "sia", listed("SIA", loss_label(profile, value_model)), linestyle="none", **look
-            )
-            for value_model, look in FACES.items()
-            if value_model in set(points["value_model"])
+            style.handle(method, linestyle="none", marker=style.PALETTE[method].marker)
+            for method in dict.fromkeys(points["method"])
         ]
         handles += [
-            style.handle(method, linestyle="none")
-            for method in methods.PREDICTING
-            if method in set(points["method"])
+            style.handle(
+                "sia", f"{face}: {loss_label(profile, value_model)}", linestyle="none", **look
+            )
+            for face, (value_model, look) in zip(("filled", "open"), FACES.items(), strict=True)
+            if value_model in set(points["value_model"])
         ]
         handles += [
             style.handle("base", label, color="#AAAAAA", linestyle=line)
@@ -223,16 +220,9 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     points = points.rename(columns={"metric_cost": "cost"}).assign(
         method=list(map(estimates.display_name, points["method"], points["search"]))
     )
-    labels = (
-        points["method"].map(partial(method_name, profile)).str.replace(" (", "\n(", regex=False)
-    )
-    shares = points["target_ratio"].map("{:.0%}".format)
-    labels = labels.where(points["method"] != "sia", shares)
-    unlabelled = (points["method"] == "sia") & ~points["target_ratio"].isin(
-        profile.sweep.main_ratios
-    )
-    unlabelled |= points["method"].isin(methods.PREDICTING)  # of these the legend tells
-    points = points.assign(label=labels.mask(unlabelled, ""))
+    labelled = (points["method"] == "sia") & points["target_ratio"].isin(profile.sweep.main_ratios)
+    shares = points["target_ratio"].map("{:.0%}".format)  # of all others the legend tells
+    points = points.assign(label=shares.where(labelled, ""))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
 

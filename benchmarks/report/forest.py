@@ -84,16 +84,16 @@ def sample_note(rows: pd.DataFrame) -> str:
 
 
 def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
-    """Return a handle for each series, by its marker, and for each verdict of the rows."""
-    handles = [
-        style.entry(style.Look("black", marker), name, linestyle="none")
-        for marker, name in zip(MARKERS, series, strict=False)
-    ]
+    """Return a handle for each verdict of the rows, and for each series, by its marker."""
     verdicts = set(rows["verdict"])
-    return handles + [
+    handles = [
         style.entry(style.Look(colour, "s"), verdict, linestyle="none")
         for verdict, colour in COLOURS.items()
         if verdict in verdicts
+    ]
+    return handles + [
+        style.entry(style.Look("black", marker), name, linestyle="none")
+        for marker, name in zip(MARKERS, series, strict=False)
     ]
 
 
