@@ -20,6 +20,7 @@ from benchmarks.spec.profile import LabProfile, Profile
 
 LOSSES = ("token", "mean")
 QUANTITIES = [f"{name}_{loss}" for name in ("divergence", "range") for loss in LOSSES]
+DIGITS = {"objective_reached": 5, "divergence": 4, "range": 2, "entropy": 4}  # of lab rows
 STATES = {"sia": "SIA", "base": "base", "dense": "dense"}  # policies whose states are visited
 BAR_ALPHA = 0.6  # lets intervals be seen on black bars
 LAWS = {
@@ -53,7 +54,8 @@ class Theory(Figure):
 
     def collect(self, profile: LabProfile, replicates: Sequence[int], results) -> pd.DataFrame:
         """Return random instances, and what the first sample of each lab response visits."""
-        frames = [results.random_instances(replicates)]
+        # the laws are those of every world: instances of one replicate try them
+        frames = [results.random_instances([0])] if 0 in replicates else []
         names = ["objective", "prompt", "step", "entropy", "steered", *QUANTITIES]
         for replicate in replicates:
             for cell in self.cells(profile, replicate).traces:
@@ -84,10 +86,7 @@ class Theory(Figure):
                 )
                 frames += [visited, rows]
         table = pd.concat(frames, ignore_index=True)
-        # numbers of random instances stay exact: their deviations are the result
-        rounded = ["objective_reached", *QUANTITIES]
-        table[rounded] = table[rounded].astype("float32").round(5)
-        return table.astype(
+        return rounded(table).astype(
             dict.fromkeys(("experiment", "family", "method", "objective"), "category")
         )
 
@@ -231,6 +230,21 @@ def _draw_bounds(axis, lab: pd.DataFrame, profile: Profile) -> None:
     if rows["estimate"].notna().any():  # an untrained model may have no such step
         axis.set(yscale="log", ylim=(None, 8 * rows["estimate"].max()))  # room for the legend
     axis.legend(frameon=False, fontsize=style.SMALL)
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows, those of the lab with DIGITS decimals.
+
+    Numbers of random instances stay exact: their deviations are the result.
+    """
+    columns = {
+        name: table[name].astype("float32").round(DIGITS[name.partition("_")[0]])
+        for name in QUANTITIES
+    }
+    lab = table["experiment"] == "lab"
+    columns["entropy"] = table["entropy"].where(~lab, table["entropy"].round(DIGITS["entropy"]))
+    reached = table["objective_reached"].astype("float32").round(DIGITS["objective_reached"])
+    return table.assign(**columns, objective_reached=reached)
 
 
 def summarize_steps(steps: pd.DataFrame, profile: Profile) -> list[dict]:
