@@ -6,6 +6,7 @@
 import os
 import re
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 import jinja2
@@ -62,6 +63,7 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
     ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
     ("undecided",): "Undecided in every case",
 }
+CLEAR = tuple(dict.fromkeys(GROUPS.values()))[:3]  # groups that the README names
 EDITIONS = """## What depends on the tokens of the lab
 
 In the first edition of the lab (profile `lab-words`) every word is a token, true statements have no
@@ -93,7 +95,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
         rows=int(headline["p"].notna().sum()),
         tolerance=TOLERANCE,
     )
-    parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts"), findings(verdicts)]
+    parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts"), findings(headline)]
     parts += [_wrapped(reading), headline_table(profile, headline)]
     for number, question in read_document()["questions"].items():
         rows = headline[headline["headline"] == int(number)]
@@ -107,17 +109,22 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
 
 
-def findings(verdicts: pd.DataFrame) -> str:
-    """Summarise the headline verdicts in Markdown, one line for each group of claims."""
-    headline = verdicts[verdicts["headline"] > 0]
+def findings(headline: pd.DataFrame, shown: Collection[str] = tuple(GROUPS.values())) -> str:
+    """Summarise headline verdicts in Markdown, a line for their count and each group of claims.
+
+    Args:
+        headline: Verdicts on headline claims.
+        shown: Groups to name.
+    """
     groups: dict[str, list[str]] = {group: [] for group in GROUPS.values()}
     for title, rows in headline.groupby("title", sort=False):
         kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
-        group = GROUPS.get(kinds, "")
-        if group:
+        if group := GROUPS.get(kinds, ""):
             groups[group].append(f"{_escaped(title)} ({len(rows)})")
     lines = [f"{_counts(headline)}. {_scope(headline)}"]
-    lines += [f"{group}: {'; '.join(titles)}." for group, titles in groups.items() if titles]
+    lines += [
+        f"{name}: {'; '.join(groups[name])}." for name in groups if name in shown and groups[name]
+    ]
     return "".join(_wrapped(f"- {line}", "  ") for line in lines)
 
 
@@ -150,6 +157,11 @@ def _hours(profile: str, *figures: str) -> str:
     known = load_profile(profile)
     needed = FigureCells.union(FIGURES[name].cells(known, 0) for name in figures)
     return f"{figure_hours(known, {'run': needed})['run']:.1f}"
+
+
+def _with_minus(text: str) -> str:
+    """Return a text whose negative numbers have minus signs, not hyphens."""
+    return re.sub(r"-(?=\d)", "−", text)
 
 
 def _escaped(text: str) -> str:
@@ -208,7 +220,8 @@ def _cells(row: pd.Series) -> list[str]:
     in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
     p = p_text(row["p_adjusted"]) or "exact"
     numbers = interval_text(row, ".2f")
-    return [case + weakest, row["verdict"], numbers, in_sd, criterion(row), p, row["marks"]]
+    cells = [numbers, in_sd, criterion(row)]
+    return [case + weakest, row["verdict"], *map(_with_minus, cells), p, row["marks"]]
 
 
 def _table(columns: list[str], rows) -> str:
@@ -238,10 +251,10 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
 
 
 def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
-    """Return the README with count and table of headline verdicts written anew."""
+    """Return the README with findings and table of headline verdicts written anew."""
     headline = verdicts[verdicts["headline"] > 0]
     shown = headline[headline["in_readme"].astype(bool)]
-    text = f"{_counts(headline)}. {_scope(headline)}\n\n{headline_table(profile, shown)}"
+    text = f"{findings(headline, CLEAR)}\n{headline_table(profile, shown)}"
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     return block.sub(lambda _: text, readme)
 
@@ -274,7 +287,7 @@ def _mark_and_estimate(row: pd.Series) -> str:
     else:
         number = forest.format_number(row["estimate"], row["unit"])
     time = " (time)" if row["metric"] == "seconds_ratio" else ""
-    return f"{MARKS[row['verdict']]} {number}{time}".replace("-", "−")
+    return _with_minus(f"{MARKS[row['verdict']]} {number}{time}")
 
 
 def appendix(rows: pd.DataFrame) -> str:
@@ -285,7 +298,8 @@ def appendix(rows: pd.DataFrame) -> str:
         numbers = interval_text(row, ".2f") if is_decided(row) else ""
         case = row["condition"] or "–"
         name = statement if row["claim"] != shown else "″"
-        lines.append([name, case, row["verdict"], numbers, criterion(row), row["marks"]])
+        cells = map(_with_minus, (numbers, criterion(row)))
+        lines.append([name, case, row["verdict"], *cells, row["marks"]])
         shown = row["claim"]
     columns = ["claim", "case", "verdict", "estimate [interval]", "needs", "worlds"]
     return f"{_counts(rows)}; here the intervals alone decide.\n\n{_table(columns, lines)}"

@@ -73,6 +73,9 @@ def test_the_readme_shows_a_few_headlines(verdicts):
     assert "| 1. 20% of the tokens reach dense steering | ✓ +0.20 / ✓ +0.20 |" in written
     assert "| 13. Most junctions lie in the first half |  | ✗ 0.4 |  |" in written
     assert len(re.findall(r"^\| \d", written, re.M)) == 14
+    groups = re.findall(r"^- (\D*):", written, re.M)
+    assert groups
+    assert set(groups) <= {*results_page.CLEAR}
     for worlds, scope in ((1, "Only one world is measured"), (8, "Intervals are over 8 worlds.")):
         of_worlds = verdicts.assign(replicates=worlds)
         assert scope in results_page.with_headline(readme, SMOKE, of_worlds)
