@@ -79,8 +79,9 @@ class Figure2(Figure):
                 ratio = sia.labels["target_ratio"]
                 random = estimates.select(setting, method="random", target_ratio=ratio)
                 differences += [estimates.difference(sia, other) for other in random]
+                rivals = static if ratio in profile.sweep.main_ratios else []
                 differences += [
-                    estimates.difference(sia, other, versus=name) for name, other in static
+                    estimates.difference(sia, other, versus=name) for name, other in rivals
                 ]
         return estimates.summarize(
             [*scores, *differences, *estimates.over_families(differences)], metrics, profile

@@ -57,6 +57,8 @@ def test_estimates_are_means_and_differences_are_paired():
     for family in ("qwen3", "llama", "all"):
         row = pick(table, **(level | {"family": family, "versus": "random"}), objective="all")
         assert ends(row) == pytest.approx([0.375] * 3, abs=ROUNDED)
+    alone = table[(table["replicate"] != "all") & (table["versus"].fillna("") != "")]
+    assert set(alone["objective"]) == {"all"}  # no figure shows other differences
     assert len(rows) == 3 * prompts * samples
 
 
