@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
+
+from sia._numbers import as_number
 
 TOLERANCE = 0.02  # relative; bfloat16 rounds weights by at most 0.004
 
@@ -24,6 +26,19 @@ class ModelIdentity:
 
     name: str
     first_entries: dict[str, float]
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        """Read what `asdict` gave of an identity.
+
+        Raises:
+            TypeError: If it is something else.
+        """
+        identity = cls(**settings)
+        entries = identity.first_entries
+        if not isinstance(entries, dict) or not all(map(_is_number, entries.values())):
+            raise TypeError("first_entries must hold numbers by the names of parameters")
+        return identity
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
@@ -65,3 +80,7 @@ class ModelIdentity:
                 f"this {fitted} reads the hidden states of {fitted_to}, got "
                 f"{other.name or 'a model'} with other weights: fit one to this model"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return not math.isnan(as_number(value))

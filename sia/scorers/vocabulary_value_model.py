@@ -24,9 +24,9 @@ from sia._checkpoints import (
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers.base import Scorer, Session
 from sia.scorers.candidate_values import CandidateValues
-from sia.scorers.loading import check_reproducible, load_backbone
+from sia.scorers.loading import HEADS, check_reproducible, load_backbone, refuse_other_head
 
-HEAD_FILE = "vocabulary_head"
+HEAD_FILE = HEADS["vocabulary head"].removesuffix(".json")
 
 
 class VocabularyValueModel(Scorer):
@@ -55,10 +55,13 @@ class VocabularyValueModel(Scorer):
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
         Raises:
-            ValueError: Before anything is written, if the backbone could not be brought back.
+            ValueError: Before anything is written, if the backbone could not be brought back, or
+                the folder holds a value model.
         """
         check_reproducible(self.backbone)
-        self.backbone.save_pretrained(output_folder(path, "vocabulary head"))
+        folder = output_folder(path, "vocabulary head")
+        refuse_other_head(folder, "vocabulary head")
+        self.backbone.save_pretrained(folder)
         write_checkpoint(path, HEAD_FILE, self.values.state_dict(), {"sizes": self.values.sizes})
 
     @classmethod
