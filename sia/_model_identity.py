@@ -7,7 +7,9 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
+from sia._kv_cache import input_device
 from sia._numbers import as_number
+from sia._offloading import first_entry
 
 TOLERANCE = 0.02  # relative; bfloat16 rounds weights by at most 0.004
 
@@ -43,14 +45,14 @@ class ModelIdentity:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
-        parameters = {
-            name.replace("_orig_mod.", ""): parameter[(0,) * parameter.dim()].float()
+        device = input_device(model)
+        entries = {
+            name.replace("_orig_mod.", ""): entry.to(device)
             for name, parameter in model.named_parameters()
-            if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta
+            if (entry := first_entry(model, name, parameter)) is not None
         }
-        device = model.device
-        entries = torch.stack([entry.to(device) for entry in parameters.values()]).tolist()
-        return cls(str(model.name_or_path or ""), dict(zip(parameters, entries, strict=True)))
+        numbers = torch.stack(list(entries.values())).tolist()  # one transfer from a GPU
+        return cls(str(model.name_or_path or ""), dict(zip(entries, numbers, strict=True)))
 
     def check(self, model: PreTrainedModel, fitted: str) -> None:
         """Check that a model is this one.

@@ -17,6 +17,7 @@ from sia._kv_cache import input_device
 from sia._model_identity import ModelIdentity
 from sia._modes import learning_mode
 from sia._numbers import as_number, seeded_generator, whole_number
+from sia._offloading import with_weights
 from sia.batch import Prompts
 from sia.gates import JunctionGate
 from sia.junctions import JunctionPredictor, poisson_loss
@@ -194,9 +195,11 @@ def fit_vocabulary_value_model(
 
 def output_vectors(model: PreTrainedModel) -> Tensor:
     """Return the output embeddings of a language model, float32 `(vocabulary, hidden)`."""
-    weight = model.get_output_embeddings().weight
-    # a method of layers that torch has quantised
-    return (weight().dequantize() if callable(weight) else weight).detach().float().cpu()
+    layer = model.get_output_embeddings()
+    with with_weights(layer):
+        weight = layer.weight
+        # a method of layers that torch has quantised
+        return (weight().dequantize() if callable(weight) else weight).detach().float().cpu()
 
 
 def check_share(share: float) -> float:

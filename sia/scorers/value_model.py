@@ -287,4 +287,4 @@ def _read_own(
     for name in [name for name in state if name.startswith(BUFFER)]:
         buffer = backbone.get_buffer(name.removeprefix(BUFFER))
         buffer.data = state.pop(name).to(buffer.device)
-    return backbone, published.linear_head(state, folder / HEAD_FILE).to(backbone.device)
+    return backbone, published.linear_head(state, folder / HEAD_FILE).to(input_device(backbone))

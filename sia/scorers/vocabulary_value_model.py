@@ -21,6 +21,7 @@ from sia._checkpoints import (
     refuse_other_content,
     write_checkpoint,
 )
+from sia._kv_cache import input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers.base import Scorer, Session
 from sia.scorers.candidate_values import CandidateValues
@@ -85,7 +86,7 @@ class VocabularyValueModel(Scorer):
         with refuse_other_content(folder, HEAD_FILE):
             values = CandidateValues.from_weights(weights, settings["sizes"])
         backbone = load_backbone(folder, options)
-        return cls(backbone, values.to(backbone.device))
+        return cls(backbone, values.to(input_device(backbone)))
 
 
 class VocabularySession(Session):
