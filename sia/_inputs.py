@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -127,6 +128,8 @@ def _prompt_row(
             )
         try:
             return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses {name} {index}: {error}") from error
         except TypeError as error:  # the Rust library's
             texts = [prompt] if text else [str(message.get("content")) for message in prompt]
             if any(map(holds_half_pair, texts)):

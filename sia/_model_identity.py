@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
+
+from sia._kv_cache import input_device
+from sia._numbers import as_number
+from sia._offloading import first_entry
 
 TOLERANCE = 0.02  # relative; bfloat16 rounds weights by at most 0.004
 
@@ -26,16 +30,29 @@ class ModelIdentity:
     first_entries: dict[str, float]
 
     @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        """Read what `asdict` gave of an identity.
+
+        Raises:
+            TypeError: If it is something else.
+        """
+        identity = cls(**settings)
+        entries = identity.first_entries
+        if not isinstance(entries, dict) or not all(map(_is_number, entries.values())):
+            raise TypeError("first_entries must hold numbers by the names of parameters")
+        return identity
+
+    @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
-        parameters = {
-            name.replace("_orig_mod.", ""): parameter[(0,) * parameter.dim()].float()
+        device = input_device(model)
+        entries = {
+            name.replace("_orig_mod.", ""): entry.to(device)
             for name, parameter in model.named_parameters()
-            if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta
+            if (entry := first_entry(model, name, parameter)) is not None
         }
-        device = model.device
-        entries = torch.stack([entry.to(device) for entry in parameters.values()]).tolist()
-        return cls(str(model.name_or_path or ""), dict(zip(parameters, entries, strict=True)))
+        numbers = torch.stack(list(entries.values())).tolist()  # one transfer from a GPU
+        return cls(str(model.name_or_path or ""), dict(zip(entries, numbers, strict=True)))
 
     def check(self, model: PreTrainedModel, fitted: str) -> None:
         """Check that a model is this one.
@@ -65,3 +82,7 @@ class ModelIdentity:
                 f"this {fitted} reads the hidden states of {fitted_to}, got "
                 f"{other.name or 'a model'} with other weights: fit one to this model"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return not math.isnan(as_number(value))

@@ -188,6 +188,7 @@ def read_prompts(
             "generate(model, tokenizer, …) takes the model first, got a model as the tokenizer"
         )
     check_model(model)
+    check_decoder(model)
     if not isinstance(tokenizer, TextDecoder):
         inside = isinstance(tokenizer, ProcessorMixin)
         raise TypeError(

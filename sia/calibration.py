@@ -39,6 +39,9 @@ def calibrate(
         raise ValueError(f"ratio must be greater than 0 and at most 1, got {ratio}")
     if not isinstance(generations, Sequence):
         raise TypeError(f"generations must be a list of them, got {type(generations).__name__}")
+    others = [type(one).__name__ for one in generations if not isinstance(one, Generation)]
+    if others:
+        raise TypeError(f"generations must be a list of them, got one with a {others[0]}")
     if not any(len(generation.token_ids) for generation in generations):
         raise ValueError("calibration needs at least one generated token, got none")
     return gate_class.fit(generations, share, **settings)

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sia._kv_cache import input_device
 from sia._model_identity import ModelIdentity
 from sia._modes import learning_mode
-from sia._numbers import seeded_generator, whole_number
+from sia._numbers import as_number, seeded_generator, whole_number
+from sia._offloading import with_weights
 from sia.batch import Prompts
 from sia.gates import JunctionGate
 from sia.junctions import JunctionPredictor, poisson_loss
 from sia.scorers.base import Scorer
 from sia.scorers.candidate_values import CandidateValues
 from sia.scorers.q_head import QHead
-from sia.scorers.value_model import ValueModel
+from sia.scorers.value_model import ValueModel, check_value_model
 from sia.scorers.vocabulary_value_model import VocabularyValueModel
 from sia.states import States, collect_states, share_of
 from sia.steering import Steering, divergence, steer
@@ -115,7 +116,7 @@ def fit_junction_gate(
     Raises:
         ValueError: If no state would change, or a number is out of range.
     """
-    check_share(share)
+    share = check_share(share)
     states = collect_states(model, tokenizer, scorer, prompts, beta=beta, seed=seed, **options)
     return train_junction_gate(
         model, scorer, states, share=share, beta=beta, width=width, epochs=epochs, seed=seed
@@ -176,6 +177,7 @@ def fit_vocabulary_value_model(
         seed: Of the responses, the held-out prompts, the initial weights and the order of states.
         **options: Further arguments of `collect_states`.
     """
+    check_value_model(value_model)
     backbone = value_model.backbone
     states = collect_states(
         model, tokenizer, value_model, prompts, beta=beta, seed=seed, backbone=backbone, **options
@@ -193,15 +195,25 @@ def fit_vocabulary_value_model(
 
 def output_vectors(model: PreTrainedModel) -> Tensor:
     """Return the output embeddings of a language model, float32 `(vocabulary, hidden)`."""
-    weight = model.get_output_embeddings().weight
-    # a method of layers that torch has quantised
-    return (weight().dequantize() if callable(weight) else weight).detach().float().cpu()
+    layer = model.get_output_embeddings()
+    with with_weights(layer):
+        weight = layer.weight
+        # a method of layers that torch has quantised
+        return (weight().dequantize() if callable(weight) else weight).detach().float().cpu()
 
 
-def check_share(share: float) -> None:
-    """Raise ValueError for a share of steps that is out of range."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be greater than 0 and at most 1, got {share}")
+def check_share(share: float) -> float:
+    """Return a share of steps as a Python number; ValueError if it is out of range."""
+    number = as_number(share)
+    if not 0 < number <= 1:
+        raise ValueError(f"share must be greater than 0 and at most 1, got {share!r}")
+    return number
+
+
+def check_values_differ(states: States) -> None:
+    """Raise ValueError where no state has candidates of different values: nothing to learn."""
+    if not bool((states.values.amax(1) > states.values.amin(1)).any()):
+        raise ValueError("steering changes no state: the scorer gives all candidates one value")
 
 
 @learning_mode()
@@ -217,14 +229,15 @@ def train_junction_gate(
     seed: int = 0,
 ) -> JunctionFit:
     """Train the predictor on states that `collect_states` returned; see `fit_junction_gate`."""
-    check_share(share)
+    share = check_share(share)
     steering = states.dense_steering(scorer, beta)
     epochs, width = whole_number("epochs", epochs, 1), whole_number("width", width, 1)
     generator = seeded_generator(seed)
     training, held_out = states.split(HELD_OUT, generator)
     hidden, target = training.hidden.float(), training.divergence(steering)
+    check_values_differ(training)
     if not bool((target > 0).any()):
-        raise ValueError("steering changes no state: the scorer gives all candidates one value")
+        raise ValueError("steering changes no state: beta is too small")
     mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
     first, second = nn.Linear(hidden.shape[1], width), nn.Linear(width, 1)
     network = nn.Sequential(first, nn.GELU(), second)
@@ -302,8 +315,10 @@ def train_head(
     epochs, rank = whole_number("epochs", epochs, 1), whole_number("rank", rank, 1)
     generator = seeded_generator(seed)
     training, held_out = states.split(HELD_OUT, generator)
+    check_values_differ(training)
     hidden = training.hidden.float()
     mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
+    vectors = vectors[: steering.scorer.vocabulary_size]  # no other tokens are steered
     head = CandidateValues(hidden.shape[1], len(vectors), rank)
     initialise(head, generator)
     embedded = nn.Linear(vectors.shape[1], rank, bias=False)  # of the output embeddings

@@ -37,8 +37,21 @@ class JunctionPredictor:
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], model: ModelIdentity) -> Self:
-        """Build the predictor from its weights, see `WEIGHTS`."""
+        """Build the predictor from its weights, see `WEIGHTS`.
+
+        Raises:
+            KeyError: If one is missing.
+            ValueError: If they do not fit together, or are not finite.
+        """
         exact = {name: weights[name].detach().float().cpu().contiguous() for name in WEIGHTS}
+        first, *others = (tuple(tensor.shape) for tensor in exact.values())
+        if len(first) != 2 or others != [first[:1], (1, *first[:1]), (1,)]:
+            raise ValueError(
+                "the weights of a junction gate must be of (width, hidden), (width,), (1, width) "
+                f"and (1,), got {', '.join(map(str, (first, *others)))}"
+            )
+        if not all(bool(tensor.isfinite().all()) for tensor in exact.values()):
+            raise ValueError("the weights of a junction gate must be finite, got NaN or infinity")
         return cls(exact, model, hashlib.sha256(safetensors.torch.save(exact)).hexdigest()[:16])
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -46,7 +59,16 @@ class JunctionPredictor:
 
         Args:
             hidden: Hidden states, `(rows, hidden)`.
+
+        Raises:
+            ValueError: If they are of another size than those that it was fitted to.
         """
+        size = self.weights["first.weight"].shape[1]
+        if hidden.shape[1] != size:
+            raise ValueError(
+                f"this junction gate reads hidden states of size {size}, got {hidden.shape[1]}: "
+                "fit one to this model"
+            )
         first, first_bias, second, second_bias = _weights_on(self, hidden.device)
         x = nn.functional.gelu(nn.functional.linear(hidden.float(), first, first_bias))
         log_divergence = nn.functional.linear(x, second, second_bias).squeeze(-1)

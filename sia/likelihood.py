@@ -101,7 +101,9 @@ def log_likelihoods(
             "log-likelihoods need a gate that looks at entropies, hidden states, positions or "
             f"noise, got {gate}"
         )
-    _check_examples(prompts, responses, value_prompts, vocabulary_size(model))
+    # decoding never gives tokens that the scorer lacks
+    shared = check_steering(model, steering, count)
+    _check_examples(prompts, responses, value_prompts, vocabulary_size(model), shared)
     likelihoods: dict[int, Likelihood] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
     for start in range(0, len(order), batch_size):
@@ -114,17 +116,24 @@ def log_likelihoods(
 
 
 def _check_examples(
-    prompts: TokenIds, responses: TokenIds, value_prompts: TokenIds, vocabulary: int
+    prompts: TokenIds,
+    responses: TokenIds,
+    value_prompts: TokenIds,
+    vocabulary: int,
+    shared_vocabulary: int,
 ) -> None:
     if not len(prompts) == len(responses) == len(value_prompts):
         raise ValueError(
             f"prompts, responses and value_prompts must be as many, got {len(prompts)}, "
             f"{len(responses)} and {len(value_prompts)}"
         )
-    for name, sequences in (("prompt", prompts), ("response", responses)):
+    for name, sequences, tokens in (
+        ("prompt", prompts, vocabulary),
+        ("response", responses, shared_vocabulary),
+    ):
         for number, sequence in enumerate(sequences):
             try:
-                check_tokens(name, sequence, vocabulary)
+                check_tokens(name, sequence, tokens)
             except ValueError as error:
                 raise ValueError(f"{name} {number}: {error}") from error
 

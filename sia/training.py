@@ -20,7 +20,7 @@ from sia._inputs import check_tokens, pad_right
 from sia._kv_cache import check_positions
 from sia._modes import learning_mode
 from sia._numbers import as_number, finite_number, whole_number
-from sia.scorers.value_model import ValueModel
+from sia.scorers.value_model import ValueModel, check_value_model
 
 Loss = Literal["mean", "token"]
 LARGEST_REWARD = 1e6
@@ -83,6 +83,7 @@ def distill(
             learned from (an empty response, tokens beyond the vocabulary, an infinite reward).
         FloatingPointError: If the model gives NaN for some examples.
     """
+    check_trainable(value_model)
     if not len(prompts) == len(responses) == len(rewards):
         raise ValueError(
             "prompts, responses and rewards must be as many, "
@@ -122,6 +123,31 @@ def distill(
         lambda indices: progress(sum(lengths[i] for i in indices)),
     )
     return value_model
+
+
+def check_trainable(value_model: ValueModel) -> None:
+    """Check that a value model can learn.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If all its weights are frozen, some are not in memory, or some have a dtype in
+            which AdamW's divisor vanishes.
+    """
+    check_value_model(value_model)
+    weights = list(value_model.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    if not trained:
+        raise ValueError("all weights of the value model are frozen: let some require gradients")
+    if any(weight.is_meta for weight in weights):
+        raise ValueError(
+            "a value model must lie in memory to learn, weights of this one are offloaded: "
+            "load it without device_map"
+        )
+    if any(weight.dtype == torch.float16 for weight in trained):
+        raise ValueError(
+            "weights must be float32 or bfloat16 to learn, got float16: load the value model with "
+            "dtype=torch.float32"
+        )
 
 
 def check_examples(

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from sia._numbers import whole_number
 from sia.cost import Architecture, weights_used
 
 
@@ -60,8 +61,10 @@ class CandidateValues(nn.Module):
         """Build a head from its tensors.
 
         Raises:
-            ValueError: If they do not fit the sizes.
+            ValueError: If they do not fit the sizes, or are not finite.
         """
+        for name, size in sizes.items():
+            whole_number(name, size, 1)
         values = cls(**sizes)
         try:
             values.load_state_dict(dict(weights), assign=True)  # whatever the defaults
@@ -70,4 +73,6 @@ class CandidateValues(nn.Module):
             raise ValueError(
                 f"the weights of the head do not fit {dict(sizes)}: {reason}"
             ) from error
+        if not all(bool(tensor.isfinite().all()) for tensor in values.parameters()):
+            raise ValueError("the weights of the head must be finite, got NaN or infinity")
         return values.eval().requires_grad_(False)

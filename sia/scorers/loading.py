@@ -17,6 +17,9 @@ from sia._memory import ran_out_of_memory
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel  # takes seconds to import
 
+# by what has a head and a backbone in one folder: a file of the head
+HEADS = {"value model": "value_head.safetensors", "vocabulary head": "vocabulary_head.json"}
+
 
 def unwrap(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     """Return the transformers model that PEFT or torch.compile wraps, others as they are.
@@ -113,6 +116,23 @@ def load_backbone(folder: str | Path, options: Mapping[str, Any]) -> PreTrainedM
             f"{', '.join(sorted(loading['missing_keys']))}"
         )
     return backbone
+
+
+def refuse_other_head(folder: Path, title: str) -> None:
+    """Raise ValueError if a folder holds the head of another scorer with a backbone.
+
+    The backbone that is to be saved would take the place of the one that this head reads.
+
+    Args:
+        folder: Where to save.
+        title: What is saved, of HEADS.
+    """
+    for other, file in HEADS.items():
+        if other != title and (folder / file).exists():
+            raise ValueError(
+                f"a {title} cannot be saved in {folder}: it holds a {other} ({file}), which would "
+                "be left with another backbone"
+            )
 
 
 def check_reproducible(

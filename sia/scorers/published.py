@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from sia._checkpoints import DamagedFileError, reading
-from sia._kv_cache import backbone_of
+from sia._kv_cache import backbone_of, input_device
 from sia.scorers.loading import output_size, reading_weights
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def read(
         )
     head = _read_head(folder / HEAD_FILE)
     merged = load_adapter(model, adapter, source).merge_and_unload()
-    return backbone_of(merged), head.to(merged.device)
+    return backbone_of(merged), head.to(input_device(merged))
 
 
 def _check_complete(folder: Path, adapter: Path) -> None:
@@ -137,7 +137,8 @@ def load_adapter(
         with reading(f"the adapter in {adapter}"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, adapter, **places)
+            # trainable, so that `distill` goes on with it
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True, **places).eval()
             expected = get_peft_model_state_dict(adapted)
             weights = load_peft_weights(str(adapter), device="cpu", **places)
             if foreign := sorted(set(weights) - set(expected)):

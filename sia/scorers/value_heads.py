@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sia._kv_cache import backbone_of
+from sia._kv_cache import backbone_of, input_device
 from sia.scorers import published
 from sia.scorers.loading import load_backbone
 
@@ -66,7 +66,7 @@ def read(
     if not (folder / published.ADAPTER_CONFIG).is_file():
         published.refuse_backbone(folder, backbone)
         model = load_backbone(folder, options)
-        return model, head.to(model.device)
+        return model, head.to(input_device(model))
     source = backbone or published.read_json(folder / published.ADAPTER_CONFIG).get(
         "base_model_name_or_path"
     )
@@ -77,7 +77,7 @@ def read(
         )
     model = published.load_backbone(source, "causal_lm", options)
     merged = published.load_adapter(model, folder, source).merge_and_unload()
-    return backbone_of(merged), head.to(merged.device)
+    return backbone_of(merged), head.to(input_device(merged))
 
 
 def _tensors(file: Path, names: set[str]) -> dict[str, Tensor]:

@@ -20,10 +20,12 @@ from sia._prefix_cache import CachedPrefixes
 from sia.scorers import adapters, published, value_heads
 from sia.scorers.base import CachedSession, Scorer
 from sia.scorers.loading import (
+    HEADS,
     cast_buffers,
     check_reproducible,
     load_backbone,
     output_size,
+    refuse_other_head,
     tokenizer_beside,
     unwrap,
 )
@@ -31,7 +33,7 @@ from sia.scorers.loading import (
 if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
 
-HEAD_FILE = "value_head.safetensors"
+HEAD_FILE = HEADS["value model"]
 BUFFER = "backbone."  # prefix of buffers in this file
 
 
@@ -122,12 +124,13 @@ class ValueModel(nn.Module, Scorer):
 
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back bit
-                for bit (several adapters in its layers, say), or the folder holds an adapter and
-                this is to be a whole model, or the other way round.
+                for bit (several adapters in its layers, say), or the folder holds a vocabulary
+                head, an adapter where this is to be a whole model, or the other way round.
         """
         adapter = adapters.sole_adapter(self.backbone)
         check_reproducible(self.backbone, adapter)
         folder = output_folder(path, "value model")
+        refuse_other_head(folder, "value model")
         other = published.MODEL_CONFIG if adapter else published.ADAPTER_CONFIG
         if (folder / other).exists():
             kinds = ("a whole model", "an adapter")[:: -1 if adapter is None else 1]
@@ -233,6 +236,12 @@ class ValueSession(CachedSession):
         return self.prefixes.last(rows, responses, lengths)
 
 
+def check_value_model(model: Any) -> None:
+    """Raise TypeError for what is no value model, and so has no backbone of its own to learn."""
+    if not isinstance(model, ValueModel):
+        raise TypeError(f"value_model must be a ValueModel, got {type(model).__name__}")
+
+
 def _is_own(folder: Path) -> bool:
     """Return whether `save_pretrained` wrote the head, whatever older files lie beside it."""
     try:
@@ -278,4 +287,4 @@ def _read_own(
     for name in [name for name in state if name.startswith(BUFFER)]:
         buffer = backbone.get_buffer(name.removeprefix(BUFFER))
         buffer.data = state.pop(name).to(buffer.device)
-    return backbone, published.linear_head(state, folder / HEAD_FILE).to(backbone.device)
+    return backbone, published.linear_head(state, folder / HEAD_FILE).to(input_device(backbone))

@@ -21,12 +21,13 @@ from sia._checkpoints import (
     refuse_other_content,
     write_checkpoint,
 )
+from sia._kv_cache import input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers.base import Scorer, Session
 from sia.scorers.candidate_values import CandidateValues
-from sia.scorers.loading import check_reproducible, load_backbone
+from sia.scorers.loading import HEADS, check_reproducible, load_backbone, refuse_other_head
 
-HEAD_FILE = "vocabulary_head"
+HEAD_FILE = HEADS["vocabulary head"].removesuffix(".json")
 
 
 class VocabularyValueModel(Scorer):
@@ -55,10 +56,13 @@ class VocabularyValueModel(Scorer):
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
         Raises:
-            ValueError: Before anything is written, if the backbone could not be brought back.
+            ValueError: Before anything is written, if the backbone could not be brought back, or
+                the folder holds a value model.
         """
         check_reproducible(self.backbone)
-        self.backbone.save_pretrained(output_folder(path, "vocabulary head"))
+        folder = output_folder(path, "vocabulary head")
+        refuse_other_head(folder, "vocabulary head")
+        self.backbone.save_pretrained(folder)
         write_checkpoint(path, HEAD_FILE, self.values.state_dict(), {"sizes": self.values.sizes})
 
     @classmethod
@@ -82,7 +86,7 @@ class VocabularyValueModel(Scorer):
         with refuse_other_content(folder, HEAD_FILE):
             values = CandidateValues.from_weights(weights, settings["sizes"])
         backbone = load_backbone(folder, options)
-        return cls(backbone, values.to(backbone.device))
+        return cls(backbone, values.to(input_device(backbone)))
 
 
 class VocabularySession(Session):

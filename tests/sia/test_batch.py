@@ -162,6 +162,13 @@ def test_an_encoder_decoder_is_refused():
         tiny.generate(T5ForConditionalGeneration(config), [[7]])
 
 
+def test_a_model_without_a_head_is_refused():
+    """As AutoModel loads it, in place of AutoModelForCausalLM."""
+    message = "steering needs a decoder-only language model, got Qwen3Model"
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(tiny.language_model("qwen3").model, [[7]])
+
+
 @pytest.mark.parametrize(
     ("build_scorer", "fits", "message"),
     [  # of 128 positions; the prompt takes 100

@@ -254,6 +254,10 @@ TOKENS = "tokens must be a whole number of at least 0, got "
             "generations must be a list of them, got Generation",
         ),
         (
+            lambda: calibrate(EntropyGate, [*BASE, [7, 8]], 0.2),
+            "generations must be a list of them, got one with a list",
+        ),
+        (
             lambda: calibrate(EntropyGate, [], 0.2),
             "calibration needs at least one generated token, got none",
         ),

@@ -79,6 +79,15 @@ def test_chats_are_read_by_the_template():
     assert read(several) == [[7, 8, 9]] * 2
 
 
+def test_a_chat_that_the_template_refuses_is_named():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    user = [{"role": "user", "content": "w7"}]
+    message = "the chat template refuses prompt 1: no system role"
+    with pytest.raises(ValueError, match=message):
+        prompt_ids([[7], user], "prompt", tokenizer)
+
+
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
 STEERING = Steering(VALUES, EveryToken(), 2.0)
 

@@ -1,6 +1,8 @@
 """Gates and values that read hidden states, against slow passes over whole sequences."""
 
+import json
 import math
+from dataclasses import asdict
 from functools import cache
 
 import numpy as np
@@ -21,6 +23,7 @@ from sia import (
     RandomGate,
     SteeredGenerate,
     Steering,
+    ValueModel,
     VocabularyValueModel,
     best_of_n,
     calibrate,
@@ -319,6 +322,66 @@ def test_checkpoints_of_other_content_are_refused(load, name, settings, reason, 
         load.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "entry", "value", "reason"),
+    [
+        ("junction_gate", "model", {"name": "", "first_entries": None}, "must hold numbers by the"),
+        ("junction_gate", "model", {"name": "", "first_entries": [1]}, "must hold numbers by the"),
+        ("q_head", "model", {"name": "", "first_entries": {"a": "x"}}, "must hold numbers by the"),
+        ("q_head", "sizes", {"hidden": 32, "vocabulary": 60, "rank": -1}, "rank must be a whole"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(name, entry, value, reason, tmp_path):
+    saved = {"junction_gate": JunctionGate(1.0, predictor()), "q_head": q_head()}[name]
+    saved.save_pretrained(tmp_path)
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {entry: value}))
+    with pytest.raises(ValueError, match=reason):
+        type(saved).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"second.weight": torch.ones(1, 3)}, r"must be of \(width, hidden\), .* got .*\(1, 3\)"),
+        ({"second.bias": torch.tensor([torch.nan])}, "must be finite, got NaN or infinity"),
+        ({"first.weight": torch.ones(6, 16)}, "reads hidden states of size 16, got 32: fit one"),
+    ],
+)
+def test_weights_of_a_gate_that_do_not_fit_are_refused(change, message, tmp_path):
+    """Other sizes of a layer, and NaN, on loading; those of another model at the first step."""
+    gate = JunctionGate(0.0, predictor())
+    write_checkpoint(
+        tmp_path,
+        "junction_gate",
+        {**gate.predictor.weights, **change},
+        {"threshold": 0.0, "model": asdict(gate.predictor.model)},
+    )
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(MODEL, [[7]], Steering(VALUES, JunctionGate.from_pretrained(tmp_path)))
+
+
+def test_a_head_of_nan_is_refused(tmp_path):
+    head = q_head()
+    with torch.no_grad():
+        head.values.bias.weight[3] = torch.nan
+    head.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the weights of the head must be finite, got NaN"):
+        QHead.from_pretrained(tmp_path)
+
+
+def test_heads_that_would_read_another_backbone_are_kept_from_it(tmp_path):
+    value, vocabulary = tiny.value_model("qwen3"), vocabulary_value_model()
+    value.save_pretrained(tmp_path / "value")
+    vocabulary.save_pretrained(tmp_path / "vocabulary")
+    with pytest.raises(ValueError, match=r"it holds a value model \(value_head.safetensors\), whi"):
+        vocabulary.save_pretrained(tmp_path / "value")
+    with pytest.raises(ValueError, match=r"it holds a vocabulary head \(vocabulary_head.json\), w"):
+        value.save_pretrained(tmp_path / "vocabulary")
+    assert isinstance(ValueModel.from_pretrained(tmp_path / "value"), ValueModel)
+    vocabulary.save_pretrained(tmp_path / "vocabulary")
+
+
 def test_another_model_is_refused():
     other = tiny.language_model("qwen3", seed=7)
     for steering, fitted in (
@@ -439,8 +502,43 @@ def test_a_scorer_without_preferences_is_refused():
         flat.values.bias.weight.zero_()
     with pytest.raises(ValueError, match="steering changes no state: the scorer gives all"):
         fit_junction_gate(MODEL, tiny.tokenizer(), flat, PROMPTS, max_new_tokens=3, progress=False)
-    with pytest.raises(ValueError, match="share must be greater than 0 and at most 1, got 0"):
-        fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, share=0)
+    for share in (0, "0.2", None):
+        message = f"share must be greater than 0 and at most 1, got {share!r}"
+        with pytest.raises(ValueError, match=message):
+            fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, share=share)
+
+
+@pytest.mark.parametrize(
+    ("fit", "flat"), [(fit_q_head, "Q-head"), (fit_vocabulary_value_model, "value model")]
+)
+def test_a_head_of_values_without_differences_is_refused(fit, flat):
+    teacher = tiny.value_model("qwen3") if flat == "value model" else q_head()
+    layers = [teacher.head] if flat == "value model" else [teacher.values.tokens]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.zero_()
+        if flat == "Q-head":
+            teacher.values.bias.weight.zero_()
+    options = {"max_new_tokens": 3, "progress": False}
+    for scorer, further in ((teacher, {}), (VALUES, {"candidates": 1})):
+        with pytest.raises(ValueError, match="the scorer gives all candidates one value"):
+            fit(MODEL, tiny.tokenizer(), scorer, PROMPTS, **options, **further)
+
+
+@pytest.mark.parametrize("scorer", [q_head(), VALUES + VALUES])
+def test_only_a_value_model_has_a_backbone_for_a_vocabulary_head(scorer):
+    with pytest.raises(TypeError, match=f"must be a ValueModel, got {type(scorer).__name__}"):
+        fit_vocabulary_value_model(MODEL, tiny.tokenizer(), scorer, PROMPTS)
+
+
+@pytest.mark.parametrize("fit", [fit_q_head, fit_vocabulary_value_model])
+def test_heads_have_the_tokens_of_their_teacher(fit):
+    """Of a language model whose vocabulary is padded further."""
+    model = tiny.language_model("qwen3", vocabulary=64)
+    options = {"max_new_tokens": 3, "progress": False, "epochs": 1}
+    head = fit(model, tiny.tokenizer(), VALUES, PROMPTS, **options).scorer
+    assert head.vocabulary_size == tiny.VOCABULARY
+    assert tiny.generate(model, PROMPTS, Steering(head, EveryToken(), beta=2.0))
 
 
 @pytest.mark.parametrize(

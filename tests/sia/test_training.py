@@ -94,6 +94,21 @@ def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda model: model.requires_grad_(False), ValueError, "all weights .* are frozen"),
+        (lambda model: model.half(), ValueError, "must be float32 or bfloat16 .* got float16"),
+        (lambda model: model.to("meta"), ValueError, "must lie in memory to learn, weights of"),
+        (lambda model: model.backbone, TypeError, "must be a ValueModel, got Qwen3Model"),
+    ],
+)
+def test_distill_refuses_what_cannot_learn(change, error, message):
+    settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
+    with pytest.raises(error, match=message):
+        distill(change(new_model()), [[5]], [[7]], [1.0], **settings)
+
+
 def test_training_that_would_end_in_nan_stops():
     model = new_model()
     torch.nn.init.constant_(model.head.bias, torch.nan)

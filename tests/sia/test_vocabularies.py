@@ -65,6 +65,10 @@ def test_searches_experts_and_likelihoods_take_padding_too(size):
     assert max(max(tokens) for tokens in tiny.tokens(best)) < min(size, 68)
     likelihoods = log_likelihoods(model, steering, PROMPTS, [[7, 8]] * len(PROMPTS))
     assert all(likelihood.total > -torch.inf for likelihood in likelihoods)
+    if size < 68:  # no response has tokens that the scorer lacks
+        message = "response 0: token ids must be at least 0 and below the vocabulary of 64 tokens"
+        with pytest.raises(ValueError, match=message):
+            log_likelihoods(model, steering, [[7]], [[65, 2]])
 
 
 def test_prompts_of_the_scorer_may_have_tokens_that_the_model_lacks():

@@ -351,7 +351,7 @@ def check_fitted_to(base: Source, source: Source, file: str) -> None:
     """Raise ValueError for a gate or head of another model, as far as the base's files tell it."""
     _, settings = read_checkpoint(source.id, file, source.subfolder, source.revision)
     with refuse_other_content(source.id, file):
-        identity, entries = ModelIdentity(**settings["model"]), {}
+        identity, entries = ModelIdentity.from_settings(settings["model"]), {}
     folder = local_folder(base.id, "model", base.subfolder, base.revision)
     for path in folder.glob("*.safetensors"):
         with reading(f"the model {base.id}"), safe_open(path, framework="pt") as tensors:

@@ -6,6 +6,7 @@ from typing import Any
 
 try:  # transformers would name a package "sia", which is another one
     from sia import EntropyGate, SteeredGenerate, Steering, ValueModel
+    from sia._kv_cache import input_device
     from sia.integrations.transformers import taken_stop_strings
 except ImportError as error:
     raise ImportError(
@@ -80,7 +81,7 @@ def generate(
     else:
         if isinstance(value_model, str | Path):
             value_model = load_values(
-                str(value_model), **place, dtype=model.dtype, device_map=str(model.device)
+                str(value_model), **place, dtype=model.dtype, device_map=str(input_device(model))
             )
         else:
             refuse_beside("a value_model in memory", **place)

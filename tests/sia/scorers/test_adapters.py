@@ -20,6 +20,7 @@ from sia import (
     StepTokenScorer,
     ValueModel,
     VocabularyValueModel,
+    distill,
 )
 from sia.scorers.candidate_values import CandidateValues
 from tests.helpers import tiny
@@ -75,6 +76,20 @@ def test_adapters_of_value_models_are_restored_bit_for_bit(auto_class, settings,
         torch.testing.assert_close(loaded.state_dict(), values.state_dict(), atol=0, rtol=0)
         torch.testing.assert_close(loaded(IDS), values(IDS))
         loaded.save_pretrained(saved)  # and once more
+
+
+def test_a_loaded_adapter_goes_on_learning(tmp_path):
+    value_model(lora(BACKBONE, base(tmp_path))).save_pretrained(tmp_path / "values")
+    loaded = ValueModel.from_pretrained(tmp_path / "values")
+    assert not any(module.training for module in loaded.modules())
+    before = {name: weight.clone() for name, weight in loaded.named_parameters()}
+    distill(
+        loaded, [[7, 8]], [[9, 2]], [1.0],
+        loss="mean", epochs=1, learning_rate=1e-2, batch_size=1, seed=0,
+    )  # fmt: skip
+    changed = {name for name, weight in loaded.named_parameters() if not weight.equal(before[name])}
+    assert {name for name in changed if "head" not in name}
+    assert all("lora_" in name or "head" in name for name in changed)
 
 
 @pytest.mark.parametrize(
