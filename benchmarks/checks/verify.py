@@ -16,7 +16,7 @@ from benchmarks.analysis import claims, tables
 from benchmarks.checks import assets
 from benchmarks.figures.base import Figure
 from benchmarks.report import editions, forest, render
-from benchmarks.runtime.files import read_json, sha256
+from benchmarks.runtime.files import sha256
 from benchmarks.runtime.fingerprints import drawing_code
 from benchmarks.spec.profile import Profile
 
@@ -42,9 +42,9 @@ def damage(folder: Path) -> Iterator[str]:
     """Yield a sentence for each file in a folder that is not what its provenance describes."""
     for path in sorted(folder.glob("*.json")):
         try:
-            hashes = read_json(path)["sha256"]
-        except (ValueError, KeyError):
-            yield f"{path} is no readable provenance"
+            hashes = tables.read_entries(path)["sha256"]
+        except ValueError as error:
+            yield str(error)
             continue
         for file in tables.changed_files(folder, hashes):
             yield f"{path.with_name(file)} is missing or not the file that {path.name} describes"

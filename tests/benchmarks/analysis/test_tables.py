@@ -179,6 +179,45 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert verify(1)[1] == f"damaged: {extra} is not described by digests.json"
 
 
+@pytest.mark.parametrize("command", ["verify", "claims"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"sha256": None},
+        {"sha256": {}},
+        {"sha256": ["figure3.csv"]},
+        {"inputs": []},
+        {"hardware": None},
+        {"git_commit": 7, "replicates": 2},
+    ],
+)
+def test_a_provenance_that_lacks_an_entry_is_damaged(drawn_table, capsys, command, damage):
+    path = drawn_table / "results/smoke/figure3.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    capsys.readouterr()
+    sentence = (
+        f"{path} does not say {', '.join(damage)} (damaged?): restore it, or measure again with "
+        "FRESH=1\n"
+    )
+    code = main([command, "--profile", "smoke"])
+    printed = capsys.readouterr()
+    if command == "verify":
+        last = "verify: 1 tables of profile smoke, 1 damaged; 0 outdated\n"
+        assert (code, printed.out) == (1, f"damaged: {sentence}{last}")
+    else:
+        assert (code, printed.err) == (2, f"error: {sentence}")
+
+
+def test_a_table_is_damaged_where_its_provenance_names_a_folder(drawn_table, capsys):
+    path = drawn_table / "results/smoke/figure3.json"
+    provenance = json.loads(path.read_text())
+    hashes = provenance["sha256"] | {"..": "0"}
+    path.write_text(json.dumps(provenance | {"sha256": hashes}))
+    assert main(["verify", "--profile", "smoke"]) == 1
+    damaged = f"damaged: {path.with_name('..')} is missing or not the file that figure3.json"
+    assert damaged in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "file"),
     [("figure3", "figure3.csv"), ("figure3", "figure3.parquet"), ("figures", "figure3.parquet")],
