@@ -254,7 +254,20 @@ def read_drawings(profile: Profile) -> dict:
         ValueError: The file is damaged.
     """
     path = FIGURES / profile.name / DRAWN
-    return read_json(path) if path.exists() else {}
+    drawn = read_json(path) if path.exists() else {}
+    damaged = sorted(name for name, entry in drawn.items() if not _is_drawing(entry))
+    if damaged:
+        raise ValueError(
+            f"{path} does not say how {', '.join(damaged)} was drawn (damaged?): restore it, or "
+            "delete it and draw anew"
+        )
+    return drawn
+
+
+def _is_drawing(entry: object) -> bool:
+    if not isinstance(entry, dict) or not {"table", "code"} <= entry.keys():
+        return False
+    return isinstance(entry.get("files"), dict)
 
 
 def _tables_lock(profile: Profile) -> FileLock:
