@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require_counts
+from benchmarks.runtime.command_line import (
+    RESUMES,
+    Parser,
+    exit_code,
+    path,
+    require_counts,
+    require_new,
+)
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import file_states
 from benchmarks.runtime.workers import ThisProcess, Workers, load_ray_workers
@@ -77,8 +84,7 @@ def annotate(options: argparse.Namespace) -> None:
     from sia._kv_cache import position_count
 
     require_counts(options, "longest", "limit", "batch_tokens")
-    if options.output.exists():
-        raise ValueError(f"{options.output} is there already: name another output, or delete it")
+    require_new(options.output)
     gpus = load_ray_workers().gpus() if options.executor == "ray" else None
     device, dtype = choose_device(options.device, gpus=gpus)
     disable_progress_bar()

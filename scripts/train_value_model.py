@@ -31,6 +31,7 @@ from benchmarks.runtime.command_line import (
     path,
     require,
     require_counts,
+    require_folder,
 )
 
 # isort: split
@@ -139,6 +140,7 @@ def train(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{options.output} has a value model already: name another output, or delete it"
         )
+    require_folder(options.output)
     source = fetch(Source(options.backbone, options.revision))
     tokenizer = tokenizer_of(source)
     require_template(tokenizer)

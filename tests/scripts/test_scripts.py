@@ -238,6 +238,9 @@ def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
         f"error: {data} is there already: name another output, or delete it"
         in capsys.readouterr().err
     )
+    assert annotate({**places, "reward": "nobody/nothing"}, data / "below.jsonl") == 2
+    message = f"error: --output must be written to a folder, got the file {data}\n"
+    assert capsys.readouterr().err == message
     for content in (b'{"data": "other"}\n', b"notes\n", b"\xff\n"):
         (tmp_path / "x.jsonl.part").write_bytes(content)
         assert annotate(places, tmp_path / "x.jsonl") == 2
@@ -459,6 +462,11 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
 
     there = f"error: {trained} has a value model already: name another output, or delete it"
     assert error(data, trained) == there
+    unread = places | {"base": "nobody/nothing"}
+    for output in (data, data / "below"):
+        assert train_value_model.main(training(unread, data, output)) == 2
+        message = f"error: --output must be written to a folder, got the file {data}\n"
+        assert capsys.readouterr().err == message
     for option, value, message in (
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
         ("--heldout", "1.5", "--heldout must be at least 0 and below 1, got 1.5"),
