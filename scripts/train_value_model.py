@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
@@ -97,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--backbone", required=True, help="Hub id or folder")
+    # model_config.json keeps it, for readers that know no ~
+    add("--backbone", required=True, type=expanduser, help="Hub id or folder")
     add("--revision", default="main", help="of the backbone")
     add("--model-type", choices=KINDS, default="causal_lm", help="what the backbone is loaded as")
     add("--data", required=True, type=path, nargs="+", help="annotated JSON lines")

@@ -363,6 +363,15 @@ def test_a_trained_model_has_the_published_layout_and_loads(trained, places):
     assert values_of(trained).std() > 0
 
 
+def test_a_backbone_in_the_home_folder_is_named_by_its_path(places, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(places["base"].parent))
+    arguments = training(places | {"base": "~/base"}, data, tmp_path, "--epochs", "1")
+    assert train_value_model.main(arguments) == 0
+    config = json.loads((tmp_path / "model_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(places["base"])
+    assert values_of(tmp_path).shape == (1, 20)
+
+
 def test_values_learn_their_rewards(places, data, tmp_path):
     """Many epochs on a few examples: the mean of the token values comes close to each reward."""
     assert (
