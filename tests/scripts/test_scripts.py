@@ -9,20 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
 from benchmarks.runtime.workers import ThisProcess
 from benchmarks.subjects.hub import annotation
 from scripts import annotate_rewards, compare, train_value_model
-from sia import RewardScorer, ValueModel
+from sia import Generation, RewardScorer, ValueModel
 from tests.helpers import hub_folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -578,6 +581,40 @@ def test_both_answers_stand_side_by_side(places, capsys):
     assert "error: --max-new-tokens must be at least 1, got 0" in capsys.readouterr().err
     assert compare.main(arguments[:2]) == 2
     assert "error: --model and --value-model go together" in capsys.readouterr().err
+
+
+def cleaning_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose decoder removes spaces before punctuation, and joins bytes to letters."""
+    letters = [("▁", -2.0), *((letter, -3.0) for letter in "?,.'nstéx")]
+    words = [(f"▁{word}", -1.0) for word in ("it", "is", "a", "cake", "do")]
+    pieces = [("<unk>", 0.0), *letters, *words, ("<0xC3>", -9.0), ("<0xB6>", -9.0)]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", clean_up_tokenization_spaces=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        ("▁it ▁ ' s ▁a ▁cake", ["it", "", "", "'s", " a", " cake"]),
+        ("▁is ▁it ▁ ? ▁it ▁is", ["is", " it", "", "?", " it", " is"]),
+        ("▁a ▁cake ▁ , ▁it ▁is", ["a", " cake", "", ",", " it", " is"]),
+        ("▁a ▁ x <0xC3> <0xB6> x", ["a", " ", "x", "", "ö", "x"]),
+        ("▁a ▁ x <0xC3>", ["a", " ", "x", "\ufffd"]),
+        ("", []),
+    ],
+)
+def test_the_shown_answer_is_the_decoded_one(tokens, shown):
+    tokenizer = cleaning_tokenizer()
+    ids = np.array(tokenizer.convert_tokens_to_ids(tokens.split()), dtype=int)
+    zeros = np.zeros(len(ids))
+    generation = Generation(None, ids, zeros, zeros > 0, ids, zeros, finished=True)
+    texts = [space + word for space, word, _ in compare.styled_tokens(tokenizer, generation)]
+    assert texts == shown
+    assert "".join(texts) == tokenizer.decode(ids)
 
 
 def test_prompts_come_from_a_pipe_without_being_asked_for(places, capsys, monkeypatch):
