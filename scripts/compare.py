@@ -107,7 +107,7 @@ def load(
     """Return language model and tokenizer, value model and its tokenizer.
 
     Raises:
-        ValueError: If one of the two models is missing.
+        ValueError: If one of the two models is missing, or is only described.
         FileNotFoundError: If the lab's models are not there.
     """
     disable_progress_bar()
@@ -116,6 +116,8 @@ def load(
             "--model and --value-model go together: name both, or neither for the lab's"
         )
     if not options.model:
+        if options.subfolder or options.backbone:
+            raise ValueError("--subfolder and --backbone belong to --value-model: name it, too")
         options.chat = True
         lab = LabModels.load()
         return lab.model, lab.tokenizer, lab.values, lab.tokenizer

@@ -583,6 +583,13 @@ def test_both_answers_stand_side_by_side(places, capsys):
     assert "error: --model and --value-model go together" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--subfolder", "--backbone"])
+def test_options_of_a_value_model_need_one(option, capsys):
+    assert compare.main([option, "x", "--prompt", "hi"]) == 2
+    message = "error: --subfolder and --backbone belong to --value-model: name it, too\n"
+    assert capsys.readouterr().err == message
+
+
 def cleaning_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer whose decoder removes spaces before punctuation, and joins bytes to letters."""
     letters = [("▁", -2.0), *((letter, -3.0) for letter in "?,.'nstéx")]
