@@ -66,7 +66,8 @@ def annotate(options: argparse.Namespace) -> None:
     """Score every example and write those that are not too long.
 
     Raises:
-        ValueError: For an option, a reward model or an output that cannot be used.
+        ValueError: For an option, a reward model or an output that cannot be used, or if no example
+            can be scored.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -132,14 +133,18 @@ def annotate(options: argparse.Namespace) -> None:
     scored = [
         line for line, reward in zip(lines, rewards, strict=True) if isinstance(reward, float)
     ]
-    write_text(options.output, "".join(scored))
-    partial.unlink()
     refused = rewards.count(REFUSED)
-    print(
-        f"{options.output}: {len(scored)} examples,"
-        f" {rewards.count(TOO_LONG)} left out with more than {longest} tokens"
-        + (f", {refused} that the chat template refuses" if refused else "")
+    left_out = f"{rewards.count(TOO_LONG)} left out with more than {longest} tokens" + (
+        f", {refused} that the chat template refuses" if refused else ""
     )
+    if scored:
+        write_text(options.output, "".join(scored))
+    partial.unlink()
+    if not scored:
+        raise ValueError(
+            f"{options.data} must have examples that can be scored, got none, {left_out}"
+        )
+    print(f"{options.output}: {len(scored)} examples, {left_out}")
 
 
 def workers_for(executor: str, device: str):

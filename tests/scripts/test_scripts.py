@@ -162,6 +162,12 @@ def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys)
     assert (
         f"{kept} examples, {8 - kept} left out with more than 70 tokens" in capsys.readouterr().out
     )
+    assert annotate(places, tmp_path / "none.jsonl", "--longest", "3") == 2
+    message = (
+        "must have examples that can be scored, got none, 8 left out with more than 3 tokens\n"
+    )
+    assert capsys.readouterr().err.endswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.jsonl"]
     assert annotate(places, tmp_path / "two.jsonl", "--limit", "2") == 0
     assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 2
 
