@@ -112,4 +112,4 @@ def follows(table: pd.DataFrame, path: Path) -> bool:
 
 
 def _make(target: str, profile: Profile) -> str:
-    return f"make {target} PROFILE={profile.name} recreates it"
+    return f"make {target} {profile.make_options} recreates it"
