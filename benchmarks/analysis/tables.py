@@ -190,8 +190,8 @@ def read_entries(path: Path) -> dict:
         ValueError: An entry is missing, or is none of its kind.
     """
     provenance = read_json(path)
-    said = {name for name, kind in ENTRIES.items() if isinstance(provenance.get(name), kind)}
-    lacking = ENTRIES.keys() - {name for name in said if provenance[name]}
+    present = {name for name, kind in ENTRIES.items() if isinstance(provenance.get(name), kind)}
+    lacking = ENTRIES.keys() - {name for name in present if provenance[name]}
     if not isinstance(provenance.get("inputs", {}), dict):  # a table of given models names them
         lacking.add("inputs")
     if lacking:
