@@ -390,9 +390,8 @@ class Decoding:
         if self.hooks.warp:
             scores = self.hooks.warp(None, scores)
         candidates = prediction.candidates
-        if self.hooks.temperature == 0:  # ties: the lowest token, as argmax decides
-            best = scores == scores.amax(1, keepdim=True)
-            return candidates.where(best, prediction.logits.shape[1] - 1).amin(1)
+        if self.hooks.temperature == 0:
+            return _sampling.greedy_token(scores, candidates)
         chosen = _sampling.choose(scores, noise, self.hooks.temperature)
         return candidates.gather(1, chosen[:, None]).squeeze(1)
 
@@ -402,8 +401,7 @@ class Decoding:
         Raises:
             ValueError: If no token is left to a row.
         """
-        beyond = torch.arange(logits.shape[1], device=logits.device) >= self.vocabulary
-        logits = logits.masked_fill(beyond, -torch.inf)
+        logits = _sampling.without_tokens_from(logits, self.vocabulary)
         stuck = (logits == -torch.inf).all(1) & self.alive
         if bool(stuck.any()):
             prompt = self.prompt_indices[int(self.rows[stuck][0]) // self.samples]

@@ -201,9 +201,11 @@ def checkpoint_hooks(
     check_generation_config(config)
     padding = model.config.get_text_config().vocab_size  # processors know it as no token
     processors = LogitsProcessorList(
-        MinLengthOfRows(p, padding) if type(p) is MinLengthLogitsProcessor else p
-        for p in processors
+        p for p in processors if type(p) is not MinLengthLogitsProcessor
     )
+    if settings.min_length and settings.min_new_tokens is None and stop_tokens:
+        ends = torch.tensor(stop_tokens, device=input_ids.device)
+        processors.append(MinLengthOfRows(settings.min_length, ends, padding))
     return replace(Hooks.prepared(processors, criteria, config, candidates), padding=padding)
 
 
@@ -211,14 +213,13 @@ class MinLengthOfRows(LogitsProcessor):
     """Lets no row end before it has `min_length` tokens; that of transformers counts padding.
 
     Args:
-        processor: That of transformers, with the length and the tokens that end a row.
+        min_length: Tokens of prompt and response.
+        stop_tokens: Token ids that end a response.
         padding: Token id that stands for padding.
     """
 
-    def __init__(self, processor: MinLengthLogitsProcessor, padding: int):
-        self.min_length = processor.min_length
-        self.stop_tokens = processor.eos_token_id
-        self.padding = padding
+    def __init__(self, min_length: int, stop_tokens: Tensor, padding: int):
+        self.min_length, self.stop_tokens, self.padding = min_length, stop_tokens, padding
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -64,6 +64,10 @@ CHECKPOINTS = {
         {"min_new_tokens": 12},
         lambda n: [MinNewTokensLengthLogitsProcessor(n, 12, torch.tensor([tiny.EOS]))],
     ),
+    "short": (
+        {"min_new_tokens": 3},
+        lambda n: [MinNewTokensLengthLogitsProcessor(n, 3, torch.tensor([tiny.EOS]))],
+    ),
     "shortest of all tokens": (
         {"min_length": 16},
         lambda n: [MinLengthLogitsProcessor(16, torch.tensor([tiny.EOS]))],
