@@ -64,10 +64,6 @@ CHECKPOINTS = {
         {"min_new_tokens": 12},
         lambda n: [MinNewTokensLengthLogitsProcessor(n, 12, torch.tensor([tiny.EOS]))],
     ),
-    "short": (
-        {"min_new_tokens": 3},
-        lambda n: [MinNewTokensLengthLogitsProcessor(n, 3, torch.tensor([tiny.EOS]))],
-    ),
     "shortest of all tokens": (
         {"min_length": 16},
         lambda n: [MinLengthLogitsProcessor(16, torch.tensor([tiny.EOS]))],
@@ -271,3 +267,14 @@ def test_calibration_sees_the_distribution_that_is_sampled_from():
     steered = tiny.generate(model, tiny.prompts(20), Steering(VALUES, gate, beta=0.0))
     share = np.concatenate([generation.steered for generation in steered])
     assert abs(share.sum() - math.ceil(0.25 * share.size)) <= 1
+
+
+@pytest.mark.parametrize("setting", [{"min_new_tokens": 4}, {"min_length": 11}])
+def test_the_shortest_length_does_not_depend_on_the_batch(setting):
+    model = checkpoint(eos_token_id=[*range(2, 60, 5)], **setting)
+    one, many = (
+        tiny.tokens(tiny.generate(model, tiny.prompts(12), candidates=50, batch_size=size))
+        for size in (1, 64)
+    )
+    assert one == many
+    assert len({len(tokens) for tokens in one}) > 3
