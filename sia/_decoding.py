@@ -179,9 +179,12 @@ class Decoding:
         self.keys = _sampling.step_keys(_sampling.sample_keys(prompt_keys, samples), max_new_tokens)
         self.gate_keys = _sampling.gate_keys(self.keys)
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
-        self.prompts = self.current = self.processed_prompts = input_ids
+        self.prompts = self.current = self.processed_prompts = self.stopping_prompts = input_ids
         if self.hooks.padding is not None:
-            self.processed_prompts = input_ids.where(attention_mask == 1, self.hooks.padding)
+            real = attention_mask == 1
+            self.processed_prompts = input_ids.where(real, self.hooks.padding)
+            if stop_tokens:  # stopping criteria read texts: no stop string begins with an end
+                self.stopping_prompts = input_ids.where(real, self.stops[0])
         self.mask = pad(attention_mask, (0, max_new_tokens), value=1)
         self.positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         # by row of the batch: which response, whether it goes on, and its signals one step before
@@ -442,7 +445,7 @@ class Decoding:
         """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
         stopped = (
-            self.hooks.stop(self._ids(self.prompts)) & self.alive if self.hooks.stop else ended
+            self.hooks.stop(self._ids(self.stopping_prompts)) & self.alive if self.hooks.stop else ended
         )
         done = ended | stopped
         if not bool(done.any()):

@@ -20,6 +20,7 @@ from transformers import (
     StopStringCriteria,
 )
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     LogitNormalization,
@@ -178,7 +179,7 @@ def checkpoint_hooks(
         temperature = 1.0 if settings.temperature is None else settings.temperature
     sampling = {"temperature": temperature, "top_k": settings.top_k or 0}
     generate: Any = model.generate
-    # processors that look at the prompt alone know no padding: it repeats a token of the prompt
+    # processors that look at the prompt's tokens know no padding: it repeats one of them
     first = attention_mask.argmax(1, keepdim=True)
     filled = input_ids.where(attention_mask.bool(), input_ids.gather(1, first))
     processors, criteria, config = generate(
@@ -200,8 +201,13 @@ def checkpoint_hooks(
         criteria.append(StopStringCriteria(tokenizer, settings.stop_strings))
     check_generation_config(config)
     padding = model.config.get_text_config().vocab_size  # processors know it as no token
+    unfilled = input_ids.masked_fill(attention_mask == 0, padding)
     processors = LogitsProcessorList(
-        p for p in processors if type(p) is not MinLengthLogitsProcessor
+        EncoderNoRepeatNGramLogitsProcessor(p.ngram_size, unfilled)
+        if type(p) is EncoderNoRepeatNGramLogitsProcessor and p.ngram_size > 1
+        else p
+        for p in processors
+        if type(p) is not MinLengthLogitsProcessor
     )
     if settings.min_length and settings.min_new_tokens is None and stop_tokens:
         ends = torch.tensor(stop_tokens, device=input_ids.device)

@@ -34,6 +34,9 @@ STATES_PER_STEP = 1024  # of an optimiser step
 LEARNING_RATE = 6e-3  # highest, of the one-cycle schedule
 HELD_OUT = 0.2  # share of the prompts
 ScorerT = TypeVar("ScorerT", QHead, VocabularyValueModel)
+# of values within states: the learning rate and initial weights suit values of about 1, so what is
+# smaller than this is learned in units of its spread
+SMALLEST_SPREAD = 0.2
 FLOOR = 0.02  # added to the base probabilities that weight the candidates
 
 
@@ -328,6 +331,9 @@ def train_head(
     standardised = (hidden - mean) / scale
     targets = centred(training.values, training.logits)
     weights = training.logits.softmax(-1) + FLOOR
+    spread = float((weights * targets.square()).sum() / weights.sum()) ** 0.5
+    unit = spread if spread < SMALLEST_SPREAD else 1.0
+    targets = targets / unit
 
     def loss(rows: Tensor) -> Tensor:
         candidates = training.candidates[rows]
@@ -340,6 +346,8 @@ def train_head(
     minimise(loss, nn.ModuleList([head, embedded]), len(training), epochs, generator)
     with torch.no_grad():
         head.tokens.weight += embedded(vectors)
+        for layer in (head.tokens, head.bias):
+            layer.weight *= unit
         for layer in (head.linear, head.inner):
             layer.bias.sub_(layer.weight @ (mean / scale))
             layer.weight.div_(scale)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -34,7 +34,7 @@ from sia import (
 )
 from sia._checkpoints import write_checkpoint
 from sia._model_identity import ModelIdentity
-from sia.fitting import auroc, captured_shares, output_vectors
+from sia.fitting import auroc, captured_shares, output_vectors, train_q_head
 from sia.signals import Divergence, PredictedDivergence
 from sia.states import collect_states
 from tests.helpers import tiny
@@ -448,6 +448,18 @@ def test_heads_are_fitted_to_models_that_torch_has_quantised():
         model, tiny.tokenizer(), VALUES, tiny.prompts(4), epochs=1, max_new_tokens=3, progress=False
     )
     assert tiny.generate(model, [[7]], Steering(fit.scorer, EveryToken()), max_new_tokens=2)
+
+
+def test_small_values_are_learned_as_well():
+    """0.01 times the values under 100 times β are the same steering."""
+    options = {"max_new_tokens": 12, "progress": False, "candidates": K}
+    teacher, prompts = q_head(), tiny.prompts(60, seed=1)
+    states = collect_states(MODEL, tiny.tokenizer(), teacher, prompts, **options)
+    fits = [
+        train_q_head(MODEL, teacher, replace(states, values=scale * states.values), beta=1 / scale)
+        for scale in (1.0, 0.01)
+    ]
+    assert fits[1].explained > fits[0].explained - 0.15
 
 
 def test_vocabulary_head_is_fitted_to_its_own_backbone():
