@@ -445,7 +445,9 @@ class Decoding:
         """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
         stopped = (
-            self.hooks.stop(self._ids(self.stopping_prompts)) & self.alive if self.hooks.stop else ended
+            self.hooks.stop(self._ids(self.stopping_prompts)) & self.alive
+            if self.hooks.stop
+            else ended
         )
         done = ended | stopped
         if not bool(done.any()):

@@ -37,6 +37,7 @@ ScorerT = TypeVar("ScorerT", QHead, VocabularyValueModel)
 # of values within states: the learning rate and initial weights suit values of about 1, so what is
 # smaller than this is learned in units of its spread
 SMALLEST_SPREAD = 0.2
+SMALLEST_DIVERGENCE = 1e-5  # mean, in nats; predictions end a little below
 FLOOR = 0.02  # added to the base probabilities that weight the candidates
 
 
@@ -239,8 +240,11 @@ def train_junction_gate(
     training, held_out = states.split(HELD_OUT, generator)
     hidden, target = training.hidden.float(), training.divergence(steering)
     check_values_differ(training)
-    if not bool((target > 0).any()):
-        raise ValueError("steering changes no state: beta is too small")
+    if (mean := float(target.mean())) < SMALLEST_DIVERGENCE:
+        raise ValueError(
+            "steering changes too little to predict where: expected a mean divergence of at least "
+            f"{SMALLEST_DIVERGENCE:g} nats, got {mean:.1g}; use a larger beta"
+        )
     mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
     first, second = nn.Linear(hidden.shape[1], width), nn.Linear(width, 1)
     network = nn.Sequential(first, nn.GELU(), second)
