@@ -19,7 +19,7 @@ from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, require_
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores, interrupts_withheld
-from benchmarks.spec.profile import Hardware, Profile, load_profile
+from benchmarks.spec.profile import LIMITED, Hardware, Profile, load_profile
 
 # torch is imported only where something is measured: drawing takes seconds
 
@@ -141,7 +141,7 @@ def draw_figures(profile: Profile, options: Options) -> None:
     for name in [name for name in supported_figures(profile) if name not in names]:
         print(
             f"{name}: not drawn, {relative(tables.folder(profile))} has no table for it "
-            f"(make {name} PROFILE={profile.name} measures it)"
+            f"(make {name} {profile.make_options} measures it)"
         )
     publish(profile, names)
 
@@ -276,7 +276,7 @@ def limited(profile: Profile, limit: int) -> Profile:
     counts = {name: min(limit, getattr(evaluation, name)) for name in names}
     return replace(
         profile,
-        name=f"{profile.name}-limit{limit}",
+        name=f"{profile.name}{LIMITED}{limit}",
         evaluation=replace(evaluation, **counts),
         sweep=replace(sweep, rollout_prompts=min(limit, sweep.rollout_prompts)),
     )
@@ -297,7 +297,7 @@ def existing_tables(profile: Profile) -> list[str]:
     if not names:
         raise FileNotFoundError(
             f"there is no table in {relative(tables.folder(profile))} to draw or judge: "
-            f"make reproduce PROFILE={profile.name} measures them"
+            f"make reproduce {profile.make_options} measures them"
         )
     return names
 
@@ -402,7 +402,7 @@ def print_counts(profile: Profile, verdicts: pd.DataFrame) -> None:
     counts = verdicts["verdict"].value_counts()
     listed = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in claims.VERDICTS)
     path = relative(tables.folder(profile) / "claims.csv")
-    print(f"claims: {listed}; in {path} (make claims PROFILE={profile.name} prints each)")
+    print(f"claims: {listed}; in {path} (make claims {profile.make_options} prints each)")
 
 
 def render_report(profile: Profile) -> None:

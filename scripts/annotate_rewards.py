@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, path, require_counts
+from benchmarks.runtime.command_line import (
+    RESUMES,
+    Parser,
+    exit_code,
+    path,
+    require_counts,
+    require_new,
+)
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import file_states
 from benchmarks.runtime.workers import ThisProcess, Workers, load_ray_workers
@@ -59,7 +66,8 @@ def annotate(options: argparse.Namespace) -> None:
     """Score every example and write those that are not too long.
 
     Raises:
-        ValueError: For an option, a reward model or an output that cannot be used.
+        ValueError: For an option, a reward model or an output that cannot be used, or if no example
+            can be scored.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -77,8 +85,7 @@ def annotate(options: argparse.Namespace) -> None:
     from sia._kv_cache import position_count
 
     require_counts(options, "longest", "limit", "batch_tokens")
-    if options.output.exists():
-        raise ValueError(f"{options.output} is there already: name another output, or delete it")
+    require_new(options.output)
     gpus = load_ray_workers().gpus() if options.executor == "ray" else None
     device, dtype = choose_device(options.device, gpus=gpus)
     disable_progress_bar()
@@ -126,14 +133,18 @@ def annotate(options: argparse.Namespace) -> None:
     scored = [
         line for line, reward in zip(lines, rewards, strict=True) if isinstance(reward, float)
     ]
-    write_text(options.output, "".join(scored))
-    partial.unlink()
     refused = rewards.count(REFUSED)
-    print(
-        f"{options.output}: {len(scored)} examples,"
-        f" {rewards.count(TOO_LONG)} left out with more than {longest} tokens"
-        + (f", {refused} that the chat template refuses" if refused else "")
+    left_out = f"{rewards.count(TOO_LONG)} left out with more than {longest} tokens" + (
+        f", {refused} that the chat template refuses" if refused else ""
     )
+    if scored:
+        write_text(options.output, "".join(scored))
+    partial.unlink()
+    if not scored:
+        raise ValueError(
+            f"{options.data} must have examples that can be scored, got none, {left_out}"
+        )
+    print(f"{options.output}: {len(scored)} examples, {left_out}")
 
 
 def workers_for(executor: str, device: str):

@@ -107,7 +107,7 @@ def load(
     """Return language model and tokenizer, value model and its tokenizer.
 
     Raises:
-        ValueError: If one of the two models is missing.
+        ValueError: If one of the two models is missing, or is only described.
         FileNotFoundError: If the lab's models are not there.
     """
     disable_progress_bar()
@@ -116,6 +116,8 @@ def load(
             "--model and --value-model go together: name both, or neither for the lab's"
         )
     if not options.model:
+        if options.subfolder or options.backbone:
+            raise ValueError("--subfolder and --backbone belong to --value-model: name it, too")
         options.chat = True
         lab = LabModels.load()
         return lab.model, lab.tokenizer, lab.values, lab.tokenizer
@@ -223,16 +225,25 @@ def captioned(generations: list[Generation]) -> list[tuple[str, str, Generation]
 def styled_tokens(
     tokenizer: PreTrainedTokenizerBase, generation: Generation
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield the text that each token adds: its leading white space, the rest, and a style."""
-    shown = ""
-    for i in range(len(generation.token_ids)):
-        decoded = tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)
-        decoded = decoded.rstrip("\ufffd")  # of a character that is not complete yet
-        added = decoded[len(shown) :]
+    """Yield the text that each token adds: its leading white space, the rest, and a style.
+
+    The texts together are the decoded response. A token may complete a character, or remove the
+    space before it, so a token adds what is part of the response only with it.
+    """
+    prefixes = [
+        tokenizer.decode(generation.token_ids[: i + 1], skip_special_tokens=True)
+        for i in range(len(generation.token_ids))
+    ]
+    response, shown = "".join(prefixes[-1:]), 0
+    for i, prefix in enumerate(prefixes):
+        end = shown
+        while prefix[end : end + 1] == response[end : end + 1] != "":
+            end += 1
+        added = response[shown:end]
         style = SHIFTED if generation.shifted[i] else STEERED if generation.steered[i] else ""
         word = added.lstrip() or added  # white space alone is marked, too
         yield added[: len(added) - len(word)], word, style if added else ""
-        shown = decoded
+        shown = end
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import Parser, exit_code, path
+from benchmarks.runtime.command_line import Parser, exit_code, path, require_folder
 
 # isort: split
 
@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"profile {profile.name} trains no models: name one of the lab")
     if options.prompts < len(OBJECTIVES):
         raise ValueError(f"--prompts must be at least {len(OBJECTIVES)}, got {options.prompts}")
+    require_folder(options.output.parent)
     replicate = Replicate.open(profile, 0)
     if not replicate.folder.exists():
         raise FileNotFoundError(

@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
-from benchmarks.runtime.command_line import Parser, exit_code, path, require, require_counts
+from benchmarks.runtime.command_line import (
+    Parser,
+    exit_code,
+    path,
+    require,
+    require_counts,
+    require_new,
+)
 
 # isort: split
 
@@ -66,8 +73,7 @@ def fit(options: argparse.Namespace) -> None:
     Raises:
         ValueError: For an option, a model or prompts that cannot be used.
     """
-    if options.output.exists():
-        raise ValueError(f"{options.output} is there already: name another output, or delete it")
+    require_new(options.output)
     require(options, lambda count: count >= 5, "at least 5 prompts", "limit")
     counts = "candidates", "max_new_tokens", "batch_size"
     require_counts(options, *counts)

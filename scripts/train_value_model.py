@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 # before what takes seconds to import: from here on Ctrl-C prints no trace
@@ -31,6 +32,7 @@ from benchmarks.runtime.command_line import (
     path,
     require,
     require_counts,
+    require_folder,
 )
 
 # isort: split
@@ -96,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--backbone", required=True, help="Hub id or folder")
+    # model_config.json keeps it, for readers that know no ~
+    add("--backbone", required=True, type=expanduser, help="Hub id or folder")
     add("--revision", default="main", help="of the backbone")
     add("--model-type", choices=KINDS, default="causal_lm", help="what the backbone is loaded as")
     add("--data", required=True, type=path, nargs="+", help="annotated JSON lines")
@@ -139,6 +142,7 @@ def train(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{options.output} has a value model already: name another output, or delete it"
         )
+    require_folder(options.output)
     source = fetch(Source(options.backbone, options.revision))
     tokenizer = tokenizer_of(source)
     require_template(tokenizer)

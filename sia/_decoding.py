@@ -179,9 +179,12 @@ class Decoding:
         self.keys = _sampling.step_keys(_sampling.sample_keys(prompt_keys, samples), max_new_tokens)
         self.gate_keys = _sampling.gate_keys(self.keys)
         # by prompt until the first step has computed the prompts, from then on by row of the batch:
-        self.prompts = self.current = self.processed_prompts = input_ids
+        self.prompts = self.current = self.processed_prompts = self.stopping_prompts = input_ids
         if self.hooks.padding is not None:
-            self.processed_prompts = input_ids.where(attention_mask == 1, self.hooks.padding)
+            real = attention_mask == 1
+            self.processed_prompts = input_ids.where(real, self.hooks.padding)
+            if stop_tokens:  # stopping criteria read texts: no stop string begins with an end
+                self.stopping_prompts = input_ids.where(real, self.stops[0])
         self.mask = pad(attention_mask, (0, max_new_tokens), value=1)
         self.positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         # by row of the batch: which response, whether it goes on, and its signals one step before
@@ -390,9 +393,8 @@ class Decoding:
         if self.hooks.warp:
             scores = self.hooks.warp(None, scores)
         candidates = prediction.candidates
-        if self.hooks.temperature == 0:  # ties: the lowest token, as argmax decides
-            best = scores == scores.amax(1, keepdim=True)
-            return candidates.where(best, prediction.logits.shape[1] - 1).amin(1)
+        if self.hooks.temperature == 0:
+            return _sampling.greedy_token(scores, candidates)
         chosen = _sampling.choose(scores, noise, self.hooks.temperature)
         return candidates.gather(1, chosen[:, None]).squeeze(1)
 
@@ -402,8 +404,7 @@ class Decoding:
         Raises:
             ValueError: If no token is left to a row.
         """
-        beyond = torch.arange(logits.shape[1], device=logits.device) >= self.vocabulary
-        logits = logits.masked_fill(beyond, -torch.inf)
+        logits = _sampling.without_tokens_from(logits, self.vocabulary)
         stuck = (logits == -torch.inf).all(1) & self.alive
         if bool(stuck.any()):
             prompt = self.prompt_indices[int(self.rows[stuck][0]) // self.samples]
@@ -444,7 +445,9 @@ class Decoding:
         """Note which responses end with this token, and drop ended ones once they are many."""
         ended = (token[:, None] == self.stops).any(1) & self.alive
         stopped = (
-            self.hooks.stop(self._ids(self.prompts)) & self.alive if self.hooks.stop else ended
+            self.hooks.stop(self._ids(self.stopping_prompts)) & self.alive
+            if self.hooks.stop
+            else ended
         )
         done = ended | stopped
         if not bool(done.any()):

@@ -20,6 +20,7 @@ from transformers import (
     StopStringCriteria,
 )
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     LogitNormalization,
@@ -178,7 +179,7 @@ def checkpoint_hooks(
         temperature = 1.0 if settings.temperature is None else settings.temperature
     sampling = {"temperature": temperature, "top_k": settings.top_k or 0}
     generate: Any = model.generate
-    # processors that look at the prompt alone know no padding: it repeats a token of the prompt
+    # processors that look at the prompt's tokens know no padding: it repeats one of them
     first = attention_mask.argmax(1, keepdim=True)
     filled = input_ids.where(attention_mask.bool(), input_ids.gather(1, first))
     processors, criteria, config = generate(
@@ -200,10 +201,17 @@ def checkpoint_hooks(
         criteria.append(StopStringCriteria(tokenizer, settings.stop_strings))
     check_generation_config(config)
     padding = model.config.get_text_config().vocab_size  # processors know it as no token
+    unfilled = input_ids.masked_fill(attention_mask == 0, padding)
     processors = LogitsProcessorList(
-        MinLengthOfRows(p, padding) if type(p) is MinLengthLogitsProcessor else p
+        EncoderNoRepeatNGramLogitsProcessor(p.ngram_size, unfilled)
+        if type(p) is EncoderNoRepeatNGramLogitsProcessor and p.ngram_size > 1
+        else p
         for p in processors
+        if type(p) is not MinLengthLogitsProcessor
     )
+    if settings.min_length and settings.min_new_tokens is None and stop_tokens:
+        ends = torch.tensor(stop_tokens, device=input_ids.device)
+        processors.append(MinLengthOfRows(settings.min_length, ends, padding))
     return replace(Hooks.prepared(processors, criteria, config, candidates), padding=padding)
 
 
@@ -211,14 +219,13 @@ class MinLengthOfRows(LogitsProcessor):
     """Lets no row end before it has `min_length` tokens; that of transformers counts padding.
 
     Args:
-        processor: That of transformers, with the length and the tokens that end a row.
+        min_length: Tokens of prompt and response.
+        stop_tokens: Token ids that end a response.
         padding: Token id that stands for padding.
     """
 
-    def __init__(self, processor: MinLengthLogitsProcessor, padding: int):
-        self.min_length = processor.min_length
-        self.stop_tokens = processor.eos_token_id
-        self.padding = padding
+    def __init__(self, min_length: int, stop_tokens: Tensor, padding: int):
+        self.min_length, self.stop_tokens, self.padding = min_length, stop_tokens, padding
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -377,9 +377,9 @@ class CachedPrefixes:
         first = prompts * self.samples
         siblings = first[:, None] + torch.arange(self.samples, device=rows.device)
         totals = self.prompt_lengths[first] - 1
-        longest = int(totals.max())
+        longest, several = int(totals.max()), totals > 0  # one token has nothing before it
         if longest > 0:
-            self._catch_up(first, totals, last=1)
+            self._catch_up(first[several], totals[several], last=1)
             sources = first.repeat_interleave(self.samples - 1)
             self.store.copy_rows(sources, siblings[:, 1:].flatten(), longest)
         self.cached[siblings] = totals[:, None]

@@ -120,6 +120,29 @@ def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return (scores + noise).argmax(-1)
 
 
+def greedy_token(scores: Tensor, candidates: Tensor) -> Tensor:
+    """Return the candidate of the highest score; of ties the lowest token, as argmax decides.
+
+    Args:
+        scores: `(rows, K)`.
+        candidates: Token ids, `(rows, K)`.
+
+    Returns:
+        Token ids, `(rows,)`.
+    """
+    best = scores == scores.amax(1, keepdim=True)
+    return candidates.masked_fill(~best, torch.iinfo(candidates.dtype).max).amin(1)
+
+
+def without_tokens_from(logits: Tensor, vocabulary: int) -> Tensor:
+    """Return logits `(rows, tokens)`, −∞ for tokens that are not in a smaller vocabulary.
+
+    Candidates are chosen from all columns wherever it is done, so that ties end alike.
+    """
+    beyond = torch.arange(logits.shape[1], device=logits.device) >= vocabulary
+    return logits.masked_fill(beyond, -math.inf)
+
+
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Shift logically; int64 shifts in torch are arithmetic."""
     return (x >> bits).bitwise_and_(_MASK >> bits)

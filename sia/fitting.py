@@ -34,6 +34,10 @@ STATES_PER_STEP = 1024  # of an optimiser step
 LEARNING_RATE = 6e-3  # highest, of the one-cycle schedule
 HELD_OUT = 0.2  # share of the prompts
 ScorerT = TypeVar("ScorerT", QHead, VocabularyValueModel)
+# of values within states: the learning rate and initial weights suit values of about 1, so what is
+# smaller than this is learned in units of its spread
+SMALLEST_SPREAD = 0.2
+SMALLEST_DIVERGENCE = 1e-5  # mean, in nats; predictions end a little below
 FLOOR = 0.02  # added to the base probabilities that weight the candidates
 
 
@@ -236,8 +240,11 @@ def train_junction_gate(
     training, held_out = states.split(HELD_OUT, generator)
     hidden, target = training.hidden.float(), training.divergence(steering)
     check_values_differ(training)
-    if not bool((target > 0).any()):
-        raise ValueError("steering changes no state: beta is too small")
+    if (mean := float(target.mean())) < SMALLEST_DIVERGENCE:
+        raise ValueError(
+            "steering changes too little to predict where: expected a mean divergence of at least "
+            f"{SMALLEST_DIVERGENCE:g} nats, got {mean:.1g}; use a larger beta"
+        )
     mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
     first, second = nn.Linear(hidden.shape[1], width), nn.Linear(width, 1)
     network = nn.Sequential(first, nn.GELU(), second)
@@ -328,6 +335,9 @@ def train_head(
     standardised = (hidden - mean) / scale
     targets = centred(training.values, training.logits)
     weights = training.logits.softmax(-1) + FLOOR
+    spread = float((weights * targets.square()).sum() / weights.sum()) ** 0.5
+    unit = spread if spread < SMALLEST_SPREAD else 1.0
+    targets = targets / unit
 
     def loss(rows: Tensor) -> Tensor:
         candidates = training.candidates[rows]
@@ -340,6 +350,8 @@ def train_head(
     minimise(loss, nn.ModuleList([head, embedded]), len(training), epochs, generator)
     with torch.no_grad():
         head.tokens.weight += embedded(vectors)
+        for layer in (head.tokens, head.bias):
+            layer.weight *= unit
         for layer in (head.linear, head.inner):
             layer.bias.sub_(layer.weight @ (mean / scale))
             layer.weight.div_(scale)

@@ -228,18 +228,20 @@ class _Batch:
         """Read token number `step` of the responses that have one."""
         rows = self.written[:, step].nonzero().squeeze(1)
         columns = self.first_column[rows] + step
-        logits = self.logits[rows, columns, : self.vocabulary].float()
+        logits = self.logits[rows, columns].float()
+        logits = _sampling.without_tokens_from(logits, self.vocabulary)
         hidden = self.hidden[rows, columns]
         scores, candidates = logits.topk(self.candidates)
         opened = self._gate(step, rows, logits, scores, hidden)
         if isinstance(self.session, HiddenStateSession):
             self.session.observe(hidden[opened])
         scores = self._steer(step, rows, opened, scores, candidates)
-        target = candidates == self.tokens[rows, step : step + 1]  # (n, K)
+        tokens = self.tokens[rows, step]
+        target = candidates == tokens[:, None]  # (n, K)
         log_probabilities = (scores / temperature).log_softmax(-1)
         of_target = log_probabilities.where(target, 0.0).sum(1)
         self.log_probabilities[rows, step] = torch.where(target.any(1), of_target, -torch.inf)
-        self.greedy[rows, step] = target.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+        self.greedy[rows, step] = _sampling.greedy_token(scores, candidates) == tokens
         self.steered[rows, step] = opened
 
     def _gate(

@@ -121,7 +121,8 @@ def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:
         Logits that are not normalised, `(rows, K)`.
     """
     if math.isinf(beta):
-        return values.masked_fill(logits == -torch.inf, -torch.inf)
+        # a processor may have made −∞ the smallest number (remove_invalid_values)
+        return values.masked_fill(logits <= torch.finfo(logits.dtype).min, -torch.inf)
     return logits + beta * values
 
 

@@ -49,6 +49,7 @@ from benchmarks.spec.profile import Profile
 SIGNS = {"more": ">", "less": "<", "at least": "≥", "reaches": "≥"}  # of each test
 TOO_FEW, NOT_MEASURED = "too few prompts", "not measured"
 VERDICTS = ("reproduced", "not reproduced", "undecided", TOO_FEW, NOT_MEASURED)
+RANKS = {"not reproduced": 0, "undecided": 1, "reproduced": 2}
 MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", TOO_FEW: "–"}
 CLAIMS = Path(__file__).with_name("claims.toml")
 KEY = ["claim", "condition"]
@@ -433,10 +434,15 @@ def _judge_claim(
             name: _statistic(claim.test, margin, part.loc[replicate], level)
             for name, part in rows.items()
         }
-        weakest = min(statistics, key=lambda name: statistics[name][0])
+        decided = {
+            name: decide(claim.test, margin, *part.loc[replicate, ["low", "high"]])
+            for name, part in rows.items()
+        }
+        # intervals need not be symmetric: their verdicts go before the standard errors
+        weakest = min(statistics, key=lambda name: (RANKS[decided[name]], statistics[name][0]))
         row, pooled = rows[weakest].loc[replicate], rows[weakest].iloc[0]
         alone, prompts = replicate != POOLED, prompt_count(pooled, summary)
-        verdict = decide(claim.test, margin, row["low"], row["high"])
+        verdict = decided[weakest]
         if prompts / (pooled["replicates"] if alone else 1) < FEWEST_PROMPTS:
             verdict = TOO_FEW
         numbers = {name: row.get(name) for name in ("replicate", *NUMBERS, "n", "replicates")}

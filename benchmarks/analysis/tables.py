@@ -37,9 +37,10 @@ from benchmarks.spec.profile import Profile, profile_digest
 
 RESULTS, FIGURES = ROOT / "results", ROOT / "figures"
 DRAWN, LOCK = "drawn.json", "lock"
-REQUIRED = (
-    "sha256", "profile_digest", "code_digest", "replicates", "git_commit", "hardware", "packages",
-)  # keys of a provenance  # fmt: skip
+ENTRIES = {
+    "sha256": dict, "profile_digest": str, "code_digest": str, "replicates": list,
+    "git_commit": str, "hardware": dict, "packages": dict,
+}  # of a provenance, with the type of each; none is empty  # fmt: skip
 STAGING_SUFFIX = ".written"  # of a folder with complete files that are still to be moved into place
 TEXTS = ("value_model", "versus", "versus_value_model", "search", "matched")
 NOT_LABELS = {
@@ -176,14 +177,28 @@ def read_provenance(profile: Profile, name: str) -> dict:
         FileNotFoundError: There is no table.
         ValueError: A file is missing or another one, or the provenance is damaged.
     """
-    path = folder(profile) / f"{name}.json"
-    provenance = read_json(path)
-    if lacking := sorted({*REQUIRED} - {*provenance}):
-        raise ValueError(
-            f"{path} does not say {', '.join(lacking)} (damaged?): restore it, or measure again "
-            "with FRESH=1"
-        )
+    provenance = read_entries(folder(profile) / f"{name}.json")
     check_files(folder(profile), name, provenance)
+    return provenance
+
+
+def read_entries(path: Path) -> dict:
+    """Return the entries of a provenance, whatever its files are.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: An entry is missing, or is none of its kind.
+    """
+    provenance = read_json(path)
+    present = {name for name, kind in ENTRIES.items() if isinstance(provenance.get(name), kind)}
+    lacking = ENTRIES.keys() - {name for name in present if provenance[name]}
+    if not isinstance(provenance.get("inputs", {}), dict):  # a table of given models names them
+        lacking.add("inputs")
+    if lacking:
+        raise ValueError(
+            f"{path} does not say {', '.join(sorted(lacking))} (damaged?): restore it, or measure "
+            "again with FRESH=1"
+        )
     return provenance
 
 
@@ -199,7 +214,7 @@ def check_files(folder: Path, name: str, provenance: dict) -> None:
 def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
     """Return the files that are missing or have another hash."""
     paths = {file: folder / file for file in hashes}
-    return [f for f, path in paths.items() if not path.exists() or sha256(path) != hashes[f]]
+    return [f for f, path in paths.items() if not path.is_file() or sha256(path) != hashes[f]]
 
 
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, str]:
@@ -239,7 +254,20 @@ def read_drawings(profile: Profile) -> dict:
         ValueError: The file is damaged.
     """
     path = FIGURES / profile.name / DRAWN
-    return read_json(path) if path.exists() else {}
+    drawn = read_json(path) if path.exists() else {}
+    damaged = sorted(name for name, entry in drawn.items() if not _is_drawing(entry))
+    if damaged:
+        raise ValueError(
+            f"{path} does not say how {', '.join(damaged)} was drawn (damaged?): restore it, or "
+            "delete it and draw anew"
+        )
+    return drawn
+
+
+def _is_drawing(entry: object) -> bool:
+    if not isinstance(entry, dict) or not {"table", "code"} <= entry.keys():
+        return False
+    return isinstance(entry.get("files"), dict)
 
 
 def _tables_lock(profile: Profile) -> FileLock:

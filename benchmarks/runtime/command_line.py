@@ -45,6 +45,28 @@ def require(
             raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {value}")
 
 
+def require_folder(folder: Path) -> None:
+    """Check that an output can be written to a folder: no file is in its place or above it.
+
+    Raises:
+        ValueError: If there is one; names it.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"--output must be written to a folder, got the file {place}")
+
+
+def require_new(output: Path) -> None:
+    """Check that an output can be written, and that there is none yet.
+
+    Raises:
+        ValueError: If there is, or as `require_folder` does.
+    """
+    if output.exists():
+        raise ValueError(f"{output} is there already: name another output, or delete it")
+    require_folder(output.parent)
+
+
 def require_counts(options: argparse.Namespace, *names: str) -> None:
     """Check that numbers of the command line, where they were given, are at least 1."""
     require(options, lambda count: count >= 1, "at least 1", *names)

@@ -31,6 +31,7 @@ from benchmarks.spec.model_kinds import (
 )
 
 PROFILES = Path(__file__).with_name("profiles")
+LIMITED = "-limit"  # in the name of a trial, before the number of prompts
 JUDGE_METRICS = ("judge", "fluency_errors")  # scores of the lab's judge
 
 Count = Annotated[int, Field(ge=1)]
@@ -249,6 +250,12 @@ class Profile(ABC):
     @abstractmethod
     def description(self) -> str:
         """Sentences that tell readers of the report what was measured."""
+
+    @property
+    def make_options(self) -> str:
+        """Options of make that name this profile, or the trial of one with fewer prompts."""
+        name, _, limit = self.name.partition(LIMITED)
+        return f"PROFILE={name}" + (f" LIMIT={limit}" if limit else "")
 
     @property
     def words(self) -> bool:

@@ -126,6 +126,7 @@ class SIA(HFLM):
             raise ValueError(
                 "model sia needs value_model, the path or Hub id of a value model (or gate=never)"
             )
+        beta = strength(beta)
         check_options(options)
         if isinstance(pretrained, str):
             pretrained = expand_home(pretrained)
@@ -173,7 +174,7 @@ class SIA(HFLM):
             self.steering = Steering(
                 close(value_model, self.tokenizer),
                 opener,
-                float(beta),
+                beta,
                 candidates=candidates,
                 min_probability=min_probability,
             )
@@ -412,6 +413,14 @@ def load_scorer(
     return ValueModel.from_pretrained(
         path, backbone, subfolder=subfolder, revision=revision, **options
     )
+
+
+def strength(beta: float | str) -> float:
+    """Return β as a number, also from the text that a command line gives."""
+    try:
+        return float(beta)
+    except (TypeError, ValueError):
+        raise ValueError(f'beta must be a number or "inf", got {beta!r}') from None
 
 
 def describe(value_model: str | Path | Scorer | None) -> str:

@@ -65,6 +65,20 @@ def test_invalid_options_give_a_one_line_error(arguments, change, message, tmp_p
     assert not output.exists()
 
 
+def test_options_of_a_value_model_need_one(tmp_path, capsys):
+    assert fit_junction_gate.main(["--backbone", "x", "--output", str(tmp_path / "gate")]) == 2
+    message = "error: --subfolder and --backbone belong to --value-model: name it, too\n"
+    assert capsys.readouterr().err == message
+
+
 def test_an_existing_output_is_kept(arguments, tmp_path, capsys):
     assert fit_junction_gate.main([*arguments, "--output", str(tmp_path)]) == 2
     assert "is there already: name another output, or delete it" in capsys.readouterr().err
+
+
+def test_an_output_below_a_file_is_refused_before_models_are_loaded(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    models = ["--model", "nobody/a", "--value-model", "nobody/b", "--prompts", "alpaca-eval"]
+    assert fit_junction_gate.main([*models, "--output", str(tmp_path / "file/gates/new")]) == 2
+    message = f"error: --output must be written to a folder, got the file {tmp_path / 'file'}\n"
+    assert capsys.readouterr().err == message

@@ -104,6 +104,10 @@ def test_an_export_refuses(lab_assets, copy, tmp_path, monkeypatch, capsys):
     ):
         assert export_lab_models.main([*arguments, "--output", str(tmp_path / "new")]) == 2
         assert f"error: {message}" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert export_lab_models.main(["--output", str(tmp_path / "file/lab")]) == 2
+    message = f"error: --output must be written to a folder, got the file {tmp_path / 'file'}\n"
+    assert capsys.readouterr().err == message
 
 
 def test_weights_beyond_half_precision_are_refused(tmp_path):

@@ -9,20 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
 from benchmarks.runtime.workers import ThisProcess
 from benchmarks.subjects.hub import annotation
 from scripts import annotate_rewards, compare, train_value_model
-from sia import RewardScorer, ValueModel
+from sia import Generation, RewardScorer, ValueModel
 from tests.helpers import hub_folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +162,12 @@ def test_annotation_counts_what_is_too_long_and_limits(places, tmp_path, capsys)
     assert (
         f"{kept} examples, {8 - kept} left out with more than 70 tokens" in capsys.readouterr().out
     )
+    assert annotate(places, tmp_path / "none.jsonl", "--longest", "3") == 2
+    message = (
+        "must have examples that can be scored, got none, 8 left out with more than 3 tokens\n"
+    )
+    assert capsys.readouterr().err.endswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["short.jsonl"]
     assert annotate(places, tmp_path / "two.jsonl", "--limit", "2") == 0
     assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 2
 
@@ -238,6 +247,9 @@ def test_annotation_refuses(places, data, tmp_path, capsys, monkeypatch):
         f"error: {data} is there already: name another output, or delete it"
         in capsys.readouterr().err
     )
+    assert annotate({**places, "reward": "nobody/nothing"}, data / "below.jsonl") == 2
+    message = f"error: --output must be written to a folder, got the file {data}\n"
+    assert capsys.readouterr().err == message
     for content in (b'{"data": "other"}\n', b"notes\n", b"\xff\n"):
         (tmp_path / "x.jsonl.part").write_bytes(content)
         assert annotate(places, tmp_path / "x.jsonl") == 2
@@ -360,6 +372,15 @@ def test_a_trained_model_has_the_published_layout_and_loads(trained, places):
     assert values_of(trained).std() > 0
 
 
+def test_a_backbone_in_the_home_folder_is_named_by_its_path(places, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(places["base"].parent))
+    arguments = training(places | {"base": "~/base"}, data, tmp_path, "--epochs", "1")
+    assert train_value_model.main(arguments) == 0
+    config = json.loads((tmp_path / "model_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(places["base"])
+    assert values_of(tmp_path).shape == (1, 20)
+
+
 def test_values_learn_their_rewards(places, data, tmp_path):
     """Many epochs on a few examples: the mean of the token values comes close to each reward."""
     assert (
@@ -459,6 +480,11 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
 
     there = f"error: {trained} has a value model already: name another output, or delete it"
     assert error(data, trained) == there
+    unread = places | {"base": "nobody/nothing"}
+    for output in (data, data / "below"):
+        assert train_value_model.main(training(unread, data, output)) == 2
+        message = f"error: --output must be written to a folder, got the file {data}\n"
+        assert capsys.readouterr().err == message
     for option, value, message in (
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
         ("--heldout", "1.5", "--heldout must be at least 0 and below 1, got 1.5"),
@@ -561,6 +587,47 @@ def test_both_answers_stand_side_by_side(places, capsys):
     assert "error: --max-new-tokens must be at least 1, got 0" in capsys.readouterr().err
     assert compare.main(arguments[:2]) == 2
     assert "error: --model and --value-model go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--subfolder", "--backbone"])
+def test_options_of_a_value_model_need_one(option, capsys):
+    assert compare.main([option, "x", "--prompt", "hi"]) == 2
+    message = "error: --subfolder and --backbone belong to --value-model: name it, too\n"
+    assert capsys.readouterr().err == message
+
+
+def cleaning_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose decoder removes spaces before punctuation, and joins bytes to letters."""
+    letters = [("▁", -2.0), *((letter, -3.0) for letter in "?,.'nstéx")]
+    words = [(f"▁{word}", -1.0) for word in ("it", "is", "a", "cake", "do")]
+    pieces = [("<unk>", 0.0), *letters, *words, ("<0xC3>", -9.0), ("<0xB6>", -9.0)]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", clean_up_tokenization_spaces=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        ("▁it ▁ ' s ▁a ▁cake", ["it", "", "", "'s", " a", " cake"]),
+        ("▁is ▁it ▁ ? ▁it ▁is", ["is", " it", "", "?", " it", " is"]),
+        ("▁a ▁cake ▁ , ▁it ▁is", ["a", " cake", "", ",", " it", " is"]),
+        ("▁a ▁ x <0xC3> <0xB6> x", ["a", " ", "x", "", "ö", "x"]),
+        ("▁a ▁ x <0xC3>", ["a", " ", "x", "\ufffd"]),
+        ("", []),
+    ],
+)
+def test_the_shown_answer_is_the_decoded_one(tokens, shown):
+    tokenizer = cleaning_tokenizer()
+    ids = np.array(tokenizer.convert_tokens_to_ids(tokens.split()), dtype=int)
+    zeros = np.zeros(len(ids))
+    generation = Generation(None, ids, zeros, zeros > 0, ids, zeros, finished=True)
+    texts = [space + word for space, word, _ in compare.styled_tokens(tokenizer, generation)]
+    assert texts == shown
+    assert "".join(texts) == tokenizer.decode(ids)
 
 
 def test_prompts_come_from_a_pipe_without_being_asked_for(places, capsys, monkeypatch):

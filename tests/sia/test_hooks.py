@@ -267,3 +267,39 @@ def test_calibration_sees_the_distribution_that_is_sampled_from():
     steered = tiny.generate(model, tiny.prompts(20), Steering(VALUES, gate, beta=0.0))
     share = np.concatenate([generation.steered for generation in steered])
     assert abs(share.sum() - math.ceil(0.25 * share.size)) <= 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"min_new_tokens": 4}, {"min_length": 11}, {"encoder_no_repeat_ngram_size": 2}],
+)
+def test_padding_does_not_count(setting):
+    """For lengths, and for the n-grams of a prompt."""
+    model = checkpoint(eos_token_id=[*range(2, 60, 5)], **setting)
+    prompts = [*tiny.prompts(12), *([token] for token in range(7, 27))]
+    one, many = (
+        tiny.tokens(tiny.generate(model, prompts, candidates=50, batch_size=size))
+        for size in (1, 64)
+    )
+    assert one == many
+    assert len({len(tokens) for tokens in one}) > 3
+
+
+def test_stop_strings_do_not_reach_into_padding():
+    tokenizer, model = tiny.letters(), tiny.language_model("qwen3")
+    decode = partial(
+        sia.generate, model, tokenizer, [[1], [10, 11, 12, 13, 14]], max_new_tokens=8, seed=3,
+        progress=False,
+    )  # fmt: skip
+    model.generation_config.eos_token_id = 59
+    first = tiny.tokens(decode(batch_size=1))[0]
+    begun = tokenizer.decode([0, 1, first[0]])  # as if padding were the token 0
+    model.generation_config.stop_strings = [begun]
+    assert tiny.tokens(decode(batch_size=64))[0] == first
+
+
+def test_values_alone_do_not_bring_back_what_processors_rule_out():
+    model = checkpoint(forced_eos_token_id=tiny.EOS, remove_invalid_values=True)
+    for beta in (1.0, math.inf):
+        generations = tiny.generate(model, PROMPTS, Steering(VALUES, EveryToken(), beta))
+        assert all(generation.token_ids[-1] == tiny.EOS for generation in generations)

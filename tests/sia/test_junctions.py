@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -34,7 +34,7 @@ from sia import (
 )
 from sia._checkpoints import write_checkpoint
 from sia._model_identity import ModelIdentity
-from sia.fitting import auroc, captured_shares, output_vectors
+from sia.fitting import auroc, captured_shares, output_vectors, train_q_head
 from sia.signals import Divergence, PredictedDivergence
 from sia.states import collect_states
 from tests.helpers import tiny
@@ -450,6 +450,18 @@ def test_heads_are_fitted_to_models_that_torch_has_quantised():
     assert tiny.generate(model, [[7]], Steering(fit.scorer, EveryToken()), max_new_tokens=2)
 
 
+def test_small_values_are_learned_as_well():
+    """0.01 times the values under 100 times β are the same steering."""
+    options = {"max_new_tokens": 12, "progress": False, "candidates": K}
+    teacher, prompts = q_head(), tiny.prompts(60, seed=1)
+    states = collect_states(MODEL, tiny.tokenizer(), teacher, prompts, **options)
+    fits = [
+        train_q_head(MODEL, teacher, replace(states, values=scale * states.values), beta=1 / scale)
+        for scale in (1.0, 0.01)
+    ]
+    assert fits[1].explained > fits[0].explained - 0.15
+
+
 def test_vocabulary_head_is_fitted_to_its_own_backbone():
     teacher = tiny.value_model("qwen3")
     for layer in teacher.backbone.layers:  # values that depend on the candidate alone
@@ -502,6 +514,10 @@ def test_a_scorer_without_preferences_is_refused():
         flat.values.bias.weight.zero_()
     with pytest.raises(ValueError, match="steering changes no state: the scorer gives all"):
         fit_junction_gate(MODEL, tiny.tokenizer(), flat, PROMPTS, max_new_tokens=3, progress=False)
+    message = "too little to predict where: expected a mean .* at least 1e-05 nats, got 0; use a la"
+    options = {"max_new_tokens": 3, "progress": False, "beta": 0.0}
+    with pytest.raises(ValueError, match=message):
+        fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, **options)
     for share in (0, "0.2", None):
         message = f"share must be greater than 0 and at most 1, got {share!r}"
         with pytest.raises(ValueError, match=message):

@@ -170,3 +170,17 @@ def test_bad_input_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         log_likelihoods(MODEL, **usual | change)
+
+
+def test_ties_end_as_in_decoding():
+    """Pairs of tokens with one logit: the greedy one is the lower, and so is the last candidate."""
+    model = tiny.language_model("qwen3", vocabulary=64)
+    with torch.no_grad():
+        model.lm_head.weight[1::2] = model.lm_head.weight[::2]
+    steering = Steering(tiny.value_model("qwen3"), Never(), candidates=9)
+    for options, greedy in (({"temperature": 0.0}, True), ({"temperature": 20.0}, False)):
+        prompts = tiny.prompts(40)
+        generations = tiny.generate(model, prompts, steering, max_new_tokens=6, **options)
+        likelihoods = log_likelihoods(model, steering, prompts, tiny.tokens(generations))
+        assert all(likelihood.total > -math.inf for likelihood in likelihoods)
+        assert all(likelihood.greedy.all() for likelihood in likelihoods) == greedy

@@ -179,6 +179,16 @@ def test_the_only_sample_may_be_greedy():
     assert tiny.tokens(best) == tiny.tokens(greedy)
 
 
+def test_costs_do_not_depend_on_the_batch():
+    """A prompt of one token has nothing to compute ahead of its samples."""
+    values, prompts = tiny.value_model("qwen3"), [[7], [8, 9, 10, 11, 12]]
+    alone, together = (
+        [g.cost for g in best_of_n(prompts, values, 3, max_new_tokens=6, batch_size=size)]
+        for size in (1, 64)
+    )
+    assert alone == together
+
+
 def test_bad_rewards_stop_with_step_and_prompt():
     reward = RewardScorer(tiny.reward_model("qwen3"))
     torch.nn.init.constant_(reward.model.score.weight, torch.nan)

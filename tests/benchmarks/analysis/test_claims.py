@@ -287,6 +287,14 @@ def test_a_claim_of_several_rows_stands_or_falls_with_the_weakest(
     assert row["verdict"] == "not measured"
 
 
+def test_an_undecided_row_is_the_weakest_whatever_the_standard_errors():
+    """Intervals of a bootstrap are not symmetric."""
+    parts = {gate: {"metric": "kl", "versus": gate} for gate in ("attention", "position")}
+    table = rows_of(attention=1.0, position=0.9).assign(low=[0.1, -0.05], high=[3.0, 1.0])
+    verdicts = claims.verdicts({"figure1": table}, [replace(claim(), selectors=parts)], 0.95)
+    assert verdicts[["weakest", "verdict"]].to_numpy().tolist() == [["position", "undecided"]]
+
+
 def test_each_replicate_is_judged_by_its_own_weakest_part():
     parts = {gate: {"metric": "kl", "versus": gate} for gate in ("attention", "position")}
     worlds = [(0.5, 0.2), (-0.4, 0.9)]  # of the two parts

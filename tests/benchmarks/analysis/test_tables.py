@@ -10,6 +10,7 @@ import pytest
 from benchmarks.__main__ import FIGURES, main
 from benchmarks.analysis import tables
 from benchmarks.checks import assets
+from benchmarks.report import editions
 from benchmarks.spec.profile import profile_digest
 from tests.helpers.fake import SMOKE, FakeResults
 from tests.helpers.project import redirect_output
@@ -152,7 +153,7 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert main(["figure3", "--profile", "smoke"]) == 0
     capsys.readouterr()
     assert verify(0) == [
-        "outdated: claims.csv was computed from other tables: "
+        "outdated: claims.csv does not follow from the tables: "
         "make claims PROFILE=smoke recreates it",
         "outdated: verdicts is not drawn: make claims PROFILE=smoke recreates it",
         "outdated: report.html does not show the present files: "
@@ -177,6 +178,112 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     extra = whole_assets / "extra"
     extra.write_text("")
     assert verify(1)[1] == f"damaged: {extra} is not described by digests.json"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n1,2,3\n", None])
+@pytest.mark.parametrize("file", ["results/smoke/claims.csv", "figures/smoke/report.html"])
+def test_verdicts_and_reports_that_are_no_such_files_are_outdated(
+    drawn_table, capsys, file, content
+):
+    path = drawn_table / file
+    path.unlink() if content is None else path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["verify", "--profile", "smoke"]) == 0
+    outdated = {
+        "claims.csv": [
+            "claims.csv does not follow from the tables: make claims PROFILE=smoke",
+            "verdicts is drawn from another table: make claims PROFILE=smoke",
+        ],
+        "report.html": [],
+    }[path.name]
+    outdated += ["report.html does not show the present files: make figures PROFILE=smoke"]
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"outdated: {text} recreates it" for text in outdated),
+        f"verify: 1 tables of profile smoke, all whole; {len(outdated)} outdated",
+    ]
+
+
+def test_a_damaged_first_edition_says_nothing_about_the_present_one(
+    drawn_table, capsys, monkeypatch
+):
+    monkeypatch.setitem(editions.FIRST_EDITION, "smoke", "earlier")
+    earlier = drawn_table / "results/earlier/claims.csv"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"")
+    capsys.readouterr()
+    assert main(["verify", "--profile", "smoke"]) == 0
+    message = "outdated: editions is not drawn: make claims PROFILE=smoke recreates it\n"
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("drawings", "message"),
+    [
+        (
+            {"figure3": {}, "verdicts": []},
+            "does not say how figure3, verdicts was drawn (damaged?)",
+        ),
+        ({"report": None}, "does not say how report was drawn (damaged?)"),
+        (
+            {"figure3": {"table": "", "code": "", "files": None}},
+            "does not say how figure3 was drawn",
+        ),
+        (None, "is no readable JSON (damaged?)"),
+    ],
+)
+def test_drawings_of_which_nothing_is_known_are_outdated(drawn_table, capsys, drawings, message):
+    path = drawn_table / "figures/smoke/drawn.json"
+    whole = json.loads(path.read_text())
+    path.write_text("{" if drawings is None else json.dumps(whole | drawings))
+    capsys.readouterr()
+    assert main(["verify", "--profile", "smoke"]) == 0
+    sentence, last = capsys.readouterr().out.splitlines()
+    assert sentence.startswith(f"outdated: {path} {message}")
+    assert last == "verify: 1 tables of profile smoke, all whole; 1 outdated"
+    assert main(["figure3", "--profile", "smoke"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} {message}")
+    path.unlink()
+    assert main(["figures", "--profile", "smoke"]) == 0
+    assert json.loads(path.read_text()) == whole
+
+
+@pytest.mark.parametrize("command", ["verify", "claims"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"sha256": None},
+        {"sha256": {}},
+        {"sha256": ["figure3.csv"]},
+        {"inputs": []},
+        {"hardware": None},
+        {"git_commit": 7, "replicates": 2},
+    ],
+)
+def test_a_provenance_that_lacks_an_entry_is_damaged(drawn_table, capsys, command, damage):
+    path = drawn_table / "results/smoke/figure3.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    capsys.readouterr()
+    sentence = (
+        f"{path} does not say {', '.join(damage)} (damaged?): restore it, or measure again with "
+        "FRESH=1\n"
+    )
+    code = main([command, "--profile", "smoke"])
+    printed = capsys.readouterr()
+    if command == "verify":
+        last = "verify: 1 tables of profile smoke, 1 damaged; 0 outdated\n"
+        assert (code, printed.out) == (1, f"damaged: {sentence}{last}")
+    else:
+        assert (code, printed.err) == (2, f"error: {sentence}")
+
+
+def test_a_table_is_damaged_where_its_provenance_names_a_folder(drawn_table, capsys):
+    path = drawn_table / "results/smoke/figure3.json"
+    provenance = json.loads(path.read_text())
+    hashes = provenance["sha256"] | {"..": "0"}
+    path.write_text(json.dumps(provenance | {"sha256": hashes}))
+    assert main(["verify", "--profile", "smoke"]) == 1
+    damaged = f"damaged: {path.with_name('..')} is missing or not the file that figure3.json"
+    assert damaged in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

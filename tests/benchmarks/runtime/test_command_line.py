@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.runtime.command_line import exit_code, path
+from benchmarks.runtime.command_line import exit_code, path, require_new
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,14 @@ def test_paths_may_begin_with_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert path("~/a") == tmp_path / "a"
     assert str(path("a/~")) == "a/~"
+
+
+def test_outputs_are_new_and_in_no_place_of_a_file(tmp_path):
+    file, message = tmp_path / "file", "--output must be written to a folder, got the file {}"
+    file.write_text("")
+    require_new(tmp_path / "folders" / "to" / "make")
+    with pytest.raises(ValueError, match=f"^{file} is there already: name another output, or"):
+        require_new(file)
+    for output in (file / "a", file / "a" / "b"):
+        with pytest.raises(ValueError, match=f"^{message.format(file)}$"):
+            require_new(output)

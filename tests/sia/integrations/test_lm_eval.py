@@ -239,6 +239,8 @@ def test_simple_evaluate_keeps_the_settings(build, settings, tmp_path):
         ({"seed": "three"}, "seed must be a whole number, got 'three'"),
         ({"threshold": -1.0}, "threshold must be a finite number of at least 0, got -1.0"),
         ({"beta": -1.0}, "beta must be 0 to 1e"),
+        ({"beta": "x"}, "beta must be a number or \"inf\", got 'x'"),
+        ({"beta": None}, 'beta must be a number or "inf", got None'),
     ],
 )
 def test_bad_settings_are_refused(build, change, message):
@@ -412,7 +414,11 @@ def command(monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"gate": "nope"}, "error: unknown gate 'nope'"), ({}, "error: model sia needs")],
+    [
+        ({"gate": "nope"}, "error: unknown gate 'nope'"),
+        ({"beta": "x"}, "error: beta must be a number or \"inf\", got 'x'\n"),
+        ({}, "error: model sia needs"),
+    ],
 )
 def test_errors_of_the_command_line_are_one_line(command, tmp_path, capsys, change, message):
     values = {"value_model": "y"} if change else {}

@@ -169,6 +169,14 @@ def test_unknown_models_and_keys_are_refused(qwen, project, tmp_path, line, mess
             "--limit, --device, --dtype and --batch-size are for profiles of real models, "
             "lab is not one",
         ),
+        *(
+            (
+                [command, "--profile", "qwen3-1.7b", "--limit", "5"],
+                "there is no table in results/qwen3-1.7b-limit5 to draw or judge: make reproduce "
+                "PROFILE=qwen3-1.7b LIMIT=5 measures them$",
+            )
+            for command in ("figures", "summaries", "claims", "report", "verify")
+        ),
     ],
 )
 def test_one_sentence(project, capsys, monkeypatch, arguments, message):
@@ -312,6 +320,10 @@ def test_limits_have_a_name_and_tables_of_their_own():
     profile = load_profile("qwen3-4b")
     small = limited(profile, 7)
     assert small.name == "qwen3-4b-limit7"
+    assert (profile.make_options, small.make_options) == (
+        "PROFILE=qwen3-4b",
+        "PROFILE=qwen3-4b LIMIT=7",
+    )
     counts = {"prompts_per_objective": 7, "validation_prompts_per_objective": 7}
     assert small.evaluation == replace(profile.evaluation, **counts)
     assert small.sweep.rollout_prompts == 7
