@@ -87,7 +87,8 @@ class Figure5(Figure):
                     setting | {"metric": metric, "position": at, "estimate": share}
                     for metric, share in shares.items()
                 ]
-            in_first_half = (junctions * (positions < length / 2)).sum(1)
+            # the middle token of an odd length counts half
+            in_first_half = (junctions * np.clip(length / 2 - positions, 0, 1)).sum(1)
             halves.append(group.assign(first=in_first_half, junctions=junctions.sum(1)))
             means = {
                 "first_half_share": in_first_half.sum() / (junctions.sum() or np.nan),

@@ -536,3 +536,19 @@ def test_theorem_2_2s_sum_is_over_unsteered_steps():
     assert share["estimate"] == pytest.approx(
         1 - skipped.sum() / tokens["divergence_token"].sum(), abs=1e-3
     )
+
+
+def test_half_of_evenly_spread_junctions_lie_in_the_first_half():
+    """The middle token of an odd length counts half."""
+    places = [
+        {"objective": objective, "prompt": prompt, "seed": 0, "step": step, "junction": True}
+        for objective in OBJECTIVES
+        for prompt, length in enumerate((1, 4, 5, 7))
+        for step in range(length)
+    ]
+    rows = figure5.by_response(pd.DataFrame(places), SMOKE.decoding.max_new_tokens)
+    labels = {"replicate": 0, "method": "base", "target_ratio": 0.2}
+    rows = pd.concat([rows.assign(family=family, **labels) for family in SMOKE.families])
+    table = FIGURES["figure5"].summarize(rows, SMOKE)
+    halves = table.loc[table["metric"] == "first_half_share", "estimate"]
+    assert halves.to_numpy() == pytest.approx(0.5)
