@@ -201,7 +201,7 @@ def checkpoint_hooks(
         criteria.append(StopStringCriteria(tokenizer, settings.stop_strings))
     check_generation_config(config)
     padding = model.config.get_text_config().vocab_size  # processors know it as no token
-    unfilled = input_ids.masked_fill(attention_mask == 0, padding)
+    unfilled: Any = input_ids.masked_fill(attention_mask == 0, padding)
     processors = LogitsProcessorList(
         EncoderNoRepeatNGramLogitsProcessor(p.ngram_size, unfilled)
         if type(p) is EncoderNoRepeatNGramLogitsProcessor and p.ngram_size > 1

@@ -240,10 +240,10 @@ def train_junction_gate(
     training, held_out = states.split(HELD_OUT, generator)
     hidden, target = training.hidden.float(), training.divergence(steering)
     check_values_differ(training)
-    if (mean := float(target.mean())) < SMALLEST_DIVERGENCE:
+    if (average := float(target.mean())) < SMALLEST_DIVERGENCE:
         raise ValueError(
             "steering changes too little to predict where: expected a mean divergence of at least "
-            f"{SMALLEST_DIVERGENCE:g} nats, got {mean:.1g}; use a larger beta"
+            f"{SMALLEST_DIVERGENCE:g} nats, got {average:.1g}; use a larger beta"
         )
     mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
     first, second = nn.Linear(hidden.shape[1], width), nn.Linear(width, 1)
@@ -350,8 +350,8 @@ def train_head(
     minimise(loss, nn.ModuleList([head, embedded]), len(training), epochs, generator)
     with torch.no_grad():
         head.tokens.weight += embedded(vectors)
-        for layer in (head.tokens, head.bias):
-            layer.weight *= unit
+        for embedding in (head.tokens, head.bias):
+            embedding.weight *= unit
         for layer in (head.linear, head.inner):
             layer.bias.sub_(layer.weight @ (mean / scale))
             layer.weight.div_(scale)
