@@ -131,7 +131,7 @@ def greedy_token(scores: Tensor, candidates: Tensor) -> Tensor:
         Token ids, `(rows,)`.
     """
     best = scores == scores.amax(1, keepdim=True)
-    return candidates.masked_fill(~best, torch.iinfo(candidates.dtype).max).amin(1)
+    return candidates.where(best, candidates.amax(1, keepdim=True)).amin(1)
 
 
 def without_tokens_from(logits: Tensor, vocabulary: int) -> Tensor:

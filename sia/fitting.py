@@ -37,7 +37,7 @@ ScorerT = TypeVar("ScorerT", QHead, VocabularyValueModel)
 # of values within states: the learning rate and initial weights suit values of about 1, so what is
 # smaller than this is learned in units of its spread
 SMALLEST_SPREAD = 0.2
-SMALLEST_DIVERGENCE = 1e-5  # mean, in nats; predictions end a little below
+SMALLEST_DIVERGENCE = 1e-6  # mean, in nats; no prediction is smaller
 FLOOR = 0.02  # added to the base probabilities that weight the candidates
 
 

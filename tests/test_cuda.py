@@ -232,7 +232,17 @@ def test_scripts(hub, gpu, tmp_path):
     assert train_value_model.main([*options, "--output", str(values), "--epochs", "1"]) == 0
     models = ["--model", str(hub["base"]), "--value-model", str(values)]
     assert compare.main([*models, "--prompt", "is the earth flat ?", "--max-new-tokens", "3"]) == 0
-    options = ["--prompts", prompts, "--limit", "5", "--max-new-tokens", "3", "--q-head"]
+    options = [
+        "--prompts",
+        prompts,
+        "--limit",
+        "5",
+        "--max-new-tokens",
+        "3",
+        "--q-head",
+        "--beta",
+        "100",
+    ]
     output = ["--output", str(tmp_path / "gate")]
     assert fit_script.main([*models, *options, *output]) == 0
 

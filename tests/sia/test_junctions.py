@@ -514,7 +514,7 @@ def test_a_scorer_without_preferences_is_refused():
         flat.values.bias.weight.zero_()
     with pytest.raises(ValueError, match="steering changes no state: the scorer gives all"):
         fit_junction_gate(MODEL, tiny.tokenizer(), flat, PROMPTS, max_new_tokens=3, progress=False)
-    message = "too little to predict where: expected a mean .* at least 1e-05 nats, got 0; use a la"
+    message = "too little to predict where: expected a mean .* at least 1e-06 nats, got 0; use a la"
     options = {"max_new_tokens": 3, "progress": False, "beta": 0.0}
     with pytest.raises(ValueError, match=message):
         fit_junction_gate(MODEL, tiny.tokenizer(), VALUES, PROMPTS, **options)

@@ -292,7 +292,8 @@ def test_samples_of_a_prompt_compute_it_once():
     nothing = torch.zeros(6, 0, dtype=torch.int64)
     session.score(torch.arange(6), nothing, torch.full((6, 2), 20))
     forwards, tokens, flops = session.meters[0].totals()
-    assert forwards.tolist() == [2, 1, 1, 2, 1, 1]  # the prompt but its last token, candidates
+    # the prompt but its last token, which one token does not have, and candidates
+    assert forwards.tolist() == [2, 1, 1, 1, 1, 1]
     assert tokens.tolist() == [5 + 2, 1 + 2, 1 + 2, 1 + 2, 1 + 2, 1 + 2]
     assert flops[1] < flops[0]
 
