@@ -110,7 +110,7 @@ def log_likelihoods(
         chunk = order[start : start + batch_size]
         columns = [[ids[i] for i in chunk] for ids in (prompts, responses, value_prompts)]
         with torch.inference_mode():
-            batch = _Batch(model, steering, count, seed, chunk, *columns)
+            batch = _Batch(model, steering, shared, count, seed, chunk, *columns)
             likelihoods.update(zip(chunk, batch.read(temperature), strict=True))
     return [likelihoods[i] for i in range(len(prompts))]
 
@@ -157,6 +157,7 @@ class _Batch:
         self,
         model: PreTrainedModel,
         steering: Steering | None,
+        vocabulary: int,
         candidates: int,
         seed: int,
         prompt_indices: Sequence[int],
@@ -170,7 +171,7 @@ class _Batch:
         self.lengths = [len(response) for response in responses]
         self.tokens, self.written = pad_right(responses, device)
         rows, longest = self.tokens.shape
-        self.vocabulary = check_steering(model, steering, candidates)
+        self.vocabulary = vocabulary  # tokens that model and scorer share
         value_vocabulary = steering.scorer.vocabulary_size if steering else vocabulary_size(model)
         check_inputs(
             model,

@@ -277,12 +277,12 @@ def test_padding_does_not_count(setting):
     """For lengths, and for the n-grams of a prompt."""
     model = checkpoint(eos_token_id=[*range(2, 60, 5)], **setting)
     prompts = [*tiny.prompts(12), *([token] for token in range(7, 27))]
-    one, many = (
+    alone, together = (
         tiny.tokens(tiny.generate(model, prompts, candidates=50, batch_size=size))
         for size in (1, 64)
     )
-    assert one == many
-    assert len({len(tokens) for tokens in one}) > 3
+    assert alone == together
+    assert len({len(tokens) for tokens in alone}) > 3
 
 
 def test_stop_strings_do_not_reach_into_padding():

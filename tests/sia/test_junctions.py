@@ -549,7 +549,7 @@ def test_only_a_value_model_has_a_backbone_for_a_vocabulary_head(scorer):
 
 @pytest.mark.parametrize("fit", [fit_q_head, fit_vocabulary_value_model])
 def test_heads_have_the_tokens_of_their_teacher(fit):
-    """Of a language model whose vocabulary is padded further."""
+    """The vocabulary of the language model is padded further."""
     model = tiny.language_model("qwen3", vocabulary=64)
     options = {"max_new_tokens": 3, "progress": False, "epochs": 1}
     head = fit(model, tiny.tokenizer(), VALUES, PROMPTS, **options).scorer
