@@ -121,7 +121,7 @@ def annotate(options: argparse.Namespace) -> None:
         )
         for number, first in enumerate(range(completed, len(examples), WINDOW))
     ]
-    write = InOrder(partial, "" if completed else head_line(settings))
+    write = OrderedWriter(partial, "" if completed else head_line(settings))
     with (
         workers_for(options.executor, device) as workers,
         workers.progress(len(examples) - completed),
@@ -158,20 +158,21 @@ def workers_for(executor: str, device: str):
 
 
 @dataclass
-class InOrder:
-    """Appends scored windows to a file in their order, whichever is finished first.
+class OrderedWriter:
+    """Callback that appends scored windows to a file in order, whatever order they finish in.
 
     Attributes:
-        file: File to append to; created with the first result, so that a failed start leaves none.
+        file: File to append to; created with the first result, so that a run that fails at its
+            start leaves no file.
         head: Text to write before the first window.
         waiting: Lines of finished windows that are not yet written, by window number.
-        written: Number of windows in the file.
+        next_window: Number of the window that is written next.
     """
 
     file: Path
     head: str
     waiting: dict[int, str] = field(default_factory=dict)
-    written: int = 0
+    next_window: int = 0
 
     def __call__(self, window: "Window", rewards: Sequence[float | str]) -> None:
         """Accept the rewards of a window, and write all windows whose turn it is."""
@@ -181,14 +182,14 @@ class InOrder:
         ]
         lines = [json.dumps(example, ensure_ascii=False) + "\n" for example in examples]
         self.waiting[window.number] = "".join(lines)
-        if self.written not in self.waiting:
+        if self.next_window not in self.waiting:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(self.head)
-            while self.written in self.waiting:
-                file.write(self.waiting.pop(self.written))
-                self.written += 1
+            while self.next_window in self.waiting:
+                file.write(self.waiting.pop(self.next_window))
+                self.next_window += 1
             file.flush()
             os.fsync(file.fileno())
         self.head = ""

@@ -190,14 +190,21 @@ def compare(
 def side_by_side(
     tokenizer: PreTrainedTokenizerBase, generations: list[Generation], width: int
 ) -> Columns:
-    """Return both answers as panels, with lengths and intervention ratio below."""
+    """Return both answers as panels, side by side, each with its caption as the last line.
+
+    Args:
+        tokenizer: Of the language model.
+        generations: Of `POLICIES`, in their order.
+        width: Of the console, in columns.
+    """
     panels = []
     for title, subtitle, generation in captioned(generations):
         text = Text()
         for space, word, style in styled_tokens(tokenizer, generation):
             text.append(space)
             text.append(word, style=style)
-        panels.append(Panel(text, title=title, subtitle=subtitle, width=max(20, width // 2 - 1)))
+        text.append(f"\n\n{subtitle}", style="dim")  # Panel cuts a subtitle that is too long
+        panels.append(Panel(text, title=title, width=max(20, width // 2 - 1)))
     return Columns(panels, padding=0)
 
 

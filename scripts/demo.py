@@ -48,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(prompt: str, seed: int) -> None:
-    """Print the responses of every way of steering to a prompt."""
+    """Print the first of SAMPLES responses under each steering, with the judge's scores of all.
+
+    Args:
+        prompt: Text of the prompt.
+        seed: Seed of the first response; the others count on from it.
+    """
     disable_progress_bar()
     lab, console = LabModels.load(), Console(highlight=False)
     say = partial(console.print, markup=False, soft_wrap=not console.is_terminal)
@@ -56,24 +61,25 @@ def show(prompt: str, seed: int) -> None:
     item = item_of(world, prompt)
     say(f"prompt: {prompt}")
     if item is None:
-        topics = ", ".join(known.topic for known in world.items[:: len(world.items) // 8])
+        topics = ", ".join(known.topic for known in world.items[:: max(1, len(world.items) // 8)])
         say(f"the lab's judge knows no such topic, ask about: {topics}")
     seeds = range(seed, seed + SAMPLES)
     for name, steering in lab.methods().items():
         responses = lab.respond(ids, steering, list(seeds))
-        judged = scores(world, item, responses) if item else []
-        say(f"\n{name}: {description(responses, judged)}", style="bold")
+        judge_scores = scores(world, item, responses) if item else []
+        say(f"\n{name}: {description(responses, judge_scores)}", style="bold")
         say(highlighted(lab.tokenizer, responses[0], console.is_terminal))
 
 
-def description(responses: Sequence[Generation], judged: Sequence[float]) -> str:
-    """Summarise the first response (length, shares) and the judge's scores of all."""
+def description(responses: Sequence[Generation], judge_scores: Sequence[float]) -> str:
+    """Summarise the first response (length, share steered, tokens changed) and the judge scores."""
     response = responses[0]
     texts = [f"{len(response.token_ids)} tokens"]
     if response.steered.any():
         texts += [f"{response.intervention_ratio:.0%} steered", f"{response.shifted.sum()} changed"]
-    if judged:
-        texts.append(f"judge {judged[0]:+.1f} (mean of {len(judged)}: {np.mean(judged):+.1f})")
+    if judge_scores:
+        mean = f"mean of {len(judge_scores)}: {np.mean(judge_scores):+.1f}"
+        texts.append(f"judge {judge_scores[0]:+.1f} ({mean})")
     return ", ".join(texts)
 
 

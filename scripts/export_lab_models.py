@@ -10,7 +10,6 @@ judge's scores. What makes more than 4 MB is refused. The same models give the s
 """
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -127,8 +126,8 @@ def export(replicate: Replicate, output: Path, prompts: int) -> None:
                 f"the models have {size:,} bytes, at most {LARGEST:,} are to be committed: "
                 "nothing was written"
             )
-        if output.exists():
-            shutil.rmtree(output)
+        if output.exists():  # moved aside, so that an interruption loses neither
+            output.replace(Path(temporary) / "former")
         folder.replace(output)
 
 

@@ -119,9 +119,10 @@ class LabModels:
         }
 
     def steering(self, gate: Gate, scorer: Scorer | None = None) -> Steering:
-        """Return the steering by a gate and a scorer, by default the value model."""
+        """Return a `Steering` with this gate and scorer at the lab's β and K; None: value model."""
         settings = self.settings
-        return Steering(scorer or self.values, gate, settings.beta, candidates=settings.candidates)
+        scorer = self.values if scorer is None else scorer
+        return Steering(scorer, gate, settings.beta, candidates=settings.candidates)
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of prompts in the chat template."""

@@ -97,7 +97,7 @@ def refuse_other_content(path: str | Path, name: str) -> Iterator[None]:
 def local_folder(
     path: str | Path, title: str, subfolder: str = "", revision: str | None = None
 ) -> Path:
-    """Return a local folder as it is, a repository of the Hub after downloading it.
+    """Return the local path of a checkpoint, downloading it first if `path` is a Hub id.
 
     Args:
         path: Local folder (~ is the home folder) or Hub id.
@@ -106,7 +106,7 @@ def local_folder(
         revision: Of the Hub repository.
 
     Raises:
-        FileNotFoundError: If it is neither a folder here nor can be had from the Hub.
+        FileNotFoundError: If it is neither a local folder nor downloadable from the Hub.
     """
     path = expand_home(path)
     if Path(path).is_dir():
@@ -118,10 +118,11 @@ def local_folder(
     patterns = [f"{subfolder}/*"] if subfolder else None
     try:
         folder = snapshot_download(str(path), revision=revision, allow_patterns=patterns)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of the Hub's library, of the network or of a proxy
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise FileNotFoundError(
-            f"no {title} in {path}: it is no folder here, and the Hub does not give it ({reason})"
+            f"no {title} in {path}: it is not a local folder, and its download from the Hub failed "
+            f"({reason})"
         ) from error
     return Path(folder) / subfolder
 

@@ -215,9 +215,9 @@ class Decoding:
                 self._extend(observer, hidden)
             self.responses.lengths[self.rows[self.alive]] = self.step
             steps = torch.arange(start, self.step, device=rows.device)
-            written = steps < self.responses.lengths[rows, None]
-            self._check_logits(rows, start, written)
-            self._count(rows, start, written)
+            generated = steps < self.responses.lengths[rows, None]
+            self._check_logits(rows, start, generated)
+            self._count(rows, start, generated)
 
     def reorder(self, sources: Tensor, active: Tensor) -> None:
         """Continue row i from row `sources[i]` where `active[i]`; noise stays with the row.
@@ -469,25 +469,28 @@ class Decoding:
         self.mask = self.mask[places]
         self.previous = {signal: values[places] for signal, values in self.previous.items()}
 
-    def _check_logits(self, rows: Tensor, start: int, written: Tensor) -> None:
-        """Raise FloatingPointError if the language model gave NaN since step `start`.
+    def _check_logits(self, rows: Tensor, start: int, generated: Tensor) -> None:
+        """Raise FloatingPointError if logits became NaN or infinite in the steps since `start`.
 
-        written: Tokens that rows have since, bool `(n, steps)`.
+        Args:
+            rows: Row numbers `(n,)`.
+            start: First step to check.
+            generated: True where a row generated a token, bool `(n, steps)`.
         """
-        wrong = self.responses.entropy[rows, start : self.step].isnan() & written
+        wrong = self.responses.entropy[rows, start : self.step].isnan() & generated
         if bool(wrong.any()):
             place, step = wrong.nonzero()[0].tolist()
             prompt = self.prompt_indices[int(rows[place]) // self.samples]
             source = "model or a logits processor" if self.hooks.process else "model"
             raise FloatingPointError(
-                f"logits must be numbers, the language {source} gave NaN "
+                f"logits must be numbers, the language {source} gave NaN or infinity "
                 f"at step {start + step} of prompt {prompt}"
             )
 
-    def _count(self, rows: Tensor, start: int, written: Tensor) -> None:
+    def _count(self, rows: Tensor, start: int, generated: Tensor) -> None:
         """Count the cost of these rows since step `start`; a shared prompt is its first row's."""
         lengths, prompts = self.responses.lengths[rows], self.prompt_lengths[rows]
-        steered = self.responses.steered[rows, start : self.step] & written
+        steered = self.responses.steered[rows, start : self.step] & generated
         self.junctions[rows] += steered.sum(1)
         forwards, begin = lengths - start, prompts + start - 1
         if start == 0:

@@ -250,13 +250,18 @@ def check_generation_config(config: GenerationConfig) -> None:
     """Refuse settings of `generate` that this decoding does not have."""
     for name, (reason, off) in UNSUPPORTED.items():
         value = vars(config).get(name)
-        refuse(f"{reason}, got {name}={value!r}", value not in off)
+        refuse_if(value not in off, f"{reason}, got {name}={value!r}")
     for name in UNSUPPORTED_OUTPUTS if config.return_dict_in_generate else ():
         requested = bool(vars(config).get(name))
-        refuse(f"returns sequences and generations, got {name}=True", requested)
+        refuse_if(requested, f"returns sequences and generations, got {name}=True")
 
 
-def refuse(reason: str, holds: bool) -> None:
-    """Raise ValueError with this reason if it holds."""
-    if holds:
+def refuse_if(condition: bool, reason: str) -> None:
+    """Raise ValueError if the condition is true.
+
+    Args:
+        condition: Whether `generate` was asked for something that this decoding does not do.
+        reason: What completes "steered decoding …", a verb phrase.
+    """
+    if condition:
         raise ValueError(f"steered decoding {reason}")

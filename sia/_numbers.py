@@ -1,6 +1,7 @@
 """Numbers of the caller: NumPy's and torch's are taken as the Python numbers that they hold."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 
 def python_value(value: Any) -> Any:
-    """Return what a NumPy scalar, or an array or tensor without dimensions, holds."""
+    """Return a Python scalar for a NumPy scalar or 0-d array or tensor, other values unchanged."""
     scalar = isinstance(value, np.generic) or (
         isinstance(value, np.ndarray | Tensor) and value.ndim == 0
     )
-    return value.item() if scalar else value
+    held = value.item() if scalar else value
+    return float(held) if isinstance(held, np.longdouble) else held
 
 
 def as_number(value: Any) -> float:
@@ -43,10 +45,15 @@ def finite_number(name: str, value: Any, minimum: float = -math.inf) -> float:
         ValueError: If it is NaN, infinite, no number, or below the minimum.
     """
     number = as_number(value)
-    if not (math.isfinite(number) and number >= minimum):
+    if not (is_finite(number) and number >= minimum):
         least = "" if math.isinf(minimum) else f" of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number{least}, got {python_value(value)!r}")
     return number
+
+
+def is_finite(number: float) -> bool:
+    """Return whether a number is finite as a float; an int may be too large for one."""
+    return abs(number) <= sys.float_info.max
 
 
 def seeded_generator(seed: Any) -> torch.Generator:

@@ -63,8 +63,9 @@ class JunctionFit:
 
     Attributes:
         gate: Opens on the requested share of the held-out states.
-        rankings: Of the gate's predictor beside random, entropy and the oracle.
-        states: Number of states that it was fitted to, and of those held out.
+        rankings: Rankings of the held-out states by the gate's predictor, at random, by entropy
+            and by the oracle.
+        states: Numbers of states: fitted to, held out.
     """
 
     gate: JunctionGate
@@ -78,10 +79,12 @@ class HeadFit(Generic[ScorerT]):
 
     Attributes:
         scorer: The scorer with this head.
-        explained: Share of the variance of the values within a state that it explains, candidates
-            weighted by their base probabilities.
-        rankings: Of the divergence by the head's values beside random, entropy and the oracle.
-        states: Number of states that it was fitted to, and of those held out.
+        explained: R² of the head for the teacher's values on held-out states, each centred within
+            its state, candidates weighted by their base probabilities. Negative for a head that is
+            worse than the mean; NaN where the values do not differ.
+        rankings: Rankings of the held-out states by the divergence that the head's values give, at
+            random, by entropy and by the oracle.
+        states: Numbers of states: fitted to, held out.
     """
 
     scorer: ScorerT

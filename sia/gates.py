@@ -73,7 +73,7 @@ class Gate(ABC):
 
     @classmethod
     def from_setting(cls, value: float) -> Self:
-        """Build the gate whose `setting` has this value; a gate without one ignores it."""
+        """Build a gate from the value of its `setting`; classes without a setting ignore it."""
         return cls(**{cls.setting: value}) if cls.setting else cls()
 
     @classmethod
@@ -83,7 +83,7 @@ class Gate(ABC):
 
     @property
     def setting_value(self) -> float:
-        """Value of the setting, which builds the same gate by `from_setting`."""
+        """Value of the field that `setting` names."""
         return float(vars(self)[self.setting])
 
     @property

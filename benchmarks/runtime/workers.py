@@ -62,6 +62,7 @@ class Bar(tqdm):
 
     def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
         """Show what is running; where the bar is hidden, print the name of each new stage."""
+        # without its number (" 1/4") and the count of what is done (", 3 of 9")
         stage = re.split(r" \d|,", desc or "")[0]
         if self.disable and stage != self._stage:
             self._stage = stage

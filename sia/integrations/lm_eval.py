@@ -127,7 +127,7 @@ class SIA(HFLM):
                 "model sia needs value_model, the path or Hub id of a value model (or gate=never)"
             )
         beta = strength(beta)
-        check_options(options)
+        check_softmax_dtype(options)
         if isinstance(pretrained, str):
             pretrained = expand_home(pretrained)
         with reading(f"the language model {pretrained}"):
@@ -381,8 +381,8 @@ def fits_into_memory(trial: Callable[[int], object], batch_size: int) -> bool:
     return True
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse arguments of lm-eval's `hf` that would not keep their meaning."""
+def check_softmax_dtype(options: dict[str, Any]) -> None:
+    """Raise ValueError for an lm-eval `softmax_dtype` other than float32, the only one here."""
     softmax = options.get("softmax_dtype")
     if softmax not in (None, "float32", torch.float32):
         raise ValueError(f"model sia computes its softmax in float32, got softmax_dtype={softmax}")

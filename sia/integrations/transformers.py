@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from sia import _sampling
 from sia._decoding import Decoding
-from sia._hooks import OWN_CACHE, Hooks, check_generation_config, refuse
+from sia._hooks import OWN_CACHE, Hooks, check_generation_config, refuse_if
 from sia._inputs import prompt_ids
 from sia._kv_cache import check_model, input_device
 from sia._numbers import python_value, row_numbers
@@ -281,17 +281,17 @@ def checked_mask(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
     cache = given.get("past_key_values", DynamicCache())
     own_cache = type(cache) is DynamicCache
     cached = cache.get_seq_length() if own_cache else 0
-    refuse(f"does not know what to do with {ignored}", ignored != "")
+    refuse_if(ignored != "", f"does not know what to do with {ignored}")
     embeds = "needs input_ids of at least one token (inputs_embeds alone will not do)"
-    refuse(embeds, input_ids.shape[1] == 0)
-    refuse(f"keeps its own dynamic cache, got a {type(cache).__name__}", not own_cache)
-    refuse(f"starts from an empty cache, got one with {cached} tokens", cached > 0)
+    refuse_if(input_ids.shape[1] == 0, embeds)
+    refuse_if(not own_cache, f"keeps its own dynamic cache, got a {type(cache).__name__}")
+    refuse_if(cached > 0, f"starts from an empty cache, got one with {cached} tokens")
     mask = given.get("attention_mask", torch.ones_like(input_ids))
     usual = (mask.cumsum(1) - 1).clamp(min=0)
     # multimodal models number height and width too, which are alike in texts
     moved = bool(((given.get("position_ids", usual) - usual) * mask).any())
     positions = "counts positions from the first token of each prompt, got other position_ids"
-    refuse(positions, moved)
+    refuse_if(moved, positions)
     return mask
 
 
@@ -313,4 +313,4 @@ def _refuse_withheld() -> None:
     if caller is not None:
         for name, instead in WITHHELD.items():
             value = caller.f_locals.get(name)
-            refuse(f"{instead}, got {name}", value is not None and value is not False)
+            refuse_if(value is not None and value is not False, f"{instead}, got {name}")

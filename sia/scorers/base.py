@@ -1,6 +1,5 @@
 """The interface that decoding needs of a scorer, and what sessions over cached prefixes share."""
 
-import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from copy import copy
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from sia._numbers import as_number, python_value
+from sia._numbers import as_number, is_finite, python_value
 from sia._prefix_cache import CachedPrefixes
 from sia.cost import Meter
 
@@ -227,7 +226,7 @@ def check_weight(weight: Any) -> float:
         ValueError: Unless it is a finite number.
     """
     number, value = as_number(weight), python_value(weight)
-    if not math.isfinite(number):
+    if not is_finite(number):
         given = value if isinstance(value, float) else type(value).__name__
         raise ValueError(f"the weight of a scorer must be a finite number, got {given}")
     return number

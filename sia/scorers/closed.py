@@ -49,7 +49,7 @@ class ClosedScorer(Scorer):
 
     @abstractmethod
     def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
-        """Return the values at the last `last` tokens, float32 `(n, last)`."""
+        """Return the values of the last tokens, float32 `(n, last)`."""
 
     @torch.inference_mode()
     def read_whole(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -87,7 +87,7 @@ class ClosedScorer(Scorer):
 
     @property
     def supports_caching(self) -> bool:
-        """True if prefixes can be kept: of a decoder that follows masks, read token by token."""
+        """True if prefixes can be cached: the model is a causal decoder that follows masks."""
         if self.head is None:
             return False
         check_attention(self.model)
@@ -96,12 +96,12 @@ class ClosedScorer(Scorer):
     @override
     def start_session(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int = 1
-    ) -> "CachedClosed | WholeClosed":
-        session = CachedClosed if self.supports_caching else WholeClosed
+    ) -> "CachedRewardSession | WholeSequenceSession":
+        session = CachedRewardSession if self.supports_caching else WholeSequenceSession
         return session(self, prompts, max_new_tokens, samples)
 
 
-class CachedClosed(CachedSession):
+class CachedRewardSession(CachedSession):
     """A session of a decoder that keeps prefixes: candidates and their closing are branches."""
 
     def __init__(
@@ -163,7 +163,7 @@ def _last_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
     return tokens.gather(-1, lengths[..., None] - 1).squeeze(-1)
 
 
-class WholeClosed(BranchSession):
+class WholeSequenceSession(BranchSession):
     """A session of a model that reads whole sequences: every candidate costs its full length."""
 
     def __init__(

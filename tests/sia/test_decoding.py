@@ -225,14 +225,15 @@ def test_random_gate_opens_at_its_ratio():
     assert abs(steered.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / steered.size)
 
 
-def test_a_language_model_that_gives_no_numbers_is_named():
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_language_model_that_gives_no_numbers_is_named(number):
     model = tiny.language_model("qwen3")
     with no_grad():
-        model.lm_head.weight[5] = math.nan
-    with pytest.raises(
-        FloatingPointError,
-        match="logits must be numbers, the language model gave NaN at step 0 of prompt 0",
-    ):
+        model.lm_head.weight[5] = number
+    message = (
+        "logits must be numbers, the language model gave NaN or infinity at step 0 of prompt 0"
+    )
+    with pytest.raises(FloatingPointError, match=message):
         tiny.generate(model, [[7]])
 
 
@@ -260,5 +261,5 @@ def test_one_row_without_numbers_is_named():
     broken = tiny.language_model("qwen3")
     with no_grad():
         broken.model.embed_tokens.weight[33] = math.nan
-    with pytest.raises(FloatingPointError, match="gave NaN at step 0 of prompt 1"):
+    with pytest.raises(FloatingPointError, match="gave NaN or infinity at step 0 of prompt 1"):
         tiny.generate(broken, [[7], [33], [9]], max_new_tokens=1)

@@ -238,6 +238,7 @@ TOKENS = "tokens must be a whole number of at least 0, got "
         (lambda: EntropyGate(math.nan), THRESHOLD + "nan"),
         (lambda: EntropyGate("1"), THRESHOLD + "'1'"),
         (lambda: AttentionGate(-1.0), THRESHOLD + "-1.0"),
+        (lambda: EntropyRiseGate(10**400), "threshold must be a finite number, got 1000"),
         (lambda: EntropyRiseGate(math.inf), "threshold must be a finite number, got inf"),
         (
             lambda: EntropyGate(1.0, over="words"),

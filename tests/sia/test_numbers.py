@@ -97,6 +97,7 @@ TAKEN = {
 WRAPPERS = {
     "numpy": lambda x: np.asarray(x)[()],
     "array": np.asarray,
+    "long double": lambda x: np.longdouble(x) if isinstance(x, float) else np.int64(x),
     "tensor": lambda x: torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None),
 }
 

@@ -352,8 +352,8 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
         ),
         (
             lambda: ask(logits_processor=LogitsProcessorList([lambda ids, scores: scores / 0 * 0])),
-            "logits must be numbers, the language model or a logits processor gave NaN at step 0 "
-            "of prompt 0",
+            "logits must be numbers, the language model or a logits processor gave NaN or "
+            "infinity at step 0 of prompt 0",
         ),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForTokenClassification, BertConfig, BloomConfig
 
 from sia import EveryToken, ProcessRewardScorer, Steering, StepTokenScorer
-from sia.scorers.closed import CachedClosed, WholeClosed
+from sia.scorers.closed import CachedRewardSession, WholeSequenceSession
 from tests.helpers import tiny
 
 GOOD, BAD = 11, 12
@@ -40,20 +40,20 @@ def whole_probability(model, sequence):
 
 
 SCORERS = {
-    "classifier": (classifier, ProcessRewardScorer, CachedClosed, ()),
-    "classifier at a step token": (classifier, ProcessRewardScorer, CachedClosed, (9,)),
-    "encoder": (encoder, ProcessRewardScorer, WholeClosed, (9,)),
-    "ALiBi": (alibi, ProcessRewardScorer, WholeClosed, ()),
+    "classifier": (classifier, ProcessRewardScorer, CachedRewardSession, ()),
+    "classifier at a step token": (classifier, ProcessRewardScorer, CachedRewardSession, (9,)),
+    "encoder": (encoder, ProcessRewardScorer, WholeSequenceSession, (9,)),
+    "ALiBi": (alibi, ProcessRewardScorer, WholeSequenceSession, ()),
     "language model": (
         lambda: tiny.language_model("gemma3", seed=5),
         lambda model, tokens: StepTokenScorer(model, tokens, GOOD, BAD),
-        CachedClosed,
+        CachedRewardSession,
         (9,),
     ),
     "language model asked in a turn": (
         lambda: tiny.language_model("llama", seed=5),
         lambda model, tokens: StepTokenScorer(model, tokens, GOOD, BAD),
-        CachedClosed,
+        CachedRewardSession,
         (9, 8, 7),
     ),
 }

@@ -270,17 +270,25 @@ def test_a_peft_model_may_be_the_backbone():
     torch.testing.assert_close(values[0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_unknown_places_are_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("no network\nmore"), "no network"),
+        (TimeoutError(), "TimeoutError"),
+        (RuntimeError("407 Proxy Authentication Required"), "407 Proxy Authentication Required"),
+    ],
+)
+def test_unknown_places_are_named(tmp_path, monkeypatch, error, reason):
     with pytest.raises(FileNotFoundError, match="no value model in"):
         ValueModel.from_pretrained(tmp_path / "nowhere")
 
     def no_network(*arguments, **options):
-        raise OSError("no network\nmore")
+        raise error
 
     monkeypatch.setattr("sia._checkpoints.snapshot_download", no_network)
     with pytest.raises(
         FileNotFoundError,
-        match="^no value model in somebody/values: it is no folder here, and the Hub does not "
-        r"give it \(no network\)$",
+        match="^no value model in somebody/values: it is not a local folder, and its download from "
+        rf"the Hub failed \({reason}\)$",
     ):
         ValueModel.from_pretrained("somebody/values")

@@ -38,7 +38,7 @@ from sia import (
     generate,
 )
 from sia._prefix_cache import PASS_OVERHEAD, _cheapest, supports_tree_attention
-from sia.scorers.closed import CachedClosed, WholeClosed
+from sia.scorers.closed import CachedRewardSession, WholeSequenceSession
 from tests.helpers import hub_folders, tiny
 from tests.helpers.reference import whole_rewards, whole_values
 
@@ -178,7 +178,7 @@ def test_values_and_rewards_equal_those_of_whole_sequences(family, samples):
     session = values.start_session(prompts, 9, samples)
     assert_scores_are_whole(session, lambda *a: whole_values(values, *a), rows, responses)
     session = RewardScorer(reward).start_session(prompts, 9, samples)
-    assert isinstance(session, CachedClosed)
+    assert isinstance(session, CachedRewardSession)
     assert_scores_are_whole(session, lambda *a: whole_rewards(reward, *a), rows, responses)
 
 
@@ -208,7 +208,7 @@ def test_models_that_do_not_follow_masks_read_whole_sequences(model):
     """An encoder, and ALiBi, which counts distances by columns: branches would get them wrong."""
     prompts = tiny.prompts(4, seed=3)
     session = RewardScorer(model).start_session(prompts, 6)
-    assert isinstance(session, WholeClosed)
+    assert isinstance(session, WholeSequenceSession)
     assert_scores_are_whole(
         session, lambda *a: whole_rewards(model, *a), prompts, tiny.random_tokens(4, 6)
     )
@@ -258,8 +258,8 @@ def test_responses_are_rated_as_they_stand():
     scorer, responses, rows = RewardScorer(model), tiny.random_tokens(5, 8), torch.arange(5)
     responses[1, 3] = tiny.EOS
     sessions = {
-        CachedClosed(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
-        WholeClosed(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
+        CachedRewardSession(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
+        WholeSequenceSession(scorer, prompts, 8, 1): lambda *a: whole_rewards(model, *a),
         values.start_session(prompts, 8): lambda *a: whole_values(values, *a),
     }
     for lengths in ([2, 2, 3, 1, 2], [5, 4, 4, 6, 3], [8, 4, 8, 8, 8]):

@@ -178,6 +178,7 @@ def test_padded_vocabularies_share_their_tokens():
     ("call", "error", "message"),
     [
         (lambda: math.nan * VALUES, ValueError, "must be a finite number, got nan"),
+        (lambda: 10**400 * VALUES, ValueError, "must be a finite number, got int"),
         (lambda: VALUES * "2", ValueError, "must be a finite number, got str"),
         (lambda: VALUES * VALUES, ValueError, "must be a finite number, got ValueModel"),
         (lambda: VALUES / None, ValueError, "must be a finite number, got NoneType"),
