@@ -206,7 +206,7 @@ class PreallocatedLayer(DynamicLayer):
 
     @override
     def batch_select_indices(self, indices: Tensor) -> None:
-        if not self.is_initialized:  # of a layer that did not run
+        if not self.is_initialized:  # a layer that has not run has no buffers
             return
         self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
         self._show_filled()

@@ -53,7 +53,7 @@ class Forward(Protocol):
 
 
 def logits_forward(model: PreTrainedModel) -> Forward:
-    """Return a forward pass of a language model whose output is its logits, float32."""
+    """Return a forward pass that gives the logits at the last positions, float32 `(n, last, V)`."""
     narrows = narrows_logits(model)
 
     def forward(*, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:

@@ -127,7 +127,7 @@ def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:
 
 
 def drop_improbable(steered: Tensor, logits: Tensor, min_probability: float) -> Tensor:
-    """Set `steered` to −∞ where the base probability is too low; the most probable one stays.
+    """Return `steered` with −∞ for improbable candidates; the most probable ones always stay.
 
     Args:
         steered: Logits after the tilt, `(rows, K)`.

@@ -346,7 +346,7 @@ def reaching_margin(summary: pd.DataFrame, metric: str, family: str) -> float:
 def prompt_count(row: pd.Series, summary: pd.DataFrame) -> float:
     """Return the number of prompts behind an estimate; NaN if it does not rest on prompts.
 
-    Times are measured in rounds, so for them the prompts of the whole table count.
+    Times are measured in timing rounds and have no `n`: the largest `n` of the table stands in.
     """
     count = summary["n"].max() if row.get("metric") == "seconds_ratio" else row.get("n")
     return float("nan") if pd.isna(count) else float(count)

@@ -50,7 +50,7 @@ def damage(folder: Path) -> Iterator[str]:
 
 
 def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield a sentence for each outdated file: what is outdated, and how to recreate it."""
+    """Yield a sentence for each outdated file, with how to recreate it where rows are kept."""
     names = tables.with_tables(profile, figures)
     summaries = {}
     for name in names:

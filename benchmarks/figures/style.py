@@ -198,10 +198,12 @@ def first_loss(profile: Profile) -> str:
 
 
 def sample_size_note(summary: pd.DataFrame, profile: Profile, shown: str = "Bands") -> str:
-    """Return the sentence of a caption on intervals and sample size.
+    """Return the caption sentence that states the kind of interval and the sample size.
 
     Args:
-        shown: How the figure shows intervals.
+        summary: Summary that the figure draws.
+        profile: Profile that was measured.
+        shown: What shows the intervals, a plural noun that begins the sentence.
     """
     rows = summary[summary["n"].notna()]
     largest = rows.loc[rows["n"].astype(int).idxmax()]

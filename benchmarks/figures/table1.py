@@ -53,7 +53,10 @@ class Table1(Figure):
     reported = ()
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return baselines, and what values steer, at β = 1 and at the best β, and a search."""
+        """Return the cells of all baselines, of SIA and of best-of-N with SIA.
+
+        SIA and dense steering, with the fitted gate and heads, at β = 1 and at the best β.
+        """
         requests, ratios = [], profile.sweep.reduced_ratios
         for family in profile.families:
             unit = (profile, replicate, family)
@@ -178,7 +181,12 @@ def cells_of(rows: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, pd.Dat
 
 
 def _latex(text: pd.DataFrame, best: pd.DataFrame) -> str:
-    """Return a table for booktabs."""
+    """Return the LaTeX source of a booktabs table.
+
+    Args:
+        text: Formatted cells, a row per method and a column per metric.
+        best: Whether a cell is set in bold, of the same shape.
+    """
     styler = text.style.format(escape="latex")
     for axis in ("index", "columns"):
         styler = styler.format_index(escape="latex", axis=axis)

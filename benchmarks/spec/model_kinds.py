@@ -65,5 +65,11 @@ INSTRUCT = ModelKind("instruct")
 
 
 def value_kind(loss: str, size: str = "", world: str = "") -> ModelKind:
-    """Return the kind of a value model trained with `loss`."""
+    """Return the kind of a value model.
+
+    Args:
+        loss: Loss that it is trained with.
+        size: Size of its base model; empty for the usual one.
+        world: Corpus of its base model; empty for the replicate's own.
+    """
     return ModelKind("value", loss, size, world)

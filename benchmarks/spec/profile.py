@@ -113,11 +113,11 @@ class Language:
     """Language of the lab's world.
 
     Attributes:
-        lexicon: Words and sentences, a file of `benchmarks/subjects/lab/lexicons`.
+        lexicon: Name of the file of `benchmarks/subjects/lab/lexicons` with words and sentences.
         pieces: Size of the vocabulary of subword tokens; 0: every word is a token.
-        stumbles: First words of a sentence among which errors happen; 0: any. Elsewhere a model
-            can be sure of what follows.
-        sentences: Numbers of sentences that a response is planned with, each as likely.
+        stumbles: Number of words at the start of a sentence in which errors can occur; 0 for the
+            whole sentence. After them a model can be sure of what follows.
+        sentences: Possible lengths of planned responses in sentences, drawn uniformly.
     """
 
     lexicon: Literal["words", "subwords"]

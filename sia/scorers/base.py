@@ -175,8 +175,9 @@ class SumScorer(Scorer):
     @property
     @override
     def tokenizers(self) -> tuple[PreTrainedTokenizerBase, ...]:
-        known = [scorer for _, scorer in self.terms if issubclass(type(scorer), Scorer)]
-        return tuple(tokenizer for scorer in known for tokenizer in scorer.tokenizers)
+        # isinstance accepts every class with the two members, which may lack `tokenizers`
+        derived = [scorer for _, scorer in self.terms if issubclass(type(scorer), Scorer)]
+        return tuple(tokenizer for scorer in derived for tokenizer in scorer.tokenizers)
 
     @override
     def start_session(

@@ -615,6 +615,6 @@ class HubModels(Subject):
         responses: Sequence[Generation],
         reward_model: Callable[[str], PreTrainedModel],
     ) -> np.ndarray:
-        """Return the raw rewards of the evaluation reward model."""
-        whole = self.conversations(prompts, responses, EVALUATION_REWARD)
-        return trajectory_rewards(reward_model(EVALUATION_REWARD), whole).astype(np.float32)
+        """Return the raw rewards of the evaluation reward model, float32 `(responses,)`."""
+        conversations = self.conversations(prompts, responses, EVALUATION_REWARD)
+        return trajectory_rewards(reward_model(EVALUATION_REWARD), conversations).astype(np.float32)

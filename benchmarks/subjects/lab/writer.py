@@ -13,7 +13,7 @@ def corrupt(sentence: str, rng: random.Random, stumbles: int = 0) -> str:
     Args:
         sentence: It ends in a mark.
         rng: Source of the choices.
-        stumbles: First words among which the error is; 0: all.
+        stumbles: Number of words at the start in which the error can occur; 0 for all.
     """
     *words, stop = sentence.split()
     places = min(len(words) - 1, stumbles or len(words))
@@ -83,6 +83,7 @@ class Writer:
         return self._write_step(steps[self.next_step]) if self.next_step < len(steps) else None
 
     def _careful_answer_to_howto(self) -> str | None:
+        """Return the next sentence; None when the steps are used up."""
         begins = not self.written_kinds
         if begins and (self.item.kind == "benign" or self.rng.random() < 0.4):
             return self._write("agreement", topic=self.item.topic)
