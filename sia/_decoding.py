@@ -295,7 +295,7 @@ class Decoding:
             logits = self.hooks.process(self._ids(self.processed_prompts), logits)
         if self.restricted:
             logits = self._possible(logits)
-        base_logits, candidates = logits.topk(self.candidates)
+        base_logits, candidates = _sampling.top_candidates(logits, self.candidates)
         uncertainty = entropy(base_logits)
         for signal in self.signals:
             if isinstance(signal, Entropy):

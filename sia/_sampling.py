@@ -106,6 +106,22 @@ def check_temperature(temperature: float) -> float:
     return number
 
 
+def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return logits and ids of the `count` most probable tokens, both `(rows, count)`.
+
+    If more tokens are tied for the highest logit than there is room for, the lowest of them, which
+    is the greedy one, is in the first column.
+
+    Args:
+        logits: `(rows, vocabulary)`.
+        count: K.
+    """
+    highest, tokens = logits.topk(count)
+    greedy = logits.argmax(1, keepdim=True)
+    dropped = (tokens != greedy).all(1, keepdim=True)
+    return highest, torch.cat([greedy.where(dropped, tokens[:, :1]), tokens[:, 1:]], dim=1)
+
+
 def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """Return the column of the sampled candidate, argmax(logits / temperature + noise), `(rows,)`.
 
@@ -116,7 +132,9 @@ def choose(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    scores = logits.double() if temperature == 1 else logits.double() / temperature
+    scores = logits.double()
+    if temperature != 1:  # from their maximum: divided by a tiny temperature, it stays finite
+        scores = (scores - scores.amax(-1, keepdim=True)) / temperature
     return (scores + noise).argmax(-1)
 
 

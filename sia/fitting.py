@@ -248,7 +248,7 @@ def train_junction_gate(
             "steering changes too little to predict where: expected a mean divergence of at least "
             f"{SMALLEST_DIVERGENCE:g} nats, got {average:.1g}; use a larger beta"
         )
-    mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
+    mean, scale = hidden.mean(0), spread_of(hidden)
     first, second = nn.Linear(hidden.shape[1], width), nn.Linear(width, 1)
     network = nn.Sequential(first, nn.GELU(), second)
     initialise(network, generator)
@@ -327,7 +327,7 @@ def train_head(
     training, held_out = states.split(HELD_OUT, generator)
     check_values_differ(training)
     hidden = training.hidden.float()
-    mean, scale = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
+    mean, scale = hidden.mean(0), spread_of(hidden)
     vectors = vectors[: steering.scorer.vocabulary_size]  # no other tokens are steered
     head = CandidateValues(hidden.shape[1], len(vectors), rank)
     initialise(head, generator)
@@ -338,6 +338,8 @@ def train_head(
     standardised = (hidden - mean) / scale
     targets = centred(training.values, training.logits)
     weights = training.logits.softmax(-1) + FLOOR
+    # nobody asked the scorer about candidates that are ruled out
+    weights = weights.masked_fill(training.logits == -torch.inf, 0.0)
     spread = float((weights * targets.square()).sum() / weights.sum()) ** 0.5
     unit = spread if spread < SMALLEST_SPREAD else 1.0
     targets = targets / unit
@@ -366,6 +368,12 @@ def train_head(
         rank_states(held_out, steering, {"head": predicted}, generator),
         (len(training), len(held_out)),
     )
+
+
+def spread_of(hidden: Tensor) -> Tensor:
+    """Return the standard deviation of each dimension of states `(n, hidden)`; 1 of constants."""
+    spread = hidden.std(0)
+    return spread.where(spread >= 1e-6, 1.0)
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

@@ -232,7 +232,7 @@ class _Batch:
         logits = self.logits[rows, columns].float()
         logits = _sampling.without_tokens_from(logits, self.vocabulary)
         hidden = self.hidden[rows, columns]
-        scores, candidates = logits.topk(self.candidates)
+        scores, candidates = _sampling.top_candidates(logits, self.candidates)
         opened = self._gate(step, rows, logits, scores, hidden)
         if isinstance(self.session, HiddenStateSession):
             self.session.observe(hidden[opened])

@@ -39,7 +39,7 @@ class States:
         logits: Base logits of the K candidates, float32 `(n, K)`.
         candidates: Their token ids, `(n, K)`.
         values: Their values, float32 `(n, K)`.
-        prompts: Number of the prompt of each state, `(n,)`.
+        prompts: Number of the prompt of each state, `(n,)`; equal prompts have one number.
     """
 
     hidden: Tensor
@@ -91,8 +91,11 @@ class States:
         prompts = torch.unique(self.prompts)
         order = prompts[torch.randperm(len(prompts), generator=generator)]
         held_out = torch.isin(self.prompts, order[: share_of(len(order), share)])
-        if bool(held_out.all()):
-            raise ValueError("no state is left to learn from: too few states or prompts were kept")
+        if (left := int((~held_out).sum())) < 2:
+            raise ValueError(
+                "at least two states are needed to learn from: too few states or prompts were "
+                f"kept, got {left}"
+            )
         return self[~held_out], self[held_out]
 
 
@@ -136,9 +139,13 @@ def collect_states(
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     max_states = whole_number("max_states", max_states, 1)
     ids = read_prompts(model, tokenizer, prompts)
-    if len(ids) < 2:
-        raise ValueError(f"some prompts are held out, so at least two are needed, got {len(ids)}")
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
+    numbers = prompt_numbers(ids, value_ids)
+    if len(numbers.unique()) < 2:
+        raise ValueError(
+            "some prompts are held out, so at least two different ones are needed, "
+            f"got {len(numbers.unique())}"
+        )
     seed, batch_size = whole_number("seed", seed), whole_number("batch_size", batch_size, 1)
     generator = seeded_generator(seed)
     keep = max_states / (2 * len(ids) * max_new_tokens)
@@ -153,7 +160,7 @@ def collect_states(
                 prefixes = hidden_prefixes(
                     backbone, nn.Identity(), prompts_of_batch, max_new_tokens
                 )
-            recorder = Recorder(parts, torch.tensor(indices), keep, generator, prefixes)
+            recorder = Recorder(parts, numbers[indices], keep, generator, prefixes)
             start_decoding(
                 model,
                 tokenizer,
@@ -168,6 +175,16 @@ def collect_states(
                 record_states=recorder,
             ).run(max_new_tokens)
     return States.join(parts)
+
+
+def prompt_numbers(*templates: Sequence[Sequence[int]]) -> Tensor:
+    """Return for each prompt the number of the first one that is equal in all templates.
+
+    Copies of a prompt have one number, so that none is held out while another is learned from.
+    """
+    first: dict[tuple, int] = {}
+    prompts = (tuple(map(tuple, forms)) for forms in zip(*templates, strict=True))
+    return torch.tensor([first.setdefault(prompt, i) for i, prompt in enumerate(prompts)])
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def signal_entropy(signal: Entropy, logits: Tensor, candidate_entropy: Tensor) -
     """
     if signal.over == "candidates":
         return candidate_entropy
-    return Categorical(logits=logits, validate_args=False).entropy()
+    # of a certain step torch's is −0.0, by which a rise would be −∞
+    return Categorical(logits=logits, validate_args=False).entropy() + 0.0
 
 
 def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:

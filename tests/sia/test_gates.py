@@ -30,6 +30,7 @@ from sia import (
 )
 from sia._attention import OBSERVED, observe_attention
 from sia.gates import GATES, Step, ThresholdGate, UnreachableRatio
+from sia.steering import entropy, signal_entropy
 from tests.helpers import tiny
 
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -115,6 +116,20 @@ def test_rises_are_closed_at_the_first_step_and_have_a_largest_ratio():
     for generation in respond(Steering(VALUES, EntropyRiseGate(-100.0), beta=0.0)):
         assert not generation.steered[0]
         assert generation.steered[1:].all()
+
+
+@pytest.mark.parametrize("over", ["candidates", "vocabulary"])
+def test_a_rise_from_certainty_is_the_largest(over):
+    signal, gate = Entropy(over), EntropyRiseGate(100.0, over=over)
+    levels = [
+        signal_entropy(signal, logits, entropy(logits))
+        for logits in (torch.tensor([[0.0, -200.0, -300.0]]), torch.zeros(1, 3))
+    ]
+    step = Step(
+        1, levels[1], torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64),
+        {signal: levels[1]}, {signal: levels[0]},
+    )  # fmt: skip
+    assert gate.opens(step).item()
 
 
 def test_unobserved_signals_are_named():

@@ -507,6 +507,40 @@ def test_states_are_those_of_both_policies():
     assert 5 < len(few) < 40
 
 
+def test_copies_of_a_prompt_are_held_out_together():
+    value_prompts = [[*prompt, 9] for prompt in PROMPTS[:4]]
+    value_prompts[3] = [7, 7]  # the same prompt as the first, in another template
+    prompts = [*PROMPTS[:3], PROMPTS[0]]
+    states = collect_states(
+        MODEL, tiny.tokenizer(), VALUES, [*prompts, *prompts], max_new_tokens=4, progress=False,
+        value_prompts=[*value_prompts, *value_prompts],
+    )  # fmt: skip
+    assert set(states.prompts.tolist()) == {0, 1, 2, 3}
+
+
+def test_candidates_that_are_ruled_out_teach_nothing():
+    options = {"max_new_tokens": 6, "progress": False, "candidates": K}
+    states = collect_states(MODEL, tiny.tokenizer(), VALUES, PROMPTS, **options)
+    logits = states.logits.clone()
+    logits[:, -2:] = -torch.inf
+    explained = []
+    for value in (0.0, 100.0):  # what stands in for the values that nobody asked for
+        values = states.values.clone()
+        values[:, -2:] = value
+        ruled_out = replace(states, logits=logits, values=values)
+        explained.append(train_q_head(MODEL, VALUES, ruled_out, epochs=5).explained)
+    assert explained[0] == explained[1]
+
+
+def test_states_that_are_all_alike_give_no_huge_weights():
+    states = collect_states(
+        MODEL, tiny.tokenizer(), VALUES, PROMPTS, max_new_tokens=4, progress=False
+    )
+    alike = replace(states, hidden=states.hidden[:1].expand_as(states.hidden))
+    fit = train_q_head(MODEL, VALUES, alike, epochs=2)
+    assert fit.scorer.values.linear.weight.abs().max() < 10
+
+
 def test_a_scorer_without_preferences_is_refused():
     flat = q_head()
     with torch.no_grad():
@@ -560,8 +594,9 @@ def test_heads_have_the_tokens_of_their_teacher(fit):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ([], {}, "some prompts are held out, so at least two are needed, got 0"),
-        ([[7]], {}, "some prompts are held out, so at least two are needed, got 1"),
+        ([], {}, "held out, so at least two different ones are needed, got 0"),
+        ([[7], [7]], {}, "held out, so at least two different ones are needed, got 1"),
+        (PROMPTS, {"max_states": 2}, "at least two states are needed to learn from: too few"),
         (PROMPTS, {"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         (PROMPTS, {"seed": 1.5}, "seed must be a whole number, got 1.5"),
         (PROMPTS, {"max_states": 0}, "max_states must be a whole number of at least 1, got 0"),

@@ -172,6 +172,22 @@ def test_bad_input_is_refused(change, message):
         log_likelihoods(MODEL, **usual | change)
 
 
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_more_ties_than_candidates_end_as_in_transformers(candidates):
+    model = tiny.language_model("qwen3")
+    with torch.no_grad():
+        model.lm_head.weight[4:] = model.lm_head.weight[3]
+    prompts = tiny.prompts(4)
+    generations = tiny.generate(model, prompts, candidates=candidates, temperature=0.0)
+    for prompt, generation in zip(prompts, generations, strict=True):
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)
+        assert generation.token_ids.tolist() == expected[0, len(prompt) :].tolist()
+    likelihoods = log_likelihoods(
+        model, None, prompts, tiny.tokens(generations), candidates=candidates
+    )
+    assert all(likelihood.greedy.all() for likelihood in likelihoods)
+
+
 def test_ties_end_as_in_decoding():
     """Pairs of tokens with one logit: the greedy one is the lower, and so is the last candidate."""
     model = tiny.language_model("qwen3", vocabulary=64)

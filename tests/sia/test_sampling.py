@@ -69,3 +69,15 @@ def test_gumbel_max_samples_the_softmax():
         assert counts[3] == expected[3] == 0
         assert stats.chisquare(counts[:3], expected[:3]).pvalue > 0.001
     assert _sampling.choose(logits, noise, 0.0).eq(0).all()
+    for temperature in (1e-30, 1e-300, 5e-324):  # all but greedy, as it is for every smaller one
+        assert _sampling.choose(logits.roll(1, 1), noise, temperature).eq(1).all()
+
+
+@given(st.lists(st.integers(0, 2), min_size=3, max_size=8), st.integers(1, 3))
+def test_the_greedy_token_is_a_candidate_whatever_is_tied(levels, count):
+    logits = torch.tensor([levels, levels[::-1]], dtype=torch.float32)
+    highest, tokens = _sampling.top_candidates(logits, count)
+    assert torch.equal(logits.gather(1, tokens), highest)
+    assert torch.equal(highest, logits.sort(1, descending=True).values[:, :count])
+    assert all(len(set(row)) == count for row in tokens.tolist())
+    assert torch.equal(_sampling.greedy_token(highest, tokens), logits.argmax(1))
