@@ -182,7 +182,7 @@ def prompt_numbers(*templates: Sequence[Sequence[int]]) -> Tensor:
 
     Copies of a prompt have one number, so that none is held out while another is learned from.
     """
-    first: dict[tuple, int] = {}
+    first: dict[tuple[tuple[int, ...], ...], int] = {}
     prompts = (tuple(map(tuple, forms)) for forms in zip(*templates, strict=True))
     return torch.tensor([first.setdefault(prompt, i) for i, prompt in enumerate(prompts)])
 
