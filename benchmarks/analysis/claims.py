@@ -54,14 +54,18 @@ MARKS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", TOO_FEW
 CLAIMS = Path(__file__).with_name("claims.toml")
 KEY = ["claim", "condition"]
 COLUMNS = [
-    "headline", "title", "claim", "statement", "source", "added_later", "figure", "setting",
-    "metric", "target_ratio", "condition", "replicate", "weakest", "test", "margin", "margin_in_sd",
-    "verdict", "estimate", "low", "high", "p", "p_adjusted", "sd", "n", "replicates", "unit",
-    "would_change", "in_readme",
+    "headline", "title", "claim", "statement", "source", "history", "figure", "setting",
+    "metric", "target_ratio", "versus", "condition", "replicate", "weakest", "test", "margin",
+    "margin_in_sd", "verdict", "by_interval", "estimate", "low", "high", "p", "p_adjusted", "sd",
+    "n", "replicates", "unit", "would_change", "in_readme",
 ]  # fmt: skip
-TEXTS = ("condition", "unit", "setting", "metric", "title", "weakest", "would_change")
+TEXTS = (
+    "condition", "unit", "setting", "metric", "title", "weakest", "would_change", "history",
+    "versus",
+)  # fmt: skip
 HEADLINE_KEYS = ("headline", "title", "would_change", "in_readme")  # of an entry and a Claim
 SHARES = ("twenty-percent-is-enough", "share-is-enough")  # claims that a share reaches dense
+DENSE_GAINS = "dense-gains"  # the claim that dense steering beats the base
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Claim:
             no name. The claim stands or falls with the weakest.
         test: "more", "less", "at least" or "reaches".
         margin: What the interval is held against; None: it follows from TOLERANCE.
-        added_later: Whether it was written after the first measurement.
+        history: When it was added or changed, if that was after the first measurement.
         setting: Key of the setting; empty where the claim has none.
         headline: Number of the question that it answers; 0 in the appendix.
         title: Its short form, of a headline.
@@ -94,7 +98,7 @@ class Claim:
     selectors: Mapping[str, dict]
     test: str
     margin: float | None = None
-    added_later: bool = False
+    history: str = ""
     setting: str = ""
     headline: int = 0
     title: str = ""
@@ -127,11 +131,11 @@ class Claim:
         return reaching_margin(summary, self.metric, self.selector.get("family", "all"))
 
     def spread_in(self, summary: pd.DataFrame) -> float:
-        """Return the spread of base responses, of a headline about scores; else NaN.
+        """Return the spread of base responses, of a claim about scores; else NaN.
 
         NaN also where they all score alike, as those of models that learned nothing may.
         """
-        if not self.headline or self.metric not in SCORES:
+        if self.metric not in SCORES:
             return float("nan")
         return base_sd(summary, self.metric, self.selector.get("family", "all")) or float("nan")
 
@@ -192,6 +196,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
     ):
         labels = strength | entry["selector"] | condition
         label, of_first_loss = labels.pop("label", ""), labels.pop("of_first_loss", False)
+        rival = labels.pop("rival", "")
         if of_first_loss and loss != first:
             continue
         labels |= {"family": family_name} if family else {}
@@ -201,7 +206,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
         selectors = {
             part: selector
             for part, further in entry.get("weakest_of", {"": {}}).items()
-            if (selector := _selector_for(labels | further, profile, part)) is not None
+            if (selector := _selector_for(labels | further, profile, part or rival)) is not None
         }
         if not selectors:
             continue
@@ -224,7 +229,7 @@ def _variants(name: str, entry: dict, document: dict, profile: Profile) -> Itera
             selectors,
             entry["test"],
             entry.get("margin"),
-            entry.get("added_later", False),
+            entry.get("history", ""),
             setting,
             **{key: entry[key] for key in HEADLINE_KEYS if key in entry}
             | {"would_change": entry.get("would_change", "").format(**placeholders)},
@@ -336,8 +341,8 @@ def _placeholders(profile: Profile) -> dict[str, str]:
         "beams": str(sweep.beams),
         "rollout_prompts": prompts + (" and replicate" if profile.replicates > 1 else ""),
         "rivals": _enumerated(rivals) + aside * ("transfer-q" in available),
-        "cheap": f"{_enumerated(cheap)} of a share of the prompts, the base answering the others"
-        + genarm,
+        "cheap": f"{_enumerated(cheap)} of as many prompts as that cost allows, the base "
+        f"answering the others{genarm}",
         "all_models": f"models{sized} and " if several_models else "",
         "each_model": f"model{' of the usual size' if sizes else ''} and " * several_models,
     }
@@ -406,8 +411,8 @@ def verdicts(summaries: dict[str, pd.DataFrame], claims: list[Claim], level: flo
     records = []
     for claim in claims:
         record = vars(claim) | {"claim": claim.name, "unit": claim.unit, "replicate": POOLED}
-        record |= {"metric": claim.metric, "target_ratio": claim.selector.get("target_ratio")}
-        record |= {"verdict": NOT_MEASURED}
+        labels = {name: claim.selector.get(name) for name in ("target_ratio", "versus")}
+        record |= labels | {"metric": claim.metric, "verdict": NOT_MEASURED}
         if claim.margin is None:
             record["margin_in_sd"] = -TOLERANCE
         records += _judge_claim(claim, summaries.get(claim.figure), record, level)
@@ -464,13 +469,18 @@ def _statistic(test: str, margin: float, row: pd.Series, level: float) -> tuple[
 
 
 def apply_holm(verdicts: pd.DataFrame, level: float) -> pd.DataFrame:
-    """Add Holm's adjusted p values, and turn verdicts that they do not support into "undecided"."""
+    """Add Holm's adjusted p values, and turn verdicts that they do not support into "undecided".
+
+    `by_interval` keeps what the interval alone decides.
+    """
     counted = verdicts["p"].notna()
     p_adjusted = pd.Series(float("nan"), index=verdicts.index)
     p_adjusted[counted] = holm(verdicts.loc[counted, "p"])
     open_ = counted & ~(p_adjusted < 1 - level)
     return verdicts.assign(
-        p_adjusted=p_adjusted, verdict=verdicts["verdict"].mask(open_, "undecided")
+        p_adjusted=p_adjusted,
+        by_interval=verdicts["verdict"],
+        verdict=verdicts["verdict"].mask(open_, "undecided"),
     )
 
 
@@ -478,7 +488,8 @@ def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return the smallest share of tokens that reaches dense steering, by setting and metric.
 
     A fixed-sequence test from the largest share down, by the intervals as they are: column
-    `smallest`, missing where even the largest share fails; `shares`, those that were tested.
+    `smallest`, missing where even the largest share fails; `shares`, those that were measured;
+    `dense_loses`, as in `pooled_verdicts`.
 
     Args:
         verdicts: As `pooled_verdicts` returns them.
@@ -492,16 +503,24 @@ def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
         ]
         shares = sorted(tested["target_ratio"])
         records.append(
-            {"setting": setting, "metric": metric, "smallest": smallest_passing(passed),
-             "shares": ", ".join(f"{share:.0%}" for share in shares)}
-        )  # fmt: skip
-    return pd.DataFrame.from_records(records, columns=["setting", "metric", "smallest", "shares"])
+            {
+                "setting": setting,
+                "metric": metric,
+                "smallest": smallest_passing(passed),
+                "shares": ", ".join(f"{share:.0%}" for share in shares),
+                "dense_loses": bool(tested["dense_loses"].any()),
+            }
+        )
+    return pd.DataFrame.from_records(
+        records, columns=["setting", "metric", "smallest", "shares", "dense_loses"]
+    )
 
 
 def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return the pooled verdicts; `marks` and `alone` hold the verdict and estimate by replicate.
 
     Verdicts of too few prompts have no marks, since a single replicate has fewer prompts still.
+    `dense_loses` tells of claims to reach dense steering where that is worse than the base model.
     """
     texts = {name: verdicts[name].astype(object).fillna("") for name in TEXTS}
     verdicts = verdicts.assign(**texts)
@@ -512,7 +531,13 @@ def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     decided = joined["verdict"] != TOO_FEW
     marks = joined["marks"].astype(object).where(decided).fillna("")
     estimates = [each if isinstance(each, tuple) else () for each in joined["alone"]]
-    return joined.assign(marks=marks, alone=estimates).reset_index(drop=True)
+    loses = (joined["claim"] == DENSE_GAINS) & (joined["verdict"] == "not reproduced")
+    places = pd.MultiIndex.from_frame(joined[["setting", "metric"]])
+    reaches_dense = (joined["versus"] == "dense") & (joined["test"] == "reaches")
+    dense_loses = reaches_dense & places.isin(places[loses])
+    return joined.assign(marks=marks, alone=estimates, dense_loses=dense_loses).reset_index(
+        drop=True
+    )
 
 
 def is_decided(row: pd.Series) -> bool:
@@ -539,18 +564,20 @@ def interval_text(row: pd.Series, form: str) -> str:
 
 
 def number_text(number: float, unit: str, form: str) -> str:
-    """Return a number in this format: a difference with its sign, a ratio without."""
-    return format(number, form if unit == "times" else f"+z{form}")
+    """Return a number in this format: a difference with its sign, a ratio or share without."""
+    return format(number, f"+z{form}" if unit not in ("times", "") else form)
 
 
 def p_text(p: float) -> str:
-    """Return an adjusted p value in three digits; empty where there is none."""
-    return "" if pd.isna(p) else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+    """Return an adjusted p value in three digits, four around 0.05; empty where there is none."""
+    if pd.isna(p):
+        return ""
+    return f"{p:.4f}" if abs(p - 0.05) < 0.0005 else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def source_text(row: pd.Series) -> str:
-    """Return where the paper says it, and whether the claim was added later."""
-    return f"{row['source']}{', added later' if row['added_later'] else ''}"
+    """Return where the paper says it, and when the claim was added or changed, if later."""
+    return f"{row['source']}{'; ' if row['history'] else ''}{row['history']}"
 
 
 def criterion(row: pd.Series) -> str:
@@ -558,5 +585,5 @@ def criterion(row: pd.Series) -> str:
     sign, share = SIGNS[row["test"]], row["margin_in_sd"]
     if pd.isna(row["margin"]):  # not measured: what the share comes to is not known
         return f"{sign} {share:g} SD of base responses"
-    in_unit = f"{sign} {row['margin']:.2g} {row['unit']}".rstrip()
+    in_unit = f"{sign} {row['margin']:.2g} {row['unit']}".rstrip().replace(" times", "×")
     return in_unit if pd.isna(share) else f"{in_unit} ({share:g} SD of base responses)"

@@ -346,9 +346,14 @@ def reaching_margin(summary: pd.DataFrame, metric: str, family: str) -> float:
 def prompt_count(row: pd.Series, summary: pd.DataFrame) -> float:
     """Return the number of prompts behind an estimate; NaN if it does not rest on prompts.
 
-    Times are measured in timing rounds and have no `n`: the largest `n` of the table stands in.
+    The `n` of times counts timing rounds: the prompts are those of the method's token positions.
     """
-    count = summary["n"].max() if row.get("metric") == "seconds_ratio" else row.get("n")
+    count = row.get("n")
+    if row.get("metric") == "seconds_ratio":
+        same = ["family", "method", "search", "value_model", "target_ratio", "versus"]
+        counted = summary[summary["metric"] == "positions_ratio"]
+        alike = (counted[same].fillna("") == row[same].fillna("")).all(axis=1)
+        count = counted.loc[alike, "n"].max()
     return float("nan") if pd.isna(count) else float(count)
 
 

@@ -43,6 +43,9 @@ METRICS = {
     "positions_ratio": Metric("token positions, ratio", "times", LESS),
     "megaflops_ratio": Metric("FLOPs, ratio", "times", LESS),
     "reported_ratio": Metric("passes by the reported accounting, ratio", "times", LESS),
+    "positions_per_token_ratio": Metric("token positions per token, ratio", "times", LESS),
+    "megaflops_per_token_ratio": Metric("FLOPs per token, ratio", "times", LESS),
+    "reported_per_token_ratio": Metric("passes per token, reported accounting", "times", LESS),
     "seconds_ratio": Metric("time, ratio", "times", LESS),
     "positions_at_length": Metric("token positions of responses of one length", better=LESS),
     # scores of steps (regret)
@@ -110,7 +113,7 @@ METRICS = {
     "steps_below_tau_bound": Metric("steps below τ = 1: mean entropy bound"),
     "objective_reached": Metric("J reached: E[R] − KL"),
     "objective_gap_to_dense": Metric("J of dense − J reached"),
-    "steering_gain": Metric("gain in J (reward) of steering a step", "in J", MORE),
+    "steering_gain": Metric("gain in J (reward) of steering a step", "of J", MORE),
     "reward_gained": Metric("reward gained by steering a step (SD 2)", better=MORE),
     "kl_paid": Metric("KL paid by steering a step (nats)", better=LESS),
     "value_error_uniform": Metric("squared error of values, candidates alike", better=LESS),

@@ -35,6 +35,7 @@ from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "positions", "megaflops", "reported", "tokens")
+COUNTED = ("positions", "megaflops", "reported")  # costs of a response
 RIVALS = drawn_in("cost")
 LENGTHS = 10  # tokens, of a bin
 FEWEST_RESPONSES = 15  # of a bin
@@ -343,7 +344,9 @@ def _ratios(
     profile: Profile,
     method: str = "",
 ) -> list[dict]:
-    """Return ratios of mean costs, resampled together.
+    """Return ratios of mean costs, of responses and of their tokens, resampled together.
+
+    A method may cost less for its responses are shorter: its tokens cost what they do.
 
     Args:
         scores: One method, or several, of which the largest ratio counts.
@@ -362,14 +365,23 @@ def _ratios(
     replicates, objectives, count, seeds = other.shape
     labels = labels | versus | {"objective": "all", "seeds": seeds}
     labels |= {"n": replicates * objectives * count, "replicates": replicates}
+    draws = {
+        metric: estimates.ratio_draws(
+            np.stack([one.values[:, metrics.index(metric)] for one in scores], axis=1),
+            np.repeat(other.values[:, [metrics.index(metric)]], len(scores), axis=1),
+            other.shape,
+            profile,
+        )
+        for metric in (*COUNTED, "tokens")
+    }
     records = []
-    for metric in ("positions", "megaflops", "reported"):
-        column = metrics.index(metric)
-        tops = np.stack([one.values[:, column] for one in scores], axis=1)
-        bottoms = np.repeat(other.values[:, [column]], len(scores), axis=1)
-        draws = estimates.ratio_draws(tops, bottoms, other.shape, profile).max(2)
-        ratio = labels | {"metric": f"{metric}_ratio"}
-        records += estimates.estimate_rows(ratio, draws, profile, chosen)
+    for metric in COUNTED:
+        for name, ratios in (
+            (f"{metric}_ratio", draws[metric]),
+            (f"{metric}_per_token_ratio", draws[metric] / draws["tokens"]),
+        ):
+            ratio = labels | {"metric": name}
+            records += estimates.estimate_rows(ratio, ratios.max(2), profile, chosen)
     return records
 
 

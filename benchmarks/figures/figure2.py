@@ -71,6 +71,7 @@ class Figure2(Figure):
             sparse = estimates.select(setting, method="sia")
             differences += methods.against_dense(sparse, dense, profile)
             base = estimates.select_one(of_family, method="base", search="")
+            differences.append(estimates.difference(dense, base))
             gain = replace(dense, values=GAIN * dense.values + (1 - GAIN) * base.values)
             for one in estimates.select(setting, method=methods.PREDICTING):
                 differences += [estimates.difference(one, other) for other in (dense, base)]

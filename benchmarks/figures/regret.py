@@ -87,8 +87,11 @@ class Regret(Figure):
         return table.astype(dict.fromkeys([*KEYS[1:], "objective"], "category"))
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Estimate the captured share at each share of the steps, and the AUROC, of every score."""
-        prompts, records = profile.evaluation.prompts_per_objective, []
+        """Estimate the captured share at each share of the steps, and the AUROC, of every score.
+
+        Also by how much the predictor's captured share at SHOWN_SHARE exceeds that of the entropy.
+        """
+        prompts, records, captured = profile.evaluation.prompts_per_objective, [], {}
         for key, group in rows.groupby(KEYS[1:], observed=True):
             index, shape = estimates.unit_indices(group, "prompt", prompts)
             units = np.zeros((int(np.prod(shape)), len(SUMS)))
@@ -106,16 +109,23 @@ class Regret(Figure):
             for number, share in enumerate(SHARES):
                 setting = common | {"metric": "captured_divergence", "target_ratio": share}
                 records += estimates.estimate_rows(setting, draws[:, :, number], profile)
+            setting = common | {"metric": "captured_divergence", "target_ratio": SHOWN_SHARE}
+            captured[key] = setting, draws[:, :, SHARES.index(SHOWN_SHARE)]
             # both are the AUROC; to first order their deviations add up to that of the AUROC
             above, below = draws[:, :, -2], draws[:, :, -1]
             auroc = above + below - below[:, :1]
             setting = common | {"metric": "shift_auroc"}
             records += estimates.estimate_rows(setting, auroc, profile)
+        for (*where, method), (setting, draws) in captured.items():
+            if method == "junction":
+                _, of_entropy = captured[*where, "sia"]
+                versus = setting | {"versus": "sia"}
+                records += estimates.estimate_rows(versus, draws - of_entropy, profile)
         return estimates.summary_frame(records, ["experiment"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw captured shares, AUROC, and experiments; a column for each family and loss."""
-        table = estimates.pooled(table)
+        table = estimates.pooled(table[table["versus"].fillna("") == ""])
         columns = [(f, value) for f in profile.families for value in methods.value_models(profile)]
         size = (style.PAGE, 6.0)
         figure, axes = style.plt.subplots(

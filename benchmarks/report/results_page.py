@@ -13,7 +13,9 @@ import jinja2
 import pandas as pd
 
 from benchmarks.analysis.claims import (
+    DENSE_GAINS,
     MARKS,
+    TOO_FEW,
     VERDICTS,
     criterion,
     interval_text,
@@ -51,7 +53,8 @@ READING = (
     "interval. To *reach* another method means at most {tolerance:g} standard deviations (SD) of "
     "base responses below it, in the same metric; to *beat* it means more than 0 "
     '([method](method.md#intervals-and-verdicts)). "Worlds" gives the verdict of each replicate '
-    "alone: ✓ reproduced, ✗ not reproduced, ? undecided, – too few prompts."
+    "alone: ✓ reproduced, ✗ not reproduced, ? undecided, – too few prompts. †: dense steering "
+    "itself scores below the base model there, so that reaching it is no merit."
 )
 DECIDED = ("reproduced", "not reproduced", "undecided")
 GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all cases
@@ -63,6 +66,7 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
     ("reproduced", "not reproduced", "undecided"): "Depends on setting or metric",
     ("undecided",): "Undecided in every case",
 }
+GAINS = {DENSE_GAINS: "dense", "twenty-percent-gains": "SIA at 20%"}  # claims
 CLEAR = tuple(dict.fromkeys(GROUPS.values()))[:3]  # groups that the README names
 EDITIONS = """## What depends on the tokens of the lab
 
@@ -72,6 +76,18 @@ therefore have low entropy, and 20% of the tokens are a different 20%. The first
 two worlds, so its intervals are wide: where its verdict is undecided, compare the estimates. The
 claims of figures 1 and 2 that both editions measure:
 """
+WEAKEST = {  # by the name of the row that decides a claim of several
+    "dense": "dense steering",
+    "best-of-n": "best of N",
+    "beams": "beam search",
+    "genarm": "GenARM",
+    "attention": "the attention gate",
+    "attention-rise": "the gate on rises of attention",
+    "entropy-rise": "the gate on rises of entropy",
+    "position": "the first tokens",
+    "gain": "the gain over the base",
+    "nine-tenths": "90% of dense steering's gain",
+}
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
 
@@ -95,7 +111,8 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
         rows=int(headline["p"].notna().sum()),
         tolerance=TOLERANCE,
     )
-    parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts"), findings(headline)]
+    parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts")]
+    parts.append(findings(profile, verdicts))
     parts += [_wrapped(reading), headline_table(profile, headline)]
     for number, question in read_document()["questions"].items():
         rows = headline[headline["headline"] == int(number)]
@@ -109,23 +126,44 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
 
 
-def findings(headline: pd.DataFrame, shown: Collection[str] = tuple(GROUPS.values())) -> str:
-    """Summarise headline verdicts in Markdown, a line for their count and each group of claims.
+def findings(
+    profile: Profile, verdicts: pd.DataFrame, shown: Collection[str] = tuple(GROUPS.values())
+) -> str:
+    """Summarise headline verdicts in Markdown: counts, gains, and a line for each group of claims.
 
     Args:
-        headline: Verdicts on headline claims.
+        profile: Names settings and metrics.
+        verdicts: As `claims.pooled_verdicts` returns them.
         shown: Groups to name.
     """
+    headline = verdicts[verdicts["headline"] > 0]
     groups: dict[str, list[str]] = {group: [] for group in GROUPS.values()}
     for title, rows in headline.groupby("title", sort=False):
         kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
         if group := GROUPS.get(kinds, ""):
-            groups[group].append(f"{_escaped(title)} ({len(rows)})")
-    lines = [f"{_counts(headline)}. {_scope(headline)}"]
+            groups[group].append(f"{_escaped(title)} ({int(rows['verdict'].isin(DECIDED).sum())})")
+    lines = [f"{_counts(headline)}. {_scope(headline)}", *_gains(profile, verdicts)]
     lines += [
         f"{name}: {'; '.join(groups[name])}." for name in groups if name in shown and groups[name]
     ]
     return "".join(_wrapped(f"- {line}", "  ") for line in lines)
+
+
+def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
+    """Return a line on what dense steering and SIA at 20% gain over the base, if measured."""
+    rows = verdicts[verdicts["claim"].isin(GAINS) & verdicts["sd"].notna()]
+    if rows.empty:
+        return []
+    texts = []
+    for setting, of_setting in rows.groupby("setting", sort=False):
+        gains = []
+        for claim, name in GAINS.items():
+            of_claim = of_setting[of_setting["claim"] == claim]
+            in_sd = (of_claim["estimate"] / of_claim["sd"]).map("{:+z.2f}".format)
+            gains.append(f"{name} {_with_minus(' / '.join(in_sd))}")
+        texts.append(f"{', '.join(gains)} ({settings_of(profile)[setting]})")
+    metrics = " / ".join(metric_label(profile, name) for name in dict.fromkeys(rows["metric"]))
+    return [f"Gain over the base in SD of its responses, {metrics}: {'; '.join(texts)}."]
 
 
 def _closing(verdicts: pd.DataFrame) -> str:
@@ -134,11 +172,16 @@ def _closing(verdicts: pd.DataFrame) -> str:
     template = environment.from_string(CLOSING.read_text(encoding="utf-8"))
     known = set(read_document()["claims"])
 
-    def numbers(claim: str, form: str = ".2f") -> str:
-        """Return the estimates of a claim, the least and the largest where it has several cases."""
+    def numbers(claim: str, form: str = ".2f", case: str = "") -> str:
+        """Return the estimates of a claim, the least and the largest where it has several cases.
+
+        Only of cases whose condition contains the text `case`, and that rest on enough prompts.
+        """
         if claim not in known:
             raise LookupError(f"{CLOSING.name} names the unknown claim {claim!r}")
         rows = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
+        named = rows["condition"].str.contains(case, regex=False)
+        rows = rows[named & (rows["verdict"] != TOO_FEW)]
         in_sd = bool(rows["sd"].notna().all())
         estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
         ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
@@ -191,7 +234,7 @@ def _scope(headline: pd.DataFrame) -> str:
     worlds = headline["replicates"].max()
     if worlds > 1:
         return f"Intervals are over {worlds:.0f} worlds."
-    return "Only one world is measured: intervals are over its prompts, and others may differ."
+    return "Only one world is measured: intervals describe new prompts in it, not new worlds."
 
 
 def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) -> list[str]:
@@ -200,11 +243,24 @@ def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) 
     parts += _picture(profile, question["figure"], question["question"])
     for _, of_claim in rows.groupby("claim", sort=False):
         first = of_claim.iloc[0]
-        answer = f"**{_escaped(first['statement'])}** ({source_text(first)}.) {_counts(of_claim)}."
-        parts += [_wrapped(answer), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
+        claim = f"**{_escaped(first['statement'])}** ({source_text(first)}.) {_answer(of_claim)}"
+        parts += [_wrapped(claim), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
         parts.append(_wrapped(f"*What would change it:* {_escaped(first['would_change'])}"))
     parts.append(_wrapped(f"*Caveat.* {_escaped(question['caveat'])}"))
     return parts
+
+
+def _answer(of_claim: pd.DataFrame) -> str:
+    """Return in which cases a claim is reproduced, not reproduced, and so on."""
+    sentences = []
+    for verdict in VERDICTS:
+        cases = [case or "–" for case in of_claim.loc[of_claim["verdict"] == verdict, "condition"]]
+        if len(cases) == len(of_claim):
+            every = {1: "", 2: " in both cases"}.get(len(cases), f" in all {len(cases)} cases")
+            return f"{verdict.capitalize()}{every}."
+        if cases:
+            sentences.append(f"{verdict.capitalize()}: {'; '.join(cases)}.")
+    return " ".join(sentences)
 
 
 def _wrapped(text: str, indent: str = "") -> str:
@@ -214,14 +270,20 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 def _cells(row: pd.Series) -> list[str]:
     case = row["condition"] or "–"
-    weakest = f"; weakest: {row['weakest']}" if row["weakest"] else ""
+    weakest = f"; decided by {WEAKEST[row['weakest']]}" if row["weakest"] else ""
     if not is_decided(row):
-        return [case, row["verdict"], "", "", criterion(row), "", ""]
+        return [case, row["verdict"], "", "", _with_minus(criterion(row)), "", ""]
+    holm = f" (by its interval: {row['by_interval']})" * (row["verdict"] != row["by_interval"])
+    verdict = row["verdict"] + holm + _dagger(row["dense_loses"])
     in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
     p = p_text(row["p_adjusted"]) or "exact"
     numbers = interval_text(row, ".2f")
     cells = [numbers, in_sd, criterion(row)]
-    return [case + weakest, row["verdict"], *map(_with_minus, cells), p, row["marks"]]
+    return [case + weakest, verdict, *map(_with_minus, cells), p, row["marks"]]
+
+
+def _dagger(dense_loses: bool) -> str:
+    return " †" if dense_loses else ""
 
 
 def _table(columns: list[str], rows) -> str:
@@ -236,17 +298,17 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
         [
             settings[row.setting],
             metric_label(profile, row.metric),
-            "none" if pd.isna(row.smallest) else f"{row.smallest:.0%}",
+            "none" if pd.isna(row.smallest) else f"{row.smallest:.0%}{_dagger(row.dense_loses)}",
             row.shares,
         ]
         for row in shares.itertuples()
     ]
     text = (
         "The smallest share of the tokens that reaches dense steering, by a fixed-sequence test: "
-        "from the largest share down, until one does not reach it. These tests go by the "
-        "intervals, apart from Holm's."
+        "from the largest share down, until one does not reach it. Each row is a sequence of its "
+        "own, decided by the intervals, apart from Holm's test."
     )
-    columns = ["setting", "metric", "smallest share that reaches dense", "shares tested"]
+    columns = ["setting", "metric", "smallest share that reaches dense", "shares measured"]
     return f"{_wrapped(text)}\n{_table(columns, rows)}"
 
 
@@ -254,7 +316,7 @@ def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
     """Return the README with findings and table of headline verdicts written anew."""
     headline = verdicts[verdicts["headline"] > 0]
     shown = headline[headline["in_readme"].astype(bool)]
-    text = f"{findings(headline, CLEAR)}\n{headline_table(profile, shown)}"
+    text = f"{findings(profile, verdicts, CLEAR)}\n{headline_table(profile, shown)}"
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     return block.sub(lambda _: text, readme)
 
@@ -287,7 +349,7 @@ def _mark_and_estimate(row: pd.Series) -> str:
     else:
         number = forest.format_number(row["estimate"], row["unit"])
     time = " (time)" if row["metric"] == "seconds_ratio" else ""
-    return _with_minus(f"{MARKS[row['verdict']]} {number}{time}")
+    return _with_minus(f"{MARKS[row['verdict']]} {number}{time}{_dagger(row['dense_loses'])}")
 
 
 def appendix(rows: pd.DataFrame) -> str:
@@ -299,7 +361,12 @@ def appendix(rows: pd.DataFrame) -> str:
         case = row["condition"] or "–"
         name = statement if row["claim"] != shown else "″"
         cells = map(_with_minus, (numbers, criterion(row)))
-        lines.append([name, case, row["verdict"], *cells, row["marks"]])
+        verdict = row["verdict"] + _dagger(row["dense_loses"])
+        lines.append([name, case, verdict, *cells, row["marks"]])
         shown = row["claim"]
     columns = ["claim", "case", "verdict", "estimate [interval]", "needs", "worlds"]
-    return f"{_counts(rows)}; here the intervals alone decide.\n\n{_table(columns, lines)}"
+    note = (
+        f"{_counts(rows)}; here the intervals alone decide, so that some of so many are false by "
+        "chance."
+    )
+    return f"{_wrapped(note)}\n{_table(columns, lines)}"

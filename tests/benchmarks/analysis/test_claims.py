@@ -187,7 +187,7 @@ def test_missing_standard_deviations_give_a_one_line_error():
 
 
 @pytest.mark.parametrize(
-    ("metric", "n", "largest", "verdict"),
+    ("metric", "n", "counted", "verdict"),
     [
         ("judge", 50, 50, "not reproduced"),
         ("judge", 49, 1200, "too few prompts"),
@@ -196,11 +196,17 @@ def test_missing_standard_deviations_give_a_one_line_error():
         ("entropy_fall", np.nan, 3, "not reproduced"),  # over no prompts, as the theory's
     ],
 )
-def test_too_few_prompts_give_no_verdict(metric, n, largest, verdict):
+def test_too_few_prompts_give_no_verdict(metric, n, counted, verdict, monkeypatch):
+    monkeypatch.setattr(claims, "base_sd", lambda *_: 1.0)
     row = {"metric": metric, "n": n, "replicates": 2, "replicate": "all"}
-    row |= {"estimate": -1.0, "low": -2.0, "high": -0.5}
+    row |= {"estimate": -1.0, "low": -2.0, "high": -0.5, "versus": "base"}
+    row |= dict.fromkeys(("family", "method", "search", "value_model", "target_ratio"), "")
     alone = [row | {"replicate": str(i), "n": np.nan, "replicates": np.nan} for i in range(2)]
-    table = pd.DataFrame([row, *alone, row | {"metric": "tokens", "n": largest}])
+    others = [
+        row | {"metric": "tokens", "n": 1200},
+        row | {"metric": "positions_ratio", "n": counted},
+    ]
+    table = pd.DataFrame([row, *alone, *others])
     tested = replace(claim(), selectors={"": {"metric": metric}})
     verdicts = claims.verdicts({"figure1": table}, [tested], 0.95)
     (pooled,) = claims.pooled_verdicts(verdicts).to_dict("records")
@@ -226,8 +232,8 @@ def test_a_criterion_states_its_margin_where_it_is_known(margin, share, text):
 
 
 def test_small_p_values_are_not_written_as_nothing():
-    texts = [claims.p_text(p) for p in (math.nan, 1.0, 0.0321, 0.0001)]
-    assert texts == ["", "1.000", "0.032", "< 0.001"]
+    texts = [claims.p_text(p) for p in (math.nan, 1.0, 0.0321, 0.0498, 0.05021, 0.0001)]
+    assert texts == ["", "1.000", "0.032", "0.0498", "0.0502", "< 0.001"]
 
 
 # --- headline claims
@@ -323,8 +329,11 @@ def test_shares_are_tested_from_the_largest_down():
     ]  # fmt: skip
     verdicts = claims.pooled_verdicts(claims.verdicts({"figure1": table}, asked, 0.95))
     assert claims.smallest_shares(verdicts).to_dict("records") == [
-        {"setting": "paper", "metric": "kl", "smallest": 0.4, "shares": "10%, 20%, 40%, 80%"}
-    ]
+        {
+            "setting": "paper", "metric": "kl", "smallest": 0.4, "shares": "10%, 20%, 40%, 80%",
+            "dense_loses": False,
+        }
+    ]  # fmt: skip
 
 
 def test_where_all_base_responses_score_alike_there_is_no_spread(monkeypatch):

@@ -57,6 +57,10 @@ def test_the_page_has_every_claim_question_and_verdict(page, verdicts):
 
 def test_numbers_in_the_text_are_those_of_the_verdicts(page):
     assert "SIA at 20% against dense\n  steering is +0.20 SD (6 cases)." in page
+    assert "Gain over the base in SD of its responses, judge score / evaluation reward" in page
+    assert "dense +0.20 / +0.20, SIA at 20% +0.20 / +0.20 (paper's loss, β = 1);" in " ".join(
+        page.split()
+    )
     assert "the regret exceeds the sum in 40% of random trees" in page
     assert "The largest ratio that we find is\n  not measured" in page
     assert re.search(r"`make figure2 PROFILE=qwen3-1.7b` \| \d+\.\d \|", page)
@@ -70,16 +74,44 @@ def test_the_readme_shows_a_few_headlines(verdicts):
     assert written.endswith(f"|\n{results_page.END}\nafter\n")
     assert "old" not in written
     assert results_page.with_headline(written, SMOKE, verdicts) == written
-    assert "| 1. 20% of the tokens reach dense steering | ✓ +0.20 / ✓ +0.20 |" in written
+    assert "| 1. SIA at 20% reaches dense steering | ✓ +0.20 / ✓ +0.20 |" in written
     assert "| 13. Most junctions lie in the first half |  | ✗ 0.4 |  |" in written
     assert len(re.findall(r"^\| \d", written, re.M)) == 14
     groups = re.findall(r"^- (\D*):", written, re.M)
+    assert groups.pop(0).startswith("Gain over the base in SD of its responses")
     assert groups
     assert set(groups) <= {*results_page.CLEAR}
     for worlds, scope in ((1, "Only one world is measured"), (8, "Intervals are over 8 worlds.")):
         of_worlds = verdicts.assign(replicates=worlds)
         assert scope in results_page.with_headline(readme, SMOKE, of_worlds)
-        assert scope in results_page.findings(of_worlds)
+        assert scope in results_page.findings(SMOKE, of_worlds)
+
+
+def test_reaching_dense_steering_that_loses_is_no_merit(verdicts):
+    """A dagger marks it in the setting and metric where dense steering loses, and no other."""
+    loses = (
+        (verdicts["claim"] == claims.DENSE_GAINS)
+        & (verdicts["setting"] == "paper")
+        & (verdicts["metric"] == "judge")
+    )
+    lost = verdicts.assign(verdict=verdicts["verdict"].mask(loses, "not reproduced"))
+    page = results_page.results_page(
+        SMOKE, claims.pooled_verdicts(lost.drop(columns=["marks", "alone"]))
+    )
+    assert (
+        "| 1. SIA at 20% reaches dense steering | ✓ +0.20 † / ✓ +0.20 | ✓ +0.20 / ✓ +0.20 |" in page
+    )
+    assert "| paper's loss, β = 1, judge score | reproduced † |" in page
+    assert "| paper's loss, β = 1 | judge score | 5% † |" in page
+    assert "beats the base model (†)" not in page
+
+
+def test_what_the_interval_alone_decides_stands_beside_holms_verdict(verdicts):
+    row = verdicts[verdicts["weakest"] != ""].head(1)
+    undecided = row.assign(verdict="undecided", by_interval="reproduced", p_adjusted=0.0498).iloc[0]
+    case, verdict, *_, p, _ = results_page._cells(undecided)
+    assert case.endswith(f"; decided by {results_page.WEAKEST[undecided['weakest']]}")
+    assert (verdict, p) == ("undecided (by its interval: reproduced)", "0.0498")
 
 
 def test_claims_that_the_closing_names_are_known(verdicts, monkeypatch, tmp_path):
