@@ -91,7 +91,7 @@ class ClosedScorer(Scorer):
         if self.head is None:
             return False
         check_attention(self.model)
-        return supports_tree_attention(self.model.modules(), backbone_of(self.model), self.read)
+        return supports_tree_attention(backbone_of(self.model))
 
     @override
     def start_session(
