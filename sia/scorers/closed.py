@@ -179,7 +179,9 @@ class WholeSequenceSession(BranchSession):
         self.scorer = scorer
         self.prompts = [prompt for prompt in prompts for _ in range(samples)]
         backbone = backbone_of(model)
-        head = nn.Linear(output_size(backbone), 1, device="meta")
+        head = scorer.head
+        if head is None:  # of an encoder
+            head = nn.Linear(output_size(backbone), 1, device="meta")
         architecture = Architecture.of(backbone, head)
         self.meters = [Meter(architecture, len(self.prompts), input_device(model))]
 
