@@ -77,7 +77,7 @@ class QHead(Scorer):
         weights, settings = read_checkpoint(path, Q_HEAD_FILE, subfolder, revision)
         with refuse_other_content(path, Q_HEAD_FILE):
             values = CandidateValues.from_weights(weights, settings["sizes"])
-            return cls(values.to(device), ModelIdentity.from_settings(settings["model"]))
+            return cls(values.to(device), ModelIdentity.from_settings(**settings["model"]))
 
 
 class QHeadSession(HiddenStateSession):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, BertConfig, BloomConfig
+from transformers import AutoModelForTokenClassification, BertConfig, BloomConfig, GPTNeoConfig
 
 from sia import EveryToken, ProcessRewardScorer, Steering, StepTokenScorer
 from sia.scorers.closed import CachedRewardSession, WholeSequenceSession
@@ -30,6 +30,18 @@ def alibi():
     )
 
 
+def saturated():
+    """Local attention does not follow masks, and the labels' biases make all probabilities 1."""
+    kinds, size = [[["local"], 2]], {"hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    model = classifier(
+        GPTNeoConfig(
+            vocab_size=60, window_size=4, attention_types=kinds, initializer_range=0.25, **size
+        )
+    )
+    model.classifier.bias.detach().copy_(torch.tensor([-6.0, 6.0]))
+    return model
+
+
 @torch.no_grad()
 def whole_probability(model, sequence):
     """The probability of a good step at the end of one sequence."""
@@ -44,6 +56,7 @@ SCORERS = {
     "classifier at a step token": (classifier, ProcessRewardScorer, CachedRewardSession, (9,)),
     "encoder": (encoder, ProcessRewardScorer, WholeSequenceSession, (9,)),
     "ALiBi": (alibi, ProcessRewardScorer, WholeSequenceSession, ()),
+    "saturated": (saturated, ProcessRewardScorer, WholeSequenceSession, ()),
     "language model": (
         lambda: tiny.language_model("gemma3", seed=5),
         lambda model, tokens: StepTokenScorer(model, tokens, GOOD, BAD),
