@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._checks import check_values, check_vocabulary
+from sia._checks import check_prompts, check_values, check_vocabulary
 from sia._decoding import Decoding
+from sia._inputs import check_sequences
 from sia._numbers import whole_number
 from sia.batch import (
     Prompts,
@@ -133,6 +134,8 @@ def chunk_beam_search(
     reward = close(reward, tokenizer)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
+    check_prompts(model, tokenizer, ids, value_ids, steering, candidates, max_new_tokens)
+    check_sequences("reward prompt", reward_ids, reward.vocabulary_size)
     samples, seeds = width * expansions, [whole_number("seed", seed)] * len(ids)
     generations: dict[int, Generation] = {}
     for indices in batches(

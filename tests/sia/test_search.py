@@ -20,6 +20,7 @@ MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
 REWARD = RewardScorer(tiny.reward_model("qwen3"))
 STEERING = Steering(VALUES, EntropyGate(1.5), beta=2.0)
 PROMPTS = tiny.prompts(5, seed=3)
+IDS = "token ids must be at least 0 and below the vocabulary of 60 tokens, got 60"
 best_of_n = partial(sia.best_of_n, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 search = partial(sia.chunk_beam_search, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 
@@ -161,13 +162,29 @@ def test_selection_keeps_the_best_and_fills_rows():
             "reward_prompts must be as many as prompts: expected 1, got 0",
         ),
         (
+            lambda: best_of_n([[7], [8]], REWARD, 2, reward_prompts=[[7], [60]]),
+            "reward prompt 1: " + IDS,
+        ),
+        (
+            lambda: sia.best_of_n(
+                tiny.language_model("qwen3", vocabulary=64), TOKENIZER, [[7], [60]], REWARD, 2
+            ),
+            "reward prompt 1: " + IDS,
+        ),
+        (
+            lambda: best_of_n([[7], [8]], REWARD, 2, STEERING, value_prompts=[[7], [60]]),
+            "value prompt 1: " + IDS,
+        ),
+        (lambda: best_of_n([[7], [60]], REWARD, 2), "prompt 1: " + IDS),
+        (
             lambda: best_of_n([[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=50)), 2),
             "model and reward must share a vocabulary, padding of at most 1024 rows aside: "
             "the model has 60 tokens, the reward 50, and the tokenizer 60",
         ),
     ],
 )
-def test_searches_refuse_invalid_arguments(call, message):
+def test_searches_refuse_invalid_arguments_before_they_decode(call, message, monkeypatch):
+    monkeypatch.setattr(Decoding, "run", lambda *_: pytest.fail("a batch was decoded"))
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
