@@ -26,7 +26,7 @@ from sia.batch import (
     start_decoding,
 )
 from sia.generation import Generation
-from sia.scorers.base import Scorer, Session, close
+from sia.scorers.base import Scorer, Session, close, values_responses
 from sia.steering import Steering
 
 
@@ -131,6 +131,11 @@ def chunk_beam_search(
             "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
         )
     vocabulary = check_vocabulary(model, reward, "reward", tokenizer)
+    if not values_responses(reward):
+        raise ValueError(
+            "a reward must value whole responses, as a RewardScorer or a ValueModel does, "
+            f"got a {type(reward).__name__} that values candidates alone"
+        )
     reward = close(reward, tokenizer)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)

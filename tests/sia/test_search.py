@@ -20,6 +20,8 @@ MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
 REWARD = RewardScorer(tiny.reward_model("qwen3"))
 STEERING = Steering(VALUES, EntropyGate(1.5), beta=2.0)
 PROMPTS = tiny.prompts(5, seed=3)
+HEAD = tiny.candidate_values()
+WHOLE = "a reward must value whole responses, as a RewardScorer or a ValueModel does, got a "
 IDS = "token ids must be at least 0 and below the vocabulary of 60 tokens, got 60"
 best_of_n = partial(sia.best_of_n, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 search = partial(sia.chunk_beam_search, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
@@ -160,6 +162,15 @@ def test_selection_keeps_the_best_and_fills_rows():
         (
             lambda: best_of_n([[7]], REWARD, 2, reward_prompts=[]),
             "reward_prompts must be as many as prompts: expected 1, got 0",
+        ),
+        (lambda: best_of_n([[7]], tiny.q_head(), 2), WHOLE + "QHead that values candidates alone"),
+        (
+            lambda: best_of_n([[7]], sia.VocabularyValueModel(MODEL.model, HEAD), 2),
+            WHOLE + "VocabularyValueModel that values candidates alone",
+        ),
+        (
+            lambda: best_of_n([[7]], REWARD + tiny.q_head(), 2),
+            WHOLE + "SumScorer that values candidates alone",
         ),
         (
             lambda: best_of_n([[7], [8]], REWARD, 2, reward_prompts=[[7], [60]]),
