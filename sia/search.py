@@ -182,9 +182,9 @@ def _search(
         step = decoding.step
         scores = session.score_responses(
             rows, responses.tokens[rows, :step], responses.lengths[rows]
-        )
+        ).to(rewards)
         check_values(scores[:, None], rows, decoding.prompt_indices, samples, step - 1)
-        rewards.view(-1)[rows] = scores.to(rewards.device)
+        rewards.view(-1)[rows] = scores
         active = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
         active[decoding.active_rows] = True
         if not bool(active.any()):

@@ -224,6 +224,21 @@ def test_bad_rewards_stop_with_step_and_prompt():
         best_of_n([[7, 8, 9], [7, 8]], reward, 2, max_new_tokens=4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rewards_of_a_users_scorer_may_have_any_dtype(dtype):
+    class Length:
+        vocabulary_size, meters = tiny.VOCABULARY, ()
+
+        def start_session(self, prompts, max_new_tokens, samples=1):
+            return self
+
+        def score_responses(self, rows, responses, lengths):
+            return lengths.to(dtype)
+
+    (best,) = best_of_n([[7, 8]], Length(), 4)
+    assert best.reward == len(best.token_ids)
+
+
 def test_a_greedy_checkpoint_is_refused_as_a_greedy_call_is(monkeypatch):
     monkeypatch.setattr(MODEL.generation_config, "temperature", 0.0)
     with pytest.raises(ValueError, match="temperature must be above 0 in a search"):
