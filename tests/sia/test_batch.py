@@ -20,6 +20,7 @@ from sia import (
     RewardScorer,
     Steering,
 )
+from sia.signals import Divergence
 from sia.states import collect_states
 from tests.helpers import tiny
 from tests.helpers.reference import decode as reference
@@ -77,6 +78,10 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
             "steering must be a Steering(scorer, gate, …), got ValueModel",
         ),
         (lambda: generate([[7]], observe=["entropy"]), OBSERVE + "['entropy']"),
+        (
+            lambda: generate([[7]], observe=[Divergence()]),
+            "the signal Divergence() measures a steering, so it needs one, got none",
+        ),
         (lambda: generate([[7]], observe=Entropy()), OBSERVE + "Entropy(over='candidates')"),
         (
             lambda: generate([[7]], Steering(VALUES, Never(), candidates=61)),
