@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._inputs import check_sequences
-from sia._kv_cache import check_positions, check_weights
+from sia._kv_cache import check_decoder, check_positions
 from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering, candidate_count
@@ -93,15 +93,6 @@ def check_prompts(
         check_positions(model, len(ids[longest]) + max_new_tokens - 1)
     except ValueError as error:
         raise ValueError(f"prompt {longest}: {error}") from error
-
-
-def check_decoder(model: PreTrainedModel) -> None:
-    """Check that a model is a decoder-only language model."""
-    if model.config.is_encoder_decoder or not model.can_generate():
-        raise ValueError(
-            f"steering needs a decoder-only language model, got {type(model).__name__}"
-        )
-    check_weights(model)
 
 
 def check_steering(

@@ -8,11 +8,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from sia._checks import check_decoder, check_prompts
+from sia._checks import check_prompts
 from sia._decoding import Decoding
 from sia._hooks import checkpoint_hooks
 from sia._inputs import TextDecoder, eos_token_ids, pad_left, prompt_ids
-from sia._kv_cache import check_model, input_device, rotary_switch
+from sia._kv_cache import check_decoder, check_model, input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
 from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation

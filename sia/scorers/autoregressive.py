@@ -10,7 +10,7 @@ from typing_extensions import override
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
 from sia.scorers.base import Scorer, Session
-from sia.scorers.loading import unwrap
+from sia.scorers.loading import unwrap_decoder
 
 
 class AutoregressiveScorer(Scorer):
@@ -26,7 +26,7 @@ class AutoregressiveScorer(Scorer):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = unwrap(model)
+        self.model = unwrap_decoder(model)
 
     @property
     @override

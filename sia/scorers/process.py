@@ -18,7 +18,7 @@ from sia._numbers import whole_number
 from sia._prefix_cache import logits_forward
 from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
-from sia.scorers.loading import unwrap
+from sia.scorers.loading import unwrap, unwrap_decoder
 
 
 class ProcessRewardScorer(ClosedScorer):
@@ -129,7 +129,7 @@ class StepTokenScorer(ClosedScorer):
         *,
         end_tokens: Iterable[int] | None = None,
     ) -> None:
-        model = unwrap(model)
+        model = unwrap_decoder(model)
         steps = _own_tokens(model, "step_tokens", step_tokens)
         (good,), (bad,) = _own_tokens(model, "good", [good]), _own_tokens(model, "bad", [bad])
         if len(steps) == 0 or good == bad:

@@ -195,11 +195,21 @@ def test_an_encoder_decoder_is_refused():
         tiny.generate(T5ForConditionalGeneration(config), [[7]])
 
 
-def test_a_model_without_a_head_is_refused():
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: tiny.generate(model, [[7]]),
+        sia.AutoregressiveScorer,
+        lambda model: sia.ImplicitRewardScorer(MODEL, model),
+        lambda model: sia.RolloutScorer(model, VALUES, 2),
+        lambda model: sia.StepTokenScorer(model, [9], 3, 4),
+    ],
+)
+def test_a_model_without_a_head_is_refused(use):
     """As AutoModel loads it, in place of AutoModelForCausalLM."""
     message = "steering needs a decoder-only language model, got Qwen3Model"
     with pytest.raises(ValueError, match=message):
-        tiny.generate(tiny.language_model("qwen3").model, [[7]])
+        use(MODEL.model)
 
 
 @pytest.mark.parametrize(
