@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._checkpoints import DamagedFileError, expand_home, reading
-from sia._kv_cache import check_model
+from sia._kv_cache import check_decoder, check_model
 from sia._memory import ran_out_of_memory
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ def unwrap(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     check_model(model)
     inner: Any = dict(model.named_children()).get("_orig_mod", model)
     return inner if isinstance(inner, PreTrainedModel) else inner.get_base_model()
+
+
+def unwrap_decoder(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
+    """Return the language model that PEFT or torch.compile wraps; others are refused."""
+    model = unwrap(model)
+    check_decoder(model)
+    return model
 
 
 def existing(path: str | Path, noun: str) -> str:

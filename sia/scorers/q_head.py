@@ -34,6 +34,8 @@ class QHead(Scorer):
         model: The language model that it was fitted to.
     """
 
+    values_responses = False
+
     def __init__(self, values: CandidateValues, model: ModelIdentity) -> None:
         self.values, self.model = values.eval().requires_grad_(False), model
 

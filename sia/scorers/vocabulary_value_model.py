@@ -38,6 +38,8 @@ class VocabularyValueModel(Scorer):
         values: The head.
     """
 
+    values_responses = False
+
     def __init__(self, backbone: PreTrainedModel, values: CandidateValues) -> None:
         self.backbone, self.values = backbone.eval(), values.eval().requires_grad_(False)
 
