@@ -146,7 +146,8 @@ def check_reproducible(
 
     Raises:
         ValueError: If its config makes another model (adapters in its layers, modules quantised or
-            put in by hand, a class of one's own), or its weights have several dtypes.
+            put in by hand, a class of one's own), its weights have several dtypes, or the adapter
+            is scaled otherwise than its config says, or not all that was trained.
     """
     if "quantization_config" in backbone.config.to_dict():
         return  # transformers saves and loads what it quantises in its own ways
@@ -156,8 +157,9 @@ def check_reproducible(
             if adapter is not None:
                 from peft import inject_adapter_in_model  # takes seconds to import
 
-                name, config = adapter
-                again = inject_adapter_in_model(copy(config), again, name)
+                name, config = adapter[0], copy(adapter[1])
+                config.inference_mode = False  # what belongs to the adapter requires gradients
+                again = inject_adapter_in_model(config, again, name)
     except ValueError as error:  # a config that no class is registered for
         raise ValueError(f"the backbone cannot be saved: {error}") from error
     kinds = type(backbone), type(again)
@@ -175,11 +177,45 @@ def check_reproducible(
             "the backbone cannot be saved, it has other weights than its config makes "
             f"({different[0]}): merge adapters first, as PEFT's merge_and_unload does"
         )
+    if adapter is not None:
+        _check_outside(backbone, again)
     dtypes = sorted({str(weight.dtype) for weight in backbone.parameters()})
     if len(dtypes) > 1 and adapter is None:
         raise ValueError(
             "the backbone cannot be saved, its weights must have one dtype, "
             f"got {', '.join(dtypes)}"
+        )
+
+
+def _check_outside(backbone: PreTrainedModel, again: PreTrainedModel) -> None:
+    """Raise ValueError for what an adapter saved apart from its backbone would lose.
+
+    Args:
+        backbone: With the adapter in its layers.
+        again: What the configs of both make, the adapter trainable.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    advice = "merge adapters first, as PEFT's merge_and_unload does"
+    scalings = [
+        {
+            name: vars(module).get("scaling")
+            for name, module in model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+        for model in (backbone, again)
+    ]
+    if changed := [name for name in scalings[0] if scalings[0][name] != scalings[1][name]]:
+        raise ValueError(
+            "the backbone cannot be saved, its adapter has another scaling than its config makes "
+            f"({changed[0]}): {advice}"
+        )
+    adapted = {name for name, weight in again.named_parameters() if weight.requires_grad}
+    trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
+    if outside := [name for name in trained if name not in adapted]:
+        raise ValueError(
+            "the backbone cannot be saved, weights outside its adapter require gradients and may "
+            f"differ from those of the model that it names ({outside[0]}): {advice}"
         )
 
 
