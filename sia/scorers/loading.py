@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # by what has a head and a backbone in one folder: a file of the head
 HEADS = {"value model": "value_head.safetensors", "vocabulary head": "vocabulary_head.json"}
+BUFFER = "backbone."  # prefix of buffers among the weights of a head
 
 
 def unwrap(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
@@ -220,13 +221,30 @@ def _check_outside(backbone: PreTrainedModel, again: PreTrainedModel) -> None:
 
 
 def cast_buffers(backbone: PreTrainedModel) -> dict[str, Tensor]:
-    """Return buffers that no checkpoint of transformers holds and that are not in float32."""
+    """Return what is to be saved with the head so that `restore_buffers` can bring it back.
+
+    These are buffers that no checkpoint of transformers holds and that are not in float32:
+    `model.bfloat16()` casts rotations, too, which transformers makes anew in float32.
+    """
     stored = backbone.state_dict().keys()
     return {
-        name: buffer.detach().clone()
+        f"{BUFFER}{name}": buffer.detach().clone()
         for name, buffer in backbone.named_buffers()
         if name not in stored and buffer.is_floating_point() and buffer.dtype != torch.float32
     }
+
+
+def split_buffers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a head, and the `cast_buffers` that were saved with them."""
+    buffers = {name: tensor for name, tensor in state.items() if name.startswith(BUFFER)}
+    return {name: state[name] for name in state if name not in buffers}, buffers
+
+
+def restore_buffers(backbone: PreTrainedModel, buffers: Mapping[str, Tensor]) -> None:
+    """Give a backbone that was loaded its `cast_buffers` back."""
+    for name, saved in buffers.items():
+        buffer = backbone.get_buffer(name.removeprefix(BUFFER))
+        buffer.data = saved.to(buffer.device)
 
 
 def output_size(backbone: PreTrainedModel) -> int:
