@@ -120,8 +120,8 @@ class ValueModel(nn.Module, Scorer):
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
         An adapter of PEFT (LoRA, say) is saved without the backbone, as PEFT does, if it names one:
-        then the backbone is loaded from there. A save that was cut off has no head, so that
-        `from_pretrained` refuses it.
+        then the backbone is loaded from there. The tokenizer, if it is known, is written too. A
+        save that was cut off has no head, so that `from_pretrained` refuses it.
 
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back bit
@@ -144,6 +144,8 @@ class ValueModel(nn.Module, Scorer):
             self.backbone.save_pretrained(folder)
         else:
             adapters.save(self.backbone, *adapter, folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         state |= cast_buffers(self.backbone)
         unfinished = folder / f".{HEAD_FILE}"

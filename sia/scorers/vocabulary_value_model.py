@@ -33,6 +33,7 @@ from sia.scorers.loading import (
     refuse_other_head,
     restore_buffers,
     split_buffers,
+    tokenizer_beside,
 )
 
 HEAD_FILE = HEADS["vocabulary head"].removesuffix(".json")
@@ -63,6 +64,8 @@ class VocabularyValueModel(Scorer):
     def save_pretrained(self, path: str | Path) -> None:
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
+        The tokenizer, if it is known, is written too.
+
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back, or
                 the folder holds a value model.
@@ -71,6 +74,8 @@ class VocabularyValueModel(Scorer):
         folder = output_folder(path, "vocabulary head")
         refuse_other_head(folder, "vocabulary head")
         self.backbone.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         weights = self.values.state_dict() | cast_buffers(self.backbone)
         write_checkpoint(path, HEAD_FILE, weights, {"sizes": self.values.sizes})
 
@@ -97,7 +102,9 @@ class VocabularyValueModel(Scorer):
             values = CandidateValues.from_weights(weights, settings["sizes"])
         backbone = load_backbone(folder, options)
         restore_buffers(backbone, buffers)
-        return cls(backbone, values.to(input_device(backbone)))
+        model = cls(backbone, values.to(input_device(backbone)))
+        model.tokenizer = tokenizer_beside(folder, {})
+        return model
 
 
 class VocabularySession(Session):
