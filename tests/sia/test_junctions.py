@@ -279,6 +279,19 @@ def test_saved_and_loaded_to_the_last_bit(tmp_path):
         assert again[0].scorer.values.state_dict()[name].equal(tensor)
 
 
+def test_a_vocabulary_value_model_that_was_cast_is_restored_bit_for_bit(tmp_path):
+    """Its rotations too, which no checkpoint of transformers holds."""
+    scorer = VocabularyValueModel(tiny.value_model("qwen3").backbone.bfloat16(), head())
+    scorer.save_pretrained(tmp_path)
+    again = VocabularyValueModel.from_pretrained(tmp_path)
+    prompt, none = [[*range(6, 50)]], torch.zeros(1, 0, dtype=torch.long)
+    values, restored = (
+        s.start_session(prompt, 4).score(torch.tensor([0]), none, torch.arange(6, 12)[None])
+        for s in (scorer, again)
+    )
+    assert torch.equal(values, restored)
+
+
 @pytest.mark.parametrize(
     ("load", "name", "title"),
     [
@@ -533,11 +546,13 @@ def test_vocabulary_head_is_fitted_to_its_own_backbone():
     for layer in teacher.backbone.layers:  # values that depend on the candidate alone
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    teacher.train()
     prompts, options = tiny.prompts(40, seed=1), {"max_new_tokens": 8, "progress": False}
     fit = fit_vocabulary_value_model(
         MODEL, tiny.tokenizer(), teacher, prompts, rank=4, epochs=100, **options
     )
     assert fit.scorer.backbone is teacher.backbone
+    assert all(module.training for module in teacher.modules())
     assert 0.8 < fit.explained < 1
 
 
