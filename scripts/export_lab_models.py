@@ -49,7 +49,7 @@ from scripts.lab_models import (
     Settings,
     scores,
 )
-from sia import EntropyGate, JunctionGate, calibrate
+from sia import EntropyGate, JunctionGate, ValueModel, calibrate
 
 CARDS = Path(__file__).with_name("lab_cards")
 LOSS = "token"
@@ -146,7 +146,9 @@ def write_models(replicate: Replicate, folder: Path) -> None:
     }
     replicate.language_model(str(BASE_KIND), family).save_pretrained(folder / BASE)
     replicate.tokenizer.save_pretrained(folder / BASE)
-    replicate.value_model(str(value_kind(LOSS)), family).save_pretrained(folder / VALUE_MODEL)
+    values = replicate.value_model(str(value_kind(LOSS)), family)
+    # made anew without its tokenizer, which lies with the base model
+    ValueModel(values.backbone, values.head).save_pretrained(folder / VALUE_MODEL)
     for part, kind in kinds.items():
         replicate.fitted(kind, family).save_pretrained(folder / part)
     for part in (BASE, VALUE_MODEL, JUNCTION_GATE):

@@ -6,10 +6,11 @@ from functools import lru_cache
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._kv_cache import check_positions, check_weights
+from sia._inputs import check_sequences
+from sia._kv_cache import check_decoder, check_positions
 from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session
 from sia.signals import PredictedDivergence, Signal
-from sia.steering import Steering
+from sia.steering import Steering, candidate_count
 
 LARGEST_VALUE = 1e28  # times the largest β it is still a number of float32
 
@@ -60,13 +61,38 @@ def check_inputs(
     check_positions(model, max(lengths) + max_new_tokens - 1)  # the last token is never fed
 
 
-def check_decoder(model: PreTrainedModel) -> None:
-    """Check that a model is a decoder-only language model."""
-    if model.config.is_encoder_decoder or not model.can_generate():
-        raise ValueError(
-            f"steering needs a decoder-only language model, got {type(model).__name__}"
-        )
-    check_weights(model)
+def check_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[Sequence[int]],
+    value_ids: Sequence[Sequence[int]],
+    steering: Steering | None,
+    candidates: int | None,
+    max_new_tokens: int,
+) -> None:
+    """Check all prompts before the first batch of them is decoded.
+
+    Args:
+        model: The language model.
+        tokenizer: Of the model.
+        ids: Prompts, token ids without padding.
+        value_ids: The prompts as the scorer reads them.
+        steering: What they will be steered with.
+        candidates: K without a steering.
+        max_new_tokens: Longest response.
+    """
+    check_steering(model, steering, candidate_count(steering, candidates), tokenizer)
+    vocabulary = vocabulary_size(model)
+    check_sequences("prompt", ids, vocabulary)
+    read = vocabulary if steering is None else steering.scorer.vocabulary_size
+    check_sequences("value prompt", value_ids, read)
+    longest = max(range(len(ids)), key=lambda i: len(ids[i]), default=None)
+    if longest is None:
+        return
+    try:  # the last token is never fed
+        check_positions(model, len(ids[longest]) + max_new_tokens - 1)
+    except ValueError as error:
+        raise ValueError(f"prompt {longest}: {error}") from error
 
 
 def check_steering(

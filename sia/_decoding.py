@@ -506,4 +506,6 @@ def observed_signals(observe: Sequence[Signal], steering: Steering | None) -> li
         raise TypeError(
             f"observe must be a list of signals, such as [Attention()], got {observe!r}"
         )
+    if steering is None and Divergence() in observe:
+        raise ValueError("the signal Divergence() measures a steering, so it needs one, got none")
     return sorted({*observe, *(steering.gate.signals if steering else ())}, key=repr)

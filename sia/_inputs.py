@@ -79,6 +79,15 @@ def check_tokens(name: str, sequence: Any, vocabulary: int) -> None:
             )
 
 
+def check_sequences(name: str, sequences: Sequence[Any], vocabulary: int) -> None:
+    """Raise ValueError, which names its number, for a sequence that `check_tokens` refuses."""
+    for number, sequence in enumerate(sequences):
+        try:
+            check_tokens(name, sequence, vocabulary)
+        except ValueError as error:
+            raise ValueError(f"{name} {number}: {error}") from error
+
+
 def prompt_ids(
     prompts: Any,
     name: str,

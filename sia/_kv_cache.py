@@ -81,6 +81,15 @@ def check_weights(model: PreTrainedModel) -> None:
         )
 
 
+def check_decoder(model: PreTrainedModel) -> None:
+    """Check that a model is a decoder-only language model."""
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise ValueError(
+            f"steering needs a decoder-only language model, got {type(model).__name__}"
+        )
+    check_weights(model)
+
+
 def narrows_logits(model: PreTrainedModel) -> bool:
     """Return whether a language model takes `logits_to_keep`, as older ones of the Hub do not."""
     return cast(Any, model)._supports_logits_to_keep()

@@ -2,57 +2,65 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from sia._kv_cache import input_device
 from sia._numbers import as_number
-from sia._offloading import first_entry
+from sia._offloading import few_entries
 
 TOLERANCE = 0.02  # relative; bfloat16 rounds weights by at most 0.004
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A name for messages, and the first entry of each floating-point parameter.
+    """A name for messages, and a few entries of each floating-point parameter.
 
     The entries tell apart models of one architecture, and survive another dtype, quantised linear
     layers and torch.compile.
 
     Attributes:
         name: Path or Hub id.
-        first_entries: First entry of each parameter, by its name.
+        entries: Entries of each parameter, by its name; only the first if read from an older file.
     """
 
     name: str
-    first_entries: dict[str, float]
+    entries: dict[str, list[float]]
 
     @classmethod
-    def from_settings(cls, settings: Any) -> Self:
+    def from_settings(cls, name: str, entries: Any = None, first_entries: Any = None) -> Self:
         """Read what `asdict` gave of an identity.
+
+        Args:
+            name: As of the class.
+            entries: As of the class.
+            first_entries: What older files have instead: the first entry of each parameter.
 
         Raises:
             TypeError: If it is something else.
         """
-        identity = cls(**settings)
-        entries = identity.first_entries
-        if not isinstance(entries, dict) or not all(map(_is_number, entries.values())):
-            raise TypeError("first_entries must hold numbers by the names of parameters")
-        return identity
+        if isinstance(first_entries, dict):
+            entries = {parameter: [entry] for parameter, entry in first_entries.items()}
+        if not isinstance(entries, dict) or not all(map(_are_numbers, entries.values())):
+            raise TypeError("entries must hold numbers by the names of parameters")
+        return cls(name, entries)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
         device = input_device(model)
         entries = {
-            name.replace("_orig_mod.", ""): entry.to(device)
+            name.replace("_orig_mod.", ""): few.to(device)
             for name, parameter in model.named_parameters()
-            if (entry := first_entry(model, name, parameter)) is not None
+            if (few := few_entries(model, name, parameter)) is not None
         }
-        numbers = torch.stack(list(entries.values())).tolist()  # one transfer from a GPU
-        return cls(str(model.name_or_path or ""), dict(zip(entries, numbers, strict=True)))
+        numbers = iter(torch.cat(list(entries.values())).tolist())  # one transfer from a GPU
+        listed = {name: list(islice(numbers, len(few))) for name, few in entries.items()}
+        return cls(str(model.name_or_path or ""), listed)
 
     def check(self, model: PreTrainedModel, fitted: str) -> None:
         """Check that a model is this one.
@@ -62,27 +70,45 @@ class ModelIdentity:
             fitted: Name of what was fitted, for the message.
 
         Raises:
-            ValueError: If the model is another one, or has further parameters such as adapters.
+            ValueError: If the model is another one, or has further parameters such as adapters, or
+                lacks some that are not quantised.
         """
-        self.check_identity(ModelIdentity.of(model), fitted)
+        other = ModelIdentity.of(model)
+        missing = {name.rpartition(".")[0] for name in self.entries.keys() - other.entries.keys()}
+        if not missing <= _quantised_layers(model):
+            raise self._refusal(other, fitted)
+        self.check_identity(other, fitted)
 
     def check_identity(self, other: "ModelIdentity", fitted: str) -> None:
-        """Check that an identity is this one; arguments and errors as of `check`."""
-        shared = self.first_entries.keys() & other.first_entries.keys()
-        same = bool(shared) and other.first_entries.keys() <= self.first_entries.keys()
+        """Check what an identity has of this one; arguments and errors as of `check`."""
+        shared = self.entries.keys() & other.entries.keys()
+        same = bool(shared) and other.entries.keys() <= self.entries.keys()
         same = same and all(
-            math.isclose(
-                self.first_entries[name], other.first_entries[name], rel_tol=TOLERANCE, abs_tol=1e-6
-            )
+            math.isclose(own, entry, rel_tol=TOLERANCE, abs_tol=1e-6)
             for name in shared
+            for own, entry in zip(self.entries[name], other.entries[name], strict=False)
         )
         if not same:
-            fitted_to = self.name or "the model it was fitted to"
-            raise ValueError(
-                f"this {fitted} reads the hidden states of {fitted_to}, got "
-                f"{other.name or 'a model'} with other weights: fit one to this model"
-            )
+            raise self._refusal(other, fitted)
+
+    def _refusal(self, other: "ModelIdentity", fitted: str) -> ValueError:
+        fitted_to = self.name or "the model it was fitted to"
+        return ValueError(
+            f"this {fitted} reads the hidden states of {fitted_to}, got "
+            f"{other.name or 'a model'} with other weights: fit one to this model"
+        )
 
 
-def _is_number(value: Any) -> bool:
-    return not math.isnan(as_number(value))
+def _quantised_layers(model: nn.Module) -> set[str]:
+    """Return the names of layers whose weights are whole numbers or packed."""
+    names = set()
+    for name, layer in model.named_modules():
+        weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        packed = not weights and {"in_features", "out_features"} <= vars(layer).keys()
+        if packed or not all(weight.is_floating_point() for weight in weights):
+            names.add(f"{name}.".replace("_orig_mod.", "").removesuffix("."))
+    return names
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and not any(math.isnan(as_number(v)) for v in values)

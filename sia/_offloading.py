@@ -2,7 +2,10 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
+
+ENTRIES = 5  # of a parameter, that tell a model
 
 
 def with_weights(module: nn.Module) -> AbstractContextManager[None]:
@@ -18,8 +21,8 @@ def with_weights(module: nn.Module) -> AbstractContextManager[None]:
     return align_module_device(module)
 
 
-def first_entry(model: nn.Module, name: str, parameter: nn.Parameter) -> Tensor | None:
-    """Return the first entry of a floating-point parameter in float32; None where it has none.
+def few_entries(model: nn.Module, name: str, parameter: nn.Parameter) -> Tensor | None:
+    """Return a few entries of a floating-point parameter, float32 `(n,)`; None where it has none.
 
     Args:
         model: The model.
@@ -29,9 +32,17 @@ def first_entry(model: nn.Module, name: str, parameter: nn.Parameter) -> Tensor 
     if not parameter.is_floating_point() or not parameter.numel():
         return None
     if not parameter.is_meta:
-        return parameter[(0,) * parameter.dim()].float()
+        return _diagonal(parameter)
     owner, _, own_name = name.rpartition(".")
     module = model.get_submodule(owner)
     with with_weights(module):
         loaded = module.get_parameter(own_name)
-        return None if loaded.is_meta else loaded[(0,) * loaded.dim()].float()
+        return None if loaded.is_meta else _diagonal(loaded)
+
+
+def _diagonal(parameter: Tensor) -> Tensor:
+    """Return entries of the first rows, as a vocabulary may get more rows, in columns far apart."""
+    entries = torch.atleast_1d(parameter.detach())[:ENTRIES]
+    while entries.dim() > 1:
+        entries = entries[..., :: max(1, entries.shape[-1] // ENTRIES)].diagonal(0, 0, -1)
+    return entries.float()

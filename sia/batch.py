@@ -8,11 +8,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from sia._checks import check_decoder
+from sia._checks import check_prompts
 from sia._decoding import Decoding
 from sia._hooks import checkpoint_hooks
 from sia._inputs import TextDecoder, eos_token_ids, pad_left, prompt_ids
-from sia._kv_cache import check_model, input_device, rotary_switch
+from sia._kv_cache import check_decoder, check_model, input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
 from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation
@@ -83,6 +83,7 @@ def generate(
     ids = read_prompts(model, tokenizer, prompts)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     seeds = row_numbers("seed", seed, len(ids), "prompts")
+    check_prompts(model, tokenizer, ids, value_ids, steering, candidates, max_new_tokens)
     generations: dict[int, Generation] = {}
     for indices in batches(model, ids, max_new_tokens, batch_size, "generate", progress):
         decoding = start_decoding(

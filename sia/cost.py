@@ -103,12 +103,22 @@ class Architecture:
         per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
         experts = per_token[0] if per_token else 1
         idle = sum(weights_used(decoder.get_submodule(f"layers.{i}"), experts) for i in skipped)
+        running = decoder
+        if backbone.config.is_encoder_decoder:  # the encoder reads the same tokens
+            running, windows = backbone, Counter({None: _attentions_of_both(backbone)})
         return cls(
-            linear=2 * (weights_used(decoder, experts) - idle - expanded),
+            linear=2 * (weights_used(running, experts) - idle - expanded),
             head=2 * weights_used(head),
             attention=tuple((window, per_layer * count) for window, count in windows.items()),
             expansion=2 * expanded,
         )
+
+
+def _attentions_of_both(backbone: PreTrainedModel) -> int:
+    """Return how many layers attend in an encoder and its decoder, which does so in two ways."""
+    encoder, decoder = backbone.get_encoder().config, backbone.get_decoder().config
+    own = encoder.get_text_config(encoder=True).num_hidden_layers
+    return int(own + 2 * decoder.get_text_config(decoder=True).num_hidden_layers)
 
 
 def weights_used(module: nn.Module, experts: int = 1) -> int:

@@ -189,7 +189,7 @@ def fit_vocabulary_value_model(
     states = collect_states(
         model, tokenizer, value_model, prompts, beta=beta, seed=seed, backbone=backbone, **options
     )
-    return train_head(
+    fit = train_head(
         states,
         states.dense_steering(value_model, beta),
         output_vectors(model),
@@ -198,6 +198,15 @@ def fit_vocabulary_value_model(
         epochs=epochs,
         seed=seed,
     )
+    fit.scorer.tokenizer = known_tokenizer(value_model)
+    return fit
+
+
+def known_tokenizer(scorer: Scorer) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a scorer, or of a term of a sum; None if none is known."""
+    # isinstance accepts every class with the two members, which may lack `tokenizers`
+    known = scorer.tokenizers if issubclass(type(scorer), Scorer) else ()
+    return next(iter(known), None)
 
 
 def output_vectors(model: PreTrainedModel) -> Tensor:
@@ -288,7 +297,7 @@ def train_q_head(
 ) -> HeadFit[QHead]:
     """Train the head on states that `collect_states` returned; see `fit_q_head`."""
     device, identity = input_device(model), ModelIdentity.of(model)
-    return train_head(
+    fit = train_head(
         states,
         states.dense_steering(scorer, beta),
         output_vectors(model),
@@ -297,6 +306,8 @@ def train_q_head(
         epochs=epochs,
         seed=seed,
     )
+    fit.scorer.tokenizer = known_tokenizer(scorer)
+    return fit
 
 
 @learning_mode()

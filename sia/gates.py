@@ -344,7 +344,7 @@ class JunctionGate(ThresholdGate):
         """
         weights, settings = read_checkpoint(path, GATE_FILE, subfolder, revision)
         with refuse_other_content(path, GATE_FILE):
-            model = ModelIdentity.from_settings(settings["model"])
+            model = ModelIdentity.from_settings(**settings["model"])
             return cls(settings["threshold"], JunctionPredictor.from_weights(weights, model))
 
 

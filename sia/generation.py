@@ -21,7 +21,8 @@ class Generation:
         base_token: The token that the same noise would have picked unsteered, int64.
         kl: KL(steered‖base) over the candidates at temperature 1 in nats, float32; 0 where not
             steered.
-        finished: True if the response ended by itself, False if the length ran out.
+        finished: True if the response ended with one of the model's end tokens, False if the length
+            ran out or something else ended it, such as a stop string.
         cost: Cost of the response; of a search, that of all that was tried for its prompt.
         signals: Other signals that the gate or `observe` asked for, float32 each.
         reward: Reward by which a search chose this response; None if nothing was chosen.

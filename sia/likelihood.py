@@ -23,7 +23,7 @@ from sia._checks import (
     vocabulary_size,
 )
 from sia._hidden_states import observe_hidden_states
-from sia._inputs import check_tokens, pad_left, pad_right
+from sia._inputs import check_sequences, pad_left, pad_right
 from sia._kv_cache import check_model, check_positions, input_device, narrows_logits, rotary_switch
 from sia._modes import evaluation_mode
 from sia._numbers import whole_number
@@ -127,15 +127,8 @@ def _check_examples(
             f"prompts, responses and value_prompts must be as many, got {len(prompts)}, "
             f"{len(responses)} and {len(value_prompts)}"
         )
-    for name, sequences, tokens in (
-        ("prompt", prompts, vocabulary),
-        ("response", responses, shared_vocabulary),
-    ):
-        for number, sequence in enumerate(sequences):
-            try:
-                check_tokens(name, sequence, tokens)
-            except ValueError as error:
-                raise ValueError(f"{name} {number}: {error}") from error
+    check_sequences("prompt", prompts, vocabulary)
+    check_sequences("response", responses, shared_vocabulary)
 
 
 def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

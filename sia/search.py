@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._checks import check_values, check_vocabulary
+from sia._checks import check_prompts, check_values, check_vocabulary
 from sia._decoding import Decoding
+from sia._inputs import check_sequences
 from sia._numbers import whole_number
 from sia.batch import (
     Prompts,
@@ -25,7 +26,7 @@ from sia.batch import (
     start_decoding,
 )
 from sia.generation import Generation
-from sia.scorers.base import Scorer, Session, close
+from sia.scorers.base import Scorer, Session, close, values_responses
 from sia.steering import Steering
 
 
@@ -130,9 +131,16 @@ def chunk_beam_search(
             "temperature must be above 0 in a search: greedy samples of a prompt are all the same"
         )
     vocabulary = check_vocabulary(model, reward, "reward", tokenizer)
+    if not values_responses(reward):
+        raise ValueError(
+            "a reward must value whole responses, as a RewardScorer or a ValueModel does, "
+            f"got a {type(reward).__name__} that values candidates alone"
+        )
     reward = close(reward, tokenizer)
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
+    check_prompts(model, tokenizer, ids, value_ids, steering, candidates, max_new_tokens)
+    check_sequences("reward prompt", reward_ids, reward.vocabulary_size)
     samples, seeds = width * expansions, [whole_number("seed", seed)] * len(ids)
     generations: dict[int, Generation] = {}
     for indices in batches(
@@ -174,9 +182,9 @@ def _search(
         step = decoding.step
         scores = session.score_responses(
             rows, responses.tokens[rows, :step], responses.lengths[rows]
-        )
+        ).to(rewards)
         check_values(scores[:, None], rows, decoding.prompt_indices, samples, step - 1)
-        rewards.view(-1)[rows] = scores.to(rewards.device)
+        rewards.view(-1)[rows] = scores
         active = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
         active[decoding.active_rows] = True
         if not bool(active.any()):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sia._checks import check_prompts
 from sia._modes import learning_mode
 from sia._numbers import seeded_generator, whole_number
 from sia._prefix_cache import CachedPrefixes
@@ -150,9 +151,12 @@ def collect_states(
     generator = seeded_generator(seed)
     keep = max_states / (2 * len(ids) * max_new_tokens)
     parts: list[States] = []
-    for gate in (Never(), EveryToken()):
-        steering = Steering(scorer, gate, beta, candidates=candidates)
-        description = f"responses, steering: {gate.label}"
+    steerings = [
+        Steering(scorer, gate, beta, candidates=candidates) for gate in (Never(), EveryToken())
+    ]
+    check_prompts(model, tokenizer, ids, value_ids, steerings[0], None, max_new_tokens)
+    for steering in steerings:
+        description = f"responses, steering: {steering.gate.label}"
         for indices in batches(model, ids, max_new_tokens, batch_size, description, progress):
             prefixes = None
             if backbone is not None:

@@ -14,11 +14,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from sia._inputs import check_tokens, pad_right
-from sia._kv_cache import check_positions
-from sia._modes import learning_mode
+from sia._kv_cache import check_positions, input_device
+from sia._modes import evaluation_mode, learning_mode
 from sia._numbers import as_number, finite_number, whole_number
 from sia.scorers.value_model import ValueModel, check_value_model
 
@@ -38,12 +38,17 @@ def distillation_loss(values: Tensor, response_mask: Tensor, rewards: Tensor, lo
     Raises:
         ValueError: For another loss.
     """
-    if loss not in get_args(Loss):
-        raise ValueError(f'loss must be "mean" or "token", got {loss!r}')
+    check_loss(loss)
     weights = response_mask / response_mask.sum(1, keepdim=True)
     if loss == "mean":
         return ((values * weights).sum(1) - rewards).square().mean()
     return ((values - rewards[:, None]).square() * weights).sum(1).mean()
+
+
+def check_loss(loss: str) -> None:
+    """Raise ValueError for a loss that is unknown."""
+    if loss not in get_args(Loss):
+        raise ValueError(f'loss must be "mean" or "token", got {loss!r}')
 
 
 @learning_mode()
@@ -80,9 +85,11 @@ def distill(
 
     Raises:
         ValueError: If there are not as many prompts, responses and rewards, or one cannot be
-            learned from (an empty response, tokens beyond the vocabulary, an infinite reward).
+            learned from (an empty response, tokens beyond the vocabulary, an infinite reward), or
+            the backbone is not causal.
         FloatingPointError: If the model gives NaN for some examples.
     """
+    check_loss(loss)
     check_trainable(value_model)
     if not len(prompts) == len(responses) == len(rewards):
         raise ValueError(
@@ -131,7 +138,7 @@ def check_trainable(value_model: ValueModel) -> None:
     Raises:
         TypeError: If it is something else.
         ValueError: If all its weights are frozen, some are not in memory, or some have a dtype in
-            which AdamW's divisor vanishes.
+            which AdamW's divisor vanishes; or if its backbone is not causal.
     """
     check_value_model(value_model)
     weights = list(value_model.parameters())
@@ -148,6 +155,23 @@ def check_trainable(value_model: ValueModel) -> None:
             "weights must be float32 or bfloat16 to learn, got float16: load the value model with "
             "dtype=torch.float32"
         )
+    backbone = value_model.backbone
+    if backbone.config.is_encoder_decoder or sees_later_tokens(backbone):
+        raise ValueError(
+            "a value model must be causal to learn, so that a value depends on no later token, got "
+            f"a backbone that lets tokens see later ones ({type(backbone).__name__})"
+        )
+
+
+def sees_later_tokens(backbone: PreTrainedModel) -> bool:
+    """Return whether other tokens at the end of a sequence change the states before them."""
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8, 9]], device=input_device(backbone))
+    tokens %= backbone.config.get_text_config().vocab_size
+    with evaluation_mode(backbone.modules()):
+        hidden = backbone(input_ids=tokens, use_cache=False, return_dict=True).last_hidden_state
+    first, second = hidden[:, :3]
+    tolerance = max(1e-4, 8 * torch.finfo(hidden.dtype).eps)  # of rounding in this dtype
+    return bool((first - second).abs().max() > tolerance * hidden.abs().max())
 
 
 def check_examples(
@@ -202,7 +226,7 @@ def optimise(
     """Train a model in place: AdamW, 5% warm-up, cosine to zero, gradient norm at most 1.
 
     Args:
-        model: Ends in eval mode.
+        model: Ends in eval mode and without gradients, after an error too.
         batches: Example numbers of each step.
         batch_loss: Loss of the examples of one step.
         learning_rate: Highest learning rate, after the warm-up.
@@ -212,20 +236,23 @@ def optimise(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
     model.train()
-    for indices in batches:
-        loss = batch_loss(indices)
+    try:
+        for indices in batches:
+            loss = batch_loss(indices)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not bool(loss.isfinite() & norm.isfinite()):
+                raise FloatingPointError(
+                    f"loss and gradient must be finite, got {loss.item()} and {norm.item()} "
+                    f"from examples {indices}"
+                )
+            optimizer.step()
+            schedule.step()
+            progress(indices)
+    finally:
         optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not bool(loss.isfinite() & norm.isfinite()):
-            raise FloatingPointError(
-                f"loss and gradient must be finite, got {loss.item()} and {norm.item()} "
-                f"from examples {indices}"
-            )
-        optimizer.step()
-        schedule.step()
-        progress(indices)
-    model.eval()
+        model.eval()
 
 
 def epoch_batches(

@@ -74,16 +74,16 @@ def gpu():
         yield
 
 
-def models() -> SimpleNamespace:
+def models(to_device=to_gpu) -> SimpleNamespace:
     settings = tiny.config("llama")
     settings.num_labels = 2
     build = AutoModelForTokenClassification.from_config
     return SimpleNamespace(
-        model=to_gpu(tiny.language_model("llama")),
-        other=to_gpu(tiny.language_model("llama", seed=5)),
-        values=to_gpu(tiny.value_model("llama")),
-        reward=to_gpu(tiny.reward_model("llama")),
-        classifier=to_gpu(tiny.seeded(lambda: build(settings).eval(), 3)),
+        model=to_device(tiny.language_model("llama")),
+        other=to_device(tiny.language_model("llama", seed=5)),
+        values=to_device(tiny.value_model("llama")),
+        reward=to_device(tiny.reward_model("llama")),
+        classifier=to_device(tiny.seeded(lambda: build(settings).eval(), 3)),
     )
 
 
@@ -117,6 +117,13 @@ def test_steering_searches_and_likelihoods(name, gpu):
         return
     search = {"width": 1, "expansions": 2, "chunk": 2, "steering": steering}
     chunk_beam_search(m.model, tiny.tokenizer(), PROMPTS, scorer, **search, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["implicit", "sum"])
+def test_scorers_may_lie_on_another_device(name, gpu):
+    scorer, model = SCORERS[name](models(lambda each: each)), to_gpu(tiny.language_model("llama"))
+    options = {"width": 2, "expansions": 2, "chunk": 1, "steering": Steering(scorer, EveryToken())}
+    chunk_beam_search(model, tiny.tokenizer(), PROMPTS, scorer, **options, **OPTIONS)
 
 
 def test_gates_that_read_the_model(gpu):

@@ -75,7 +75,8 @@ def load(folder: Path, source: str | Path | None, options: dict[str, Any]) -> Pr
         options: For the backbone's from_pretrained.
     """
     source = source or _named_model(folder / published.ADAPTER_CONFIG)
-    adapted = published.load_adapter(load_backbone(source, options), folder, source)
+    backbone = load_backbone(source, options)
+    adapted = published.load_adapter(backbone, folder, source, keep_half=True)
     return cast(PreTrainedModel, adapted.get_base_model())
 
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from sia._kv_cache import backbone_of, input_device
 from sia._prefix_cache import CachedPrefixes, logits_forward
 from sia.scorers.base import Scorer, Session
-from sia.scorers.loading import unwrap
+from sia.scorers.loading import unwrap_decoder
 
 
 class AutoregressiveScorer(Scorer):
@@ -26,7 +26,7 @@ class AutoregressiveScorer(Scorer):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = unwrap(model)
+        self.model = unwrap_decoder(model)
 
     @property
     @override
@@ -78,12 +78,14 @@ class AutoregressiveSession(Session):
     @override
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+        device = self.sums.device
+        rows, responses, lengths = rows.to(device), responses.to(device), lengths.to(device)
         for step in range(int(self.summed[rows].min()), int(lengths.max())):
             due = (self.summed[rows] == step) & (step < lengths)
             due_rows, tokens = rows[due], responses[due, : step + 1]
             if len(due_rows):
                 gain = self.score(due_rows, tokens[:, :step], tokens[:, step:]).squeeze(1)
-                self.sums[due_rows, step + 1] = self.sums[due_rows, step] + gain
+                self.sums[due_rows, step + 1] = self.sums[due_rows, step] + gain.to(device)
                 self.summed[due_rows] = step + 1
         return self.sums[rows, lengths]
 
@@ -91,4 +93,5 @@ class AutoregressiveSession(Session):
     @torch.inference_mode()
     def reorder(self, sources: Tensor) -> None:
         self.prefixes.reorder(sources)
+        sources = sources.to(self.sums.device)
         self.sums, self.summed = self.sums[sources], self.summed[sources]

@@ -87,9 +87,11 @@ class Scorer(metaclass=_ScorerType):
     Attributes:
         tokenizer: Of the model that scores, if it is known: it must agree with that of the
             language model.
+        values_responses: Whether its sessions value whole responses, as a search needs.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
+    values_responses: bool = True
 
     @property
     @abstractmethod
@@ -166,6 +168,7 @@ class SumScorer(Scorer):
                 raise TypeError(f"scorers add up with scorers, got {type(scorer).__name__}")
         self.terms = tuple((check_weight(weight), scorer) for weight, scorer in terms)
         self._vocabulary = shared_vocabulary([scorer.vocabulary_size for _, scorer in terms])
+        self.values_responses = all(values_responses(scorer) for _, scorer in terms)
 
     @property
     @override
@@ -204,6 +207,12 @@ def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
         return scorer
     # what only has the members of a scorer reads responses in its own way
     return scorer.closed_by(tokenizer) if issubclass(type(scorer), Scorer) else scorer
+
+
+def values_responses(scorer: Scorer) -> bool:
+    """Return whether a scorer values whole responses, besides candidates."""
+    # what only has the members of a scorer does not tell
+    return not issubclass(type(scorer), Scorer) or scorer.values_responses
 
 
 def shared_vocabulary(sizes: Sequence[int]) -> int:

@@ -91,7 +91,7 @@ class ClosedScorer(Scorer):
         if self.head is None:
             return False
         check_attention(self.model)
-        return supports_tree_attention(self.model.modules(), backbone_of(self.model), self.read)
+        return supports_tree_attention(backbone_of(self.model))
 
     @override
     def start_session(
@@ -179,7 +179,9 @@ class WholeSequenceSession(BranchSession):
         self.scorer = scorer
         self.prompts = [prompt for prompt in prompts for _ in range(samples)]
         backbone = backbone_of(model)
-        head = nn.Linear(output_size(backbone), 1, device="meta")
+        head = scorer.head
+        if head is None:  # of an encoder
+            head = nn.Linear(output_size(backbone), 1, device="meta")
         architecture = Architecture.of(backbone, head)
         self.meters = [Meter(architecture, len(self.prompts), input_device(model))]
 

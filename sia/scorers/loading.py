@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._checkpoints import DamagedFileError, expand_home, reading
-from sia._kv_cache import check_model
+from sia._kv_cache import check_decoder, check_model
 from sia._memory import ran_out_of_memory
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # by what has a head and a backbone in one folder: a file of the head
 HEADS = {"value model": "value_head.safetensors", "vocabulary head": "vocabulary_head.json"}
+BUFFER = "backbone."  # prefix of buffers among the weights of a head
 
 
 def unwrap(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
@@ -29,6 +30,13 @@ def unwrap(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     check_model(model)
     inner: Any = dict(model.named_children()).get("_orig_mod", model)
     return inner if isinstance(inner, PreTrainedModel) else inner.get_base_model()
+
+
+def unwrap_decoder(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
+    """Return the language model that PEFT or torch.compile wraps; others are refused."""
+    model = unwrap(model)
+    check_decoder(model)
+    return model
 
 
 def existing(path: str | Path, noun: str) -> str:
@@ -146,7 +154,8 @@ def check_reproducible(
 
     Raises:
         ValueError: If its config makes another model (adapters in its layers, modules quantised or
-            put in by hand, a class of one's own), or its weights have several dtypes.
+            put in by hand, a class of one's own), its weights have several dtypes, or the adapter
+            is scaled otherwise than its config says, or not all that was trained.
     """
     if "quantization_config" in backbone.config.to_dict():
         return  # transformers saves and loads what it quantises in its own ways
@@ -156,8 +165,9 @@ def check_reproducible(
             if adapter is not None:
                 from peft import inject_adapter_in_model  # takes seconds to import
 
-                name, config = adapter
-                again = inject_adapter_in_model(copy(config), again, name)
+                name, config = adapter[0], copy(adapter[1])
+                config.inference_mode = False  # what belongs to the adapter requires gradients
+                again = inject_adapter_in_model(config, again, name)
     except ValueError as error:  # a config that no class is registered for
         raise ValueError(f"the backbone cannot be saved: {error}") from error
     kinds = type(backbone), type(again)
@@ -175,6 +185,8 @@ def check_reproducible(
             "the backbone cannot be saved, it has other weights than its config makes "
             f"({different[0]}): merge adapters first, as PEFT's merge_and_unload does"
         )
+    if adapter is not None:
+        _check_outside(backbone, again)
     dtypes = sorted({str(weight.dtype) for weight in backbone.parameters()})
     if len(dtypes) > 1 and adapter is None:
         raise ValueError(
@@ -183,14 +195,63 @@ def check_reproducible(
         )
 
 
+def _check_outside(backbone: PreTrainedModel, again: PreTrainedModel) -> None:
+    """Raise ValueError for what an adapter saved apart from its backbone would lose.
+
+    Args:
+        backbone: With the adapter in its layers.
+        again: What the configs of both make, the adapter trainable.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    advice = "merge adapters first, as PEFT's merge_and_unload does"
+    scalings = [
+        {
+            name: vars(module).get("scaling")
+            for name, module in model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+        for model in (backbone, again)
+    ]
+    if changed := [name for name in scalings[0] if scalings[0][name] != scalings[1][name]]:
+        raise ValueError(
+            "the backbone cannot be saved, its adapter has another scaling than its config makes "
+            f"({changed[0]}): {advice}"
+        )
+    adapted = {name for name, weight in again.named_parameters() if weight.requires_grad}
+    trained = [name for name, weight in backbone.named_parameters() if weight.requires_grad]
+    if outside := [name for name in trained if name not in adapted]:
+        raise ValueError(
+            "the backbone cannot be saved, weights outside its adapter require gradients and may "
+            f"differ from those of the model that it names ({outside[0]}): {advice}"
+        )
+
+
 def cast_buffers(backbone: PreTrainedModel) -> dict[str, Tensor]:
-    """Return buffers that no checkpoint of transformers holds and that are not in float32."""
+    """Return what is to be saved with the head so that `restore_buffers` can bring it back.
+
+    These are buffers that no checkpoint of transformers holds and that are not in float32:
+    `model.bfloat16()` casts rotations, too, which transformers makes anew in float32.
+    """
     stored = backbone.state_dict().keys()
     return {
-        name: buffer.detach().clone()
+        f"{BUFFER}{name}": buffer.detach().clone()
         for name, buffer in backbone.named_buffers()
         if name not in stored and buffer.is_floating_point() and buffer.dtype != torch.float32
     }
+
+
+def split_buffers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a head, and the `cast_buffers` that were saved with them."""
+    buffers = {name: tensor for name, tensor in state.items() if name.startswith(BUFFER)}
+    return {name: state[name] for name in state if name not in buffers}, buffers
+
+
+def restore_buffers(backbone: PreTrainedModel, buffers: Mapping[str, Tensor]) -> None:
+    """Give a backbone that was loaded its `cast_buffers` back."""
+    for name, saved in buffers.items():
+        buffer = backbone.get_buffer(name.removeprefix(BUFFER))
+        buffer.data = saved.to(buffer.device)
 
 
 def output_size(backbone: PreTrainedModel) -> int:

@@ -14,10 +14,11 @@ from transformers import (
 from typing_extensions import override
 
 from sia._inputs import eos_token_ids
+from sia._numbers import whole_number
 from sia._prefix_cache import logits_forward
 from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
-from sia.scorers.loading import unwrap
+from sia.scorers.loading import unwrap, unwrap_decoder
 
 
 class ProcessRewardScorer(ClosedScorer):
@@ -48,10 +49,13 @@ class ProcessRewardScorer(ClosedScorer):
         end_tokens: Iterable[int] | None = None,
     ) -> None:
         model = unwrap(model)
-        ends = eos_token_ids(model.config.get_text_config()) if end_tokens is None else end_tokens
-        super().__init__(model, step_tokens, ends)
-        _check_tokens(model, step_tokens)
-        labels = model.config.num_labels or 0
+        ends = (
+            eos_token_ids(model.config.get_text_config())
+            if end_tokens is None
+            else _own_tokens(model, "end_tokens", end_tokens)
+        )
+        super().__init__(model, _own_tokens(model, "step_tokens", step_tokens), ends)
+        labels, good_label = model.config.num_labels or 0, whole_number("good_label", good_label)
         if not 0 <= good_label < labels:
             raise ValueError(
                 f"good_label must be 0 to {labels - 1} for this model, got {good_label}"
@@ -125,15 +129,20 @@ class StepTokenScorer(ClosedScorer):
         *,
         end_tokens: Iterable[int] | None = None,
     ) -> None:
-        model = unwrap(model)
-        _check_tokens(model, [*step_tokens, good, bad])
-        if len(step_tokens) == 0 or good == bad:
+        model = unwrap_decoder(model)
+        steps = _own_tokens(model, "step_tokens", step_tokens)
+        (good,), (bad,) = _own_tokens(model, "good", [good]), _own_tokens(model, "bad", [bad])
+        if len(steps) == 0 or good == bad:
             raise ValueError(
                 "a step needs at least one token behind it, and a good and a bad token, "
-                f"got step_tokens={list(step_tokens)}, good={good}, bad={bad}"
+                f"got step_tokens={steps}, good={good}, bad={bad}"
             )
-        ends = eos_token_ids(model.generation_config) if end_tokens is None else end_tokens
-        super().__init__(model, step_tokens, ends)
+        ends = (
+            eos_token_ids(model.generation_config)
+            if end_tokens is None
+            else _own_tokens(model, "end_tokens", end_tokens)
+        )
+        super().__init__(model, steps, ends)
         self.good, self.bad = good, bad
         self._logits = logits_forward(model)
 
@@ -168,11 +177,14 @@ class StepTokenScorer(ClosedScorer):
         return (logits[..., self.good] - logits[..., self.bad]).sigmoid()
 
 
-def _check_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+def _own_tokens(model: PreTrainedModel, name: str, tokens: Iterable[int]) -> list[int]:
+    """Return tokens of the caller as Python numbers, after checking that the model has them."""
     vocabulary = model.config.get_text_config().vocab_size
-    for token in tokens:
-        if not 0 <= token < vocabulary:
+    numbers = [whole_number(name, token) for token in tokens]
+    for number in numbers:
+        if not 0 <= number < vocabulary:
             raise ValueError(
-                f"tokens must be at least 0 and below the vocabulary of {vocabulary} tokens, "
-                f"got {token}"
+                f"{name} must be at least 0 and below the vocabulary of {vocabulary} tokens, "
+                f"got {number}"
             )
+    return numbers

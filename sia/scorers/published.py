@@ -124,9 +124,26 @@ def load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> 
 
 
 def load_adapter(
-    model: PreTrainedModel, adapter: str | Path, source: str | Path, **places: Any
+    model: PreTrainedModel,
+    adapter: str | Path,
+    source: str | Path,
+    *,
+    keep_half: bool = False,
+    **places: Any,
 ) -> "PeftModel":
-    """Return the backbone `model`, read from `source`, with the adapter in its layers."""
+    """Return a backbone with an adapter in its layers.
+
+    Args:
+        model: The backbone.
+        adapter: Path or Hub id.
+        source: Path or Hub id of the backbone, for messages.
+        keep_half: Whether an adapter that is all in half precision stays so; PEFT's own way is to
+            make it float32.
+        **places: Options that say where the adapter lies.
+
+    Raises:
+        ValueError: If the adapter is damaged or does not fit.
+    """
     from peft import (  # takes seconds to import
         PeftModel,
         get_peft_model_state_dict,
@@ -137,10 +154,13 @@ def load_adapter(
         with reading(f"the adapter in {adapter}"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            # trainable, so that `distill` goes on with it
-            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True, **places).eval()
-            expected = get_peft_model_state_dict(adapted)
             weights = load_peft_weights(str(adapter), device="cpu", **places)
+            widen = not keep_half or any(w.dtype == torch.float32 for w in weights.values())
+            # trainable, so that `distill` goes on with it
+            adapted = PeftModel.from_pretrained(
+                model, adapter, is_trainable=True, autocast_adapter_dtype=widen, **places
+            ).eval()
+            expected = get_peft_model_state_dict(adapted)
             if foreign := sorted(set(weights) - set(expected)):
                 raise ValueError(
                     f"it has weights for layers that the backbone does not have, {foreign[0]} first"

@@ -34,6 +34,8 @@ class QHead(Scorer):
         model: The language model that it was fitted to.
     """
 
+    values_responses = False
+
     def __init__(self, values: CandidateValues, model: ModelIdentity) -> None:
         self.values, self.model = values.eval().requires_grad_(False), model
 
@@ -77,7 +79,7 @@ class QHead(Scorer):
         weights, settings = read_checkpoint(path, Q_HEAD_FILE, subfolder, revision)
         with refuse_other_content(path, Q_HEAD_FILE):
             values = CandidateValues.from_weights(weights, settings["sizes"])
-            return cls(values.to(device), ModelIdentity.from_settings(settings["model"]))
+            return cls(values.to(device), ModelIdentity.from_settings(**settings["model"]))
 
 
 class QHeadSession(HiddenStateSession):

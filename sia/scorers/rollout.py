@@ -19,7 +19,7 @@ from sia._numbers import whole_number
 from sia._prefix_cache import CachedPrefixes, logits_forward
 from sia.scorers.base import Scorer, Session, branch_layout, shared_vocabulary
 from sia.scorers.closed import ClosedScorer
-from sia.scorers.loading import unwrap
+from sia.scorers.loading import unwrap_decoder
 from sia.scorers.value_model import ValueModel
 
 
@@ -60,7 +60,7 @@ class RolloutScorer(Scorer):
             raise TypeError(
                 f"reward must be a RewardScorer or a ValueModel, got {type(reward).__name__}"
             )
-        model = unwrap(model)
+        model = unwrap_decoder(model)
         own = model.config.get_text_config().vocab_size
         vocabulary = shared_vocabulary([own, reward.vocabulary_size])
         if not 1 <= candidates <= vocabulary:

@@ -26,6 +26,8 @@ from sia.scorers.loading import (
     load_backbone,
     output_size,
     refuse_other_head,
+    restore_buffers,
+    split_buffers,
     tokenizer_beside,
     unwrap,
 )
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
 
 HEAD_FILE = HEADS["value model"]
-BUFFER = "backbone."  # prefix of buffers in this file
 
 
 class ValueModel(nn.Module, Scorer):
@@ -119,8 +120,8 @@ class ValueModel(nn.Module, Scorer):
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
         An adapter of PEFT (LoRA, say) is saved without the backbone, as PEFT does, if it names one:
-        then the backbone is loaded from there. A save that was cut off has no head, so that
-        `from_pretrained` refuses it.
+        then the backbone is loaded from there. The tokenizer, if it is known, is written too. A
+        save that was cut off has no head, so that `from_pretrained` refuses it.
 
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back bit
@@ -143,9 +144,10 @@ class ValueModel(nn.Module, Scorer):
             self.backbone.save_pretrained(folder)
         else:
             adapters.save(self.backbone, *adapter, folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
-        # `model.bfloat16()` casts buffers, too, that transformers makes anew in float32 (rotations)
-        state |= {f"{BUFFER}{name}": buffer for name, buffer in cast_buffers(self.backbone).items()}
+        state |= cast_buffers(self.backbone)
         unfinished = folder / f".{HEAD_FILE}"
         dtype = str(self.backbone.dtype).removeprefix("torch.")
         safetensors.torch.save_file(state, unfinished, {"dtype": dtype})
@@ -271,7 +273,7 @@ def _read_own(
                 f"{name} is missing"
             )
     with reading(f"the value model in {folder}"):
-        state = safetensors.torch.load_file(folder / HEAD_FILE)
+        state, buffers = split_buffers(safetensors.torch.load_file(folder / HEAD_FILE))
     if is_adapter:
         with safetensors.safe_open(folder / HEAD_FILE, "pt") as content:
             dtype = content.metadata()  # the backbone's own checkpoint may have another
@@ -284,7 +286,5 @@ def _read_own(
                 "missing"
             )
         backbone = load_backbone(folder, options)
-    for name in [name for name in state if name.startswith(BUFFER)]:
-        buffer = backbone.get_buffer(name.removeprefix(BUFFER))
-        buffer.data = state.pop(name).to(buffer.device)
+    restore_buffers(backbone, buffers)
     return backbone, published.linear_head(state, folder / HEAD_FILE).to(input_device(backbone))

@@ -25,7 +25,16 @@ from sia._kv_cache import input_device
 from sia._prefix_cache import CachedPrefixes
 from sia.scorers.base import Scorer, Session
 from sia.scorers.candidate_values import CandidateValues
-from sia.scorers.loading import HEADS, check_reproducible, load_backbone, refuse_other_head
+from sia.scorers.loading import (
+    HEADS,
+    cast_buffers,
+    check_reproducible,
+    load_backbone,
+    refuse_other_head,
+    restore_buffers,
+    split_buffers,
+    tokenizer_beside,
+)
 
 HEAD_FILE = HEADS["vocabulary head"].removesuffix(".json")
 
@@ -38,8 +47,10 @@ class VocabularyValueModel(Scorer):
         values: The head.
     """
 
+    values_responses = False
+
     def __init__(self, backbone: PreTrainedModel, values: CandidateValues) -> None:
-        self.backbone, self.values = backbone.eval(), values.eval().requires_grad_(False)
+        self.backbone, self.values = backbone, values.eval().requires_grad_(False)
 
     @property
     @override
@@ -55,6 +66,8 @@ class VocabularyValueModel(Scorer):
     def save_pretrained(self, path: str | Path) -> None:
         """Write the backbone as transformers does, and the head beside it (safetensors).
 
+        The tokenizer, if it is known, is written too.
+
         Raises:
             ValueError: Before anything is written, if the backbone could not be brought back, or
                 the folder holds a value model.
@@ -63,7 +76,10 @@ class VocabularyValueModel(Scorer):
         folder = output_folder(path, "vocabulary head")
         refuse_other_head(folder, "vocabulary head")
         self.backbone.save_pretrained(folder)
-        write_checkpoint(path, HEAD_FILE, self.values.state_dict(), {"sizes": self.values.sizes})
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        weights = self.values.state_dict() | cast_buffers(self.backbone)
+        write_checkpoint(path, HEAD_FILE, weights, {"sizes": self.values.sizes})
 
     @classmethod
     def from_pretrained(
@@ -82,11 +98,15 @@ class VocabularyValueModel(Scorer):
             ValueError: If a file is damaged or of other content.
         """
         folder = local_folder(path, "vocabulary head", subfolder, revision)
-        weights, settings = read_checkpoint(folder, HEAD_FILE)
+        state, settings = read_checkpoint(folder, HEAD_FILE)
+        weights, buffers = split_buffers(state)
         with refuse_other_content(folder, HEAD_FILE):
             values = CandidateValues.from_weights(weights, settings["sizes"])
         backbone = load_backbone(folder, options)
-        return cls(backbone, values.to(input_device(backbone)))
+        restore_buffers(backbone, buffers)
+        model = cls(backbone, values.to(input_device(backbone)))
+        model.tokenizer = tokenizer_beside(folder, {})
+        return model
 
 
 class VocabularySession(Session):

@@ -20,6 +20,8 @@ from sia import (
     RewardScorer,
     Steering,
 )
+from sia.signals import Divergence
+from sia.states import collect_states
 from tests.helpers import tiny
 from tests.helpers.reference import decode as reference
 from tests.helpers.reference import whole_values
@@ -31,7 +33,7 @@ generate = partial(tiny.generate, MODEL)
 
 EMPTY = "a prompt needs at least one token, number 1 is empty"
 PROMPT = "a prompt must be a text, a chat (a list of messages) or a list of token ids, number 0 is "
-IDS = "token ids must be at least 0 and below the vocabulary of 60 tokens, got "
+IDS = "prompt 1: token ids must be at least 0 and below the vocabulary of 60 tokens, got "
 TEMPERATURE = "temperature must be 0 (greedy) or a finite number above it, got "
 OBSERVE = "observe must be a list of signals, such as [Attention()], got "
 
@@ -53,9 +55,16 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
             "tokenizer must be a tokenizer, such as processor.tokenizer, got a ProcessorMixin",
         ),
         (lambda: sia.generate(MODEL, None, [[7]]), "tokenizer must be a tokenizer, got a NoneType"),
-        (lambda: generate([[-3]]), IDS + "-3"),
-        (lambda: generate([[7, 60]]), IDS + "60"),
-        (lambda: generate([[7]], STEERING, value_prompts=[[99]]), IDS + "99"),
+        (lambda: generate([[7], [-3]]), IDS + "-3"),
+        (lambda: generate([[7], [7, 60]]), IDS + "60"),
+        (
+            lambda: generate([[7], [8]], STEERING, value_prompts=[[7], [99]]),
+            f"value {IDS}99",
+        ),
+        (
+            lambda: generate([[7], [8]], value_prompts=[[7], [99]]),
+            f"value {IDS}99",
+        ),
         (
             lambda: generate([[7], [8]], value_prompts=[[7]]),
             "value_prompts must be as many as prompts: expected 2, got 1",
@@ -69,6 +78,10 @@ OBSERVE = "observe must be a list of signals, such as [Attention()], got "
             "steering must be a Steering(scorer, gate, …), got ValueModel",
         ),
         (lambda: generate([[7]], observe=["entropy"]), OBSERVE + "['entropy']"),
+        (
+            lambda: generate([[7]], observe=[Divergence()]),
+            "the signal Divergence() measures a steering, so it needs one, got none",
+        ),
         (lambda: generate([[7]], observe=Entropy()), OBSERVE + "Entropy(over='candidates')"),
         (
             lambda: generate([[7]], Steering(VALUES, Never(), candidates=61)),
@@ -108,6 +121,26 @@ def test_invalid_input_gives_a_one_line_error(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("last", "value_prompts", "message"),
+    [
+        ([7, 60], None, IDS + "60"),
+        ([7, 8], [[7], [60]], f"value {IDS}60"),
+        ([7] * 118, None, "prompt 1: prompt and response must fit into the 128 positions of GPT2"),
+    ],
+)
+def test_all_prompts_are_checked_before_the_first_batch(last, value_prompts, message):
+    model, prompts = tiny.language_model("gpt2"), [[7], last]
+    model.register_forward_pre_hook(lambda *_: pytest.fail("a batch was decoded"))
+    options = {"max_new_tokens": 12, "batch_size": 1, "value_prompts": value_prompts}
+    for call in (
+        partial(tiny.generate, model, prompts, STEERING),
+        partial(collect_states, model, tiny.tokenizer(), VALUES, prompts, progress=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(**options)
 
 
 def test_prompts_may_be_tensors_or_none_at_all():
@@ -162,11 +195,21 @@ def test_an_encoder_decoder_is_refused():
         tiny.generate(T5ForConditionalGeneration(config), [[7]])
 
 
-def test_a_model_without_a_head_is_refused():
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: tiny.generate(model, [[7]]),
+        sia.AutoregressiveScorer,
+        lambda model: sia.ImplicitRewardScorer(MODEL, model),
+        lambda model: sia.RolloutScorer(model, VALUES, 2),
+        lambda model: sia.StepTokenScorer(model, [9], 3, 4),
+    ],
+)
+def test_a_model_without_a_head_is_refused(use):
     """As AutoModel loads it, in place of AutoModelForCausalLM."""
     message = "steering needs a decoder-only language model, got Qwen3Model"
     with pytest.raises(ValueError, match=message):
-        tiny.generate(tiny.language_model("qwen3").model, [[7]])
+        use(MODEL.model)
 
 
 @pytest.mark.parametrize(

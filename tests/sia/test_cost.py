@@ -6,13 +6,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    T5Config,
+    T5ForSequenceClassification,
 )
 
-from sia import EntropyGate, EveryToken, Steering
+from sia import EntropyGate, EveryToken, RewardScorer, Steering, StepTokenScorer
 from sia.cost import Architecture, Cost, Meter, _keys_seen, attention_windows, weights_used
 from tests.helpers import tiny
 from tests.helpers.architectures import LATENT, build
@@ -173,6 +177,60 @@ def mixture():
 def test_weights_count_if_they_run(build_model):
     generation, flops = decode_and_count(build_model())
     assert generation.cost.model_flops == pytest.approx(flops, rel=0.05)
+
+
+def encoder_decoder(config_class, model_class, **sizes):
+    return model_class(
+        config_class(
+            vocab_size=60,
+            d_model=32,
+            num_labels=1,
+            bos_token_id=1,
+            eos_token_id=tiny.EOS,
+            decoder_start_token_id=tiny.EOS,
+            **sizes,
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    "build_scorer",
+    [
+        lambda: StepTokenScorer(build("bloom"), [7], 8, 9),
+        lambda: RewardScorer(
+            encoder_decoder(
+                BartConfig,
+                BartForSequenceClassification,
+                encoder_layers=3,
+                decoder_layers=2,
+                encoder_attention_heads=4,
+                decoder_attention_heads=4,
+                encoder_ffn_dim=48,
+                decoder_ffn_dim=48,
+            )
+        ),
+        lambda: RewardScorer(
+            encoder_decoder(
+                T5Config,
+                T5ForSequenceClassification,
+                num_layers=2,
+                num_decoder_layers=3,
+                num_heads=4,
+                d_kv=8,
+                d_ff=48,
+            )
+        ),
+    ],
+    ids=["head", "Bart", "T5"],
+)
+def test_flops_of_whole_sequences_are_those_that_torch_counts(build_scorer):
+    scorer = build_scorer()
+    scorer.model.set_attn_implementation("eager")
+    session, responses = scorer.start_session([[7] * 20], 30), torch.full((1, 30), 9)
+    with FlopCounterMode(display=False) as counter:
+        session.score_responses(torch.tensor([0]), responses, torch.tensor([30]))
+    (flops,) = session.meters[0].totals()[2].tolist()
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_quantised_layers_count_as_what_they_stand_for():

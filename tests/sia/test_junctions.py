@@ -279,6 +279,19 @@ def test_saved_and_loaded_to_the_last_bit(tmp_path):
         assert again[0].scorer.values.state_dict()[name].equal(tensor)
 
 
+def test_a_vocabulary_value_model_that_was_cast_is_restored_bit_for_bit(tmp_path):
+    """Its rotations too, which no checkpoint of transformers holds."""
+    scorer = VocabularyValueModel(tiny.value_model("qwen3").backbone.bfloat16(), head())
+    scorer.save_pretrained(tmp_path)
+    again = VocabularyValueModel.from_pretrained(tmp_path)
+    prompt, none = [[*range(6, 50)]], torch.zeros(1, 0, dtype=torch.long)
+    values, restored = (
+        s.start_session(prompt, 4).score(torch.tensor([0]), none, torch.arange(6, 12)[None])
+        for s in (scorer, again)
+    )
+    assert torch.equal(values, restored)
+
+
 @pytest.mark.parametrize(
     ("load", "name", "title"),
     [
@@ -328,6 +341,8 @@ def test_checkpoints_of_other_content_are_refused(load, name, settings, reason, 
         ("junction_gate", "model", {"name": "", "first_entries": None}, "must hold numbers by the"),
         ("junction_gate", "model", {"name": "", "first_entries": [1]}, "must hold numbers by the"),
         ("q_head", "model", {"name": "", "first_entries": {"a": "x"}}, "must hold numbers by the"),
+        ("q_head", "model", {"name": "", "entries": {"a": 1.0}}, "must hold numbers by the names"),
+        ("q_head", "model", {"name": "", "entries": {"a": [None]}}, "must hold numbers by the"),
         ("q_head", "sizes", {"hidden": 32, "vocabulary": 60, "rank": -1}, "rank must be a whole"),
     ],
 )
@@ -403,6 +418,70 @@ def test_identity_survives_another_dtype_but_no_adapters():
         identity.check(adapted, "gate")
 
 
+def with_layer(build_layer):
+    """The model with another output projection in its first layer."""
+    model = tiny.language_model("qwen3")
+    attention = model.model.layers[0].self_attn
+    attention.o_proj = build_layer(attention.o_proj)
+    return model
+
+
+def redrawn(linear):
+    with torch.no_grad():
+        first = linear.weight[0, 0].clone()
+        torch.nn.init.normal_(linear.weight)
+        linear.weight[0, 0] = first
+    return linear
+
+
+def pruned():
+    model = tiny.language_model("qwen3")
+    model.model.layers = model.model.layers[:1]
+    return model
+
+
+def of_bytes(linear):
+    linear.weight = torch.nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+    return linear
+
+
+def of_buffers(linear):
+    layer = torch.nn.Module()
+    layer.register_buffer("qweight", linear.weight.to(torch.int32))
+    layer.register_buffer("scales", torch.ones(linear.out_features))
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_identity_survives_quantised_layers_but_none_missing_or_redrawn():
+    identity = ModelIdentity.of(MODEL)
+    quantised = torch.ao.quantization.quantize_dynamic(
+        tiny.language_model("qwen3"), {torch.nn.Linear}, dtype=torch.qint8
+    )
+    for model in (quantised, with_layer(of_bytes), with_layer(of_buffers)):
+        identity.check(model, "gate")
+    model = tiny.language_model("qwen3")
+    model.resize_token_embeddings(tiny.VOCABULARY + 8)
+    identity.check(model, "gate")
+    for model in (pruned(), with_layer(lambda _: torch.nn.Identity()), with_layer(redrawn)):
+        with pytest.raises(ValueError, match="with other weights: fit one to this model"):
+            identity.check(model, "gate")
+
+
+def test_identities_of_older_files_hold_first_entries(tmp_path):
+    q_head().save_pretrained(tmp_path)
+    file = tmp_path / "q_head.json"
+    settings = json.loads(file.read_text())
+    entries = settings["model"].pop("entries")
+    assert max(map(len, entries.values())) == 5
+    settings["model"]["first_entries"] = {name: few[0] for name, few in entries.items()}
+    file.write_text(json.dumps(settings))
+    head = QHead.from_pretrained(tmp_path)
+    head.model.check(MODEL, "Q-head")
+    with pytest.raises(ValueError, match="this Q-head reads the hidden states of"):
+        head.model.check(tiny.language_model("qwen3", seed=7), "Q-head")
+
+
 @cache
 def fits():
     """A gate and heads fitted to the values of a head on the model's own hidden state."""
@@ -467,11 +546,13 @@ def test_vocabulary_head_is_fitted_to_its_own_backbone():
     for layer in teacher.backbone.layers:  # values that depend on the candidate alone
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    teacher.train()
     prompts, options = tiny.prompts(40, seed=1), {"max_new_tokens": 8, "progress": False}
     fit = fit_vocabulary_value_model(
         MODEL, tiny.tokenizer(), teacher, prompts, rank=4, epochs=100, **options
     )
     assert fit.scorer.backbone is teacher.backbone
+    assert all(module.training for module in teacher.modules())
     assert 0.8 < fit.explained < 1
 
 

@@ -20,6 +20,9 @@ MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
 REWARD = RewardScorer(tiny.reward_model("qwen3"))
 STEERING = Steering(VALUES, EntropyGate(1.5), beta=2.0)
 PROMPTS = tiny.prompts(5, seed=3)
+HEAD = tiny.candidate_values()
+WHOLE = "a reward must value whole responses, as a RewardScorer or a ValueModel does, got a "
+IDS = "token ids must be at least 0 and below the vocabulary of 60 tokens, got 60"
 best_of_n = partial(sia.best_of_n, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 search = partial(sia.chunk_beam_search, MODEL, TOKENIZER, progress=False, max_new_tokens=10)
 
@@ -160,6 +163,30 @@ def test_selection_keeps_the_best_and_fills_rows():
             lambda: best_of_n([[7]], REWARD, 2, reward_prompts=[]),
             "reward_prompts must be as many as prompts: expected 1, got 0",
         ),
+        (lambda: best_of_n([[7]], tiny.q_head(), 2), WHOLE + "QHead that values candidates alone"),
+        (
+            lambda: best_of_n([[7]], sia.VocabularyValueModel(MODEL.model, HEAD), 2),
+            WHOLE + "VocabularyValueModel that values candidates alone",
+        ),
+        (
+            lambda: best_of_n([[7]], REWARD + tiny.q_head(), 2),
+            WHOLE + "SumScorer that values candidates alone",
+        ),
+        (
+            lambda: best_of_n([[7], [8]], REWARD, 2, reward_prompts=[[7], [60]]),
+            "reward prompt 1: " + IDS,
+        ),
+        (
+            lambda: sia.best_of_n(
+                tiny.language_model("qwen3", vocabulary=64), TOKENIZER, [[7], [60]], REWARD, 2
+            ),
+            "reward prompt 1: " + IDS,
+        ),
+        (
+            lambda: best_of_n([[7], [8]], REWARD, 2, STEERING, value_prompts=[[7], [60]]),
+            "value prompt 1: " + IDS,
+        ),
+        (lambda: best_of_n([[7], [60]], REWARD, 2), "prompt 1: " + IDS),
         (
             lambda: best_of_n([[7]], RewardScorer(tiny.reward_model("qwen3", vocabulary=50)), 2),
             "model and reward must share a vocabulary, padding of at most 1024 rows aside: "
@@ -167,7 +194,8 @@ def test_selection_keeps_the_best_and_fills_rows():
         ),
     ],
 )
-def test_searches_refuse_invalid_arguments(call, message):
+def test_searches_refuse_invalid_arguments_before_they_decode(call, message, monkeypatch):
+    monkeypatch.setattr(Decoding, "run", lambda *_: pytest.fail("a batch was decoded"))
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     assert str(error.value) == message
@@ -194,6 +222,21 @@ def test_bad_rewards_stop_with_step_and_prompt():
     torch.nn.init.constant_(reward.model.score.weight, torch.nan)
     with pytest.raises(FloatingPointError, match="got nan at step 3 of prompt 1"):
         best_of_n([[7, 8, 9], [7, 8]], reward, 2, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rewards_of_a_users_scorer_may_have_any_dtype(dtype):
+    class Length:
+        vocabulary_size, meters = tiny.VOCABULARY, ()
+
+        def start_session(self, prompts, max_new_tokens, samples=1):
+            return self
+
+        def score_responses(self, rows, responses, lengths):
+            return lengths.to(dtype)
+
+    (best,) = best_of_n([[7, 8]], Length(), 4)
+    assert best.reward == len(best.token_ids)
 
 
 def test_a_greedy_checkpoint_is_refused_as_a_greedy_call_is(monkeypatch):

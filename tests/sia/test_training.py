@@ -8,6 +8,7 @@ from itertools import chain
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from sia import ValueModel, distill
 from sia.training import distillation_loss, epoch_batches
@@ -16,6 +17,25 @@ from tests.helpers import tiny
 
 def new_model():
     return ValueModel.from_backbone(tiny.language_model("qwen3"))
+
+
+def assert_at_rest(model):
+    """No module is in training mode, and no memory is kept for gradients."""
+    assert not any(module.training for module in model.modules())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def bert(decoder=False):
+    config = BertConfig(
+        vocab_size=tiny.VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=48, is_decoder=decoder,
+    )  # fmt: skip
+    return ValueModel.from_backbone(tiny.seeded(lambda: BertModel(config), 0))
+
+
+def t5():
+    config = T5Config(vocab_size=tiny.VOCABULARY, d_model=32, num_layers=1, num_heads=4, d_ff=48)
+    return ValueModel.from_backbone(tiny.seeded(lambda: T5Model(config), 0))
 
 
 def test_losses_against_plain_loops():
@@ -46,7 +66,7 @@ def test_distillation_learns_the_rewards(loss):
     low, high = model(torch.tensor([[5, 6, *r] for r in responses[:2]]))[:, 2:].mean(1).tolist()
     assert low < -1 < 1 < high
     assert sum(tokens) == 12 * sum(len(prompt) + 3 for prompt in prompts)
-    assert not model.training
+    assert_at_rest(model)
 
 
 def test_distill_refuses_unequal_lists():
@@ -75,6 +95,7 @@ def test_distill_refuses_unequal_lists():
         ({"responses": [[7.0], [7]]}, "example 0: .* got one that holds 7.0"),
         ({"responses": [[7], [[7]]]}, r"example 1: .* got one that holds \[7\]"),
         ({"prompts": [], "responses": [], "rewards": []}, "at least one example, got none"),
+        ({"loss": "sum"}, 'loss must be "mean" or "token", got .sum.'),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         (
@@ -88,10 +109,11 @@ def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
     settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
     data = {"prompts": [[5], [5]], "responses": [[7], [8]], "rewards": [0.0, 1.0]} | change
     model = new_model()
-    before = copy.deepcopy(model.state_dict())
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     with pytest.raises(ValueError, match=message):
         distill(model, **settings | data)
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
+    assert [m.training for m in model.modules()] == modes
 
 
 @pytest.mark.parametrize(
@@ -101,6 +123,8 @@ def test_distill_names_the_example_that_it_cannot_learn_from(change, message):
         (lambda model: model.half(), ValueError, "must be float32 or bfloat16 .* got float16"),
         (lambda model: model.to("meta"), ValueError, "must lie in memory to learn, weights of"),
         (lambda model: model.backbone, TypeError, "must be a ValueModel, got Qwen3Model"),
+        (lambda _: bert(), ValueError, r"must be causal to learn, .* see later ones \(BertModel"),
+        (lambda _: t5(), ValueError, r"must be causal to learn, .* see later ones \(T5Model"),
     ],
 )
 def test_distill_refuses_what_cannot_learn(change, error, message):
@@ -115,6 +139,12 @@ def test_training_that_would_end_in_nan_stops():
     settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
     with pytest.raises(FloatingPointError, match=r"must be finite, got nan .* from examples .0"):
         distill(model, [[5]], [[7]], [1.0], **settings)
+    assert_at_rest(model)
+
+
+def test_a_causal_model_of_a_bidirectional_type_learns():
+    settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
+    assert_at_rest(distill(bert(decoder=True), [[5]], [[7]], [1.0], **settings))
 
 
 def test_epoch_batches_show_each_example_once_an_epoch():

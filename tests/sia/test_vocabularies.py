@@ -15,7 +15,10 @@ from sia import (
     SteeredGenerate,
     Steering,
     ValueModel,
+    VocabularyValueModel,
     best_of_n,
+    fit_q_head,
+    fit_vocabulary_value_model,
     log_likelihoods,
 )
 from tests.helpers import tiny
@@ -115,3 +118,24 @@ def test_tokenizers_that_differ_are_named_by_the_first_token(build, read, tmp_pa
     for one in (scorer, tiny.value_model("qwen3") + scorer, rollouts):
         with pytest.raises(ValueError, match=message):
             respond(tiny.letters(), steering=Steering(one, EveryToken()))
+
+
+def test_tokenizers_are_saved_with_values_and_passed_on_to_heads(tmp_path):
+    model, values, other = tiny.language_model("qwen3"), tiny.value_model("qwen3"), tiny.letters()
+    values.tokenizer = TOKENIZER
+    options = {"max_new_tokens": 2, "epochs": 1, "progress": False}
+    vocabulary = fit_vocabulary_value_model(model, TOKENIZER, values, PROMPTS, **options).scorer
+    for name, saved in {"values": values, "vocabulary": vocabulary}.items():
+        saved.save_pretrained(tmp_path / name)
+    for scorer in (
+        fit_q_head(model, TOKENIZER, values, PROMPTS, **options).scorer,
+        fit_q_head(model, TOKENIZER, values + values, PROMPTS, **options).scorer,
+        ValueModel.from_pretrained(tmp_path / "values"),
+        VocabularyValueModel.from_pretrained(tmp_path / "vocabulary"),
+    ):
+        assert tiny.generate(model, PROMPTS, Steering(scorer, EveryToken()), max_new_tokens=2)
+        with pytest.raises(ValueError, match="tokenizers of model and scorer must agree: token 0"):
+            sia.generate(
+                model, other, PROMPTS, Steering(scorer, EveryToken()), max_new_tokens=2,
+                progress=False,
+            )  # fmt: skip

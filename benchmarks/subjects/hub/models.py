@@ -351,12 +351,12 @@ def check_fitted_to(base: Source, source: Source, file: str) -> None:
     """Raise ValueError for a gate or head of another model, as far as the base's files tell it."""
     _, settings = read_checkpoint(source.id, file, source.subfolder, source.revision)
     with refuse_other_content(source.id, file):
-        identity, entries = ModelIdentity.from_settings(settings["model"]), {}
+        identity, entries = ModelIdentity.from_settings(**settings["model"]), {}
     folder = local_folder(base.id, "model", base.subfolder, base.revision)
     for path in folder.glob("*.safetensors"):
         with reading(f"the model {base.id}"), safe_open(path, framework="pt") as tensors:
-            for name in identity.first_entries.keys() & set(tensors.keys()):
-                entries[name] = tensors.get_slice(name)[:1].flatten()[0].float().item()
+            for name in identity.entries.keys() & set(tensors.keys()):
+                entries[name] = [tensors.get_slice(name)[:1].flatten()[0].float().item()]
     if entries:  # else other names than those of the parameters
         identity.check_identity(ModelIdentity(base.id, entries), file.replace("_", " "))
 

@@ -78,6 +78,15 @@ def test_adapters_of_value_models_are_restored_bit_for_bit(auto_class, settings,
         loaded.save_pretrained(saved)  # and once more
 
 
+@torch.no_grad()
+def test_adapters_that_were_cast_are_restored_bit_for_bit(tmp_path):
+    values = value_model(lora(CAUSAL, base(tmp_path))).bfloat16()
+    values.save_pretrained(tmp_path / "values")
+    loaded = ValueModel.from_pretrained(tmp_path / "values")
+    torch.testing.assert_close(loaded.state_dict(), values.state_dict(), atol=0, rtol=0)
+    assert torch.equal(loaded(IDS), values(IDS))
+
+
 def test_a_loaded_adapter_goes_on_learning(tmp_path):
     value_model(lora(BACKBONE, base(tmp_path))).save_pretrained(tmp_path / "values")
     loaded = ValueModel.from_pretrained(tmp_path / "values")
@@ -143,22 +152,41 @@ def merged(path):
     return model
 
 
+def rescaled(path):
+    model = lora(CAUSAL, path)
+    for layer in model.base_model.model.model.layers:
+        layer.self_attn.q_proj.set_scale("default", 0.25)
+    return model
+
+
+def trained_outside(path):
+    model = lora(CAUSAL, path)
+    model.base_model.model.model.norm.requires_grad_(True)
+    return model
+
+
+OTHER = "it has other weights than its config makes"
+
+
 @pytest.mark.parametrize(
-    "build",
+    ("build", "reason"),
     [
-        two,
-        disabled,
-        merged,
-        lambda path: lora(CAUSAL, path, init_lora_weights="pissa"),
-        lambda path: lora(CAUSAL, path, alpha_pattern={"q_proj": 3}),
+        (two, OTHER),
+        (disabled, OTHER),
+        (merged, OTHER),
+        (lambda path: lora(CAUSAL, path, init_lora_weights="pissa"), OTHER),
+        (lambda path: lora(CAUSAL, path, alpha_pattern={"q_proj": 3}), OTHER),
+        (rescaled, r"its adapter has another scaling .*\(layers.0.self_attn.q_proj\)"),
+        (trained_outside, r"weights outside its adapter require gradients .*\(norm.weight\)"),
     ],
-    ids=["two", "disabled", "merged", "other backbone", "other factors"],
-)
-def test_adapters_that_could_not_be_restored_must_be_merged(build, tmp_path):
+    ids=[
+        "two", "disabled", "merged", "other backbone", "other factors", "rescaled",
+        "trained outside",
+    ],
+)  # fmt: skip
+def test_adapters_that_could_not_be_restored_must_be_merged(build, reason, tmp_path):
     values = ValueModel.from_backbone(build(base(tmp_path)))
-    with pytest.raises(
-        ValueError, match=r"cannot be saved, it has other weights .*: merge adapters"
-    ):
+    with pytest.raises(ValueError, match=f"cannot be saved, {reason}.*: merge adapters first"):
         values.save_pretrained(tmp_path / "values")
     assert not (tmp_path / "values").exists()
 

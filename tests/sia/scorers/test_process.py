@@ -2,19 +2,28 @@
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, BertConfig, BloomConfig
+from transformers import AutoModelForTokenClassification, BertConfig, BloomConfig, GPTNeoConfig
 
 from sia import EveryToken, ProcessRewardScorer, Steering, StepTokenScorer
 from sia.scorers.closed import CachedRewardSession, WholeSequenceSession
 from tests.helpers import tiny
 
 GOOD, BAD = 11, 12
+RANGE = "must be at least 0 and below the vocabulary of 60 tokens, got "
 
 
 def classifier(config=None, labels=2):
     settings = config or tiny.config("qwen3")
     settings.num_labels, settings.eos_token_id, settings.pad_token_id = labels, tiny.EOS, 0
     return tiny.seeded(lambda: AutoModelForTokenClassification.from_config(settings).eval(), 6)
+
+
+def classify(*tokens, **options):
+    return ProcessRewardScorer(classifier(), *tokens, **options)
+
+
+def ask(*tokens, **options):
+    return StepTokenScorer(tiny.language_model("qwen3"), *tokens, **options)
 
 
 def encoder():
@@ -28,6 +37,18 @@ def alibi():
     return classifier(
         BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.5)
     )
+
+
+def saturated():
+    """Local attention does not follow masks, and the labels' biases make all probabilities 1."""
+    kinds, size = [[["local"], 2]], {"hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    model = classifier(
+        GPTNeoConfig(
+            vocab_size=60, window_size=4, attention_types=kinds, initializer_range=0.25, **size
+        )
+    )
+    model.classifier.bias.detach().copy_(torch.tensor([-6.0, 6.0]))
+    return model
 
 
 @torch.no_grad()
@@ -44,6 +65,7 @@ SCORERS = {
     "classifier at a step token": (classifier, ProcessRewardScorer, CachedRewardSession, (9,)),
     "encoder": (encoder, ProcessRewardScorer, WholeSequenceSession, (9,)),
     "ALiBi": (alibi, ProcessRewardScorer, WholeSequenceSession, ()),
+    "saturated": (saturated, ProcessRewardScorer, WholeSequenceSession, ()),
     "language model": (
         lambda: tiny.language_model("gemma3", seed=5),
         lambda model, tokens: StepTokenScorer(model, tokens, GOOD, BAD),
@@ -119,11 +141,16 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path, load):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ProcessRewardScorer(classifier(), good_label=2), "good_label must be 0 to 1 for"),
-        (lambda: ProcessRewardScorer(classifier(), [60]), "below the vocabulary of 60 tokens"),
-        (lambda: StepTokenScorer(tiny.language_model("qwen3"), [], 1, 3), "at least one token"),
-        (lambda: StepTokenScorer(tiny.language_model("qwen3"), [9], 3, 3), "got step_tokens=.9.,"),
-        (lambda: StepTokenScorer(tiny.language_model("qwen3"), [9], 3, 99), "got 99"),
+        (lambda: classify(good_label=2), "good_label must be 0 to 1 for this model, got 2"),
+        (lambda: classify(good_label=1.0), "good_label must be a whole number, got 1.0"),
+        (lambda: classify(good_label=True), "good_label must be a whole number, got True"),
+        (lambda: classify([60]), f"step_tokens {RANGE}60"),
+        (lambda: classify(end_tokens=[-1]), f"end_tokens {RANGE}-1"),
+        (lambda: ask([], 1, 3), "at least one token"),
+        (lambda: ask([9], 3, 3), "got step_tokens=.9., good=3, bad=3"),
+        (lambda: ask([9], 3, 99), f"bad {RANGE}99"),
+        (lambda: ask([9], 8.0, 3), "good must be a whole number, got 8.0"),
+        (lambda: ask([9], 3, 8, end_tokens=[2, 99]), f"end_tokens {RANGE}99"),
     ],
 )
 def test_tokens_and_labels_must_exist(call, message):

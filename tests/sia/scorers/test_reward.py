@@ -40,6 +40,7 @@ from sia import (
 from sia._prefix_cache import PASS_OVERHEAD, _cheapest, supports_tree_attention
 from sia.scorers.closed import CachedRewardSession, WholeSequenceSession
 from tests.helpers import hub_folders, tiny
+from tests.helpers.architectures import build
 from tests.helpers.reference import whole_rewards, whole_values
 
 MODEL = tiny.language_model("qwen3")
@@ -239,13 +240,33 @@ def test_a_value_model_that_does_not_follow_masks_reads_whole_sequences(model):
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "weight", "bias"), [(torch.bfloat16, 0.05, 5.0), (torch.float32, 0.0, 1.0)]
+)
+def test_no_head_hides_that_masks_are_not_followed(dtype, weight, bias):
+    values = ValueModel.from_backbone(build("gpt_neo").to(dtype))
+    values.head.weight.detach().fill_(weight)
+    values.head.bias.detach().fill_(bias)
+    for _ in range(2):
+        session = values.start_session(tiny.prompts(4, seed=3), 6)
+        assert session.prefixes.whole
+        torch.nn.init.normal_(values.head.weight)  # as after training
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_trial_of_masks_passes_where_they_are_followed(family, monkeypatch):
     monkeypatch.setattr("sia._prefix_cache.VERIFIED_MODEL_TYPES", ())
-    values = tiny.value_model(family)
-    assert supports_tree_attention(
-        values.modules(), values.backbone, lambda *, last, **inputs: values(**inputs)[:, -last:]
-    )
+    for dtype in (torch.float32, torch.bfloat16):
+        assert supports_tree_attention(tiny.value_model(family).backbone.to(dtype))
+
+
+def test_states_that_lie_together_leave_no_verdict_on_masks(monkeypatch):
+    monkeypatch.setattr("sia._prefix_cache.VERIFIED_MODEL_TYPES", ())
+    backbone = tiny.value_model("gpt2").backbone
+    backbone.ln_f.bias.detach().fill_(1.0)
+    for weight, supported in ((1e-9, False), (1.0, True)):
+        backbone.ln_f.weight.detach().fill_(weight)
+        assert supports_tree_attention(backbone) == supported
 
 
 def test_responses_are_rated_as_they_stand():
