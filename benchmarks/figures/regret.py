@@ -41,7 +41,7 @@ EXPERIMENTS = {
     "seen-topics": "topics seen",
     "unseen-topics": "topics held out",
     "other-beta": "at β = 4",
-    "other-world": "in another world",
+    "other-world": "second corpus",
 }
 COMPARED = ("sia", "junction", "divergence")  # in every experiment
 KEYS = ["replicate", "family", "value_model", "experiment", "method"]

@@ -2,7 +2,7 @@
 
 Scores are in standard deviations of base responses, so that both metrics fit one axis; ticks are
 single replicates. What has another unit (ratios, shares, deviations) is written below, without its
-interval, in the colours of the verdicts.
+interval, in the colours of the verdicts; what rests on too few prompts is a dash.
 """
 
 import textwrap
@@ -28,7 +28,7 @@ COLOURS = {
 MARKERS = ("o", "D")  # of the series: metrics
 ROW, HEADER = 0.25, 1.85  # inches: height of a row, and of what is above and below all rows
 CHARACTERS = 25  # of a row's title, in a line
-LIMIT = 1.5  # standard deviations, beyond which a marker stands at the edge
+LIMIT = 1.25  # standard deviations, beyond which a marker stands at the edge
 TEXT = {"fontsize": 6, "ha": "center", "va": "center"}
 METRICS = {"judge": "judge score", "reward": "evaluation reward"}
 
@@ -61,14 +61,15 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
         shown = scores[scores["setting"] == setting]
         shown = shown.assign(series=shown["metric"])
         draw_scores(above, shown, list(scores["row"].unique()), metrics)
-        # what has no setting stands in the middle
-        places = [setting, ""] if setting == columns[len(columns) // 2] else [setting]
+        # what has no setting stands in the first column, as in the tables
+        places = [setting, ""] if setting == columns[0] else [setting]
         shown = others[others["setting"].isin(places)]
         write_numbers(below, shown, list(others["row"].unique()))
     axes[0, len(columns) // 2].set_xlabel("standard deviations of base responses", fontsize=6.5)
     handles = legend([METRICS[metric] for metric in metrics], rows)
     level, replicates = profile.statistics.level, int(rows["replicates"].max())
     ticks = "; ticks: single replicates" * any(map(len, scores["alone"]))
+    ticks += "; †: dense steering is worse than the base" * bool(scores["dense_loses"].any())
     caption = (
         f"{interval_kind(level, replicates)}, verdicts by Holm at {1 - level:.0%}; dotted: margin "
         f"(0, or −{TOLERANCE:g} to reach){ticks}. {sample_note(rows if scores.empty else scores)}, "
@@ -80,7 +81,7 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
 def sample_note(rows: pd.DataFrame) -> str:
     """Return the smallest and largest n of the rows, as "n = 400 to 1200"."""
     ends = (f"{n:.0f}" for n in (rows["n"].min(), rows["n"].max()))
-    return f"n = {' to '.join(dict.fromkeys(ends))}"
+    return f"n = {' to '.join(dict.fromkeys(ends))} prompts"
 
 
 def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
@@ -113,9 +114,12 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         y = titles.index(row.row) + 0.36 * (number - (len(series) - 1) / 2)
         estimate, low, high = (getattr(row, name) / row.sd for name in NUMBERS)
         look = {"color": COLOURS[row.verdict], "linewidth": 0.9}
-        axis.plot([low, high], [y, y], **look)
+        axis.plot([low, high], [y, y], **look, zorder=3)
         axis.plot(np.divide(row.alone, row.sd), [y] * len(row.alone), "|", markersize=3, **look)
-        axis.plot(np.clip(estimate, -LIMIT, LIMIT), y, MARKERS[number], markersize=2.6, **look)
+        place = np.clip(estimate, -LIMIT, LIMIT)
+        axis.plot(place, y, MARKERS[number], markersize=2.2, **look)
+        if row.dense_loses:
+            axis.annotate("†", (place, y), (4, 0), textcoords="offset points", **TEXT)
         ends = [titles.index(row.row) - 0.45, titles.index(row.row) + 0.45]
         axis.plot([row.margin / row.sd] * 2, ends, ":", color="black", linewidth=0.7)
     axis.set(ylim=(len(titles) - 0.5, -0.5), xlim=(-LIMIT, LIMIT))
@@ -131,9 +135,8 @@ def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
     for title, of_row in rows.groupby("row", sort=False):
         places = (np.arange(len(of_row)) + 0.5) / len(of_row)
         for place, row in zip(places, of_row.itertuples(), strict=True):
-            text = format_number(row.estimate, row.unit) + " (time)" * (
-                row.metric == "seconds_ratio"
-            )
+            number = "–" if row.verdict == TOO_FEW else format_number(row.estimate, row.unit)
+            text = number + " (time)" * (row.metric == "seconds_ratio")
             y = titles.index(title) - 0.5 + place
             axis.text(0.5, y, text, color=COLOURS[row.verdict], **TEXT)
     axis.set(ylim=(len(titles) - 0.5, -0.5), xlim=(0, 1), xticks=[])
@@ -142,8 +145,8 @@ def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
 
 
 def format_number(estimate: float, unit: str) -> str:
-    """Return a number without its interval."""
-    number = f"{estimate:.2g}" if estimate < 100 else f"{estimate:.0f}"
+    """Return a number without its interval, in two digits or more."""
+    number = f"{estimate:.0f}" if estimate >= 10 else f"{estimate:#.2g}" if estimate else "0"
     return f"{number}{'×' if unit == 'times' else ''}"
 
 

@@ -27,7 +27,8 @@ from benchmarks.analysis.claims import (
     source_text,
 )
 from benchmarks.analysis.estimates import TOLERANCE
-from benchmarks.analysis.labels import metric_label, plural
+from benchmarks.analysis.labels import METRICS, family_label, metric_label, objective_label, plural
+from benchmarks.analysis.tables import folder
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import editions, forest
 from benchmarks.report.render import pictures_of
@@ -67,7 +68,7 @@ GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all
     ("undecided",): "Undecided in every case",
 }
 GAINS = {DENSE_GAINS: "dense", "twenty-percent-gains": "SIA at 20%"}  # claims
-CLEAR = tuple(dict.fromkeys(GROUPS.values()))[:3]  # groups that the README names
+CLEAR = tuple(GROUPS.values())[:2]  # groups that the README names
 EDITIONS = """## What depends on the tokens of the lab
 
 In the first edition of the lab (profile `lab-words`) every word is a token, true statements have no
@@ -88,6 +89,7 @@ WEAKEST = {  # by the name of the row that decides a claim of several
     "gain": "the gain over the base",
     "nine-tenths": "90% of dense steering's gain",
 }
+ACCEPTED = ("sure_steps", "uncertain_steps", "entropy_p80")
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
 
@@ -120,6 +122,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
             parts += _section(profile, number, question, rows)
         if number == "1":
             parts.append(shares_table(profile, verdicts))
+    parts += _lab_facts(profile)
     if picture := _picture(profile, editions.NAME, "Verdicts of both editions of the lab"):
         parts += [EDITIONS, *picture]
     parts += [_closing(verdicts), "## Appendix: all other claims\n"]
@@ -164,6 +167,48 @@ def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
         texts.append(f"{', '.join(gains)} ({settings_of(profile)[setting]})")
     metrics = " / ".join(metric_label(profile, name) for name in dict.fromkeys(rows["metric"]))
     return [f"Gain over the base in SD of its responses, {metrics}: {'; '.join(texts)}."]
+
+
+def _lab_facts(profile: Profile) -> list[str]:
+    """Return a section with what the acceptance test measured, and the lengths of responses."""
+    path = folder(profile) / "models.csv"
+    if not path.exists():
+        return []
+    quality = pd.read_csv(path)
+    accepted = quality[(quality["model"] == "base") & quality["metric"].isin(ACCEPTED)]
+    rows = [
+        [
+            METRICS[metric].label,
+            *(_range(of_metric[of_metric["family"] == f]["estimate"]) for f in profile.families),
+        ]
+        for metric, of_metric in accepted.groupby("metric", sort=False)
+    ]
+    path = folder(profile) / "table1.csv"
+    if path.exists():
+        table = pd.read_csv(path)
+        plain = (table["method"] == "base") & table["search"].isna() & table["versus"].isna()
+        lengths = table[plain & (table["metric"] == "tokens") & (table["replicate"] == "all")]
+        for objective, of_objective in lengths.groupby("objective"):
+            cells = (
+                f"{of_objective.loc[of_objective['family'] == f, 'estimate'].mean():.0f}"
+                for f in profile.families
+            )
+            rows.append(
+                [f"mean length of base responses (tokens), {objective_label(objective)}", *cells]
+            )
+    worlds = plural(accepted["replicate"].nunique(), "world")
+    text = (
+        f"The base models of {worlds}: numbers of the acceptance test "
+        "([method](method.md#acceptance)), over the whole vocabulary, from the lowest to the "
+        "highest world; and the lengths of their responses."
+    )
+    table = _table(["", *map(family_label, profile.families)], rows)
+    return ["## The lab as measured\n", _wrapped(text), table]
+
+
+def _range(numbers: pd.Series) -> str:
+    """Return the lowest and the highest of some numbers."""
+    return " to ".join(dict.fromkeys(f"{number:.2f}" for number in (numbers.min(), numbers.max())))
 
 
 def _closing(verdicts: pd.DataFrame) -> str:
