@@ -6,7 +6,6 @@
 import os
 import re
 import textwrap
-from collections.abc import Collection
 from pathlib import Path
 
 import jinja2
@@ -129,19 +128,19 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
 
 
-def findings(
-    profile: Profile, verdicts: pd.DataFrame, shown: Collection[str] = tuple(GROUPS.values())
-) -> str:
+def findings(profile: Profile, verdicts: pd.DataFrame, in_readme: bool = False) -> str:
     """Summarise headline verdicts in Markdown: counts, gains, and a line for each group of claims.
 
     Args:
         profile: Names settings and metrics.
         verdicts: As `claims.pooled_verdicts` returns them.
-        shown: Groups to name.
+        in_readme: Whether to name only clear groups, and only claims of the README's table.
     """
     headline = verdicts[verdicts["headline"] > 0]
+    named = headline[headline["in_readme"].astype(bool)] if in_readme else headline
+    shown = CLEAR if in_readme else GROUPS.values()
     groups: dict[str, list[str]] = {group: [] for group in GROUPS.values()}
-    for title, rows in headline.groupby("title", sort=False):
+    for title, rows in named.groupby("title", sort=False):
         kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
         if group := GROUPS.get(kinds, ""):
             groups[group].append(f"{_escaped(title)} ({int(rows['verdict'].isin(DECIDED).sum())})")
@@ -361,7 +360,7 @@ def with_headline(readme: str, profile: Profile, verdicts: pd.DataFrame) -> str:
     """Return the README with findings and table of headline verdicts written anew."""
     headline = verdicts[verdicts["headline"] > 0]
     shown = headline[headline["in_readme"].astype(bool)]
-    text = f"{findings(profile, verdicts, CLEAR)}\n{headline_table(profile, shown)}"
+    text = f"{findings(profile, verdicts, in_readme=True)}\n{headline_table(profile, shown)}"
     block = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     return block.sub(lambda _: text, readme)
 
