@@ -1,7 +1,8 @@
 """Train and measure the small `check` profile again, and tell a broken metric from noise.
 
-Where every model comes out of training as the committed one, bit for bit, the machine rounds as
-the one that measured the committed rows did, and the rows must be equal. Elsewhere rounding
+Committed are the hashes of the models, hashes of the columns of every table, and the metrics by
+method and prompt. Where every model comes out of training as the committed one, bit for bit, the
+machine rounds as the one that measured did, and the columns must be equal. Elsewhere rounding
 differs, and training and sampling amplify it: each metric of each method is then compared by one
 paired permutation test over prompts, with Holm's correction for all of them together.
 
@@ -9,13 +10,14 @@ References: Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2
 Holm, "A simple sequentially rejective multiple test procedure", 1979.
 """
 
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import NormalDist
-from tempfile import TemporaryDirectory
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -28,57 +30,82 @@ from benchmarks.runtime.files import CACHE, SEAL, read_frame, read_json, write_f
 from benchmarks.runtime.fingerprints import row_code
 from benchmarks.spec.profile import Profile, profile_digest
 
-PROVENANCE = "provenance.json"  # of all tables of the profile together
+PROVENANCE = "provenance.json"  # with the hashes of models and columns
+METRICS_FILE = "metrics.parquet"
 METRICS = ("judge", "reward", "kl", "steered", "value_mean", "value_token", "worth")
 TEST = ["method", "metric"]
+UNIT = [*TEST, "prompt", "seed"]
 LEVEL = 0.01  # chance of a false alarm in one run of the check
 POWER = 0.8  # chance to see the difference that is called visible
 RESAMPLES = 99_999
-ROUNDING = 1e-5  # relative difference of thresholds that rounding alone explains
+# Times differ, and so do thresholds in their last digits: a predictor's matrix products depend on
+# where its numbers lie in memory.
+NOT_COMPARED = ("seconds", "threshold")
 # Standard deviations between prompts that count as no change. Training again under AVX-512, AVX2
 # and SSE4.1 moved the mean of no metric by more than 0.0033 (root mean square over cells).
 TOLERANCE = 0.05
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What two measurements of the profile are compared by.
+
+    Attributes:
+        models: Hashes of the trained models, by name.
+        columns: Hashes of the columns of each table, by its name.
+        metrics: As `per_prompt` returns them.
+    """
+
+    models: dict[str, str]
+    columns: dict[str, dict[str, str]]
+    metrics: pd.DataFrame
+
+    @classmethod
+    def of(cls, rows: Mapping[str, pd.DataFrame], models: dict[str, str]) -> Self:
+        """Describe measured rows, by figure, and the models that they come from."""
+        return cls(
+            models, {name: column_hashes(frame) for name, frame in rows.items()}, per_prompt(rows)
+        )
+
+
 def run(profile: Profile, figures: Mapping[str, Figure], fresh: bool) -> int:
     """Return the exit code of comparing new rows with the committed ones, or replace these."""
     folder, start = tables.folder(profile), time.monotonic()
-    committed = {} if fresh else read_committed(profile, figures)
-    rows, models = measure_again(figures, profile)
-    if fresh:
-        write(profile, rows, models, time.monotonic() - start)
-        print(f"check: rows of {len(rows)} tables written to {folder}")
+    committed = None if fresh else read_committed(profile)
+    measured = measure_again(figures, profile)
+    if committed is None:
+        write(profile, measured, time.monotonic() - start)
+        print(f"check: {len(measured.columns)} tables described in {folder}")
         return 0
-    expected = read_json(folder / PROVENANCE)["models"]
-    faults = compare(rows, models, committed, expected)
+    faults = compare(measured, committed)
     for fault in faults:
         print(f"changed: {fault}")
     print(f"check: {len(faults)} changes" if faults else "check: passed")
     return 1 if faults else 0
 
 
-def read_committed(profile: Profile, figures: Mapping[str, Figure]) -> dict[str, pd.DataFrame]:
-    """Read the committed rows of every figure."""
-    folder = tables.folder(profile)
-    for path in (folder / PROVENANCE, *(folder / f"{name}.parquet" for name in figures)):
+def read_committed(profile: Profile) -> Measurement:
+    """Read the committed measurement."""
+    paths = [tables.folder(profile) / name for name in (PROVENANCE, METRICS_FILE)]
+    for path in paths:
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing, there is nothing to compare with: restore it, or run "
                 "make check FRESH=1"
             )
-    return {name: read_frame(folder / f"{name}.parquet") for name in figures}
+    provenance, metrics = read_json(paths[0]), read_frame(paths[1])
+    metrics = metrics.set_index(UNIT)["value"].unstack("seed")
+    return Measurement(provenance["models"], provenance["columns"], metrics)
 
 
-def measure_again(
-    figures: Mapping[str, Figure], profile: Profile
-) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """Train and measure from nothing; return rows by figure, and hashes of models by name."""
+def measure_again(figures: Mapping[str, Figure], profile: Profile) -> Measurement:
+    """Train and measure from nothing."""
     from benchmarks.engine import run
 
     rows: dict[str, pd.DataFrame] = {}
 
     def keep(name: str, frame: pd.DataFrame, _) -> None:
-        rows[name] = as_stored(frame)
+        rows[name] = frame
 
     run.measure_rows(figures, profile, range(1), run.RunOptions(), keep)
     seals = sorted((CACHE / profile.name / "models").glob(f"replicate*/*/{SEAL}"))
@@ -88,59 +115,52 @@ def measure_again(
         if not path.parent.parent.is_symlink()
     }
     shutil.rmtree(CACHE / profile.name)
-    return rows, models
+    return Measurement.of(rows, models)
 
 
-def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return rows as they come back from a file: types that a file does not keep apart are one."""
-    with TemporaryDirectory() as folder:
-        write_frame(Path(folder) / "rows.parquet", frame)
-        return read_frame(Path(folder) / "rows.parquet")
+def column_hashes(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the SHA-256 of each column, as text in the order of the rows."""
+    return {
+        name: hashlib.sha256(column.to_csv(index=False).encode()).hexdigest()[:16]
+        for name, column in frame.items()
+        if name not in NOT_COMPARED
+    }
 
 
-def write(
-    profile: Profile, rows: dict[str, pd.DataFrame], models: dict[str, str], seconds: float
-) -> None:
+def write(profile: Profile, measured: Measurement, seconds: float) -> None:
     """Write what later runs compare with."""
     folder = tables.folder(profile)
     shutil.rmtree(folder, ignore_errors=True)
-    for name, frame in rows.items():
-        write_frame(folder / f"{name}.parquet", frame)
+    long = measured.metrics.stack().rename("value").reset_index()
+    write_frame(folder / METRICS_FILE, long.astype(dict.fromkeys(UNIT[:3], "category")))
     provenance = tables.environment_info("benchmarks") | {
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
         "code_digest": row_code(profile),
         "replicates": [0],
         "wall_seconds": round(seconds, 1),
-        "models": models,
-        "sha256": {path.name: tables.sha256(path) for path in sorted(folder.glob("*.parquet"))},
+        "models": measured.models,
+        "columns": measured.columns,
+        "sha256": {METRICS_FILE: tables.sha256(folder / METRICS_FILE)},
     }
     write_text(folder / PROVENANCE, json.dumps(provenance, indent=1, sort_keys=True) + "\n")
 
 
-def compare(
-    rows: dict[str, pd.DataFrame],
-    models: dict[str, str],
-    committed: dict[str, pd.DataFrame],
-    expected: dict[str, str],
-) -> list[str]:
+def compare(measured: Measurement, committed: Measurement) -> list[str]:
     """Compare exactly where all models are the committed ones, else by paired tests.
-
-    Args:
-        rows: New rows by figure, from `models` (hashes by name).
-        committed: Committed rows by figure, from the `expected` models.
 
     Returns:
         One sentence per difference.
     """
-    equal = sum(models.get(name) == digest for name, digest in expected.items())
-    print(f"models: {equal} of {len(expected)} are the committed ones to the last bit")
-    exact = models == expected
-    differing = row_differences(rows, committed)
-    print(f"rows: {len(rows) - len(differing)} of {len(rows)} tables are equal to the last digit")
+    equal = sum(measured.models.get(name) == sha for name, sha in committed.models.items())
+    print(f"models: {equal} of {len(committed.models)} are the committed ones to the last bit")
+    exact = measured.models == committed.models
+    differing = column_differences(measured.columns, committed.columns)
+    count = len(committed.columns)
+    print(f"rows: {count - len(differing)} of {count} tables are equal to the last digit")
     if not differing:
         return []
-    results, missing = paired_tests(per_prompt(rows), per_prompt(committed))
+    results, missing = paired_tests(measured.metrics, committed.metrics)
     print(results.to_string(index=False, float_format="{:.3g}".format))
     faults = missing + [
         f"{test.metric} of {test.method} moved by {test.difference:+.3g} (p = {test.p:.1g})"
@@ -149,31 +169,20 @@ def compare(
     return [f"by the same models, {text}" for text in differing] + faults if exact else faults
 
 
-def row_differences(rows: dict[str, pd.DataFrame], committed: dict[str, pd.DataFrame]) -> list[str]:
-    """Name the tables, and their columns, that differ in any digit; times aside.
-
-    Thresholds may differ by ROUNDING: a predictor's matrix products depend on where its numbers lie
-    in memory, in the last bit.
-    """
+def column_differences(
+    measured: Mapping[str, dict[str, str]], committed: Mapping[str, dict[str, str]]
+) -> list[str]:
+    """Name the tables that differ, and their columns; arguments as in `Measurement`."""
     differing = []
     for name, expected in committed.items():
-        one, other = (
-            frame.drop(columns="seconds", errors="ignore").reset_index(drop=True).astype(object)
-            for frame in (rows[name], expected)
-        )
-        if set(one) != set(other) or len(one) != len(other):
-            differing.append(f"{name} has other columns or another number of rows")
-            continue
-        equal = (one == other[one.columns]) | (one.isna() & other[one.columns].isna())
-        if "threshold" in one:
-            thresholds = (frame["threshold"].to_numpy(float) for frame in (one, other))
-            equal["threshold"] |= np.isclose(*thresholds, rtol=ROUNDING, atol=0)
-        if not equal.all(axis=None):
-            differing.append(f"{name} differs in {', '.join(equal.columns[~equal.all()])}")
+        columns = measured.get(name, {})
+        names = sorted(columns.keys() | expected.keys())
+        if changed := [c for c in names if columns.get(c) != expected.get(c)]:
+            differing.append(f"{name} differs in {', '.join(changed)}")
     return differing
 
 
-def per_prompt(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def per_prompt(rows: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Pool all cells of a method.
 
     Returns:
@@ -200,7 +209,7 @@ def per_prompt(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
             labels.join(values).melt(["method", "prompt", "seed"], values, "metric").dropna()
         )
     long = pd.concat(frames, ignore_index=True)
-    return long.groupby([*TEST, "prompt", "seed"])["value"].mean().unstack("seed")
+    return long.groupby(UNIT)["value"].mean().unstack("seed")
 
 
 def paired_tests(again: pd.DataFrame, committed: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

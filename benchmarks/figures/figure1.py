@@ -84,7 +84,7 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
             labels.family_label(family), labels.loss_label(profile, value_model)
         )
         for family in profile.families
-        for value_model in methods.value_models(profile)
+        for value_model in methods.losses_in_order(profile)
     }
     curves, static = [], []
     for (family, value_model), setting in rows.items():
@@ -125,7 +125,7 @@ def draw_differences(
     """Draw figure1-paired: rows are losses, columns objectives, and lines families."""
     families = list(dict.fromkeys([*profile.families, estimates.pooled_family(profile)]))
     looks = dict(zip(families, style.FAMILY_LOOKS, strict=False))
-    losses = methods.value_models(profile)
+    losses = methods.losses_in_order(profile)
     curves = differences[differences["family"].isin(families)]
     figure = style.plt.figure(figsize=(style.PAGE, 1.35 * len(losses) + 1.0))
     (

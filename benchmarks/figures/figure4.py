@@ -201,7 +201,7 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         & (table["versus"] == "")
     ]
     base = estimates.pooled(rows[rows["gate"] == "never"])
-    ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.value_models(profile)
+    ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.losses_in_order(profile)
     rows = rows[rows["target_ratio"].isin([0.0, *ratios])]
     looks, spread = ratio_looks(ratios), estimates.base_sd(rows, profile.score)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
@@ -219,7 +219,8 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
     handles = [*style.handles(looks, names), style.handle("base")]
     framed = "Framed: β chosen on validation prompts, in each replicate. "
     caption = (
-        "One line per share of steered tokens. β = ∞: values replace the logits. "
+        f"{labels.family_label(profile.families[0])}; one line per share of steered tokens. "
+        "β = ∞: values replace the logits. "
         f"{framed if profile.sweep.tuning else ''}{style.sample_size_note(rows, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure4", stale=stale)
@@ -348,7 +349,7 @@ def draw_sparse_against_dense(
         style.so.Plot(rows, x="estimate", y="setting", color="line")
         .facet(
             col="loss",
-            order=[labels.loss_label(profile, one) for one in methods.value_models(profile)],
+            order=[labels.loss_label(profile, one) for one in methods.losses_in_order(profile)],
         )
         .add(
             style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False

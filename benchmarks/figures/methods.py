@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis.estimates import MethodScores, difference, mean_of, select
+from benchmarks.analysis.labels import LOSSES
 from benchmarks.spec.cells import OBJECTIVES, Cell, CellRequest
 from benchmarks.spec.methods import BASELINES, BY_NAME
 from benchmarks.spec.model_kinds import (
@@ -76,6 +77,11 @@ def curve(
 def value_models(profile: Profile) -> list[str]:
     """Return the labels of the profile's value models of the usual size."""
     return [VALUES[loss] for loss in profile.losses]
+
+
+def losses_in_order(profile: Profile) -> list[str]:
+    """Return the labels of `value_models` in the order of figures and tables."""
+    return [value_model for value_model in LOSSES if value_model in value_models(profile)]
 
 
 def with_best_of(request: CellRequest, responses: int) -> CellRequest:

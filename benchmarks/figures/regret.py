@@ -126,7 +126,9 @@ class Regret(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw captured shares, AUROC, and experiments; a column for each family and loss."""
         table = estimates.pooled(table[table["versus"].fillna("") == ""])
-        columns = [(f, value) for f in profile.families for value in methods.value_models(profile)]
+        columns = [
+            (f, value) for f in profile.families for value in methods.losses_in_order(profile)
+        ]
         size = (style.PAGE, 6.0)
         figure, axes = style.plt.subplots(
             3, len(columns), figsize=size, squeeze=False, sharey="row", sharex="row",
@@ -154,9 +156,11 @@ class Regret(Figure):
             _draw_points(panels[2], at_share, "experiment", EXPERIMENTS)
             panels[2].set(xlabel=f"captured by {SHOWN_SHARE:.0%}")
         axes[0, 0].set_ylabel("share of Σ KL(π‖π*) captured")
+        of_topics = int(table.loc[table["experiment"] == "unseen-topics", "n"].max())
         caption = (
-            "Steps of base responses, ranked by each score: gain of steering in the top ones, and "
-            "AUROC of changed tokens. β = 1 unless labelled. "
+            "Steps of base responses, ranked by each score: share of the total KL(π‖π*) in the top "
+            "ones, and AUROC of changed tokens. β = 1 unless labelled; topics seen and held out: "
+            f"n = {of_topics}. "
             f"{style.sample_size_note(usual, profile, 'Bands and lines')}"
         )
         looks = {method: style.PALETTE[method] for method in SCORES}

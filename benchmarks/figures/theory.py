@@ -127,10 +127,11 @@ class Theory(Figure):
             )
             for key, name in STATES.items()
         ]
+        count = int(table.loc[table["experiment"] == "step", "n"].max())
         note = style.sample_size_note(lab[lab["low"].notna()].assign(seeds=1), profile, "Lines")
         caption = (
-            "Top: random steps and trees, computed exactly. Others: the lab, per-token loss unless "
-            f"labelled otherwise, β = 1, J = E[reward] − KL. {note}"
+            f"Top: {count} random steps, and small trees, computed exactly. Others: lab, per-token "
+            f"loss unless labelled otherwise, β = 1, J = E[reward] − KL. {note}"
         )
         return style.finish(figure, handles, caption, folder, "theory", stale=stale)
 
@@ -210,7 +211,7 @@ def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
     ends = [0, max(both["high"].max(), both["high_gap"].max())]
     axis.plot(ends, ends, color=style.ZERO, linewidth=0.8, linestyle=":", label="equal")
     axis.set(xlabel="KL of unsteered steps (nats)", ylabel="J(dense) − J(SIA)")
-    axis.set_title("measured loss against its sum")
+    axis.set_title("loss of SIA against dense: measured and predicted")
     axis.legend(frameon=False, fontsize=style.SMALL)
 
 

@@ -38,7 +38,7 @@ PANELS = {
     "steering_gain": "gain in J",
     "reward_gained": "reward gained\n(scaled to SD 2)",
     "kl_paid": "KL paid (nats)",
-    "value_error_weighted": "squared error of V,\nby base probability",
+    "value_error_weighted": "squared error of V,\nbase-weighted",
     "value_error_uniform": "squared error of V,\nequal weights",
     "regret_left_alone": "loss in J if left alone",
 }
@@ -142,7 +142,10 @@ class ErrorOfValues(Figure):
                     noisy = noisy.assign(size=sizes, low=np.nan, high=np.nan)
                     noisy = noisy[sizes.isin(NOISE_LOOKS)]
                     style.curves(noisy, "place", "size", looks=NOISE_LOOKS).on(axis).plot()
-                    axis.set(yscale="log", ylabel=label, xlabel="")
+                    axis.set_yscale(
+                        "symlog", linthresh=1e-3
+                    )  # values without a difference lose nothing
+                    axis.set(ylim=(0, None), ylabel=label, xlabel="")
                 else:
                     axis.axhline(0, color=style.ZERO, linewidth=0.8)
             panels[1].set_title(family_label(family))

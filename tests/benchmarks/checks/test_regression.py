@@ -1,7 +1,7 @@
 """`make check`: what is equal passes, noise passes, and a metric that moved is named."""
 
-import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,11 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.analysis import tables
 from benchmarks.checks import regression
-from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.profile import load_profile
 
 PROFILE = load_profile("check")
-MODELS = json.loads((tables.folder(PROFILE) / regression.PROVENANCE).read_text())["models"]
-OTHER_MODELS = dict.fromkeys(MODELS, "trained on another processor")
+MODELS = {"base": "trained here"}
+OTHER_MODELS = {"base": "trained on another processor"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,65 +23,76 @@ def fewer_resamples(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def committed() -> dict[str, pd.DataFrame]:
-    return regression.read_committed(PROFILE, FIGURES)
+def rows() -> dict[str, pd.DataFrame]:
+    """Tables of which the first has all committed metrics, a row for each response."""
+    metrics = regression.read_committed(PROFILE).metrics.stack().unstack("metric").reset_index()
+    objective, number = zip(*metrics["prompt"].str.split(), strict=True)
+    figure1 = metrics.assign(objective=objective, prompt=number, threshold=1.0, seconds=np.nan)
+    return {"figure1": figure1, "theory": pd.DataFrame({"regret": [0.1, 0.2, np.nan]})}
+
+
+def measurement(rows: dict[str, pd.DataFrame], models: dict[str, str] = MODELS):
+    return regression.Measurement.of(rows, models)
 
 
 def moved(rows: dict[str, pd.DataFrame], noise: float, shift: float, seed: int = 0) -> dict:
-    """Add noise to every judge score, and `shift` under the entropy gate."""
-    rng, scored = np.random.default_rng(seed), {}
-    for name, frame in rows.items():
-        if "judge" in frame:
-            change = noise * rng.normal(size=len(frame)) + shift * (frame["gate"] == "entropy")
-            scored[name] = frame.assign(judge=frame["judge"] + change)
-    return rows | scored
+    """Add noise to every judge score, and `shift` to those of SIA."""
+    rng, frame = np.random.default_rng(seed), rows["figure1"]
+    change = noise * rng.normal(size=len(frame)) + shift * frame["method"].str.startswith("sia")
+    return rows | {"figure1": frame.assign(judge=frame["judge"] + change)}
 
 
-def test_the_same_models_must_give_the_same_rows(committed, capsys):
-    assert regression.compare(committed, MODELS, committed, MODELS) == []
-    assert (
-        f"rows: {len(committed)} of {len(committed)} tables are equal to the last digit"
-        in capsys.readouterr().out
-    )
-    rows = dict(committed)
-    rows["figure1"] = rows["figure1"].assign(kl=rows["figure1"]["kl"] * np.float32(1.0001))
-    rows["figure2"] = rows["figure2"].assign(threshold=rows["figure2"]["threshold"] * (1 + 1e-7))
-    rows["table1"] = rows["table1"].assign(threshold=rows["table1"]["threshold"] * (1 + 1e-4))
-    rows["theory"] = rows["theory"].iloc[1:]
-    assert regression.compare(rows, MODELS, committed, MODELS) == [
-        "by the same models, figure1 differs in kl",
-        "by the same models, table1 differs in threshold",
-        "by the same models, theory has other columns or another number of rows",
+def test_the_committed_metrics_survive_the_way_through_rows(rows):
+    committed = regression.read_committed(PROFILE)
+    pd.testing.assert_frame_equal(regression.per_prompt(rows), committed.metrics)
+    assert regression.compare(replace(committed, models={}), committed) == []
+
+
+def test_the_same_models_must_give_the_same_rows(rows, capsys):
+    committed, figure1 = measurement(rows), rows["figure1"]
+    shuffled_index = {name: frame.set_index(np.zeros(len(frame))) for name, frame in rows.items()}
+    timed = figure1.assign(seconds=1.0, threshold=figure1["threshold"] * (1 + 1e-7))
+    for same in (shuffled_index, rows | {"figure1": timed.assign(seconds=np.nan)}):
+        assert regression.compare(measurement(same), committed) == []
+        assert "rows: 2 of 2 tables are equal to the last digit" in capsys.readouterr().out
+    changed = {
+        "figure1": figure1.assign(kl=figure1["kl"] * np.float32(1.0001), extra=1),
+        "theory": rows["theory"].iloc[::-1],
+    }
+    assert regression.compare(measurement(changed), committed) == [
+        "by the same models, figure1 differs in extra, kl",
+        "by the same models, theory differs in regret",
     ]
-    assert regression.compare(rows, OTHER_MODELS, committed, MODELS) == []
+    assert regression.compare(measurement(changed, OTHER_MODELS), committed) == []
 
 
-def test_noise_passes_and_a_shift_is_named(committed, capsys):
-    rows = [moved(committed, 1.0, 0.0, seed) for seed in range(2)]
-    assert [regression.compare(r, OTHER_MODELS, committed, MODELS) for r in rows] == [[], []]
+def test_noise_passes_and_a_shift_is_named(rows, capsys):
+    committed = measurement(rows)
+    for seed in range(2):
+        noisy = measurement(moved(rows, 1.0, 0.0, seed), OTHER_MODELS)
+        assert regression.compare(noisy, committed) == []
     printed = capsys.readouterr().out
-    assert f"models: 0 of {len(MODELS)} are the committed ones to the last bit" in printed
+    assert "models: 0 of 1 are the committed ones to the last bit" in printed
     assert "visible" in printed
-    faults = regression.compare(moved(committed, 1.0, 1.5), OTHER_MODELS, committed, MODELS)
-    first, second = faults
+    first, second = regression.compare(measurement(moved(rows, 1.0, 1.5), OTHER_MODELS), committed)
     assert re.fullmatch(r"judge of sia moved by \+1\..* \(p = .*\)", first)
     assert second.startswith("judge of sia, best of several moved by ")
 
 
-def test_removed_and_added_metrics_are_named(committed):
-    scored = {name: frame for name, frame in committed.items() if "judge" in frame}
-    fewer = {name: frame[frame["method"] != "random"] for name, frame in scored.items()}
-    for rows, before, change in (
-        (fewer, scored, "is no longer measured on every prompt"),
-        (scored, fewer, "is measured on prompts that have no committed value"),
+def test_removed_and_added_metrics_are_named(rows):
+    frame = rows["figure1"]
+    fewer = {"figure1": frame[frame["method"] != "random"]}
+    for measured, committed, change in (
+        (fewer, rows, "is no longer measured on every prompt"),
+        (rows, fewer, "is measured on prompts that have no committed value"),
     ):
-        assert regression.compare(rows, OTHER_MODELS, before, MODELS) == [
+        assert regression.compare(measurement(measured, OTHER_MODELS), measurement(committed)) == [
             f"{metric} of random {change}" for metric in ("judge", "kl", "reward", "steered")
         ]
 
 
-def test_about_eighty_hypotheses_are_tested(committed):
-    values = regression.per_prompt(committed)
+def test_about_eighty_hypotheses_are_tested():
+    values = regression.read_committed(PROFILE).metrics
     results, _ = regression.paired_tests(values, values)
     assert 65 <= results["p"].notna().sum() <= 95
     few = results[results["p"].isna()]
@@ -107,29 +117,18 @@ def test_a_difference_within_the_tolerance_is_no_change():
     assert regression.p_value(difference, 0.35) == 1.0
 
 
-def test_the_command_passes_fails_and_says_why(committed, monkeypatch, capsys, tmp_path):
-    measured = dict(committed)
-    monkeypatch.setattr(regression, "measure_again", lambda *_: (measured, MODELS))
-    assert main(["check"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "check: passed"
-    measured |= moved(committed, 0.0, 3.0)
-    assert main(["check"]) == 1
-    printed = capsys.readouterr().out
-    assert "changed: by the same models, figure1 differs in judge" in printed
-    assert "changed: judge of sia moved by +3 (p = " in printed
+def test_the_command_passes_fails_and_says_why(rows, monkeypatch, capsys, tmp_path):
+    measured = [measurement(rows)]
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(regression, "measure_again", lambda *_: measured[-1])
     assert main(["check"]) == 2
     error = capsys.readouterr().err
     assert "provenance.json is missing, there is nothing to compare with: restore it" in error
     assert main(["check", "--fresh"]) == 0
-    measured |= committed
-    capsys.readouterr()
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "check: passed"
+    measured.append(measurement(moved(rows, 0.0, 3.0)))
     assert main(["check"]) == 1
-    assert "judge of sia moved by -3" in capsys.readouterr().out
-
-
-def test_rows_are_compared_in_their_order_whatever_their_index():
-    rows = pd.DataFrame({"judge": [1.0, np.nan], "seconds": [1.0, 2.0]})
-    measured = {"cost": rows.assign(seconds=3.0).set_index(pd.Index([4, 4]))}
-    assert regression.row_differences(measured, {"cost": rows}) == []
-    assert regression.row_differences(measured, {"cost": rows[::-1]}) == ["cost differs in judge"]
+    printed = capsys.readouterr().out
+    assert "changed: by the same models, figure1 differs in judge" in printed
+    assert "changed: judge of sia moved by +3 (p = " in printed
