@@ -94,6 +94,7 @@ def read_committed(profile: Profile) -> Measurement:
                 "make check FRESH=1"
             )
     provenance, metrics = read_json(paths[0]), read_frame(paths[1])
+    metrics = metrics.astype(dict.fromkeys(UNIT[:3], "str"))  # as measured, not categories
     metrics = metrics.set_index(UNIT)["value"].unstack("seed")
     return Measurement(provenance["models"], provenance["columns"], metrics)
 
