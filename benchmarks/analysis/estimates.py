@@ -352,8 +352,8 @@ def prompt_count(row: pd.Series, summary: pd.DataFrame) -> float:
     if row.get("metric") == "seconds_ratio":
         same = ["family", "method", "search", "value_model", "target_ratio", "versus"]
         counted = summary[summary["metric"] == "positions_ratio"]
-        alike = (counted[same].fillna("") == row[same].fillna("")).all(axis=1)
-        count = counted.loc[alike, "n"].max()
+        equal = (counted[same] == row[same]) | (counted[same].isna() & row[same].isna())
+        count = counted.loc[equal.all(axis=1), "n"].max()
     return float("nan") if pd.isna(count) else float(count)
 
 

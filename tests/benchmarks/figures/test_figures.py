@@ -235,7 +235,8 @@ def test_every_claim_finds_its_row_or_none(drawn):
     missing = verdicts[verdicts["verdict"] == "not measured"]
     assert set(missing["claim"]) <= {
         "share-is-enough", "entropy-beats-random", "entropy-beats-random-at-80",
-        "stronger-guidance", "helps-best-of-n", "helps-best-of-n-at-equal-positions",
+        "stronger-guidance", "stronger-guidance-loses", "helps-best-of-n",
+        "helps-best-of-n-at-equal-positions",
         "helps-best-of-n-at-equal-positions-at-40", "helps-best-of-n-at-twice-as-many",
         "best-of-n-helps", "sparse-best-of-n",
     }  # fmt: skip

@@ -56,7 +56,7 @@ def test_steps_rank_within_their_objective():
 def test_the_oracle_captures_most_and_noise_its_share(rows):
     table = FIGURE.summarize(rows.sample(frac=1, random_state=0), ONE_FAMILY)
     setting = {"family": "qwen3", "value_model": "value-token", "experiment": "usual"}
-    at = setting | {"metric": "captured_divergence", "target_ratio": 0.2}
+    at = setting | {"metric": "captured_divergence", "target_ratio": 0.2, "versus": ""}
     captured = {name: pick(table, **at, method=name)["estimate"] for name in regret.SCORES}
     assert max(captured, key=captured.get) == "divergence"
     assert captured["random"] == pytest.approx(0.2, abs=0.06)
@@ -66,6 +66,10 @@ def test_the_oracle_captures_most_and_noise_its_share(rows):
     # the pooled estimate is the mean of the replicates'
     alone = [pick(table, **at, method="junction", replicate=r)["estimate"] for r in ("0", "1")]
     assert captured["junction"] == pytest.approx(np.mean(alone), abs=2 * ROUNDED)
+    beyond = pick(table, **at | {"versus": "sia"}, method="junction")
+    expected = captured["junction"] - captured["sia"]
+    assert beyond["estimate"] == pytest.approx(expected, abs=2 * ROUNDED)
+    assert beyond["low"] < beyond["estimate"] < beyond["high"]
 
 
 def test_held_out_topics_are_judged_on_their_own_prompts(rows):

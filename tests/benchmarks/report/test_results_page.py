@@ -75,7 +75,7 @@ def test_the_readme_shows_a_few_headlines(verdicts):
     assert "old" not in written
     assert results_page.with_headline(written, SMOKE, verdicts) == written
     assert "| 1. SIA at 20% reaches dense steering | ✓ +0.20 / ✓ +0.20 |" in written
-    assert "| 13. Most junctions lie in the first half |  | ✗ 0.4 |  |" in written
+    assert "| 13. Most junctions lie in the first half |  | ✗ 0.40 |  |" in written
     assert len(re.findall(r"^\| \d", written, re.M)) == 14
     groups = re.findall(r"^- (\D*):", written, re.M)
     assert groups.pop(0).startswith("Gain over the base in SD of its responses")
@@ -135,7 +135,7 @@ def test_the_forest_shows_headlines_in_a_caption_of_three_lines(
         caption = image.info["Description"]
     assert caption == (
         "95% t intervals over replicates, verdicts by Holm at 5%; dotted: margin (0, or −0.05 to "
-        "reach). n = 800, profile smoke."
+        "reach). n = 800 prompts, profile smoke."
     )
     assert len(caption) <= 3 * forest.style.COLUMN * forest.style.CHARACTERS
 
@@ -160,7 +160,7 @@ def test_both_editions_of_the_lab_stand_side_by_side(verdicts, monkeypatch, tmp_
     with Image.open(png) as image:
         caption = image.info["Description"]
     assert caption == (
-        "95% t intervals over replicates (8, n = 800; 2, n = 600); dotted: margin (0, or −0.05 to "
-        "reach); ticks: single replicates."
+        "95% t intervals over replicates (8, n = 800 prompts; 2, n = 600 prompts); dotted: margin "
+        "(0, or −0.05 to reach); ticks: single replicates."
     )
     assert editions.draw(verdicts, of_first[:0], lab, False, tmp_path) == []
