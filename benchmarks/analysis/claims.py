@@ -516,6 +516,24 @@ def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def read_verdicts(path: Path) -> pd.DataFrame:
+    """Return the `pooled_verdicts` of a claims.csv.
+
+    Raises:
+        ValueError: The file is damaged, or was written by other code.
+    """
+    try:
+        verdicts = pd.read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): make claims writes it anew") from error
+    if lacking := [name for name in COLUMNS if name not in verdicts]:
+        raise ValueError(
+            f"{path} lacks the column {lacking[0]} (damaged, or of other code): make claims writes "
+            "it anew"
+        )
+    return pooled_verdicts(verdicts)
+
+
 def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return the pooled verdicts; `marks` and `alone` hold the verdict and estimate by replicate.
 

@@ -273,7 +273,9 @@ def _draw_lengths(axis, lengths: pd.DataFrame, title: str) -> None:
         label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
         axis.annotate(label, (row.length, row.estimate), (-4, 4), ha="right", va="center", **TEXT)
     axis.set(
-        xlabel="length of the response (tokens, upper end of a bin)", ylabel="token positions", title=title
+        xlabel="length of the response (tokens, end of a bin)",
+        ylabel="token positions",
+        title=title,
     )
 
 

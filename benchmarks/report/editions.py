@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.analysis import tables
-from benchmarks.analysis.claims import pooled_verdicts, settings_of
+from benchmarks.analysis.claims import read_verdicts, settings_of
 from benchmarks.analysis.estimates import TOLERANCE
 from benchmarks.analysis.intervals import interval_kind
 from benchmarks.figures import style
@@ -29,7 +29,7 @@ def first_verdicts(profile: Profile) -> pd.DataFrame | None:
     path = tables.RESULTS / FIRST_EDITION.get(profile.name, "") / "claims.csv"
     if profile.name not in FIRST_EDITION or not path.exists():
         return None
-    return pooled_verdicts(pd.read_csv(path))
+    return read_verdicts(path)
 
 
 def draw(

@@ -45,8 +45,8 @@ def write(profile: Profile, figures: Mapping[str, Figure]) -> Path:
     """
     path = tables.folder(profile) / "claims.csv"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: make claims PROFILE={profile.name} writes it")
-    verdicts = claims.pooled_verdicts(pd.read_csv(path))
+        raise FileNotFoundError(f"{path} is missing: make claims {profile.make_options} writes it")
+    verdicts = claims.read_verdicts(path)
     names = tables.with_tables(profile, figures)
     has_viewer = "junctions" in names
     page = _template().render(

@@ -340,3 +340,17 @@ def test_where_all_base_responses_score_alike_there_is_no_spread(monkeypatch):
     headline = next(claim for claim in claims.claims_for(SMOKE) if claim.metric == "judge")
     monkeypatch.setattr(claims, "base_sd", lambda *_: 0.0)
     assert math.isnan(headline.spread_in(pd.DataFrame()))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is damaged (No columns to parse from file)"),
+        ("claim,verdict\nx,reproduced\n", "lacks the column headline (damaged, or of other code)"),
+    ],
+)
+def test_damaged_verdicts_are_named(content, reason, tmp_path):
+    path = tmp_path / "claims.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path} {reason}: make claims writes it anew")):
+        claims.read_verdicts(path)
