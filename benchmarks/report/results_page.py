@@ -225,12 +225,12 @@ def _closing(verdicts: pd.DataFrame) -> str:
             raise LookupError(f"{CLOSING.name} names the unknown claim {claim!r}")
         rows = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
         named = rows["condition"].str.contains(case, regex=False)
-        rows = rows[named & (rows["verdict"] != TOO_FEW)]
+        rows, few = rows[named & (rows["verdict"] != TOO_FEW)], named & (rows["verdict"] == TOO_FEW)
         in_sd = bool(rows["sd"].notna().all())
         estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
         ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
         if not ends:
-            return "not measured"
+            return "measured on too few prompts" if few.any() else "not measured"
         unit, cases = " SD" * in_sd, f" ({len(ends)} cases)" * (len(ends) > 1)
         return " to ".join(dict.fromkeys([ends[0], ends[-1]])).replace("-", "−") + unit + cases
 
