@@ -126,7 +126,7 @@ def export(replicate: Replicate, output: Path, prompts: int) -> None:
                 f"the models have {size:,} bytes, at most {LARGEST:,} are to be committed: "
                 "nothing was written"
             )
-        if output.exists():  # moved aside, so that an interruption loses neither
+        if output.exists():  # moved aside: deleting takes time, in which a run may be interrupted
             output.replace(Path(temporary) / "former")
         folder.replace(output)
 

@@ -2,7 +2,6 @@
 
 import subprocess
 
-import pandas as pd
 import pytest
 
 from benchmarks.analysis import claims, tables
@@ -50,7 +49,7 @@ def test_summaries_verdicts_figures_and_report_follow_from_rows(path):
 
 def test_pages_show_the_verdicts():
     lab = load_profile("lab")
-    verdicts = claims.pooled_verdicts(pd.read_csv(tables.folder(lab) / "claims.csv"))
+    verdicts = claims.read_verdicts(tables.folder(lab) / "claims.csv")
     readme = results_page.README.read_text(encoding="utf-8")
     page = results_page.RESULTS_PAGE.read_text(encoding="utf-8")
     assert results_page.with_headline(readme, lab, verdicts) == readme

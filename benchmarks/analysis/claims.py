@@ -590,7 +590,10 @@ def p_text(p: float) -> str:
     """Return an adjusted p value in three digits, four around 0.05; empty where there is none."""
     if pd.isna(p):
         return ""
-    return f"{p:.4f}" if abs(p - 0.05) < 0.0005 else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+    if p < 0.0005:
+        return "< 0.001"
+    digits = 4 if abs(p - 0.05) < 0.0005 else 3
+    return f"{p:.{digits}f}"
 
 
 def source_text(row: pd.Series) -> str:

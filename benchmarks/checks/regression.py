@@ -48,7 +48,7 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Measurement:
-    """What two measurements of the profile are compared by.
+    """Hashes and metrics by which two measurements of the profile are compared.
 
     Attributes:
         models: Hashes of the trained models, by name.

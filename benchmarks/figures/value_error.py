@@ -142,9 +142,8 @@ class ErrorOfValues(Figure):
                     noisy = noisy.assign(size=sizes, low=np.nan, high=np.nan)
                     noisy = noisy[sizes.isin(NOISE_LOOKS)]
                     style.curves(noisy, "place", "size", looks=NOISE_LOOKS).on(axis).plot()
-                    axis.set_yscale(
-                        "symlog", linthresh=1e-3
-                    )  # values without a difference lose nothing
+                    # values without a difference lose nothing
+                    axis.set_yscale("symlog", linthresh=1e-3)
                     axis.set(ylim=(0, None), ylabel=label, xlabel="")
                 else:
                     axis.axhline(0, color=style.ZERO, linewidth=0.8)

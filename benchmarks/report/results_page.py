@@ -6,6 +6,7 @@
 import os
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -25,7 +26,7 @@ from benchmarks.analysis.claims import (
     smallest_shares,
     source_text,
 )
-from benchmarks.analysis.estimates import TOLERANCE
+from benchmarks.analysis.estimates import TOLERANCE, pooled
 from benchmarks.analysis.labels import METRICS, family_label, metric_label, objective_label, plural
 from benchmarks.analysis.tables import folder
 from benchmarks.figures.registry import FIGURES
@@ -176,38 +177,45 @@ def _lab_facts(profile: Profile) -> list[str]:
     quality = pd.read_csv(path)
     accepted = quality[(quality["model"] == "base") & quality["metric"].isin(ACCEPTED)]
     rows = [
-        [
-            METRICS[metric].label,
-            *(_range(of_metric[of_metric["family"] == f]["estimate"]) for f in profile.families),
-        ]
+        [METRICS[metric].label, *_by_family(profile, of_metric, ".2f")]
         for metric, of_metric in accepted.groupby("metric", sort=False)
     ]
-    path = folder(profile) / "table1.csv"
-    if path.exists():
-        table = pd.read_csv(path)
-        plain = (table["method"] == "base") & table["search"].isna() & table["versus"].isna()
-        lengths = table[plain & (table["metric"] == "tokens") & (table["replicate"] == "all")]
-        for objective, of_objective in lengths.groupby("objective"):
-            cells = (
-                f"{of_objective.loc[of_objective['family'] == f, 'estimate'].mean():.0f}"
-                for f in profile.families
-            )
-            rows.append(
-                [f"mean length of base responses (tokens), {objective_label(objective)}", *cells]
-            )
     worlds = plural(accepted["replicate"].nunique(), "world")
     text = (
         f"The base models of {worlds}: numbers of the acceptance test "
         "([method](method.md#acceptance)), over the whole vocabulary, from the lowest to the "
         "highest world; and the lengths of their responses."
     )
-    table = _table(["", *map(family_label, profile.families)], rows)
+    head = ["", *map(family_label, profile.families)]
+    table = _table(head, rows + _length_rows(profile))
     return ["## The lab as measured\n", _wrapped(text), table]
 
 
-def _range(numbers: pd.Series) -> str:
-    """Return the lowest and the highest of some numbers."""
-    return " to ".join(dict.fromkeys(f"{number:.2f}" for number in (numbers.min(), numbers.max())))
+def _length_rows(profile: Profile) -> list[list[str]]:
+    """Return a row for each objective: the mean length of base responses in each family."""
+    path = folder(profile) / "table1.csv"
+    if not path.exists():
+        return []
+    table = pooled(pd.read_csv(path))
+    plain = (table["method"] == "base") & table["search"].isna() & table["versus"].isna()
+    return [
+        [
+            f"mean length of base responses (tokens), {objective_label(objective)}",
+            *_by_family(profile, lengths, ".0f"),
+        ]
+        for objective, lengths in table[plain & (table["metric"] == "tokens")].groupby("objective")
+    ]
+
+
+def _by_family(profile: Profile, rows: pd.DataFrame, form: str) -> list[str]:
+    """Return the estimates of each family in this format, the lowest and the highest of several."""
+    of_families = (rows.loc[rows["family"] == name, "estimate"] for name in profile.families)
+    return [_span([format(number, form) for number in sorted(each)]) for each in of_families]
+
+
+def _span(texts: Sequence[str]) -> str:
+    """Return the first and the last of some texts, or the one that both are."""
+    return " to ".join(dict.fromkeys([texts[0], texts[-1]]))
 
 
 def _closing(verdicts: pd.DataFrame) -> str:
@@ -223,16 +231,16 @@ def _closing(verdicts: pd.DataFrame) -> str:
         """
         if claim not in known:
             raise LookupError(f"{CLOSING.name} names the unknown claim {claim!r}")
-        rows = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
-        named = rows["condition"].str.contains(case, regex=False)
-        rows, few = rows[named & (rows["verdict"] != TOO_FEW)], named & (rows["verdict"] == TOO_FEW)
+        measured = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
+        measured = measured[measured["condition"].str.contains(case, regex=False)]
+        rows = measured[measured["verdict"] != TOO_FEW]
         in_sd = bool(rows["sd"].notna().all())
         estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
         ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
         if not ends:
-            return "measured on too few prompts" if few.any() else "not measured"
+            return "not measured" if measured.empty else "measured on too few prompts"
         unit, cases = " SD" * in_sd, f" ({len(ends)} cases)" * (len(ends) > 1)
-        return " to ".join(dict.fromkeys([ends[0], ends[-1]])).replace("-", "−") + unit + cases
+        return _span(ends).replace("-", "−") + unit + cases
 
     return template.render(numbers=numbers, hours=_hours)
 
