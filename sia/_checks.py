@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._inputs import check_sequences
 from sia._kv_cache import check_decoder, check_positions
-from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session
+from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session, known_tokenizers
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering, candidate_count
 
@@ -132,11 +132,9 @@ def check_vocabulary(
         raise TypeError(
             f"{name} must be a RewardScorer, a ValueModel or the like, got {type(scorer).__name__}"
         )
-    # what only has the members of a scorer knows no tokenizer
-    known = scorer.tokenizers if issubclass(type(scorer), Scorer) else ()
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = None  # another library's has no vocabulary to compare
-    for other in known if tokenizer is not None else ():
+    for other in known_tokenizers(scorer) if tokenizer is not None else ():
         check_tokenizers(tokenizer, other, name)
     sizes = vocabulary_size(model), scorer.vocabulary_size
     if sizes[0] == sizes[1]:

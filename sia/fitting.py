@@ -21,7 +21,7 @@ from sia._offloading import with_weights
 from sia.batch import Prompts
 from sia.gates import JunctionGate
 from sia.junctions import JunctionPredictor, poisson_loss
-from sia.scorers.base import Scorer
+from sia.scorers.base import Scorer, known_tokenizers
 from sia.scorers.candidate_values import CandidateValues
 from sia.scorers.q_head import QHead
 from sia.scorers.value_model import ValueModel, check_value_model
@@ -204,9 +204,7 @@ def fit_vocabulary_value_model(
 
 def known_tokenizer(scorer: Scorer) -> PreTrainedTokenizerBase | None:
     """Return the tokenizer of a scorer, or of a term of a sum; None if none is known."""
-    # isinstance accepts every class with the two members, which may lack `tokenizers`
-    known = scorer.tokenizers if issubclass(type(scorer), Scorer) else ()
-    return next(iter(known), None)
+    return next(iter(known_tokenizers(scorer)), None)
 
 
 def output_vectors(model: PreTrainedModel) -> Tensor:

@@ -178,9 +178,9 @@ class SumScorer(Scorer):
     @property
     @override
     def tokenizers(self) -> tuple[PreTrainedTokenizerBase, ...]:
-        # isinstance accepts every class with the two members, which may lack `tokenizers`
-        derived = [scorer for _, scorer in self.terms if issubclass(type(scorer), Scorer)]
-        return tuple(tokenizer for scorer in derived for tokenizer in scorer.tokenizers)
+        return tuple(
+            tokenizer for _, scorer in self.terms for tokenizer in known_tokenizers(scorer)
+        )
 
     @override
     def start_session(
@@ -199,6 +199,12 @@ class SumScorer(Scorer):
         closed = copy(self)
         closed.terms = tuple((weight, close(scorer, tokenizer)) for weight, scorer in self.terms)
         return closed
+
+
+def known_tokenizers(scorer: Scorer) -> tuple[PreTrainedTokenizerBase, ...]:
+    """Return the tokenizers of a scorer; none if it only has the two members of one."""
+    # isinstance accepts every class with the two members, which may lack `tokenizers`
+    return scorer.tokenizers if issubclass(type(scorer), Scorer) else ()
 
 
 def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:

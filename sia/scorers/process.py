@@ -9,6 +9,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
     Cache,
+    GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from typing_extensions import override
@@ -49,12 +51,10 @@ class ProcessRewardScorer(ClosedScorer):
         end_tokens: Iterable[int] | None = None,
     ) -> None:
         model = unwrap(model)
-        ends = (
-            eos_token_ids(model.config.get_text_config())
-            if end_tokens is None
-            else _own_tokens(model, "end_tokens", end_tokens)
+        steps = _own_tokens(model, "step_tokens", step_tokens)
+        super().__init__(
+            model, steps, _end_tokens(model, end_tokens, model.config.get_text_config())
         )
-        super().__init__(model, _own_tokens(model, "step_tokens", step_tokens), ends)
         labels, good_label = model.config.num_labels or 0, whole_number("good_label", good_label)
         if not 0 <= good_label < labels:
             raise ValueError(
@@ -137,12 +137,7 @@ class StepTokenScorer(ClosedScorer):
                 "a step needs at least one token behind it, and a good and a bad token, "
                 f"got step_tokens={steps}, good={good}, bad={bad}"
             )
-        ends = (
-            eos_token_ids(model.generation_config)
-            if end_tokens is None
-            else _own_tokens(model, "end_tokens", end_tokens)
-        )
-        super().__init__(model, steps, ends)
+        super().__init__(model, steps, _end_tokens(model, end_tokens, model.generation_config))
         self.good, self.bad = good, bad
         self._logits = logits_forward(model)
 
@@ -188,3 +183,13 @@ def _own_tokens(model: PreTrainedModel, name: str, tokens: Iterable[int]) -> lis
                 f"got {number}"
             )
     return numbers
+
+
+def _end_tokens(
+    model: PreTrainedModel,
+    tokens: Iterable[int] | None,
+    config: GenerationConfig | PreTrainedConfig,
+) -> list[int]:
+    """Return the end tokens of the caller, checked, or those of the config for None."""
+    # a config's own may lie beyond the vocabulary: no response ever has them
+    return eos_token_ids(config) if tokens is None else _own_tokens(model, "end_tokens", tokens)
