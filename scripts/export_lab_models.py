@@ -3,10 +3,10 @@ r"""Export models of the lab's first world into assets/lab, where they are commi
 python scripts/export_lab_models.py            (after make models)
 
 Writes the first family's base model, the value model of the per-token loss, and the junction gate
-and Q-head fitted to both: in half precision (the Q-head, small and read as it is stored, in single
-precision), each with a card. Every number in a card is measured here, with the models as they are
-written: what half precision changes, the thresholds that steer a share of the tokens, and the
-judge's scores. What makes more than 4 MB is refused. The same models give the same bytes.
+and Q-head fitted to both: in half precision, each with a card. Every number in a card is measured
+here, with the models as they are written: what half precision changes, the thresholds that steer a
+share of the tokens, and the judge's scores. What makes more than 4 MB is refused. The same models
+give the same bytes.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def write_models(replicate: Replicate, folder: Path) -> None:
     ValueModel(values.backbone, values.head).save_pretrained(folder / VALUE_MODEL)
     for part, kind in kinds.items():
         replicate.fitted(kind, family).save_pretrained(folder / part)
-    for part in (BASE, VALUE_MODEL, JUNCTION_GATE):
+    for part in PARTS:
         convert_to_half(folder / part)
     settings = Settings(
         replicate.index,

@@ -58,7 +58,7 @@ class CandidateValues(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Self:
-        """Build a head from its tensors.
+        """Build a head from its tensors, stored in any precision.
 
         Raises:
             ValueError: If they do not fit the sizes, or are not finite.
@@ -67,7 +67,8 @@ class CandidateValues(nn.Module):
             whole_number(name, size, 1)
         values = cls(**sizes)
         try:
-            values.load_state_dict(dict(weights), assign=True)  # whatever the defaults
+            # assigned, whatever torch's default dtype is
+            values.load_state_dict({k: w.float() for k, w in weights.items()}, assign=True)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(

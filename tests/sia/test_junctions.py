@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
@@ -277,6 +278,16 @@ def test_saved_and_loaded_to_the_last_bit(tmp_path):
             np.testing.assert_allclose(first.kl, second.kl, atol=1e-6)
     for name, tensor in scorer.values.state_dict().items():
         assert again[0].scorer.values.state_dict()[name].equal(tensor)
+
+
+def test_a_head_stored_in_half_precision_is_read_in_single(tmp_path):
+    q_head().save_pretrained(tmp_path)
+    file = tmp_path / "q_head.safetensors"
+    half = {name: weight.half() for name, weight in load_file(file).items()}
+    save_file(half, file)
+    loaded = QHead.from_pretrained(tmp_path).values.state_dict()
+    assert {weight.dtype for weight in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[name], weight.float()) for name, weight in half.items())
 
 
 def test_a_vocabulary_value_model_that_was_cast_is_restored_bit_for_bit(tmp_path):
