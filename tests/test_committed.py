@@ -2,11 +2,13 @@
 
 import subprocess
 
+import pandas as pd
 import pytest
 
 from benchmarks.analysis import claims, tables
 from benchmarks.checks import verify
 from benchmarks.figures.registry import FIGURES
+from benchmarks.perf import architectures, speed, throughput
 from benchmarks.report import editions, results_page
 from benchmarks.runtime.files import read_json
 from benchmarks.runtime.fingerprints import ROOT
@@ -55,6 +57,20 @@ def test_pages_show_the_verdicts():
     assert results_page.with_headline(readme, lab, verdicts) == readme
     assert results_page.results_page(lab, verdicts) == page
     assert max(len(row) for row in readme.split("\n") if row.startswith("|")) <= 200
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "read"),
+    [
+        (architectures, "architectures/cost", pd.read_csv),
+        (speed, "speed", speed.read),
+        (throughput, "throughput", pd.read_csv),
+    ],
+)
+def test_pages_of_times_show_the_committed_tables(module, name, read):
+    provenance = read_json(tables.RESULTS / f"{name}.json")
+    page = module.page(read(tables.RESULTS / f"{name}.csv"), provenance)
+    assert module.PAGE.read_text(encoding="utf-8") == page
 
 
 def test_results_and_figures_stay_small():

@@ -11,11 +11,12 @@ times. Without a GPU the same shapes are scaled down, and the table says so.
 
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from benchmarks.figures import style
 from benchmarks.perf.random_models import Models, random_models, sia_run, transformers_run
 from benchmarks.perf.timing import Run, in_turns, write_provenance
 from benchmarks.runtime.files import read_json, write_frame, write_text
+from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores, threads
 from benchmarks.spec.profile import PROFILES
 from sia import EveryToken, Gate, RandomGate, Steering, best_of_n, chunk_beam_search
@@ -37,6 +39,22 @@ REPORTED = {
     "dense": 10.0,
     "best of 8": 8.0,
 }  # times a plain pass, as reported for the paper
+PAGE = ROOT / "docs" / "architectures.md"
+TEXT = """# Cost at the size of real models
+
+Written by `make cost PROFILE={name}` from `results/{name}/cost.csv`; not edited by hand.
+Language and value model have the same architecture and random weights ({architectures};
+{size}: {smallest:.2g} to {largest:.2g} million parameters). Plain decoding by transformers, SIA
+with a random gate, dense steering, best-of-N and chunk beam search are timed in turns within one
+process. Prompts have {prompt_tokens} tokens, responses {new_tokens}; K = {candidates}; {device}.
+
+![Time per token by architecture, batch and method](../figures/{name}/cost.png)
+
+Ranges over the architectures, as multiples of plain decoding. Times are medians of {rounds} rounds.
+FLOPs are as `sia` counts them. "Reported" is the accounting that was reported for the paper.
+
+{table}
+"""
 
 
 @dataclass(frozen=True)
@@ -225,8 +243,38 @@ def plot(table: pd.DataFrame, provenance: dict, folder: Path) -> list[Path]:
     return style.finish(figure, handles, caption, folder, "cost", stale=False, legend_columns=7)
 
 
+def page(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
+    """Return docs/architectures.md: how it was measured, and ranges over the architectures."""
+    settings, parameters = provenance["settings"], table["parameters"] / 1e6
+    columns = {
+        f"{title}, batch of {batch}": rows.groupby("method", sort=False)[column].agg(_range)
+        for column, title in (("time", "time"), ("flops", "FLOPs"))
+        for batch, rows in table[table["method"] != "plain"].groupby("batch")
+    }
+    reported = table.groupby("method")["reported"].first().map("{:.0f}".format, na_action="ignore")
+    shown = pd.DataFrame(columns).join(reported.rename("reported")).fillna("")
+    shown.index = shown.index.str.replace("sia", "SIA")
+    return TEXT.format(
+        name=NAME,
+        architectures=", ".join(settings["architectures"]),
+        size="scaled down" if provenance["scaled_down"] else "full size",
+        smallest=parameters.min(),
+        largest=parameters.max(),
+        prompt_tokens=settings["prompt_tokens"],
+        new_tokens=provenance["new_tokens"],
+        candidates=settings["candidates"],
+        device=provenance["device"],
+        rounds=table["rounds"].max(),
+        table=shown.reset_index().to_markdown(index=False, disable_numparse=True),
+    )
+
+
+def _range(values: pd.Series) -> str:
+    return f"{values.min():.1f} to {values.max():.1f}"
+
+
 def run(fresh: bool) -> None:
-    """Draw the table, measured first where there is none or `fresh`."""
+    """Draw the table, measured first where there is none or `fresh`, and write its page."""
     folder = tables.RESULTS / NAME
     if (folder / "cost.json").exists() and not fresh:
         print(
@@ -239,7 +287,9 @@ def run(fresh: bool) -> None:
         _measure_and_write(folder)
     provenance = read_json(folder / "cost.json")
     tables.check_files(folder, "cost", provenance)
-    paths = plot(pd.read_csv(folder / "cost.csv"), provenance, tables.FIGURES / NAME)
+    table = pd.read_csv(folder / "cost.csv")
+    paths = plot(table, provenance, tables.FIGURES / NAME)
+    write_text(PAGE, page(table, provenance))
     print(f"cost: {', '.join(str(path.relative_to(tables.ROOT)) for path in paths)}")
 
 

@@ -9,9 +9,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -242,7 +243,7 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values={"ratio": [""]})
 
 
-def page(table: pd.DataFrame, threads: int) -> str:
+def page(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
     """Return docs/performance.md: how it was measured, and the table with labels."""
     rows = [
         ["measure", "batch", "new tokens", "median", "range", "goal"],
@@ -252,13 +253,13 @@ def page(table: pd.DataFrame, threads: int) -> str:
         label = LABELS[r.measure].format(ratio=r.ratio)
         span = f"{r.low:.2f} to {r.high:.2f}" if r.runs > 1 else ""
         rows.append([label, str(r.batch), str(r.new_tokens), f"{r.estimate:.2f}", span, r.goal])
-    head = HEAD.format(model=table["model"].iloc[0], threads=threads)
+    head = HEAD.format(model=table["model"].iloc[0], threads=provenance["threads"])
     return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def write_page(path: Path) -> int:
     """Write docs/performance.md from the table at this path, and print it."""
-    text = page(read(path), read_json(path.with_suffix(".json"))["threads"])
+    text = page(read(path), read_json(path.with_suffix(".json")))
     write_text(PAGE, text)
     print(text)
     return 0

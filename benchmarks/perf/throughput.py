@@ -11,8 +11,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -30,7 +31,7 @@ from benchmarks.perf.random_models import (
 from benchmarks.perf.speed import SMALL
 from benchmarks.perf.timing import in_turns, ratios, write_provenance
 from benchmarks.runtime.command_line import Parser
-from benchmarks.runtime.files import write_atomically, write_text
+from benchmarks.runtime.files import read_json, write_atomically, write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores
 from sia import RandomGate, Scorer, Steering
@@ -134,7 +135,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def page(table: pd.DataFrame, threads: int) -> str:
+def page(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
     """Return docs/throughput.md: how it was measured, the gain of sparsity, and the table."""
     numbers = table.pivot_table("estimate", ["scorer", "share"], "batch", sort=False)
     numbers.columns = [f"batch of {batch}" for batch in numbers.columns]
@@ -144,7 +145,7 @@ def page(table: pd.DataFrame, threads: int) -> str:
         runs=table["runs"].max(),
         tokens=table["new_tokens"].max(),
         model=table["model"].iloc[0],
-        threads=threads,
+        threads=provenance["threads"],
         sparse=SPARSE,
         gains=gains.reset_index().to_markdown(index=False, floatfmt=".2f"),
         table=shown.to_markdown(index=False, floatfmt=".2f"),
@@ -173,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(table).savefig(file, dpi=200, format="png")
 
     write_atomically(FIGURE, save)
-    text = page(table, torch.get_num_threads())
+    text = page(table, read_json(path.with_suffix(".json")))
     write_text(PAGE, text)
     print(text)
     return 0

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from benchmarks.__main__ import main
@@ -70,6 +71,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(
         architectures, "available_cores", lambda: 1
     )  # as every test: threads that wait for a busy core take its time
+    monkeypatch.setattr(architectures, "PAGE", tmp_path / "architectures.md")
     redirect_output(monkeypatch, tmp_path)
     return settings, tmp_path
 
@@ -109,6 +111,15 @@ def test_the_command_measures_once_and_draws(tiny, capsys):
     assert provenance["scaled_down"]
     assert {"hardware", "packages", "git_commit", "device", "settings"} <= set(provenance)
     assert (path / "figures/architectures/cost.png").read_bytes().startswith(b"\x89PNG")
+    page = (path / "architectures.md").read_text()
+    assert "(Qwen3-0.6B, Llama-3.1-8B;\nscaled down: " in page
+    assert "Prompts have 5 tokens, responses 6; K = 10; 1 cores." in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| dense ")]
+    dense = pd.read_csv(path / "results/architectures/cost.csv").query("method == 'dense'")
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    for cell, (_, times) in zip(cells[1:3], dense.groupby("batch")["time"], strict=True):
+        assert cell == f"{times.min():.1f} to {times.max():.1f}"
+    assert cells[-1] == "10"
     assert main(["cost", "--profile", "architectures"]) == 0
     printed = capsys.readouterr().out
     assert "drawing from the table in results/architectures without measuring" in printed

@@ -22,7 +22,7 @@ def test_every_scorer_is_measured_at_every_share_and_batch():
         "vocabulary head",
         "Q-head",
     ]
-    page = throughput.page(table.replace({"share": {0.0: 0.2}}), 2)
+    page = throughput.page(table.replace({"share": {0.0: 0.2}}), {"threads": 2})
     gain = table["estimate"][0] / table["estimate"][1]
     assert "median of 1 rounds, 3 new tokens" in page
     assert re.search(rf"value model +\| +{gain:.2f} \|", page)
