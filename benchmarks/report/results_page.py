@@ -90,6 +90,9 @@ WEAKEST = {  # by the name of the row that decides a claim of several
     "nine-tenths": "90% of dense steering's gain",
 }
 ACCEPTED = ("sure_steps", "uncertain_steps", "entropy_p80")
+FITTED = (  # of the gate and heads
+    "fitted_prompts", "predictor_captured_20", "q_head_explained", "vocabulary_head_explained",
+)  # fmt: skip
 COLUMNS = ["case", "verdict", "estimate [interval]", "in SD", "needs", "adjusted p", "worlds"]
 
 
@@ -170,25 +173,39 @@ def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
 
 
 def _lab_facts(profile: Profile) -> list[str]:
-    """Return a section with what the acceptance test measured, and the lengths of responses."""
+    """Return a section on the acceptance test, the lengths of responses, and the fitted heads."""
     path = folder(profile) / "models.csv"
     if not path.exists():
         return []
     quality = pd.read_csv(path)
     accepted = quality[(quality["model"] == "base") & quality["metric"].isin(ACCEPTED)]
-    rows = [
-        [METRICS[metric].label, *_by_family(profile, of_metric, ".2f")]
-        for metric, of_metric in accepted.groupby("metric", sort=False)
-    ]
+    fitted = quality[quality["metric"].isin(FITTED)]
     worlds = plural(accepted["replicate"].nunique(), "world")
     text = (
         f"The base models of {worlds}: numbers of the acceptance test "
         "([method](method.md#acceptance)), over the whole vocabulary, from the lowest to the "
         "highest world; and the lengths of their responses."
     )
+    of_heads = (
+        "The junction gate and the heads, on responses to test prompts, from the lowest to the "
+        "highest loss and world."
+    )
     head = ["", *map(family_label, profile.families)]
-    table = _table(head, rows + _length_rows(profile))
-    return ["## The lab as measured\n", _wrapped(text), table]
+    return [
+        "## The lab as measured\n",
+        _wrapped(text),
+        _table(head, _quality_rows(profile, accepted, ".2f") + _length_rows(profile)),
+        _wrapped(of_heads),
+        _table(head, _quality_rows(profile, fitted, ".3g")),
+    ]
+
+
+def _quality_rows(profile: Profile, quality: pd.DataFrame, form: str) -> list[list[str]]:
+    """Return a row for each metric of `models.csv`: its estimates in each family."""
+    return [
+        [_escaped(METRICS[metric].label), *_by_family(profile, of_metric, form)]
+        for metric, of_metric in quality.groupby("metric", sort=False)
+    ]
 
 
 def _length_rows(profile: Profile) -> list[list[str]]:
