@@ -151,7 +151,7 @@ class Decoding:
         self.max_new_tokens = max_new_tokens
         self.session: Session | None = None
         if steering is not None:
-            scorer = close(steering.scorer, tokenizer)
+            scorer = close(steering.scorer, tokenizer, stop_tokens)
             self.session = scorer.start_session(value_prompts, max_new_tokens, samples)
         self.signals = observed_signals(observe, steering)
         reads_hidden = check_readers(model, self.signals, self.session)

@@ -150,13 +150,13 @@ def start_decoding(
     device = input_device(model)
     prompts = [ids[i] for i in indices]
     input_ids, attention_mask = pad_left(prompts, device)
-    stop_tokens = eos_token_ids(model.generation_config, tokenizer.eos_token_id)
+    ends = stop_tokens(model, tokenizer)
     hooks = checkpoint_hooks(
         model,
         tokenizer,
         input_ids,
         attention_mask,
-        stop_tokens=stop_tokens,
+        stop_tokens=ends,
         candidates=count,
         samples=samples,
         max_new_tokens=max_new_tokens,
@@ -169,7 +169,7 @@ def start_decoding(
         prompt_keys=prompt_keys(prompts, [seeds[i] for i in indices], device),
         value_prompts=[value_ids[i] for i in indices],
         prompt_indices=indices,
-        stop_tokens=stop_tokens,
+        stop_tokens=ends,
         steering=steering,
         candidates=candidates,
         max_new_tokens=max_new_tokens,
@@ -178,6 +178,11 @@ def start_decoding(
         tokenizer=tokenizer,
         **settings,
     )
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: TextDecoder) -> list[int]:
+    """Return the tokens that end a response: those of the checkpoint and of the tokenizer."""
+    return eos_token_ids(model.generation_config, tokenizer.eos_token_id)
 
 
 def read_prompts(

@@ -7,12 +7,12 @@ top-p and penalties are not applied here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia import _sampling
 from sia._checks import (
@@ -23,12 +23,12 @@ from sia._checks import (
     vocabulary_size,
 )
 from sia._hidden_states import observe_hidden_states
-from sia._inputs import check_sequences, pad_left, pad_right
+from sia._inputs import check_sequences, eos_token_ids, pad_left, pad_right
 from sia._kv_cache import check_model, check_positions, input_device, narrows_logits, rotary_switch
 from sia._modes import evaluation_mode
 from sia._numbers import whole_number
 from sia.gates import Never, Step
-from sia.scorers.base import HiddenStateSession
+from sia.scorers.base import HiddenStateSession, close
 from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
 from sia.steering import Steering, candidate_count, entropy, signal_entropy, steer
 
@@ -67,6 +67,7 @@ def log_likelihoods(
     seed: int = 0,
     batch_size: int = 16,
     value_prompts: TokenIds | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each response under the steered policy, token by token.
 
@@ -81,6 +82,8 @@ def log_likelihoods(
         seed: Of gates that have noise of their own.
         batch_size: Responses per forward pass.
         value_prompts: The prompts in the value model's own template; by default the same.
+        tokenizer: Of the language model: a reward model then reads responses as it does in
+            `generate`, closed by the chat template.
 
     Raises:
         ValueError: For an empty prompt or response, a gate on attention, numbers out of range,
@@ -102,8 +105,11 @@ def log_likelihoods(
             f"noise, got {gate}"
         )
     # decoding never gives tokens that the scorer lacks
-    shared = check_steering(model, steering, count)
+    shared = check_steering(model, steering, count, tokenizer)
     _check_examples(prompts, responses, value_prompts, vocabulary_size(model), shared)
+    if steering is not None:
+        ends = eos_token_ids(model.generation_config, tokenizer and tokenizer.eos_token_id)
+        steering = replace(steering, scorer=close(steering.scorer, tokenizer, ends))
     likelihoods: dict[int, Likelihood] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
     for start in range(0, len(order), batch_size):

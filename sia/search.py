@@ -24,6 +24,7 @@ from sia.batch import (
     read_prompts,
     read_template,
     start_decoding,
+    stop_tokens,
 )
 from sia.generation import Generation
 from sia.scorers.base import Scorer, Session, close, values_responses
@@ -136,7 +137,7 @@ def chunk_beam_search(
             "a reward must value whole responses, as a RewardScorer or a ValueModel does, "
             f"got a {type(reward).__name__} that values candidates alone"
         )
-    reward = close(reward, tokenizer)
+    reward = close(reward, tokenizer, stop_tokens(model, tokenizer))
     value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
     reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
     check_prompts(model, tokenizer, ids, value_ids, steering, candidates, max_new_tokens)

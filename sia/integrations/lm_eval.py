@@ -40,7 +40,6 @@ from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before, taken_stop_strings
 from sia.likelihood import Likelihood, log_likelihoods
 from sia.scorers import QHead, Scorer, ValueModel, VocabularyValueModel
-from sia.scorers.base import close
 from sia.scorers.loading import unwrap
 from sia.scorers.q_head import Q_HEAD_FILE
 from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_HEAD_FILE
@@ -172,7 +171,7 @@ class SIA(HFLM):
         if value_model is not None:
             self.candidates = None  # a steering has its own
             self.steering = Steering(
-                close(value_model, self.tokenizer),
+                value_model,
                 opener,
                 beta,
                 candidates=candidates,
@@ -279,6 +278,7 @@ class SIA(HFLM):
                     candidates=self.candidates,
                     seed=self.noise_seed,
                     batch_size=batch_size,
+                    tokenizer=self.tokenizer,
                 )
 
         batch_size: Any = self.batch_size

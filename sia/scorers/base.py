@@ -1,7 +1,7 @@
 """The interface that decoding needs of a scorer, and what sessions over cached prefixes share."""
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from functools import lru_cache
 from typing import Any, Protocol, Self
@@ -115,11 +115,17 @@ class Scorer(metaclass=_ScorerType):
         """The known tokenizers of all models that score: one, or those of the terms of a sum."""
         return () if self.tokenizer is None else (self.tokenizer,)
 
-    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Return the scorer as it reads responses of a language model that has this tokenizer.
+    def closed_by(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: Collection[int] = ()
+    ) -> Self:
+        """Return the scorer as it reads responses of a language model.
 
-        Reward models read what its chat template writes after a response, for others it is all
-        the same.
+        Reward models read what the chat template of its tokenizer writes after a response, in
+        place of the token that ended it; for others it is all the same.
+
+        Args:
+            tokenizer: Of the language model, if it is known.
+            stop_tokens: Tokens by which the language model ends a response.
         """
         return self
 
@@ -195,9 +201,13 @@ class SumScorer(Scorer):
         return SumSession(terms)
 
     @override
-    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def closed_by(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: Collection[int] = ()
+    ) -> Self:
         closed = copy(self)
-        closed.terms = tuple((weight, close(scorer, tokenizer)) for weight, scorer in self.terms)
+        closed.terms = tuple(
+            (weight, close(scorer, tokenizer, stop_tokens)) for weight, scorer in self.terms
+        )
         return closed
 
 
@@ -207,12 +217,15 @@ def known_tokenizers(scorer: Scorer) -> tuple[PreTrainedTokenizerBase, ...]:
     return scorer.tokenizers if issubclass(type(scorer), Scorer) else ()
 
 
-def close(scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
-    """Return a scorer with what a tokenizer's template writes after responses, if it reads it."""
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # another library's has no template
-        return scorer
+def close(
+    scorer: Scorer, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: Collection[int]
+) -> Scorer:
+    """Return a scorer as it reads responses of a language model, see `Scorer.closed_by`."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = None  # another library's has no template
     # what only has the members of a scorer reads responses in its own way
-    return scorer.closed_by(tokenizer) if issubclass(type(scorer), Scorer) else scorer
+    derived = issubclass(type(scorer), Scorer)
+    return scorer.closed_by(tokenizer, stop_tokens) if derived else scorer
 
 
 def values_responses(scorer: Scorer) -> bool:

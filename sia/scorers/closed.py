@@ -1,13 +1,14 @@
 """Models that read a response after the tokens that close it: reward and process reward models."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from sia._inputs import pad_right
@@ -41,6 +42,14 @@ class ClosedScorer(Scorer):
     @override
     def vocabulary_size(self) -> int:
         return self.model.config.get_text_config().vocab_size
+
+    @override
+    def closed_by(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: Collection[int] = ()
+    ) -> Self:
+        closed = copy(self)
+        closed.end_tokens = sorted({*self.end_tokens, *stop_tokens})
+        return closed
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ Steering every token with a reward model is ARGS (Khanov, Burapacheep and Li, "A
 reward-guided search", 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -46,8 +46,8 @@ class RewardScorer(ClosedScorer):
         model: Any `AutoModelForSequenceClassification` with one label, also one wrapped by PEFT.
             The head of a decoder, `score`, may have several layers.
         eos_token_id: Ends a response; by default the one of the model's config.
-        stop_tokens: Other tokens by which the language model ends a response; the reward model
-            reads the closing in their place.
+        stop_tokens: Other tokens that end a response, besides those of the language model; the
+            reward model reads the closing in their place.
         closing: What follows a response, as `closing_tokens(tokenizer)` reads it from a chat
             template. If nothing is named, `generate`, the searches and `SteeredGenerate` take it
             from their tokenizer; without one it is `eos_token_id` alone.
@@ -125,18 +125,21 @@ class RewardScorer(ClosedScorer):
         return scorer
 
     @override
-    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def closed_by(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: Collection[int] = ()
+    ) -> Self:
         """Return the scorer with the closing of a tokenizer's template, unless it names its own.
 
-        A template that ends responses in other tokens than the scorer changes nothing.
+        A template that ends responses in other tokens than the scorer changes no closing.
         """
-        if self.names_closing or not getattr(tokenizer, "chat_template", None):
-            return self
+        closed = super().closed_by(tokenizer, stop_tokens)
+        if self.names_closing or tokenizer is None or not tokenizer.chat_template:
+            return closed
         closing = closing_tokens(tokenizer)
         if self.eos_token_id not in closing:
-            return self
+            return closed
         scorer = type(self)(
-            self.model, self.eos_token_id, stop_tokens=self.end_tokens, closing=closing
+            self.model, self.eos_token_id, stop_tokens=closed.end_tokens, closing=closing
         )
         scorer.tokenizer = self.tokenizer
         return scorer

@@ -3,7 +3,7 @@
 Chakraborty et al., "Transfer Q Star: Principled decoding for LLM alignment", 2024.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from typing import Self
 
@@ -74,9 +74,11 @@ class RolloutScorer(Scorer):
         self._vocabulary = vocabulary
 
     @override
-    def closed_by(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def closed_by(
+        self, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: Collection[int] = ()
+    ) -> Self:
         closed = copy(self)
-        closed.reward = self.reward.closed_by(tokenizer)
+        closed.reward = self.reward.closed_by(tokenizer, stop_tokens)
         return closed
 
     @property

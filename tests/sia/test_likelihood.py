@@ -20,7 +20,7 @@ from sia import (
     Steering,
     log_likelihoods,
 )
-from tests.helpers import tiny
+from tests.helpers import hub_folders, tiny
 from tests.helpers.reference import whole_values
 
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -200,3 +200,20 @@ def test_ties_end_as_in_decoding():
         likelihoods = log_likelihoods(model, steering, prompts, tiny.tokens(generations))
         assert all(likelihood.total > -math.inf for likelihood in likelihoods)
         assert all(likelihood.greedy.all() for likelihood in likelihoods) == greedy
+
+
+def test_a_tokenizer_closes_responses_as_generate_does():
+    tokenizer = hub_folders.tokenizer()
+    model = tiny.language_model("qwen3", vocabulary=len(tokenizer))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 9]
+    scorer = RewardScorer(
+        tiny.reward_model("qwen3", vocabulary=len(tokenizer)), tokenizer.eos_token_id
+    )
+    steerings = [
+        Steering(s, EveryToken(), 3.0, candidates=len(tokenizer))
+        for s in (scorer, scorer.closed_by(tokenizer, [9]))
+    ]
+    plain, closed = (log_likelihoods(model, s, PROMPTS, PROMPTS) for s in steerings)
+    given = log_likelihoods(model, steerings[0], PROMPTS, PROMPTS, tokenizer=tokenizer)
+    assert [one.total for one in given] == [one.total for one in closed]
+    assert [one.total for one in given] != [one.total for one in plain]

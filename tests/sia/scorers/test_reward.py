@@ -723,3 +723,19 @@ def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     assert torch.equal(there, here)
     with pytest.raises(FileNotFoundError, match="no home folder for the path ~nobody-at-all/x"):
         RewardScorer.from_pretrained("~nobody-at-all/x")
+
+
+def test_every_end_token_of_the_language_model_gives_way_to_the_closing():
+    """Qwen and Llama have several; that of the reward model is one of them."""
+    model = tiny.language_model("qwen3")
+    model.generation_config.eos_token_id = [tiny.EOS, 9]
+    responses = best_of_n(
+        model, tiny.tokenizer(), tiny.prompts(8), REWARD, 2, max_new_tokens=20, progress=False
+    )
+    ended = [
+        (p, r) for p, r in zip(tiny.prompts(8), responses, strict=True) if r.token_ids[-1] == 9
+    ]
+    assert ended
+    for prompt, response in ended:
+        (expected,) = REWARD.read_whole([[*prompt, *response.token_ids[:-1].tolist(), tiny.EOS]])
+        assert response.reward == pytest.approx(expected.item(), abs=1e-4)
