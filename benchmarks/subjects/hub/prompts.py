@@ -306,13 +306,18 @@ def _digest(path: Path) -> str:
     """Return the SHA-256 of a file; of a folder, that of what sha256sum prints of its files."""
     if path.is_file():
         return sha256(path)
-    files = sorted(file for file in path.iterdir() if _format(file))
-    sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+    sums = "".join(f"{sha256(file)}  {file.name}\n" for file in _files(path))
     return hashlib.sha256(sums.encode()).hexdigest()
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder that have a known form, but hidden ones."""
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in files if _format(file))
+
+
 def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
-    """Read a file, or all files of a folder, as one table: rows that have the same columns.
+    """Read a file, or all files of a folder but hidden ones, as one table of the same columns.
 
     Args:
         path: The file or folder.
@@ -324,7 +329,7 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
         FileNotFoundError: If there is nothing.
         ValueError: For a file of another form, or a damaged one.
     """
-    files = sorted(file for file in path.iterdir() if _format(file)) if path.is_dir() else [path]
+    files = _files(path) if path.is_dir() else [path]
     if not path.exists() or not files:
         raise FileNotFoundError(
             f"no data in {path}: expected a file, or a folder of files, of the form {FORMS}"

@@ -327,7 +327,11 @@ def test_a_local_copy_is_identified_by_its_digest(tmp_path):
     assert prompts.origin == {"file": str(path), "sha256": digest}
     listed = hashlib.sha256(f"{digest}  a.csv\n".encode()).hexdigest()
     write(tmp_path, "README.md", "not of the set")
-    assert load_prompts(f"advbench={tmp_path}").origin == {"file": str(tmp_path), "sha256": listed}
+    write(tmp_path, ".a-checkpoint.csv", "goal,target\nzero,x\n")
+    (tmp_path / "._a.csv").write_bytes(b"\x00\x05\x16\x07 by macOS \xff")
+    of_folder = load_prompts(f"advbench={tmp_path}")
+    assert of_folder.origin == {"file": str(tmp_path), "sha256": listed}
+    assert of_folder.chats == prompts.chats
 
 
 def test_splits_are_fixed_disjoint_and_count_what_is_too_long():
