@@ -69,14 +69,18 @@ def question(text: str | None) -> Chat:
 
 def dialogue(text: str | None) -> Chat:
     r"""Return the turns of "\n\nHuman: …\n\nAssistant: …" up to the last of Human."""
-    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + (text or "").lstrip("\n"))
-    turns = [
-        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
-        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    turns = _turns(text)
     while turns and (turns[-1]["role"] != "user" or not turns[-1]["content"]):
         turns.pop()
     return tuple(turns)
+
+
+def _turns(text: str | None) -> list[dict[str, str]]:
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + (text or "").lstrip("\n"))
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
+        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def chat_of(prompt: object) -> Chat:
@@ -121,10 +125,11 @@ def _completions(row: dict) -> Iterator[Example | None]:
 
 
 def _last_answers(row: dict) -> Iterator[Example | None]:
-    for text in (row["chosen"] or "", row["rejected"] or ""):
-        chat = dialogue(text)
-        answer = text.rpartition("\n\nAssistant:")[2].strip()
-        yield (chat, answer) if chat and answer and "\n\nHuman:" not in answer else None
+    for text in (row["chosen"], row["rejected"]):
+        chat, turns = dialogue(text), _turns(text)
+        answered = chat and len(turns) == len(chat) + 1  # else it follows another turn
+        answer = turns[-1]["content"] if answered else ""
+        yield (chat, answer) if answer else None
 
 
 @dataclass(frozen=True)

@@ -369,6 +369,13 @@ def test_examples_of_every_form(tmp_path):
         tmp_path, "w.jsonl", '{"prompt": "p", "response": "r"}\n{"prompt": "q", "response": null}\n'
     )
     assert load_examples(f"wildguardmix={path}") == [(user("p"), "r")]
+    dialogues = {
+        "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+        "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: \n\nAssistant: to nothing",
+    }
+    path = write(tmp_path, "h.jsonl", json.dumps(dialogues))
+    turns = (*user("a"), {"role": "assistant", "content": "b"}, *user("c"))
+    assert load_examples(f"hh-rlhf={path}") == [(turns, "d")]
     path = hub_folders.save_prompts(tmp_path / "prompts", 3)["helpfulness"]
     assert load_examples(f"alpaca-eval={path}")[0][1] == "yes, help well, number 0"
     with pytest.raises(
