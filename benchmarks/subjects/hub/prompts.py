@@ -326,9 +326,9 @@ def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
 
     Args:
         path: The file or folder.
-        columns: CSV files whose first line has none of these names, and is more than single words,
-            have no header: each line is a text, commas included, in the column that has the first
-            of the names.
+        columns: CSV files whose first line has none of these names, and is more than single words
+            or numbers, have no header: each line is a text, commas included, in the column that has
+            the first of the names.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -369,12 +369,20 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
     rows: Table = []
     for file in files:
         text = _text(file)
-        header = next(csv.reader(io.StringIO(text, newline="")), [])
-        if columns and not set(columns) & set(header) and not _names_columns(header):
+        first = next(csv.reader(io.StringIO(text, newline="")), [])
+        names = [cell.strip(' "') for cell in first]
+        if columns and not set(columns) & set(names) and not _names_columns(first):
+            cells = {cell.strip(' "').lower() for cell in re.split("[,;\t]", ",".join(first))}
+            if not cells.isdisjoint(name.lower() for name in columns):
+                raise ValueError(
+                    f"the first line of {file.name} is a header, expected columns separated by "
+                    f"commas, one of them named {columns[0]}"
+                )
             rows += [{columns[0]: line} for line in _lines(text)]
             continue
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        next(reader, None)
+        spaced = any(cell.startswith(" ") for cell in first)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=spaced)
+        header = [cell.strip() for cell in next(reader, [])]
         named = max((number for number, name in enumerate(header, 1) if name), default=0)
         if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
             raise ValueError(f"its header names the column {repeated[0]} more than once")
@@ -386,9 +394,9 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
 
 
 def _names_columns(line: Sequence[str]) -> bool:
-    """Return whether the first line of a file is a header: single words, which no prompt is."""
+    """Return whether the first line is a header: single words or numbers, which no prompt is."""
     names = [cell for cell in line if cell]
-    return bool(names) and all(name.isascii() and name.isidentifier() for name in names)
+    return bool(names) and all(re.fullmatch(r"[a-zA-Z_]\w*|\d+", name, re.ASCII) for name in names)
 
 
 def _opened(file: Path, mode: str, **options: str) -> Any:

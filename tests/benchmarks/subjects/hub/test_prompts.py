@@ -117,6 +117,7 @@ def write(folder: Path, name: str, content: str) -> Path:
         ("hex-phi", "category_1.csv", '"one, two"\nthree\n', ["one, two", "three"]),
         ("hex-phi", "blank.csv", "\none, two\nthree\n", ["one, two", "three"]),
         ("hex-phi", "with_header.csv", "category,prompt\n1,one\n2,two\n", ["one", "two"]),
+        ("hex-phi", "a.csv", 'category, "prompt"\n1, "one, two"\n2, two\n', ["one, two", "two"]),
         ("advbench", "index.csv", ',goal,,\n0,"a, b",,\n1,c\n', ["a, b", "c"]),
     ],
 )
@@ -219,6 +220,15 @@ def test_dialogues():
             ValueError,
             "no copy of hex-phi: expected a column prompt or .*, found Prompt, Category",
         ),
+        (
+            "hex-phi={folder}/semicolons.csv",
+            ValueError,
+            "semicolons.csv cannot be read as csv: the first line of semicolons.csv is a header, "
+            "expected columns separated by commas, one of them named prompt",
+        ),
+        ("hex-phi={folder}/tabs.csv", ValueError, "the first line of tabs.csv is a header"),
+        ("hex-phi={folder}/upper.csv", ValueError, "the first line of upper.csv is a header"),
+        ("hex-phi={folder}/number.csv", ValueError, "a column prompt or .*, found , 0"),
         ("hex-phi={folder}/word.csv", ValueError, "expected a column prompt or .*, found text"),
         (
             "advbench={folder}/quoted.csv",
@@ -259,6 +269,10 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "index.csv", ",goal,target\n0,how, then,Sure\n")
     write(tmp_path, "trailing.csv", "goal,\nhow,\nhow, then\n")
     write(tmp_path, "words.csv", "Prompt,Category\nhow to,1\n")
+    write(tmp_path, "semicolons.csv", "category;prompt\n1;how to\n")
+    write(tmp_path, "tabs.csv", '"category"\t"prompt"\n1\thow to\n')
+    write(tmp_path, "upper.csv", "Prompt,Harmful category\nhow to,1\n")
+    write(tmp_path, "number.csv", ",0\n0,how to\n")
     write(tmp_path, "word.csv", "text\nhow to\n")
     write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
     write(tmp_path, "two.csv", 'one, two\n"one",two\n')
