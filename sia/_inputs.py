@@ -34,6 +34,13 @@ class TextDecoder(Protocol):
         """Return the text of token ids."""
 
 
+@runtime_checkable
+class Table(Protocol):
+    """A table of pandas or of its kind, which iterates over the names of its columns."""
+
+    columns: Any
+
+
 def pad_left(ids: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return input_ids and attention_mask, padded on the left, both int64 `(rows, longest)`."""
     input_ids, mask = pad_right([list(row)[::-1] for row in ids], device)
@@ -112,6 +119,8 @@ def prompt_ids(
         rows = _encoded_rows(prompts, name)
     elif isinstance(prompts, np.ndarray | Tensor) and prompts.ndim == 2:
         rows = [[token for token in row if token != padding] for row in prompts.tolist()]
+    elif isinstance(prompts, Table):
+        raise TypeError(f"{name}s must be a list of prompts, got a table: pass one of its columns")
     elif isinstance(prompts, str) or not isinstance(prompts, Iterable):
         given = "a single text" if isinstance(prompts, str) else type(prompts).__name__
         raise TypeError(f"{name}s must be a list of prompts, got {given}")

@@ -26,7 +26,7 @@ from scipy.stats import permutation_test
 from benchmarks.analysis import tables
 from benchmarks.analysis.multiplicity import holm
 from benchmarks.figures.base import Figure
-from benchmarks.runtime.files import CACHE, SEAL, read_frame, read_json, write_frame, write_text
+from benchmarks.runtime.files import CACHE, SEAL, read_frame, write_frame, write_text
 from benchmarks.runtime.fingerprints import row_code
 from benchmarks.spec.profile import Profile, profile_digest
 
@@ -85,7 +85,12 @@ def run(profile: Profile, figures: Mapping[str, Figure], fresh: bool) -> int:
 
 
 def read_committed(profile: Profile) -> Measurement:
-    """Read the committed measurement."""
+    """Read the committed measurement.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a file is damaged.
+    """
     paths = [tables.folder(profile) / name for name in (PROVENANCE, METRICS_FILE)]
     for path in paths:
         if not path.exists():
@@ -93,7 +98,18 @@ def read_committed(profile: Profile) -> Measurement:
                 f"{path} is missing, there is nothing to compare with: restore it, or run "
                 "make check FRESH=1"
             )
-    provenance, metrics = read_json(paths[0]), read_frame(paths[1])
+    provenance = tables.read_entries(paths[0])
+    tables.check_files(paths[0].parent, paths[0].stem, provenance)
+    metrics = read_frame(paths[1])
+    lacking = {
+        paths[0]: {"models", "columns"} - provenance.keys(),
+        paths[1]: {*UNIT, "value"} - set(metrics),
+    }
+    for path, names in lacking.items():
+        if names:
+            raise ValueError(
+                f"{path} lacks {', '.join(sorted(names))}: restore it, or run make check FRESH=1"
+            )
     metrics = metrics.astype(dict.fromkeys(UNIT[:3], "str"))  # as measured, not categories
     metrics = metrics.set_index(UNIT)["value"].unstack("seed")
     return Measurement(provenance["models"], provenance["columns"], metrics)

@@ -93,10 +93,12 @@ def outdated_drawings(profile: Profile, figures: Mapping[str, Figure]) -> Iterat
             yield f"{file} is missing or not what was drawn: {remedy}"
     page = tables.FIGURES / profile.name / render.REPORT
     text = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
-    code = drawn.get("report", {}).get("code")
-    shown = render.read_made_from(text), code
+    report = drawn.get("report", {"code": None, "files": {}})
+    shown = render.read_made_from(text), report["code"]
     if shown != (render.made_from(profile, figures), drawing_code("report")):
         yield f"{page.name} does not show the present files: {_make('figures', profile)}"
+    elif tables.changed_files(page.parent, report["files"]):
+        yield f"{page.name} is not what was drawn: {_make('figures', profile)}"
 
 
 def follows(table: pd.DataFrame, path: Path) -> bool:

@@ -1,8 +1,11 @@
 """One run: models at hand (trained, or fetched), cells measured, tables written."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
@@ -12,7 +15,7 @@ from pandas import DataFrame
 from benchmarks.analysis import tables
 from benchmarks.analysis.acceptance import check_acceptance
 from benchmarks.engine.sweep import Sweep
-from benchmarks.runtime.files import CACHE
+from benchmarks.runtime.files import CACHE, write_text
 from benchmarks.runtime.workers import Workers, load_ray_workers
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, Profile
@@ -135,12 +138,9 @@ def measure_rows(
         announce(profile, needs, detect_hardware(profile, options.hardware, gpus))
     profile_here, provenance = subject.prepare(profile, needs.requests, options.hardware, gpus)
     # there from the begin of a fresh run, once all it needs is there, until its end: older cells
-    # do not count, and a killed run goes on
+    # do not count, and a killed run of the same figures and replicates goes on
     marker = CACHE / profile.name / "measuring-again"
-    if options.fresh and not marker.exists():
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    since = marker.stat().st_mtime if options.fresh else 0.0
+    since = _begin_again(marker, [*figures], replicates) if options.fresh else 0.0
     models = [Replicate(profile, index) for index in replicates] if profile.trains_models else []
     # the quality of all models is reported; figures alone need what they request
     kinds = {kind for cell in needs.requests for kind in (cell.model, cell.scorer) if kind}
@@ -184,6 +184,18 @@ def measure_rows(
         raise ValueError(f"{name}: {error}{others}") from error
     if options.fresh:
         marker.unlink(missing_ok=True)
+
+
+def _begin_again(marker: Path, figures: Sequence[str], replicates: Sequence[int]) -> float:
+    """Return when the fresh run began that goes on, by its marker, else begin one."""
+    run = json.dumps({"figures": sorted(figures), "replicates": list(replicates)})
+    if not marker.exists() or marker.read_text(encoding="utf-8") != run:
+        write_text(marker, run)
+        return marker.stat().st_mtime
+    since = marker.stat().st_mtime
+    begin = datetime.fromtimestamp(since)
+    print(f"FRESH=1 goes on with a run of {begin:%Y-%m-%d %H:%M}; without {marker} it begins anew")
+    return since
 
 
 def _existing_rows(

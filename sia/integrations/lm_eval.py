@@ -129,6 +129,7 @@ class SIA(HFLM):
         check_softmax_dtype(options)
         if isinstance(pretrained, str):
             pretrained = expand_home(pretrained)
+            check_device(options.get("device", "cuda"))
         with reading(f"the language model {pretrained}"):
             super().__init__(pretrained=pretrained, **options)
         if self.backend != "causal":
@@ -218,6 +219,13 @@ class SIA(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Respond to requests; a prompt that is repeated gets further samples."""
+        for request in requests:
+            tokens = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+            if tokens >= self.max_length:
+                raise ValueError(
+                    "max_length must be above the max_gen_toks of the task, "
+                    f"{tokens}, got {self.max_length}"
+                )
         self.repeats: Counter[tuple[int, ...]] = Counter()
         usual: Any = self.batch_size
         if usual == "auto":
@@ -379,6 +387,12 @@ def fits_into_memory(trial: Callable[[int], object], batch_size: int) -> bool:
             return False
         raise
     return True
+
+
+def check_device(device: str | None) -> None:
+    """Raise ValueError for lm-eval's device "cuda" where torch finds none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA here: expected another device, such as cpu, got cuda")
 
 
 def check_softmax_dtype(options: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -48,6 +49,7 @@ KINDS = {
     "results of a tokenizer": [encode(text) for text in TEXTS],
     "tensors of a tokenizer": [encode(text, return_tensors="pt") for text in TEXTS],
     "rows of a data set": Dataset.from_dict({"input_ids": IDS}),
+    "a column of pandas": pd.DataFrame({"text": TEXTS})["text"],
     "a column of a data set": Dataset.from_dict({"text": TEXTS})["text"],
 }
 
@@ -129,6 +131,10 @@ ALONE = "prompts must be input_ids with their attention_mask alone, got "
         ([[True, False]], PROMPT + "a list of other things"),
         ([["w7", "w8"]], PROMPT + "a list of other things"),
         ([{"input_ids": IDS}], PROMPT + "dict"),
+        (
+            pd.DataFrame({"w7": TEXTS}),
+            "prompts must be a list of prompts, got a table: pass one of its columns",
+        ),
         (
             {"prompts": TEXTS},
             "prompts in a mapping must have input_ids, as tokenizers return them, got prompts",

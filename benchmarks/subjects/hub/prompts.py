@@ -69,14 +69,18 @@ def question(text: str | None) -> Chat:
 
 def dialogue(text: str | None) -> Chat:
     r"""Return the turns of "\n\nHuman: …\n\nAssistant: …" up to the last of Human."""
-    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + (text or "").lstrip("\n"))
-    turns = [
-        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
-        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    turns = _turns(text)
     while turns and (turns[-1]["role"] != "user" or not turns[-1]["content"]):
         turns.pop()
     return tuple(turns)
+
+
+def _turns(text: str | None) -> list[dict[str, str]]:
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + (text or "").lstrip("\n"))
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
+        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def chat_of(prompt: object) -> Chat:
@@ -121,10 +125,11 @@ def _completions(row: dict) -> Iterator[Example | None]:
 
 
 def _last_answers(row: dict) -> Iterator[Example | None]:
-    for text in (row["chosen"] or "", row["rejected"] or ""):
-        chat = dialogue(text)
-        answer = text.rpartition("\n\nAssistant:")[2].strip()
-        yield (chat, answer) if chat and answer and "\n\nHuman:" not in answer else None
+    for text in (row["chosen"], row["rejected"]):
+        chat, turns = dialogue(text), _turns(text)
+        answered = chat and len(turns) == len(chat) + 1  # else it follows another turn
+        answer = turns[-1]["content"] if answered else ""
+        yield (chat, answer) if answer else None
 
 
 @dataclass(frozen=True)
@@ -306,25 +311,30 @@ def _digest(path: Path) -> str:
     """Return the SHA-256 of a file; of a folder, that of what sha256sum prints of its files."""
     if path.is_file():
         return sha256(path)
-    files = sorted(file for file in path.iterdir() if _format(file))
-    sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+    sums = "".join(f"{sha256(file)}  {file.name}\n" for file in _files(path))
     return hashlib.sha256(sums.encode()).hexdigest()
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder that have a known form, but hidden ones."""
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in files if _format(file))
+
+
 def read_files(path: Path, columns: Sequence[str] = ()) -> Table:
-    """Read a file, or all files of a folder, as one table: rows that have the same columns.
+    """Read a file, or all files of a folder but hidden ones, as one table of the same columns.
 
     Args:
         path: The file or folder.
-        columns: CSV files whose first line has none of these names, and is more than single words,
-            have no header: each line is a text, commas included, in the column that has the first
-            of the names.
+        columns: CSV files whose first line has none of these names, and is more than single words
+            or numbers, have no header: each line is a text, commas included, in the column that has
+            the first of the names.
 
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: For a file of another form, or a damaged one.
     """
-    files = sorted(file for file in path.iterdir() if _format(file)) if path.is_dir() else [path]
+    files = _files(path) if path.is_dir() else [path]
     if not path.exists() or not files:
         raise FileNotFoundError(
             f"no data in {path}: expected a file, or a folder of files, of the form {FORMS}"
@@ -359,12 +369,20 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
     rows: Table = []
     for file in files:
         text = _text(file)
-        header = next(csv.reader(io.StringIO(text, newline="")), [])
-        if columns and not set(columns) & set(header) and not _names_columns(header):
+        first = next(csv.reader(io.StringIO(text, newline="")), [])
+        names = [cell.strip(' "') for cell in first]
+        if columns and not set(columns) & set(names) and not _names_columns(first):
+            cells = {cell.strip(' "').lower() for cell in re.split("[,;\t]", ",".join(first))}
+            if not cells.isdisjoint(name.lower() for name in columns):
+                raise ValueError(
+                    f"the first line of {file.name} is a header, expected columns separated by "
+                    f"commas, one of them named {columns[0]}"
+                )
             rows += [{columns[0]: line} for line in _lines(text)]
             continue
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        next(reader, None)
+        spaced = any(cell.startswith(" ") for cell in first)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=spaced)
+        header = [cell.strip() for cell in next(reader, [])]
         named = max((number for number, name in enumerate(header, 1) if name), default=0)
         if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
             raise ValueError(f"its header names the column {repeated[0]} more than once")
@@ -376,9 +394,9 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
 
 
 def _names_columns(line: Sequence[str]) -> bool:
-    """Return whether the first line of a file is a header: single words, which no prompt is."""
+    """Return whether the first line is a header: single words or numbers, which no prompt is."""
     names = [cell for cell in line if cell]
-    return bool(names) and all(name.isascii() and name.isidentifier() for name in names)
+    return bool(names) and all(re.fullmatch(r"[a-zA-Z_]\w*|\d+", name, re.ASCII) for name in names)
 
 
 def _opened(file: Path, mode: str, **options: str) -> Any:

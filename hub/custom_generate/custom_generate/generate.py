@@ -6,6 +6,7 @@ from typing import Any
 
 try:  # transformers would name a package "sia", which is another one
     from sia import EntropyGate, SteeredGenerate, Steering, ValueModel
+    from sia._checkpoints import expand_home
     from sia._kv_cache import input_device
     from sia.integrations.transformers import taken_stop_strings
 except ImportError as error:
@@ -81,7 +82,11 @@ def generate(
     else:
         if isinstance(value_model, str | Path):
             value_model = load_values(
-                str(value_model), **place, dtype=model.dtype, device_map=str(input_device(model))
+                str(value_model),
+                **place,
+                file_states=file_states(value_model, backbone),
+                dtype=model.dtype,
+                device_map=str(input_device(model)),
             )
         else:
             refuse_beside("a value_model in memory", **place)
@@ -113,15 +118,24 @@ def refuse_beside(what: str, **others: Any) -> None:
         )
 
 
+def file_states(*paths: str | Path | None) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of each file in local folders; Hub ids have none."""
+    folders = [Path(expand_home(path)) for path in paths if path is not None]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+    stats = [(str(file), file.stat()) for file in files]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 @lru_cache(maxsize=2)
 def load_values(
     path: str,
     backbone: str | Path | None,
     value_subfolder: str | None,
     value_revision: str | None,
+    file_states: tuple[tuple[str, int, int], ...],
     **options: Any,
 ) -> ValueModel:
-    """Load a value model once for all calls."""
+    """Load a value model once for all calls, and again when its files change."""
     return ValueModel.from_pretrained(
         path, backbone, subfolder=value_subfolder or "", revision=value_revision, **options
     )

@@ -163,7 +163,13 @@ def test_verify_tells_a_run_of_a_single_figure_from_a_damaged_file(table, capsys
     assert main(["figures", "--profile", "smoke"]) == 0
     capsys.readouterr()
     assert verify(0) == ["verify: 1 tables of profile smoke, all whole; 0 outdated"]
-    drawing = table / "figures/smoke/figure3.pdf"
+    drawing, page = (table / "figures/smoke" / name for name in ("figure3.pdf", "report.html"))
+    whole = page.read_bytes()
+    page.write_bytes(whole + b" ")
+    assert verify(0)[0] == (
+        "outdated: report.html is not what was drawn: make figures PROFILE=smoke recreates it"
+    )
+    page.write_bytes(whole)
     drawing.write_bytes(drawing.read_bytes() + b" ")
     message = (
         "figure3.pdf is missing or not what was drawn: make figure3 PROFILE=smoke recreates it"

@@ -1,5 +1,6 @@
 """`make check`: what is equal passes, noise passes, and a metric that moved is named."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -132,3 +133,28 @@ def test_the_command_passes_fails_and_says_why(rows, monkeypatch, capsys, tmp_pa
     printed = capsys.readouterr().out
     assert "changed: by the same models, figure1 differs in judge" in printed
     assert "changed: judge of sia moved by +3 (p = " in printed
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("sha256", "provenance.json does not say sha256 (damaged?): restore it, or measure again"),
+        ("models", "provenance.json lacks models: restore it, or run make check FRESH=1"),
+        ("value", "metrics.parquet is missing or not the file that provenance.json describes"),
+        ("value, hash", "metrics.parquet lacks value: restore it, or run make check FRESH=1"),
+    ],
+)
+def test_damaged_records_are_named(rows, monkeypatch, capsys, tmp_path, lost, message):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    regression.write(PROFILE, measurement(rows), 0.0)
+    path, metrics = (tmp_path / "check" / name for name in ("provenance.json", "metrics.parquet"))
+    provenance = json.loads(path.read_text())
+    if lost.startswith("value"):
+        pd.read_parquet(metrics).drop(columns="value").to_parquet(metrics)
+    else:
+        del provenance[lost]
+    if lost.endswith("hash"):
+        provenance["sha256"][metrics.name] = tables.sha256(metrics)
+    path.write_text(json.dumps(provenance))
+    assert main(["check"]) == 2
+    assert message in capsys.readouterr().err

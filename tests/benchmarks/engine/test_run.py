@@ -1,5 +1,6 @@
 """The order of a run: tables are written as soon as their rows are there."""
 
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -66,4 +67,30 @@ def test_tables_are_written_as_soon_as_their_rows_are_there(events, tmp_path):
             figures, load_profile("smoke"), range(1), options, lambda name, *_: events.append(name)
         )
     assert events == ["rows measured", "rows", "tokens measured", "views", "traces"]
-    assert (tmp_path / "smoke/measuring-again").exists()  # a fresh run that has to go on
+
+
+@pytest.mark.parametrize(
+    ("name", "replicates", "goes_on"), [("a", 1, True), ("a", 2, False), ("b", 1, False)]
+)
+def test_a_fresh_run_goes_on_with_the_same_figures_alone(
+    events, tmp_path, capsys, name, replicates, goes_on
+):
+    marker, begins = tmp_path / "smoke/measuring-again", []
+
+    def measure(name, replicates, error=None):
+        run.measure_rows(
+            {name: figure(FigureCells([REQUEST]), error)},
+            load_profile("smoke"),
+            range(replicates),
+            run.RunOptions(fresh=True),
+            lambda *_: begins.append(marker.stat().st_mtime),
+        )
+
+    with pytest.raises(ValueError, match="a: interrupted"):
+        measure("a", 1, ValueError("interrupted"))
+    os.utime(marker, (1e9, 1e9))
+    measure(name, replicates)
+    assert (begins == [1e9]) == goes_on
+    notice = f"; without {marker} it begins anew\n"
+    assert (notice in capsys.readouterr().out) == goes_on
+    assert not marker.exists()

@@ -62,7 +62,7 @@ def test_stop_strings_of_generation_configs_are_heeded(of_call):
     assert (config or model.generation_config).stop_strings == [text]
 
 
-def test_value_models_are_loaded_once_by_path(tmp_path, monkeypatch):
+def test_value_models_are_loaded_once_until_their_files_change(tmp_path, monkeypatch):
     folder = tmp_path / "values"
     VALUES.save_pretrained(folder)
     loads = []
@@ -77,6 +77,11 @@ def test_value_models_are_loaded_once_by_path(tmp_path, monkeypatch):
             generate(value_model=path, **options), generate(steering=steering, seed=1)
         )
     assert loads == [(str(folder), None)]
+    other = tiny.value_model("qwen3", 1)
+    other.save_pretrained(folder)
+    steering = Steering(other, EntropyGate(1.5), 2.0)
+    assert torch.equal(generate(value_model=folder, **options), generate(steering=steering, seed=1))
+    assert len(loads) == 2
 
 
 @pytest.mark.parametrize(

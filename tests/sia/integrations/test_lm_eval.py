@@ -248,6 +248,20 @@ def test_bad_settings_are_refused(build, change, message):
         build(**change)
 
 
+def test_cuda_is_refused_where_there_is_none(settings, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = "torch finds no CUDA here: expected another device, such as cpu, got cuda"
+    with pytest.raises(ValueError, match=message):
+        SIA(**settings, device="cuda")
+
+
+def test_responses_leave_room_for_prompts(build):
+    requests = [Instance("generate_until", {}, ("is", {"max_gen_toks": 4}), 0)]
+    message = "max_length must be above the max_gen_toks of the task, 4, got 4"
+    with pytest.raises(ValueError, match=message):
+        build(max_length=4).generate_until(requests, disable_tqdm=True)
+
+
 def test_a_damaged_language_model_is_named(build, settings, tmp_path):
     folder = hub_folders.damaged(Path(settings["pretrained"]), tmp_path / "base")
     with pytest.raises(ValueError, match=f"the language model {folder} cannot be read, a file is"):

@@ -117,6 +117,7 @@ def write(folder: Path, name: str, content: str) -> Path:
         ("hex-phi", "category_1.csv", '"one, two"\nthree\n', ["one, two", "three"]),
         ("hex-phi", "blank.csv", "\none, two\nthree\n", ["one, two", "three"]),
         ("hex-phi", "with_header.csv", "category,prompt\n1,one\n2,two\n", ["one", "two"]),
+        ("hex-phi", "a.csv", 'category, "prompt"\n1, "one, two"\n2, two\n', ["one, two", "two"]),
         ("advbench", "index.csv", ',goal,,\n0,"a, b",,\n1,c\n', ["a, b", "c"]),
     ],
 )
@@ -219,6 +220,15 @@ def test_dialogues():
             ValueError,
             "no copy of hex-phi: expected a column prompt or .*, found Prompt, Category",
         ),
+        (
+            "hex-phi={folder}/semicolons.csv",
+            ValueError,
+            "semicolons.csv cannot be read as csv: the first line of semicolons.csv is a header, "
+            "expected columns separated by commas, one of them named prompt",
+        ),
+        ("hex-phi={folder}/tabs.csv", ValueError, "the first line of tabs.csv is a header"),
+        ("hex-phi={folder}/upper.csv", ValueError, "the first line of upper.csv is a header"),
+        ("hex-phi={folder}/number.csv", ValueError, "a column prompt or .*, found , 0"),
         ("hex-phi={folder}/word.csv", ValueError, "expected a column prompt or .*, found text"),
         (
             "advbench={folder}/quoted.csv",
@@ -259,6 +269,10 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "index.csv", ",goal,target\n0,how, then,Sure\n")
     write(tmp_path, "trailing.csv", "goal,\nhow,\nhow, then\n")
     write(tmp_path, "words.csv", "Prompt,Category\nhow to,1\n")
+    write(tmp_path, "semicolons.csv", "category;prompt\n1;how to\n")
+    write(tmp_path, "tabs.csv", '"category"\t"prompt"\n1\thow to\n')
+    write(tmp_path, "upper.csv", "Prompt,Harmful category\nhow to,1\n")
+    write(tmp_path, "number.csv", ",0\n0,how to\n")
     write(tmp_path, "word.csv", "text\nhow to\n")
     write(tmp_path, "quoted.csv", 'goal,target\n"how,Sure\n')
     write(tmp_path, "two.csv", 'one, two\n"one",two\n')
@@ -327,7 +341,11 @@ def test_a_local_copy_is_identified_by_its_digest(tmp_path):
     assert prompts.origin == {"file": str(path), "sha256": digest}
     listed = hashlib.sha256(f"{digest}  a.csv\n".encode()).hexdigest()
     write(tmp_path, "README.md", "not of the set")
-    assert load_prompts(f"advbench={tmp_path}").origin == {"file": str(tmp_path), "sha256": listed}
+    write(tmp_path, ".a-checkpoint.csv", "goal,target\nzero,x\n")
+    (tmp_path / "._a.csv").write_bytes(b"\x00\x05\x16\x07 by macOS \xff")
+    of_folder = load_prompts(f"advbench={tmp_path}")
+    assert of_folder.origin == {"file": str(tmp_path), "sha256": listed}
+    assert of_folder.chats == prompts.chats
 
 
 def test_splits_are_fixed_disjoint_and_count_what_is_too_long():
@@ -365,6 +383,13 @@ def test_examples_of_every_form(tmp_path):
         tmp_path, "w.jsonl", '{"prompt": "p", "response": "r"}\n{"prompt": "q", "response": null}\n'
     )
     assert load_examples(f"wildguardmix={path}") == [(user("p"), "r")]
+    dialogues = {
+        "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+        "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: \n\nAssistant: to nothing",
+    }
+    path = write(tmp_path, "h.jsonl", json.dumps(dialogues))
+    turns = (*user("a"), {"role": "assistant", "content": "b"}, *user("c"))
+    assert load_examples(f"hh-rlhf={path}") == [(turns, "d")]
     path = hub_folders.save_prompts(tmp_path / "prompts", 3)["helpfulness"]
     assert load_examples(f"alpaca-eval={path}")[0][1] == "yes, help well, number 0"
     with pytest.raises(
