@@ -104,10 +104,15 @@ def _quantised_layers(model: nn.Module) -> set[str]:
     names = set()
     for name, layer in model.named_modules():
         weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-        packed = not weights and {"in_features", "out_features"} <= vars(layer).keys()
-        if packed or not all(weight.is_floating_point() for weight in weights):
+        if is_packed(layer) or not all(weight.is_floating_point() for weight in weights):
             names.add(f"{name}.".replace("_orig_mod.", "").removesuffix("."))
     return names
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Return whether torch has quantised a layer: its weights are packed and no parameters."""
+    weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    return not weights and {"in_features", "out_features"} <= vars(layer).keys()
 
 
 def _are_numbers(values: Any) -> bool:

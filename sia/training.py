@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from sia._inputs import check_tokens, pad_right
 from sia._kv_cache import check_positions, input_device
+from sia._model_identity import is_packed
 from sia._modes import evaluation_mode, learning_mode
 from sia._numbers import as_number, finite_number, whole_number
 from sia.scorers.value_model import ValueModel, check_value_model
@@ -138,7 +139,8 @@ def check_trainable(value_model: ValueModel) -> None:
     Raises:
         TypeError: If it is something else.
         ValueError: If all its weights are frozen, some are not in memory, or some have a dtype in
-            which AdamW's divisor vanishes; or if its backbone is not causal.
+            which AdamW's divisor vanishes; if layers are quantised by torch; or if its backbone is
+            not causal.
     """
     check_value_model(value_model)
     weights = list(value_model.parameters())
@@ -156,6 +158,11 @@ def check_trainable(value_model: ValueModel) -> None:
             "dtype=torch.float32"
         )
     backbone = value_model.backbone
+    if any(is_packed(layer) for layer in backbone.modules()):
+        raise ValueError(
+            "layers that torch has quantised have no gradients, this value model has some: distill "
+            "it before it is quantised"
+        )
     if backbone.config.is_encoder_decoder or sees_later_tokens(backbone):
         raise ValueError(
             "a value model must be causal to learn, so that a value depends on no later token, got "

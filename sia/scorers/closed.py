@@ -83,12 +83,13 @@ class ClosedScorer(Scorer):
     def _batches(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the indices of sequences to read at once.
 
-        A model that reads sequences in its own way gets them without padding, since it may look at
-        the last column (XLNet) or, of an encoder and decoder, one sequence at a time.
+        What may not be a decoder that follows masks gets sequences without padding, since it may
+        look at the last column (XLNet) or mix neighbours (ConvBERT); an encoder and decoder gets
+        one sequence at a time.
         """
         order = list(range(len(sequences)))
         groups = [order]
-        if self.head is None:
+        if self.head is None or not supports_tree_attention(backbone_of(self.model)):
             order.sort(key=lambda i: len(sequences[i]))
             groups = [list(group) for _, group in groupby(order, lambda i: len(sequences[i]))]
         batch = 1 if self.model.config.is_encoder_decoder else BATCH

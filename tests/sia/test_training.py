@@ -133,6 +133,15 @@ def test_distill_refuses_what_cannot_learn(change, error, message):
         distill(change(new_model()), [[5]], [[7]], [1.0], **settings)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's
+def test_distill_refuses_layers_without_gradients():
+    values = new_model()
+    values.backbone = torch.ao.quantization.quantize_dynamic(values.backbone, {torch.nn.Linear})
+    settings = {"loss": "mean", "epochs": 1, "learning_rate": 1e-3, "batch_size": 2, "seed": 0}
+    with pytest.raises(ValueError, match="layers that torch has quantised have no gradients, this"):
+        distill(values, [[5]], [[7]], [1.0], **settings)
+
+
 def test_training_that_would_end_in_nan_stops():
     model = new_model()
     torch.nn.init.constant_(model.head.bias, torch.nan)

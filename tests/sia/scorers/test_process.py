@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, BertConfig, BloomConfig, GPTNeoConfig
+from transformers import (
+    AutoModelForTokenClassification,
+    BertConfig,
+    BloomConfig,
+    ConvBertConfig,
+    GPTNeoConfig,
+)
 
 from sia import EveryToken, ProcessRewardScorer, Steering, StepTokenScorer
 from sia.scorers.closed import CachedRewardSession, WholeSequenceSession
@@ -30,6 +36,16 @@ def encoder():
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     return classifier(
         BertConfig(vocab_size=60, intermediate_size=24, initializer_range=0.5, **size)
+    )
+
+
+def convolutions():
+    """Convolutions read the neighbours of a token, padding among them."""
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return classifier(
+        ConvBertConfig(
+            vocab_size=60, embedding_size=32, intermediate_size=48, initializer_range=0.25, **size
+        )
     )
 
 
@@ -64,6 +80,7 @@ SCORERS = {
     "classifier": (classifier, ProcessRewardScorer, CachedRewardSession, ()),
     "classifier at a step token": (classifier, ProcessRewardScorer, CachedRewardSession, (9,)),
     "encoder": (encoder, ProcessRewardScorer, WholeSequenceSession, (9,)),
+    "convolutions": (convolutions, ProcessRewardScorer, WholeSequenceSession, (9,)),
     "ALiBi": (alibi, ProcessRewardScorer, WholeSequenceSession, ()),
     "saturated": (saturated, ProcessRewardScorer, WholeSequenceSession, ()),
     "language model": (
