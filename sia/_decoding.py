@@ -32,6 +32,7 @@ from sia._kv_cache import (
     rotary_switch,
 )
 from sia._modes import evaluation_mode
+from sia._padding import follows_padding
 from sia._responses import Responses
 from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
@@ -162,6 +163,10 @@ class Decoding:
         self.prompt_lengths = attention_mask.sum(1).repeat_interleave(samples)
         self.narrowed = {"logits_to_keep": 1} if narrows_logits(model) else {}
         self.padded = not bool(attention_mask.all())
+        if self.padded and not follows_padding(model):
+            raise ValueError(
+                f"{type(model).__name__} counts padding as positions: give it prompts of one length"
+            )
         head = model.get_output_embeddings()
         self.meter = Meter(Architecture.of(backbone_of(model), head), rows, device)
         self.junctions = torch.zeros(rows, dtype=torch.int64, device=device)

@@ -14,6 +14,7 @@ from sia._hooks import checkpoint_hooks
 from sia._inputs import TextDecoder, eos_token_ids, pad_left, prompt_ids
 from sia._kv_cache import check_decoder, check_model, input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
+from sia._padding import follows_padding
 from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation
 from sia.signals import Signal
@@ -114,7 +115,8 @@ def batches(
 ) -> Iterator[list[int]]:
     """Yield the indices of prompts to decode together, sorted by length to reduce padding.
 
-    All prompts of a batch have one length where rotary frequencies may change during decoding.
+    All prompts of a batch have one length where rotary frequencies may change during decoding, and
+    where padding moves positions.
     """
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with tqdm(total=len(ids), desc=description, unit="prompt", disable=not progress) as bar:
@@ -122,7 +124,9 @@ def batches(
             shortest = len(ids[order[0]])
             indices = order[:batch_size]
             longest = len(ids[indices[-1]]) + max_new_tokens
-            if rotary_switch(model, shortest, longest) is not None:
+            padded = len(ids[indices[-1]]) > shortest
+            moved = rotary_switch(model, shortest, longest) is not None
+            if moved or (padded and not follows_padding(model)):
                 indices = [i for i in indices if len(ids[i]) == shortest]
             order = order[len(indices) :]
             yield indices

@@ -112,6 +112,19 @@ def assert_batch_equals_loop(model, backbone):
     return generations
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("trocr", {"is_decoder": True, "init_std": 0.25}), ("git", {})]
+)
+def test_models_that_count_padding_read_prompts_of_one_length_together(kind, settings):
+    model = build(kind, **settings)
+    model.generation_config.pad_token_id = 0
+    assert_batch_equals_loop(model, build("llama", 1))
+    ids, mask = pad_left(PROMPTS, "cpu")
+    options = {"custom_generate": steered_generate, "max_new_tokens": 2}
+    with pytest.raises(ValueError, match="ForCausalLM counts padding as positions: give it prompt"):
+        model.generate(ids, attention_mask=mask, **options)
+
+
 def test_layers_that_text_alone_skips_keep_no_keys():
     """Rows end at different steps, and samples of a search share their prompt."""
     model, backbone = tiny.cross_attending_model(0), tiny.cross_attending_model(1)
