@@ -70,8 +70,9 @@ class JunctionPredictor:
                 "fit one to this model"
             )
         first, first_bias, second, second_bias = _weights_on(self, hidden.device)
-        x = nn.functional.gelu(nn.functional.linear(hidden.float(), first, first_bias))
-        log_divergence = nn.functional.linear(x, second, second_bias).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = nn.functional.gelu(nn.functional.linear(hidden.float(), first, first_bias))
+            log_divergence = nn.functional.linear(x, second, second_bias).squeeze(-1)
         return log_divergence.clamp_(SMALLEST_LOG, LARGEST_LOG).exp_()
 
 

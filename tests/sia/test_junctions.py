@@ -280,6 +280,27 @@ def test_saved_and_loaded_to_the_last_bit(tmp_path):
         assert again[0].scorer.values.state_dict()[name].equal(tensor)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gate_and_head_compute_in_float32_under_autocast(dtype):
+    """Responses that end leave the batch, with what is recorded of the others."""
+    hidden, candidates = (
+        torch.randn(3, 32, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[7, 8]] * 3),
+    )
+    scorer = q_head()
+    session = scorer.start_session([[7]] * 3, 4)
+    session.observe(hidden)
+    read = (
+        lambda: predictor().predict(hidden),
+        lambda: session.score(torch.arange(3), candidates, candidates),
+    )
+    expected = [one() for one in read]
+    with torch.autocast("cpu", dtype):
+        for one, values in zip(read, expected, strict=True):
+            assert torch.equal(one(), values)
+        assert tiny.generate(MODEL, PROMPTS, Steering(scorer, JunctionGate(0.05, predictor())))
+
+
 def test_a_head_stored_in_half_precision_is_read_in_single(tmp_path):
     q_head().save_pretrained(tmp_path)
     file = tmp_path / "q_head.safetensors"
