@@ -14,12 +14,14 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import pickle
 import random
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -55,7 +57,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.files import write_atomically, write_text
+from benchmarks.runtime.files import working_alone, write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
 from benchmarks.subjects.hub.prompts import chat_of, is_text, read_files
@@ -126,10 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, and write the value model with its metrics.
+    """Train, unless another run does so for the same output.
 
     Raises:
-        ValueError: For options or data that cannot be used, or a checkpoint of other settings.
+        ValueError: As `learn` does; also for an output that cannot be used.
     """
     counts = "epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"
     require_counts(options, *counts, "lora_alpha")
@@ -143,6 +145,17 @@ def train(options: argparse.Namespace) -> None:
             f"{options.output} has a value model already: name another output, or delete it"
         )
     require_folder(options.output)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched
+    with working_alone(options.output / CHECKPOINTS) if first else nullcontext():
+        learn(options)
+
+
+def learn(options: argparse.Namespace) -> None:
+    """Train, and write the value model with its metrics.
+
+    Raises:
+        ValueError: For options or data that cannot be used, or a checkpoint of other settings.
+    """
     source = fetch(Source(options.backbone, options.revision))
     tokenizer = tokenizer_of(source)
     require_template(tokenizer)

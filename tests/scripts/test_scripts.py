@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.runtime.files import working_alone
 from benchmarks.runtime.workers import ThisProcess
 from benchmarks.subjects.hub import annotation
 from scripts import annotate_rewards, compare, train_value_model
@@ -312,6 +313,15 @@ def test_real_text_is_annotated_and_learned_from(places, tmp_path):
         1,
         3,
     )
+
+
+def test_an_output_has_one_run_at_a_time(places, data, tmp_path, capsys):
+    lines, values = tmp_path / "rewards.jsonl", tmp_path / "values"
+    with working_alone(lines), working_alone(values / "checkpoints"):
+        assert annotate(places, lines) == 2
+        assert f"error: another run is writing {lines}: wait until" in capsys.readouterr().err
+        assert train_value_model.main(training(places, data, values)) == 2
+        assert f"another run is writing {values / 'checkpoints'}:" in capsys.readouterr().err
 
 
 # --- train_value_model.py
