@@ -60,7 +60,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.runtime.files import working_alone, write_atomically, write_text
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
-from benchmarks.subjects.hub.prompts import chat_of, is_text, read_files
+from benchmarks.subjects.hub.prompts import chat_of, chat_of_csv, is_csv, is_text, read_files
 from sia import ValueModel
 from sia._kv_cache import check_positions
 from sia.scorers.published import (
@@ -225,6 +225,7 @@ def read_examples(
     examples, cut, left_out = [], 0, 0
     for file in files:
         table = read_files(file)
+        read_prompt = chat_of_csv if is_csv(file) else chat_of
         columns = ("prompt", "response", "reward")
         missing = [column for column in columns if column not in table[0]]
         if missing:
@@ -242,7 +243,7 @@ def read_examples(
             try:
                 value = _as_float(reward)
                 check_reward(reward if math.isnan(value) else value)
-                (prompt_ids,) = chat_ids(tokenizer, [chat_of(prompt)])
+                (prompt_ids,) = chat_ids(tokenizer, [read_prompt(prompt)])
             except ValueError as error:
                 raise ValueError(f"{file}: example {number}: {error}") from error
             response_ids = tokenizer(response, add_special_tokens=False).input_ids

@@ -531,6 +531,20 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
     assert message in error(data, torn.parent)
 
 
+def test_chats_in_csv_files_are_json(data, tmp_path):
+    """As pandas writes them they are Python's, which would be learned from as texts."""
+    words, chats = hub_folders.tokenizer(), pd.read_json(data, lines=True, precise_float=True)
+    as_json = chats.assign(prompt=chats["prompt"].map(json.dumps))
+    as_json.to_csv(tmp_path / "json.csv", index=False)
+    expected = train_value_model.read_examples([data], words, 1024)
+    for files in ([tmp_path / "json.csv"], [tmp_path]):
+        assert train_value_model.read_examples(files, words, 1024) == expected
+    chats.to_csv(tmp_path / "python.csv", index=False)
+    message = r"python\.csv: example 0: a prompt that begins with \[{ must be messages as JSON"
+    with pytest.raises(ValueError, match=message):
+        train_value_model.read_examples([tmp_path / "python.csv"], words, 1024)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(places, data, tmp_path, monkeypatch, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
