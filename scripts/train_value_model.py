@@ -100,8 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    # model_config.json keeps it, for readers that know no ~
-    add("--backbone", required=True, type=expanduser, help="Hub id or folder")
+    add("--backbone", required=True, type=hub_id_or_folder, help="Hub id or folder")
     add("--revision", default="main", help="of the backbone")
     add("--model-type", choices=KINDS, default="causal_lm", help="what the backbone is loaded as")
     add("--data", required=True, type=path, nargs="+", help="annotated JSON lines")
@@ -125,6 +124,12 @@ def main(arguments: list[str] | None = None) -> int:
         f"the last checkpoint is kept, {RESUMES}",
         "--batch-size or --longest",
     )
+
+
+def hub_id_or_folder(text: str) -> str:
+    """Return a backbone as model_config.json keeps it, for readers elsewhere that know no ~."""
+    name = expanduser(text)
+    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
 
 
 def train(options: argparse.Namespace) -> None:

@@ -382,9 +382,11 @@ def test_a_trained_model_has_the_published_layout_and_loads(trained, places):
     assert values_of(trained).std() > 0
 
 
-def test_a_backbone_in_the_home_folder_is_named_by_its_path(places, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("base", ["~/base", "base", "./base"])
+def test_a_local_backbone_is_named_by_its_path(places, data, tmp_path, monkeypatch, base):
     monkeypatch.setenv("HOME", str(places["base"].parent))
-    arguments = training(places | {"base": "~/base"}, data, tmp_path, "--epochs", "1")
+    monkeypatch.chdir(places["base"].parent)
+    arguments = training(places | {"base": base}, data, tmp_path, "--epochs", "1")
     assert train_value_model.main(arguments) == 0
     config = json.loads((tmp_path / "model_config.json").read_text())
     assert config["base_model_name_or_path"] == str(places["base"])
