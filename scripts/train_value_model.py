@@ -58,7 +58,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.runtime.files import working_alone, write_atomically, write_text
-from benchmarks.spec.profile import Source
+from benchmarks.runtime.fingerprints import file_states
+from benchmarks.spec.profile import Source, digest
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
 from benchmarks.subjects.hub.prompts import chat_of, chat_of_csv, is_csv, is_text, read_files
 from sia import ValueModel
@@ -167,12 +168,15 @@ def learn(options: argparse.Namespace) -> None:
     examples = read_examples(options.data, tokenizer, options.longest)
     training, heldout = divide(examples, options.heldout, options.seed)
     arguments = training_arguments(options, len(training), bool(heldout))
+    # the backbone's own: an output may lie in a folder below
+    files = sorted(file for file in Path(source.id).glob("*") if file.is_file())
     settings = {
         name: str(value)
         for name, value in vars(options).items()
         if name not in ("output", "check_every")
     } | {
         "commit": source.revision,
+        "backbone files": digest(file_states(files)),
         "processes": str(arguments.world_size),
         "examples": hashlib.sha256(json.dumps(training).encode()).hexdigest()[:16],
     }

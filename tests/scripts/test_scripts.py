@@ -552,11 +552,18 @@ def test_a_checkpoint_of_other_settings_is_refused(places, data, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_value_model, "write_value_model", interrupt)
-    assert train_value_model.main(training(places, data, tmp_path)) == 130
+    base = hub_folders.save_model(tmp_path / "base", "qwen3", 0, "base")
+    arguments = training(places | {"base": base}, data, base / "values", "--epochs", "1")
+    assert train_value_model.main(arguments) == 130
     assert "interrupted: the last checkpoint is kept" in capsys.readouterr().err
-    assert train_value_model.main(training(places, data, tmp_path, "--epochs", "3")) == 2
-    message = f"{tmp_path / 'checkpoints'} is of a run with other settings (epochs): delete it, or"
-    assert message in capsys.readouterr().err
+    assert train_value_model.main([*arguments, "--epochs", "3"]) == 2
+    message = f"{base / 'values/checkpoints'} is of a run with other settings"
+    assert f"{message} (epochs): delete it, or" in capsys.readouterr().err
+    assert train_value_model.main(arguments) == 130
+    assert "interrupted: the last checkpoint is kept" in capsys.readouterr().err
+    hub_folders.save_model(base, "qwen3", 9, "base")
+    assert train_value_model.main(arguments) == 2
+    assert f"{message} (backbone files): delete it, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
