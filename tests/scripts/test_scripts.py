@@ -506,6 +506,7 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
         ("--learning-rate", "-1", "--learning-rate must be a finite number of at least 0, got -1"),
         ("--seed", "-1", "--seed must be 0 to 4294967295, got -1"),
         ("--longest", "3", "is short enough"),
+        ("--backbone", "", "error: a model must be a Hub id or a folder, got ''"),
     ):
         assert message in error(data, tmp_path / "x", option, value)
     wrong = tmp_path / "wrong.jsonl"
