@@ -25,7 +25,7 @@ from benchmarks.runtime.command_line import (
     require_counts,
     require_new,
 )
-from benchmarks.runtime.files import write_text
+from benchmarks.runtime.files import working_alone, write_text
 from benchmarks.runtime.fingerprints import file_states
 from benchmarks.runtime.workers import ThisProcess, Workers, load_ray_workers
 from benchmarks.spec.profile import Source, digest
@@ -63,11 +63,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def annotate(options: argparse.Namespace) -> None:
+    """Annotate, unless another run does so for the same output.
+
+    Raises:
+        ValueError: As `score_examples` does; also for an output that cannot be used.
+    """
+    require_counts(options, "longest", "limit", "batch_tokens")
+    require_new(options.output)
+    with working_alone(options.output):
+        score_examples(options)
+
+
+def score_examples(options: argparse.Namespace) -> None:
     """Score every example and write those that are not too long.
 
     Raises:
-        ValueError: For an option, a reward model or an output that cannot be used, or if no example
-            can be scored.
+        ValueError: For an option or a reward model that cannot be used, an output that was begun
+            with other settings, or if no example can be scored.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -84,8 +96,6 @@ def annotate(options: argparse.Namespace) -> None:
     from benchmarks.subjects.scoring import positions_at_once
     from sia._kv_cache import position_count
 
-    require_counts(options, "longest", "limit", "batch_tokens")
-    require_new(options.output)
     gpus = load_ray_workers().gpus() if options.executor == "ray" else None
     device, dtype = choose_device(options.device, gpus=gpus)
     disable_progress_bar()

@@ -118,12 +118,13 @@ def fit(options: argparse.Namespace) -> None:
 
 
 def prompts_of(options: argparse.Namespace) -> list[Chat]:
-    """Return prompts as chats, from the named prompt set or from the lab's training prompts."""
+    """Return prompts as chats, from the named prompt set or evenly from the lab's for training."""
     if options.prompts:
         return list(load_prompts(options.prompts).chats[: options.limit])
     replicate = Replicate.open(load_profile("lab"), 0)
     prompts = replicate.prompts["training"]
-    return [question(prompt.text) for prompt in prompts[:: max(1, len(prompts) // options.limit)]]
+    count = min(options.limit, len(prompts))
+    return [question(prompts[i * len(prompts) // count].text) for i in range(count)]
 
 
 def report(name: str, rankings: Sequence[Ranking]) -> list[dict]:

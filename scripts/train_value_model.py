@@ -14,12 +14,14 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import pickle
 import random
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -55,10 +57,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.files import write_atomically, write_text
-from benchmarks.spec.profile import Source
+from benchmarks.runtime.files import working_alone, write_atomically, write_text
+from benchmarks.runtime.fingerprints import file_states
+from benchmarks.spec.profile import Source, digest
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
-from benchmarks.subjects.hub.prompts import chat_of, is_text, read_files
+from benchmarks.subjects.hub.prompts import chat_of, chat_of_csv, is_csv, is_text, read_files
 from sia import ValueModel
 from sia._kv_cache import check_positions
 from sia.scorers.published import (
@@ -98,8 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    # model_config.json keeps it, for readers that know no ~
-    add("--backbone", required=True, type=expanduser, help="Hub id or folder")
+    add("--backbone", required=True, type=hub_id_or_folder, help="Hub id or folder")
     add("--revision", default="main", help="of the backbone")
     add("--model-type", choices=KINDS, default="causal_lm", help="what the backbone is loaded as")
     add("--data", required=True, type=path, nargs="+", help="annotated JSON lines")
@@ -125,11 +127,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
+def hub_id_or_folder(text: str) -> str:
+    """Return a backbone as model_config.json keeps it, for readers elsewhere that know no ~."""
+    name = expanduser(text)
+    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
+
+
 def train(options: argparse.Namespace) -> None:
-    """Train, and write the value model with its metrics.
+    """Train, unless another run does so for the same output.
 
     Raises:
-        ValueError: For options or data that cannot be used, or a checkpoint of other settings.
+        ValueError: As `learn` does; also for an output that cannot be used.
     """
     counts = "epochs", "batch_size", "accumulation", "longest", "lora_rank", "check_every"
     require_counts(options, *counts, "lora_alpha")
@@ -143,18 +151,32 @@ def train(options: argparse.Namespace) -> None:
             f"{options.output} has a value model already: name another output, or delete it"
         )
     require_folder(options.output)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched
+    with working_alone(options.output / CHECKPOINTS) if first else nullcontext():
+        learn(options)
+
+
+def learn(options: argparse.Namespace) -> None:
+    """Train, and write the value model with its metrics.
+
+    Raises:
+        ValueError: For options or data that cannot be used, or a checkpoint of other settings.
+    """
     source = fetch(Source(options.backbone, options.revision))
     tokenizer = tokenizer_of(source)
     require_template(tokenizer)
     examples = read_examples(options.data, tokenizer, options.longest)
     training, heldout = divide(examples, options.heldout, options.seed)
     arguments = training_arguments(options, len(training), bool(heldout))
+    # the backbone's own: an output may lie in a folder below
+    files = sorted(file for file in Path(source.id).glob("*") if file.is_file())
     settings = {
         name: str(value)
         for name, value in vars(options).items()
         if name not in ("output", "check_every")
     } | {
         "commit": source.revision,
+        "backbone files": digest(file_states(files)),
         "processes": str(arguments.world_size),
         "examples": hashlib.sha256(json.dumps(training).encode()).hexdigest()[:16],
     }
@@ -212,6 +234,7 @@ def read_examples(
     examples, cut, left_out = [], 0, 0
     for file in files:
         table = read_files(file)
+        read_prompt = chat_of_csv if is_csv(file) else chat_of
         columns = ("prompt", "response", "reward")
         missing = [column for column in columns if column not in table[0]]
         if missing:
@@ -229,7 +252,7 @@ def read_examples(
             try:
                 value = _as_float(reward)
                 check_reward(reward if math.isnan(value) else value)
-                (prompt_ids,) = chat_ids(tokenizer, [chat_of(prompt)])
+                (prompt_ids,) = chat_ids(tokenizer, [read_prompt(prompt)])
             except ValueError as error:
                 raise ValueError(f"{file}: example {number}: {error}") from error
             response_ids = tokenizer(response, add_special_tokens=False).input_ids

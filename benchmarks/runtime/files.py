@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from benchmarks.runtime.fingerprints import ROOT
 
@@ -76,6 +76,27 @@ def locked(path: Path) -> FileLock:
     """Return a lock, to be entered by `with`, that waits while another process holds `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
+
+
+@contextmanager
+def working_alone(output: Path) -> Iterator[None]:
+    """Hold the lock of an output, in a hidden file beside it, while a command works on it.
+
+    Raises:
+        ValueError: If another command does already.
+    """
+    lock = locked(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another run is writing {output}: wait until it ends, or name another output"
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def link(path: Path, target: Path) -> None:

@@ -405,7 +405,8 @@ class Source:
     billions: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        """Let ~ be the home folder."""
+        """Let ~ be the home folder; an empty id, which would be the folder here, is refused."""
+        _require(bool(self.id.strip()), "a model must be a Hub id or a folder", repr(self.id))
         for name in ("id", "backbone"):
             object.__setattr__(self, name, expanduser(getattr(self, name)))
 

@@ -1,5 +1,7 @@
 """The command that fits a junction gate, on models and prompts of the Hub's form."""
 
+from argparse import Namespace
+
 import pandas as pd
 import pytest
 
@@ -63,6 +65,13 @@ def test_invalid_options_give_a_one_line_error(arguments, change, message, tmp_p
     errors = capsys.readouterr().err
     assert f"error: {message}" in errors
     assert not output.exists()
+
+
+def test_the_limit_is_the_number_of_the_labs_prompts_which_are_taken_evenly():
+    options = (Namespace(prompts=None, limit=limit) for limit in (10**9, 300, 700))
+    every, usual, many = map(fit_junction_gate.prompts_of, options)
+    assert usual == every[::16]
+    assert (len(many), many[-1]) == (700, every[-7])
 
 
 def test_options_of_a_value_model_need_one(tmp_path, capsys):

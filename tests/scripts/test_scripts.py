@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.runtime.files import working_alone
 from benchmarks.runtime.workers import ThisProcess
 from benchmarks.subjects.hub import annotation
 from scripts import annotate_rewards, compare, train_value_model
@@ -314,6 +315,15 @@ def test_real_text_is_annotated_and_learned_from(places, tmp_path):
     )
 
 
+def test_an_output_has_one_run_at_a_time(places, data, tmp_path, capsys):
+    lines, values = tmp_path / "rewards.jsonl", tmp_path / "values"
+    with working_alone(lines), working_alone(values / "checkpoints"):
+        assert annotate(places, lines) == 2
+        assert f"error: another run is writing {lines}: wait until" in capsys.readouterr().err
+        assert train_value_model.main(training(places, data, values)) == 2
+        assert f"another run is writing {values / 'checkpoints'}:" in capsys.readouterr().err
+
+
 # --- train_value_model.py
 
 
@@ -372,9 +382,11 @@ def test_a_trained_model_has_the_published_layout_and_loads(trained, places):
     assert values_of(trained).std() > 0
 
 
-def test_a_backbone_in_the_home_folder_is_named_by_its_path(places, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("base", ["~/base", "base", "./base"])
+def test_a_local_backbone_is_named_by_its_path(places, data, tmp_path, monkeypatch, base):
     monkeypatch.setenv("HOME", str(places["base"].parent))
-    arguments = training(places | {"base": "~/base"}, data, tmp_path, "--epochs", "1")
+    monkeypatch.chdir(places["base"].parent)
+    arguments = training(places | {"base": base}, data, tmp_path, "--epochs", "1")
     assert train_value_model.main(arguments) == 0
     config = json.loads((tmp_path / "model_config.json").read_text())
     assert config["base_model_name_or_path"] == str(places["base"])
@@ -494,6 +506,7 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
         ("--learning-rate", "-1", "--learning-rate must be a finite number of at least 0, got -1"),
         ("--seed", "-1", "--seed must be 0 to 4294967295, got -1"),
         ("--longest", "3", "is short enough"),
+        ("--backbone", "", "error: a model must be a Hub id or a folder, got ''"),
     ):
         assert message in error(data, tmp_path / "x", option, value)
     wrong = tmp_path / "wrong.jsonl"
@@ -521,16 +534,37 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
     assert message in error(data, torn.parent)
 
 
+def test_chats_in_csv_files_are_json(data, tmp_path):
+    """As pandas writes them they are Python's, which would be learned from as texts."""
+    words, chats = hub_folders.tokenizer(), pd.read_json(data, lines=True, precise_float=True)
+    as_json = chats.assign(prompt=chats["prompt"].map(json.dumps))
+    as_json.to_csv(tmp_path / "json.csv", index=False)
+    expected = train_value_model.read_examples([data], words, 1024)
+    for files in ([tmp_path / "json.csv"], [tmp_path]):
+        assert train_value_model.read_examples(files, words, 1024) == expected
+    chats.to_csv(tmp_path / "python.csv", index=False)
+    message = r"python\.csv: example 0: a prompt that begins with \[{ must be messages as JSON"
+    with pytest.raises(ValueError, match=message):
+        train_value_model.read_examples([tmp_path / "python.csv"], words, 1024)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(places, data, tmp_path, monkeypatch, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_value_model, "write_value_model", interrupt)
-    assert train_value_model.main(training(places, data, tmp_path)) == 130
+    base = hub_folders.save_model(tmp_path / "base", "qwen3", 0, "base")
+    arguments = training(places | {"base": base}, data, base / "values", "--epochs", "1")
+    assert train_value_model.main(arguments) == 130
     assert "interrupted: the last checkpoint is kept" in capsys.readouterr().err
-    assert train_value_model.main(training(places, data, tmp_path, "--epochs", "3")) == 2
-    message = f"{tmp_path / 'checkpoints'} is of a run with other settings (epochs): delete it, or"
-    assert message in capsys.readouterr().err
+    assert train_value_model.main([*arguments, "--epochs", "3"]) == 2
+    message = f"{base / 'values/checkpoints'} is of a run with other settings"
+    assert f"{message} (epochs): delete it, or" in capsys.readouterr().err
+    assert train_value_model.main(arguments) == 130
+    assert "interrupted: the last checkpoint is kept" in capsys.readouterr().err
+    hub_folders.save_model(base, "qwen3", 9, "base")
+    assert train_value_model.main(arguments) == 2
+    assert f"{message} (backbone files): delete it, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

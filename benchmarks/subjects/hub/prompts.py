@@ -113,6 +113,22 @@ def chat_of(prompt: object) -> Chat:
     return tuple(turns)
 
 
+def chat_of_csv(prompt: str) -> Chat:
+    """Return a prompt of a CSV file, a text or messages as JSON, as `chat_of` does.
+
+    Raises:
+        ValueError: For what begins like messages and is no JSON, and as `chat_of` does.
+    """
+    if not re.match(r"\s*\[\s*\{", prompt):
+        return chat_of(prompt)
+    try:
+        return chat_of(json.loads(prompt))
+    except json.JSONDecodeError:
+        raise ValueError(
+            f"a prompt that begins with [{{ must be messages as JSON, got {prompt!r}"
+        ) from None
+
+
 def _pair(prompt: str | None, response: str | None) -> Iterator[Example | None]:
     chat = question(prompt)
     yield (chat, response.strip()) if chat and response and response.strip() else None
@@ -450,6 +466,11 @@ def _lines(text: str) -> Iterator[str]:
             raise ValueError(f"line {number + 1} has {len(fields)} columns and there is no header")
         yield fields[0]
         number += reader.line_num
+
+
+def is_csv(path: Path) -> bool:
+    """Return whether a file, or those of a folder, are CSV."""
+    return "csv" in map(_format, path.iterdir() if path.is_dir() else [path])
 
 
 def _format(file: Path) -> str | None:

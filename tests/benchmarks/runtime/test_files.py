@@ -134,6 +134,16 @@ def test_only_one_process_at_a_time_is_inside_a_lock(tmp_path):
             assert time.monotonic() - started > 0.3
 
 
+def test_a_second_run_on_an_output_is_refused_and_the_end_of_the_first_leaves_nothing(tmp_path):
+    message = f"another run is writing {tmp_path / 'out'}: wait until it ends, or name another outp"
+    with files.working_alone(tmp_path / "out"):
+        with files.working_alone(tmp_path / "other"):
+            pass
+        with pytest.raises(ValueError, match=message), files.working_alone(tmp_path / "out"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_process_was_writing_is_removed_and_what_one_is_writing_stays(tmp_path):
     files.write_text(tmp_path / "models/base", "whole")
     with process(f"files.write_atomically(Path({str(tmp_path / 'models/value')!r}), stay)"):

@@ -116,6 +116,10 @@ def test_what_a_profile_needs(qwen, project):
     ("line", "message"),
     [
         ('[models.base]\nname = "x"', r" \[models.base\]: unknown name"),
+        (
+            '[models.q-head-mean]\nid = ""\n[models.base]',
+            r" \[models.q-head-mean\]: a model must be a Hub id or a folder, got ''",
+        ),
         ("[models.base-tiny]", r": models must be some of base, .* got \['base-tiny'\]"),
     ],
 )

@@ -14,6 +14,7 @@ from benchmarks.subjects.hub.prompts import (
     PROMPT_SETS,
     PromptSet,
     chat_of,
+    chat_of_csv,
     dialogue,
     load_examples,
     load_prompts,
@@ -468,6 +469,8 @@ def test_messages_of_sharegpt_are_read():
         for role, content in zip(roles, ("be kind", "a", "b", "c"), strict=True)
     )
     assert chat_of("why") == user("why")
+    assert chat_of_csv(f" {json.dumps(messages, indent=1)}") == chat_of(messages)
+    assert chat_of_csv("[why] {}") == user("[why] {}")
 
 
 @pytest.mark.parametrize(
@@ -487,3 +490,16 @@ def test_messages_of_sharegpt_are_read():
 def test_messages_of_other_forms_are_refused(prompt, message):
     with pytest.raises(ValueError, match=message):
         chat_of(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("[{'role': 'user'}]", r"begins with \[{ must be messages as JSON, got \"\[{'role'"),
+        ('[{"role": "user"}]', "a message must have a role and a content, a text, got {'role': 'u"),
+        ('[{"role": "user", "content": "a"}, 5]', "a prompt must be a text or a list of messages"),
+    ],
+)
+def test_chats_of_csv_files_are_json(prompt, message):
+    with pytest.raises(ValueError, match=message):
+        chat_of_csv(prompt)
