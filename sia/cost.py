@@ -10,13 +10,13 @@ that a token is not sent to, or of adapters that are merged, disabled or not act
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -87,31 +87,51 @@ class Architecture:
             ValueError: For layers that keep something else than keys and values.
         """
         layers, decoder = attention_windows(backbone), backbone.get_decoder()
-        config = backbone.config.get_text_config()
-        heads, settings = config.num_attention_heads, config.to_dict()
+        settings = backbone.config.get_text_config().to_dict()
         # they attend to images, and text alone skips them (Llama 3.2 Vision)
         skipped = settings.get("cross_attention_layers") or ()
-        windows = Counter(window for i, window in enumerate(layers) if i not in skipped)
-        size = settings.get("head_dim") or config.hidden_size // heads
-        queries, values = size, settings.get("v_head_dim") or size
-        expanded = 0
-        if "qk_nope_head_dim" in settings:  # latent attention
-            queries = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
-            per_latent = heads * (settings["qk_nope_head_dim"] + values)
-            expanded = settings["kv_lora_rank"] * per_latent * config.num_hidden_layers
-        per_layer = 2 * heads * (queries + values)  # two products of 2 FLOPs each
+        costs = [_attention_flops(c) for c in layer_configs(backbone.config.get_text_config())]
+        windows, expanded = Counter[int | None](), 0
+        for i, window in enumerate(layers):
+            if i not in skipped:
+                per_key, per_latent = costs[i % len(costs)]
+                windows[window] += per_key
+                expanded += per_latent
         per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
         experts = per_token[0] if per_token else 1
         idle = sum(weights_used(decoder.get_submodule(f"layers.{i}"), experts) for i in skipped)
         running = decoder
         if backbone.config.is_encoder_decoder:  # the encoder reads the same tokens
-            running, windows = backbone, Counter({None: _attentions_of_both(backbone)})
+            running = backbone
+            windows = Counter({None: costs[0][0] * _attentions_of_both(backbone)})
         return cls(
             linear=2 * (weights_used(running, experts) - idle - expanded),
             head=2 * weights_used(head),
-            attention=tuple((window, per_layer * count) for window, count in windows.items()),
+            attention=tuple(windows.items()),
             expansion=2 * expanded,
         )
+
+
+def layer_configs(config: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
+    """Return the config of each layer, or one if all layers have the same."""
+    # a config that differs by layer refuses to give its numbers as those of the model
+    return list(config.per_layer_config) if "_heterogeneity_spec" in vars(config) else [config]
+
+
+def _attention_flops(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return what attention costs in a layer with this config.
+
+    Returns:
+        FLOPs per token and key that it sees; weights that each latent vector of the cache is
+        multiplied with, 0 where it holds keys and values.
+    """
+    heads, settings = config.num_attention_heads, config.to_dict()
+    size = settings.get("head_dim") or config.hidden_size // heads
+    queries, values, expanded = size, settings.get("v_head_dim") or size, 0
+    if "qk_nope_head_dim" in settings:  # latent attention
+        queries = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
+        expanded = settings["kv_lora_rank"] * heads * (settings["qk_nope_head_dim"] + values)
+    return 2 * heads * (queries + values), expanded  # two products of 2 FLOPs each
 
 
 def _attentions_of_both(backbone: PreTrainedModel) -> int:
@@ -181,12 +201,13 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
         ValueError: For layers that keep something else than keys and values (linear attention,
             state spaces, recurrences).
     """
-    if not hasattr(model.config.get_text_config(), "num_attention_heads"):
+    config = model.config.get_text_config()
+    configs = layer_configs(config)
+    if not hasattr(configs[0], "num_attention_heads"):
         raise ValueError(
             f"prefixes can be cached in layers of attention only, {type(model).__name__} has none"
         )
     windows: list[int | None] = []
-    config = model.config.get_text_config()
     kinds = config.to_dict().get("layer_types") or ()
     for index, layer in enumerate(DynamicCache(config=model.config).layers):
         # layers without keys of their own read those of a layer of their kind (Gemma 3n)
@@ -194,7 +215,7 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append(layer.sliding_window)
         elif shared == "sliding_attention":
-            windows.append(config.sliding_window)
+            windows.append(configs[index % len(configs)].sliding_window)
         elif type(layer) is DynamicLayer or shared == "full_attention":
             windows.append(None)
         else:

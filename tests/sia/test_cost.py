@@ -41,6 +41,16 @@ def test_flops_of_decoding_are_those_that_torch_counts(family):
     assert generation.cost.value_flops == 0
 
 
+def test_layers_with_heads_of_another_size_count_as_such():
+    """As the layers of Gemma 4 that see all keys; most products are those of attention here."""
+    model = build("gemma4_text", head_dim=8, global_head_dim=48, layer_types=["full_attention"] * 2)
+    model.generation_config.eos_token_id = None
+    generation, flops = decode_and_count(model)
+    assert generation.cost.model_flops == pytest.approx(flops, rel=0.01)
+    sizes = [per_key for _, per_key in Architecture.of(model.model, model.lm_head).attention]
+    assert sizes == [2 * 2 * 4 * (48 + 48)]  # layers, FLOPs of a product, heads, both products
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
 def test_flops_of_steering_are_those_that_torch_counts(family):
     """But for keys that torch computes and masks (gemma2 has more of them: its window's)."""
