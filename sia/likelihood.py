@@ -108,7 +108,8 @@ def log_likelihoods(
     shared = check_steering(model, steering, count, tokenizer)
     _check_examples(prompts, responses, value_prompts, vocabulary_size(model), shared)
     if steering is not None:
-        ends = eos_token_ids(model.generation_config, tokenizer and tokenizer.eos_token_id)
+        further = None if tokenizer is None else tokenizer.eos_token_id
+        ends = eos_token_ids(model.generation_config, further)
         steering = replace(steering, scorer=close(steering.scorer, tokenizer, ends))
     likelihoods: dict[int, Likelihood] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
