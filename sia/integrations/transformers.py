@@ -182,7 +182,7 @@ class SteeredGenerate:
         """Return the token ids of the prompts as the scorer reads them, one per row."""
         if self.value_prompts is None:
             return prompts
-        padding = padding_token(model)
+        padding = padding_token(model, self.tokenizer)
         ids = prompt_ids(self.value_prompts, "value prompt", self.tokenizer, padding)
         samples = config.num_return_sequences or 1
         if len(ids) * samples != len(prompts):

@@ -64,10 +64,15 @@ def test_prompts_are_taken_as_what_they_are(kind):
     assert all(type(token) is int for row in rows for token in row)
 
 
-def test_a_tensor_without_a_mask_is_padded_by_the_models_padding_token():
-    assert read(LEFT["input_ids"], padding=0) == IDS
-    assert read(LEFT["input_ids"].numpy(), padding=0) == IDS
-    assert read(LEFT["input_ids"]) == LEFT["input_ids"].tolist()  # there may be none
+def test_rows_without_a_mask_are_padded_by_the_models_padding_token():
+    ids = LEFT["input_ids"]
+    encodings = [{"input_ids": rows} for rows in (ids, ids.numpy(), ids.tolist())]
+    apart = [{"input_ids": row} for row in ids]
+    for prompts in (ids, ids.numpy(), *encodings, BatchEncoding(encodings[0]), apart):
+        assert read(prompts, padding=0) == IDS
+        assert read(prompts) == ids.tolist()  # there may be none
+    uneven = [[0, 7], [8]]
+    assert read({"input_ids": uneven}, padding=0) == uneven  # of the prompt itself
 
 
 def test_one_encoded_prompt_is_one_prompt():
