@@ -22,6 +22,8 @@ IGNORED_KEYS = {
     "num_truncated_tokens",
     "overflowing_tokens",
 }
+# what chat templates raise, jinja's own and Python's; tokenizers raise some of them for half pairs
+TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
 
 
 @runtime_checkable
@@ -152,15 +154,15 @@ def _prompt_row(
             )
         try:
             return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses {name} {index}: {error}") from error
-        except TypeError as error:  # the Rust library's
+        except TEMPLATE_FAILURES as error:
             texts = [prompt] if text else [str(message.get("content")) for message in prompt]
             if any(map(holds_half_pair, texts)):
                 raise ValueError(
                     f"a {name} must be valid Unicode, number {index} holds half of a surrogate pair"
                 ) from error
-            raise
+            if text:
+                raise
+            raise ValueError(f"the chat template refuses {name} {index}: {error}") from error
     rows = _encoded_rows(prompt, name, padding) if isinstance(prompt, Mapping) else _rows(prompt)
     tokens = rows[0] if len(rows) == 1 else [None] if rows else []
     ids = tokens if all(type(token) is int for token in tokens) else list(map(as_number, tokens))
