@@ -22,6 +22,8 @@ IGNORED_KEYS = {
     "num_truncated_tokens",
     "overflowing_tokens",
 }
+# what chat templates raise, jinja's own and Python's; tokenizers raise some of them for half pairs
+TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
 
 
 @runtime_checkable
@@ -108,7 +110,7 @@ def prompt_ids(
             its chat template returns: a mapping with `input_ids` and, if padded, `attention_mask`.
         name: Of one prompt, for messages.
         tokenizer: Reads texts and chats.
-        padding: Token that pads a tensor without a mask.
+        padding: Token that pads a tensor, an array or a mapping without a mask.
 
     Raises:
         TypeError: If it is something else.
@@ -116,9 +118,9 @@ def prompt_ids(
     """
     rows: Any
     if isinstance(prompts, Mapping):
-        rows = _encoded_rows(prompts, name)
+        rows = _encoded_rows(prompts, name, padding)
     elif isinstance(prompts, np.ndarray | Tensor) and prompts.ndim == 2:
-        rows = [[token for token in row if token != padding] for row in prompts.tolist()]
+        rows = _without_padding(prompts.tolist(), padding)
     elif isinstance(prompts, Table):
         raise TypeError(f"{name}s must be a list of prompts, got a table: pass one of its columns")
     elif isinstance(prompts, str) or not isinstance(prompts, Iterable):
@@ -126,7 +128,9 @@ def prompt_ids(
         raise TypeError(f"{name}s must be a list of prompts, got {given}")
     elif _is_chat(rows := list(prompts)):
         raise TypeError(f"{name}s must be a list of prompts, got a single chat")
-    ids = [_prompt_row(prompt, index, name, tokenizer) for index, prompt in enumerate(rows)]
+    ids = [
+        _prompt_row(prompt, index, name, tokenizer, padding) for index, prompt in enumerate(rows)
+    ]
     for index, row in enumerate(ids):
         if not row:
             raise ValueError(f"a {name} needs at least one token, number {index} is empty")
@@ -134,7 +138,11 @@ def prompt_ids(
 
 
 def _prompt_row(
-    prompt: Any, index: int, name: str, tokenizer: PreTrainedTokenizerBase | None
+    prompt: Any,
+    index: int,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    padding: int | None,
 ) -> list[int]:
     """Return the token ids of prompt number `index`: a text, a chat, token ids or a mapping."""
     text = isinstance(prompt, str)
@@ -146,16 +154,16 @@ def _prompt_row(
             )
         try:
             return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses {name} {index}: {error}") from error
-        except TypeError as error:  # the Rust library's
+        except TEMPLATE_FAILURES as error:
             texts = [prompt] if text else [str(message.get("content")) for message in prompt]
             if any(map(holds_half_pair, texts)):
                 raise ValueError(
                     f"a {name} must be valid Unicode, number {index} holds half of a surrogate pair"
                 ) from error
-            raise
-    rows = _encoded_rows(prompt, name) if isinstance(prompt, Mapping) else _rows(prompt)
+            if text:
+                raise
+            raise ValueError(f"the chat template refuses {name} {index}: {error}") from error
+    rows = _encoded_rows(prompt, name, padding) if isinstance(prompt, Mapping) else _rows(prompt)
     tokens = rows[0] if len(rows) == 1 else [None] if rows else []
     ids = tokens if all(type(token) is int for token in tokens) else list(map(as_number, tokens))
     if not all(isinstance(token, int) for token in ids):
@@ -167,8 +175,8 @@ def _prompt_row(
     return list(ids)
 
 
-def _encoded_rows(encoding: Mapping[str, Any], name: str) -> list[list[int]]:
-    """Return the token ids that a mapping holds under `input_ids`, those of its mask alone."""
+def _encoded_rows(encoding: Mapping[str, Any], name: str, padding: int | None) -> list[list[int]]:
+    """Return the token ids that a mapping holds under `input_ids`, without padding."""
     if "input_ids" not in encoding:
         raise TypeError(
             f"{name}s in a mapping must have input_ids, as tokenizers return them, "
@@ -183,8 +191,8 @@ def _encoded_rows(encoding: Mapping[str, Any], name: str) -> list[list[int]]:
         )
     ids = _rows(encoding["input_ids"])
     masks = encoding.get("attention_mask")
-    if masks is None:
-        return ids
+    if masks is None:  # rows of several lengths are not padded
+        return _without_padding(ids, padding) if len(set(map(len, ids))) == 1 else ids
     lengths = [list(map(len, rows)) for rows in (ids, _rows(masks))]
     if lengths[0] != lengths[1]:
         raise ValueError(
@@ -195,6 +203,13 @@ def _encoded_rows(encoding: Mapping[str, Any], name: str) -> list[list[int]]:
         [token for token, kept in zip(row, mask, strict=True) if kept]
         for row, mask in zip(ids, _rows(masks), strict=True)
     ]
+
+
+def _without_padding(rows: list[list[Any]], padding: int | None) -> list[list[Any]]:
+    """Return the rows without the token that pads them, if there is one."""
+    if padding is None:
+        return rows
+    return [[token for token in row if token != padding] for row in rows]
 
 
 def _rows(values: Any) -> list[list[Any]]:

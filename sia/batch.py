@@ -205,7 +205,7 @@ def read_prompts(
             f"tokenizer must be a tokenizer{', such as processor.tokenizer' * inside}, got a "
             f"{type(tokenizer).__name__}"
         )
-    return prompt_ids(prompts, "prompt", tokenizer, padding_token(model))
+    return prompt_ids(prompts, "prompt", tokenizer, padding_token(model, tokenizer))
 
 
 def read_template(
@@ -218,7 +218,7 @@ def read_template(
     """Return token ids of the prompts in another model's template; None stands for `default`."""
     if prompts is None:
         return default
-    ids = prompt_ids(prompts, f"{name} prompt", tokenizer, padding_token(model))
+    ids = prompt_ids(prompts, f"{name} prompt", tokenizer, padding_token(model, tokenizer))
     if len(ids) != len(default):
         raise ValueError(
             f"{name}_prompts must be as many as prompts: expected {len(default)}, got {len(ids)}"
@@ -226,7 +226,13 @@ def read_template(
     return ids
 
 
-def padding_token(model: PreTrainedModel) -> int | None:
-    """Return the token that pads prompts without a mask: the model's, unless it is EOS too."""
+def padding_token(model: PreTrainedModel, tokenizer: TextDecoder | None) -> int | None:
+    """Return the token that pads prompts without a mask, unless it ends responses too.
+
+    It is the model's, or the tokenizer's if the model has none.
+    """
     config = model.generation_config
-    return None if config.pad_token_id in eos_token_ids(config) else config.pad_token_id
+    token, ends = config.pad_token_id, eos_token_ids(config)
+    if token is None and isinstance(tokenizer, PreTrainedTokenizerBase):
+        token, ends = tokenizer.pad_token_id, stop_tokens(model, tokenizer)
+    return None if token in ends else token

@@ -142,7 +142,8 @@ class SteeredGenerate:
         # the loop itself sees to the end and to the length
         lengths = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
         ends = [c.eos_token_id for c in stopping_criteria if isinstance(c, EosTokenCriteria)]
-        max_new_tokens = min(lengths, default=generation_config.max_length) - input_ids.shape[1]
+        longest = min(lengths, default=generation_config.max_length)
+        max_new_tokens = max(longest - input_ids.shape[1], 1)  # criteria are asked after a token
         device, streamer = input_device(model), self.streamer
         hooks = Hooks.prepared(
             logits_processor,
@@ -182,7 +183,7 @@ class SteeredGenerate:
         """Return the token ids of the prompts as the scorer reads them, one per row."""
         if self.value_prompts is None:
             return prompts
-        padding = padding_token(model)
+        padding = padding_token(model, self.tokenizer)
         ids = prompt_ids(self.value_prompts, "value prompt", self.tokenizer, padding)
         samples = config.num_return_sequences or 1
         if len(ids) * samples != len(prompts):

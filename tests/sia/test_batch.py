@@ -20,6 +20,7 @@ from sia import (
     RewardScorer,
     Steering,
 )
+from sia.batch import padding_token
 from sia.signals import Divergence
 from sia.states import collect_states
 from tests.helpers import tiny
@@ -146,6 +147,16 @@ def test_all_prompts_are_checked_before_the_first_batch(last, value_prompts, mes
 def test_prompts_may_be_tensors_or_none_at_all():
     assert tiny.tokens(generate(torch.tensor([[7, 8]]))) == tiny.tokens(generate([[7, 8]]))
     assert generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("models", "tokenizers", "expected"),
+    [(0, "w9", 0), (None, "w9", 9), (tiny.EOS, "w9", None), (None, "<eos>", None)],
+)
+def test_the_tokenizer_pads_where_the_model_does_not(models, tokenizers, expected):
+    model, tokenizer = tiny.language_model("qwen3"), tiny.tokenizer()
+    model.generation_config.pad_token_id, tokenizer.pad_token = models, tokenizers
+    assert padding_token(model, tokenizer) == expected
 
 
 class OtherTokenizer:

@@ -1,5 +1,6 @@
 """Prompts of every kind are taken as what they are, or refused in one sentence."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -64,10 +65,15 @@ def test_prompts_are_taken_as_what_they_are(kind):
     assert all(type(token) is int for row in rows for token in row)
 
 
-def test_a_tensor_without_a_mask_is_padded_by_the_models_padding_token():
-    assert read(LEFT["input_ids"], padding=0) == IDS
-    assert read(LEFT["input_ids"].numpy(), padding=0) == IDS
-    assert read(LEFT["input_ids"]) == LEFT["input_ids"].tolist()  # there may be none
+def test_rows_without_a_mask_are_padded_by_the_models_padding_token():
+    ids = LEFT["input_ids"]
+    encodings = [{"input_ids": rows} for rows in (ids, ids.numpy(), ids.tolist())]
+    apart = [{"input_ids": row} for row in ids]
+    for prompts in (ids, ids.numpy(), *encodings, BatchEncoding(encodings[0]), apart):
+        assert read(prompts, padding=0) == IDS
+        assert read(prompts) == ids.tolist()  # there may be none
+    uneven = [[0, 7], [8]]
+    assert read({"input_ids": uneven}, padding=0) == uneven  # of the prompt itself
 
 
 def test_one_encoded_prompt_is_one_prompt():
@@ -81,13 +87,28 @@ def test_chats_are_read_by_the_template():
     assert read(several) == [[7, 8, 9]] * 2
 
 
-def test_a_chat_that_the_template_refuses_is_named():
+@pytest.mark.parametrize(
+    ("template", "content", "message"),
+    [
+        ("{{ raise_exception('no system role') }}", "w7", "no system role"),
+        ("{{ 'w7 ' + messages[0]['content'] }}", [], 'can only concatenate str (not "list")'),
+        ("{{ messages[0]['content'].index('w7') }}", "w8", "substring not found"),
+        ("{{ 1 // messages[0]['content'] }}", 0, "integer division or modulo by zero"),
+        ("{{ '{7}'.format(messages) }}", "w7", "tuple index out of range"),
+    ],
+)
+def test_a_chat_that_the_template_refuses_is_named(template, content, message):
     tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    user = [{"role": "user", "content": "w7"}]
-    message = "the chat template refuses prompt 1: no system role"
+    tokenizer.chat_template = template
+    refusal = re.escape(f"the chat template refuses prompt 1: {message}")
+    with pytest.raises(ValueError, match=refusal):
+        prompt_ids([[7], [{"role": "user", "content": content}]], "prompt", tokenizer)
+
+
+def test_a_chat_with_half_a_surrogate_pair_is_named():
+    message = "a prompt must be valid Unicode, number 1 holds half of a surrogate pair"
     with pytest.raises(ValueError, match=message):
-        prompt_ids([[7], user], "prompt", tokenizer)
+        read([[7], [{"role": "user", "content": "w7 \ud83d"}]])
 
 
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")

@@ -15,6 +15,7 @@ from transformers import (
     TextIteratorStreamer,
     TextStreamer,
 )
+from transformers.generation.stopping_criteria import MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from sia import Attention, Entropy, EntropyGate, SteeredGenerate, Steering, steered_generate
@@ -159,6 +160,14 @@ def test_stopping_criteria_are_heeded():
     assert stopped == [tokens[:3] for tokens in responses()]
     MODEL(kept[-1]).logits.sum().backward()
     MODEL.zero_grad()
+
+
+@pytest.mark.parametrize(("longest", "tokens"), [(-1, 1), (0, 1), (1, 1), (3, 3)])
+def test_a_length_of_the_callers_is_asked_after_a_token(longest, tokens):
+    criteria = StoppingCriteriaList([MaxLengthCriteria(WIDTH + longest)])
+    assert responses(stopping_criteria=criteria) == [row[:tokens] for row in responses()]
+    usual = MODEL.generate(**inputs(), max_new_tokens=12, stopping_criteria=criteria)
+    assert usual.shape[1] == WIDTH + tokens
 
 
 def test_processors_see_prompt_and_response():
