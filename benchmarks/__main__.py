@@ -187,12 +187,15 @@ def estimate(profile: Profile, options: Options) -> None:
         figure_hours,
         value_model_hours,
     )
+    from benchmarks.subjects.hub.memory import unknown_sizes
 
     needs = {name: FIGURES[name].cells(profile, 0) for name in supported_figures(profile)}
     print(
         f"{profile.name}: estimated hours on one {GPU} at {SHARE:.0%} utilisation, with "
         f"{1000 * LAUNCH:.0f} ms to launch a pass (an estimate, not measured)"
     )
+    if unknown := unknown_sizes(profile, profile.models):
+        print(unknown)
     for name, hours in figure_hours(profile, needs).items():
         print(f"  {name:12} {hours:6.1f}")
     print(f"your own value model, from {RESPONSES:,} responses, and a junction gate:")

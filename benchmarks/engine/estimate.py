@@ -6,6 +6,7 @@ measured. `make estimate PROFILE=qwen3-8b`.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from benchmarks.engine.sweep import Sweep
 from benchmarks.spec.cells import (
@@ -20,6 +21,7 @@ from benchmarks.spec.cells import (
 from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT
 from benchmarks.spec.model_kinds import Q_HEAD, VOCABULARY, value_kind
 from benchmarks.spec.profile import HubProfile
+from benchmarks.subjects.hub.memory import weight_bytes
 
 PROMPT = 100  # tokens of a usual prompt
 
@@ -39,6 +41,16 @@ def pass_seconds(billions: float, tokens: float) -> float:
     reading = 2e9 * billions / BANDWIDTH
     multiplying = 2e9 * billions * tokens / SPEED
     return LAUNCH + max(reading, multiplying) / SHARE
+
+
+def with_sizes(profile: HubProfile) -> HubProfile:
+    """Return the profile with the sizes of local models that it does not state, by their files."""
+    sizes = {kind: weight_bytes(source, "bfloat16") for kind, source in profile.models.items()}
+    models = {
+        kind: source if source.billions else replace(source, billions=sizes[kind] / 2e9)
+        for kind, source in profile.models.items()
+    }
+    return replace(profile, models=models)
 
 
 def decoding_seconds(profile: HubProfile, cell: Cell | CellRequest, responses: int) -> float:
@@ -101,7 +113,7 @@ def value_model_hours(profile: HubProfile) -> dict[str, float]:
     For `RESPONSES` responses: scored by the profile's reward model, learned by LoRA on the backbone
     of its value model; the gate is fitted to responses to `GATE_PROMPTS` prompts.
     """
-    billions = {kind: source.billions for kind, source in profile.models.items()}
+    billions = {kind: source.billions for kind, source in with_sizes(profile).models.items()}
     value = billions[str(value_kind(profile.losses[0]))]
     length = PROMPT + profile.decoding.max_new_tokens
     passes = RESPONSES * length / BATCH_TOKENS
@@ -139,10 +151,10 @@ def gpu_hours(
 def figure_hours(profile: HubProfile, needs: dict[str, FigureCells]) -> dict[str, float]:
     """Return the hours of each figure alone, and of "all" together, which share cells."""
     calibrator = Sweep(profile).calibrator
-    hours = {}
+    sized, hours = with_sizes(profile), {}
     for name, need in (needs | {"all": FigureCells.union(needs.values())}).items():
         requests = dict.fromkeys([*need.cells, *need.traces])
         unsteered, steered = calibrator.stages(requests)
-        hours[name] = gpu_hours(profile, requests, [*unsteered, *steered])
-        hours[name] += timing_hours(profile, dict.fromkeys(need.timed))
+        hours[name] = gpu_hours(sized, requests, [*unsteered, *steered])
+        hours[name] += timing_hours(sized, dict.fromkeys(need.timed))
     return hours

@@ -10,7 +10,7 @@ import torch
 from benchmarks.engine.estimate import BANDWIDTH, GPU, SPEED, figure_hours
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Hardware, HubProfile
-from benchmarks.subjects.hub.memory import gpus_each, memory
+from benchmarks.subjects.hub.memory import gpus_each, memory, unknown_sizes
 from benchmarks.subjects.hub.models import kinds_of
 
 CARDS = {  # GB and 1e12 operations per second in bfloat16, as their maker states them
@@ -37,8 +37,11 @@ def slowdown(card: str) -> float | None:
 
 
 def forecast(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> tuple[str, float]:
-    """Return a sentence about the memory and the hours of a run, and the hours."""
-    needed = memory(profile, {k for cell in needs.requests for k in kinds_of(cell)}, hardware)
+    """Return a sentence about the memory and the hours of a run, and the hours.
+
+    Models of unknown size take neither: `announce` names them.
+    """
+    needed = memory(profile, models_of(needs), hardware)
     hours = figure_hours(profile, {"run": needs})["run"]
     gpus = torch.cuda.device_count() if hardware.device == "cuda" else 0
     if not gpus:  # none here, or those of a cluster
@@ -56,6 +59,11 @@ def forecast(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> tup
         available = format_gigabytes(each * card.total_memory)
         sentence += f"; that is more than {available}: use a smaller BATCH_SIZE"
     return sentence, hours
+
+
+def models_of(needs: FigureCells) -> set[str]:
+    """Return the models that cells need, by kind."""
+    return {kind for cell in needs.requests for kind in kinds_of(cell)}
 
 
 def format_gigabytes(count: float) -> str:
@@ -76,6 +84,8 @@ def announce(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> Non
     """
     sentence, hours = forecast(profile, needs, hardware)
     print(f"{profile.name}: {sentence} (an estimate; cells measured before take no time)")
+    if unknown := unknown_sizes(profile, models_of(needs)):
+        print(f"{profile.name}: {unknown}")
     if hours < ASK_FROM or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
     try:

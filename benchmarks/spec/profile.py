@@ -394,7 +394,8 @@ class Source:
         backbone: Id or folder of the backbone of a value model in the published layout, whose
             tokenizer and template it shares; empty where the source has its own.
         backbone_revision: Branch, tag or commit of the backbone.
-        billions: Parameters, where sizes are compared.
+        billions: Parameters; needed where sizes are compared, and for estimates unless the model
+            lies in a local folder.
     """
 
     id: str
@@ -493,6 +494,10 @@ class HubProfile(Profile):
             teacher = teacher_of(label)
             known = not teacher or teacher in kinds
             _require(known, f"models.{teacher}, which {label} is fitted to, must be named", kinds)
+        for size in ("", *self.further_sizes) if self.further_sizes else ():
+            for kind in (ModelKind("base", size=size), value_kind(self.losses[0], size)):
+                known = self.size(kind) > 0
+                _require(known, f"models.{kind} must state its billions, to be compared", 0)
         one = len(self.families) == 1
         _require(one, "families must be one, the name of its models in figures", self.families)
         _require(self.replicates == 1, "replicates must be 1, models are given", self.replicates)

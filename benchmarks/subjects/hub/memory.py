@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 
+from benchmarks.spec.model_kinds import JUNCTION, Q_HEAD, ModelKind
 from benchmarks.spec.profile import Hardware, HubProfile, Source
 
 CACHE_BYTES = 150 * 1024  # of a token in a cache: 8 billion parameters, 8 key-value heads
@@ -12,12 +13,30 @@ FULL = 0.9  # share of a GPU that weights and caches may fill
 
 
 def weight_bytes(source: Source, dtype: str) -> float:
-    """Return the bytes of a model's weights, from its files where its size is not stated."""
+    """Return the bytes of a model's weights, from local files where its size is not stated.
+
+    They are 0 if they are not known: a part is on the Hub, or the backbone of an adapter not named.
+    """
     if source.billions:
         return source.billions * 1e9 * (4 if dtype == "float32" else 2)
-    return sum(
-        file.stat().st_size for file in Path(source.id, source.subfolder).glob("**/*.safetensors")
-    )
+    adapters = Path(source.id, source.subfolder).glob("**/adapter_config.json")
+    if len(source.folders) < 1 + (bool(source.backbone) or any(adapters)):
+        return 0.0
+    files = (file for folder in source.folders for file in folder.glob("**/*.safetensors"))
+    return float(sum(file.stat().st_size for file in files))
+
+
+def unknown_sizes(profile: HubProfile, kinds: Iterable[str]) -> str:
+    """Return a sentence that names those of these models whose size is not known; else nothing."""
+    names = [
+        f"models.{kind}"
+        for kind in sorted(kinds)
+        if not weight_bytes(profile.models[kind], "bfloat16")
+        and ModelKind.parse(kind).name not in (JUNCTION, Q_HEAD)  # small, and read with a model
+    ]
+    if not names:
+        return ""
+    return f"the size of {', '.join(names)} is not known and counts as nothing: state its billions"
 
 
 def response_bytes(profile: HubProfile) -> float:

@@ -21,7 +21,7 @@ from benchmarks.engine.estimate import (
 from benchmarks.spec.cells import ROUNDS, TIMED_PROMPTS, Cell, CellRequest, FigureCells
 from benchmarks.spec.methods import ARGS, ROLLOUT
 from benchmarks.spec.model_kinds import ModelKind, value_kind
-from benchmarks.spec.profile import load_profile
+from benchmarks.spec.profile import Source, load_profile
 
 PROFILE = load_profile("qwen3-4b")
 PLAIN = Cell(0, "qwen3")
@@ -77,6 +77,17 @@ def test_a_larger_reward_model_takes_longer_to_annotate_alone():
     assert (larger["train"], larger["gate"]) == (usual["train"], usual["gate"])
     without = {kind: source for kind, source in PROFILE.models.items() if kind != "reward"}
     assert set(value_model_hours(replace(PROFILE, models=without))) == {"train", "gate"}
+
+
+def test_the_size_of_a_local_model_need_not_be_stated(tmp_path):
+    """Its files have two bytes for each parameter."""
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(8 * 10**9)
+    local = PROFILE.models | {"base": Source(str(tmp_path))}
+    unstated = replace(PROFILE, models=local)
+    needs = {"run": FigureCells([CellRequest(0, "qwen3")])}
+    assert figure_hours(unstated, needs) == pytest.approx(figure_hours(PROFILE, needs))
+    assert value_model_hours(unstated) == pytest.approx(value_model_hours(PROFILE))
 
 
 def test_the_command_prints_each_figure_and_all(capsys):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.__main__ import Options, estimate
 from benchmarks.engine.estimate import figure_hours
 from benchmarks.engine.forecast import announce, forecast, slowdown
 from benchmarks.engine.run import workers_for
@@ -15,7 +16,7 @@ from benchmarks.runtime.memory import memory_errors
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.model_kinds import value_kind
 from benchmarks.spec.profile import Hardware, Source, load_profile
-from benchmarks.subjects.hub.memory import gpus_each, weight_bytes
+from benchmarks.subjects.hub.memory import gpus_each, unknown_sizes, weight_bytes
 from benchmarks.subjects.hub.models import HubModels
 
 PROFILE = load_profile("qwen3-8b")
@@ -108,9 +109,29 @@ def test_the_size_of_a_local_model_is_that_of_its_files(tmp_path):
     for name in ("model-1.safetensors", "model-2.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes(b"x" * 100)
     assert weight_bytes(Source(str(tmp_path)), "bfloat16") == 200
+    local = Source(str(tmp_path))
+    assert weight_bytes(Source(str(tmp_path), backbone=str(tmp_path)), "bfloat16") == 400
+    for hub in (replace(local, backbone="owner/name"), Source("owner/name", backbone=local.id)):
+        assert weight_bytes(hub, "bfloat16") == 0
+    (tmp_path / "adapter_config.json").touch()  # of a backbone that is elsewhere
+    assert weight_bytes(local, "bfloat16") == 0
     assert weight_bytes(Source("owner/name", billions=8.0), "bfloat16") == 16e9
     assert weight_bytes(Source("owner/name", billions=8.0), "float32") == 32e9
     assert gpus_each(1.0, 80e9, 0) == 1
+
+
+def test_models_of_unknown_size_are_named(gpus, capsys):
+    gpus(1)
+    hub, head = Source("owner/name"), {"junction-mean": Source("owner/gate")}
+    profile = replace(PROFILE, models=PROFILE.models | {"base": hub, "reward": hub} | head)
+    sentence = "the size of {} is not known and counts as nothing: state its billions"
+    both = sentence.format("models.base, models.reward")
+    assert unknown_sizes(profile, profile.models) == both
+    announce(profile, NEEDS, HARDWARE)  # which asks no reward model
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"qwen3-8b: {sentence.format('models.base')}"
+    estimate(profile, Options())
+    assert capsys.readouterr().out.splitlines()[1] == both
 
 
 @pytest.mark.parametrize(

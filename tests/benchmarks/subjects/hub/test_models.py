@@ -96,7 +96,7 @@ def test_what_a_profile_needs(qwen, project):
     elsewhere = replace(profile, models=profile.models | {"base": Source("x/y")})
     assert profile_digest(profile) == profile_digest(replace(profile, hardware=HARDWARE))
     assert profile_digest(profile) != profile_digest(elsewhere)
-    base = {"base": Source("x/y")}
+    base, local = {"base": Source("x/y")}, profile.models["base"]
     for change, message in (
         (
             {"families": ("qwen3", "llama")},
@@ -106,6 +106,10 @@ def test_what_a_profile_needs(qwen, project):
         (
             {"models": base | {"evaluation-reward": Source("x/y")}},
             r"models\.value-mean or models\.value-token must be named",
+        ),
+        (
+            {"models": profile.models | dict.fromkeys(("base-small", "value-mean-small"), local)},
+            r"models\.base must state its billions, to be compared, got 0",
         ),
     ):
         with pytest.raises(ValueError, match=message):
