@@ -19,6 +19,7 @@ from benchmarks.runtime.command_line import RESUMES, Parser, exit_code, require_
 from benchmarks.runtime.files import write_text
 from benchmarks.runtime.fingerprints import ROOT
 from benchmarks.runtime.workers import available_cores, interrupts_withheld
+from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import LIMITED, Hardware, Profile, load_profile
 
 # torch is imported only where something is measured: drawing takes seconds
@@ -187,6 +188,7 @@ def estimate(profile: Profile, options: Options) -> None:
         figure_hours,
         value_model_hours,
     )
+    from benchmarks.engine.forecast import models_of
     from benchmarks.subjects.hub.memory import unknown_sizes
 
     needs = {name: FIGURES[name].cells(profile, 0) for name in supported_figures(profile)}
@@ -194,7 +196,7 @@ def estimate(profile: Profile, options: Options) -> None:
         f"{profile.name}: estimated hours on one {GPU} at {SHARE:.0%} utilisation, with "
         f"{1000 * LAUNCH:.0f} ms to launch a pass (an estimate, not measured)"
     )
-    if unknown := unknown_sizes(profile, profile.models):
+    if unknown := unknown_sizes(profile, models_of(FigureCells.union(needs.values()))):
         print(unknown)
     for name, hours in figure_hours(profile, needs).items():
         print(f"  {name:12} {hours:6.1f}")
