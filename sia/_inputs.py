@@ -23,7 +23,14 @@ IGNORED_KEYS = {
     "overflowing_tokens",
 }
 # what chat templates raise, jinja's own and Python's; tokenizers raise some of them for half pairs
-TEMPLATE_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
+TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+)
 
 
 @runtime_checkable
@@ -154,7 +161,7 @@ def _prompt_row(
             )
         try:
             return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
-        except TEMPLATE_FAILURES as error:
+        except TEMPLATE_ERRORS as error:
             texts = [prompt] if text else [str(message.get("content")) for message in prompt]
             if any(map(holds_half_pair, texts)):
                 raise ValueError(

@@ -95,6 +95,7 @@ def test_chats_are_read_by_the_template():
         ("{{ messages[0]['content'].index('w7') }}", "w8", "substring not found"),
         ("{{ 1 // messages[0]['content'] }}", 0, "integer division or modulo by zero"),
         ("{{ '{7}'.format(messages) }}", "w7", "tuple index out of range"),
+        ("{{ messages[0]['content'] | dictsort }}", 7, "'int' object has no attribute 'items'"),
     ],
 )
 def test_a_chat_that_the_template_refuses_is_named(template, content, message):
