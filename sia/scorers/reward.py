@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -24,14 +23,13 @@ from transformers import (
 )
 from typing_extensions import override
 
+from sia._inputs import TEMPLATE_ERRORS
 from sia._kv_cache import backbone_of
 from sia._numbers import python_value
 from sia.scorers.adapters import load_complete
 from sia.scorers.closed import ClosedScorer
 from sia.scorers.loading import tokenizer_beside, unwrap
 
-# of templates, which call methods of strings and lists as Python does
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 ANSWER = "seventeen zebras"  # no template has these words of its own
 
 

@@ -57,13 +57,12 @@ from sia._checkpoints import (
     reading,
     refuse_other_content,
 )
-from sia._inputs import eos_token_ids
+from sia._inputs import TEMPLATE_ERRORS, eos_token_ids
 from sia._model_identity import ModelIdentity
 from sia.gates import GATE_FILE
 from sia.scorers import published, value_heads
 from sia.scorers.loading import load_complete
 from sia.scorers.q_head import Q_HEAD_FILE
-from sia.scorers.reward import TEMPLATE_ERRORS
 from sia.scorers.value_model import HEAD_FILE
 from sia.scorers.vocabulary_value_model import HEAD_FILE as VOCABULARY_FILE
 
