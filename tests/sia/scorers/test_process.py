@@ -7,7 +7,9 @@ from transformers import (
     BertConfig,
     BloomConfig,
     ConvBertConfig,
+    FalconConfig,
     GPTNeoConfig,
+    XLMRobertaConfig,
 )
 
 from sia import EveryToken, ProcessRewardScorer, Steering, StepTokenScorer
@@ -49,6 +51,21 @@ def convolutions():
     )
 
 
+def without_positions():
+    """The class takes no position_ids and hands none to its backbone."""
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return classifier(
+        FalconConfig(vocab_size=60, initializer_range=0.5, bos_token_id=1, alibi=False, **size)
+    )
+
+
+def normed():
+    """A layer between backbone and head."""
+    model = classifier()
+    model.dropout = torch.nn.LayerNorm(32)
+    return model
+
+
 def alibi():
     return classifier(
         BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.5)
@@ -81,6 +98,8 @@ SCORERS = {
     "classifier at a step token": (classifier, ProcessRewardScorer, CachedRewardSession, (9,)),
     "encoder": (encoder, ProcessRewardScorer, WholeSequenceSession, (9,)),
     "convolutions": (convolutions, ProcessRewardScorer, WholeSequenceSession, (9,)),
+    "positions of the backbone": (without_positions, ProcessRewardScorer, CachedRewardSession, ()),
+    "layer before the head": (normed, ProcessRewardScorer, WholeSequenceSession, ()),
     "ALiBi": (alibi, ProcessRewardScorer, WholeSequenceSession, ()),
     "saturated": (saturated, ProcessRewardScorer, WholeSequenceSession, ()),
     "language model": (
@@ -125,6 +144,14 @@ def test_probabilities_equal_those_of_whole_sequences(kind):
     for _ in range(2):
         scores = session.score_responses(rows, responses, torch.tensor(lengths))
         torch.testing.assert_close(scores, torch.stack(probabilities), atol=2e-5, rtol=1e-4)
+
+
+def test_the_head_is_counted_once_where_it_is_made_before_the_backbone():
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = classifier(
+        XLMRobertaConfig(vocab_size=60, intermediate_size=24, max_position_embeddings=64, **size)
+    )
+    assert ProcessRewardScorer(model).head is model.classifier
 
 
 def test_process_rewards_steer_and_load(tmp_path):
