@@ -40,7 +40,7 @@ class ProcessRewardScorer(ClosedScorer):
             those of the model's config.
 
     Raises:
-        ValueError: For a label or tokens that the model does not have.
+        ValueError: For fewer than two labels, and a label or tokens that the model does not have.
     """
 
     def __init__(
@@ -57,6 +57,11 @@ class ProcessRewardScorer(ClosedScorer):
             model, steps, _end_tokens(model, end_tokens, model.config.get_text_config())
         )
         labels, good_label = model.config.num_labels or 0, whole_number("good_label", good_label)
+        if labels < 2:
+            raise ValueError(
+                f"a process reward model must have at least two labels, {type(model).__name__} "
+                f"has {labels}"
+            )
         if not 0 <= good_label < labels:
             raise ValueError(
                 f"good_label must be 0 to {labels - 1} for this model, got {good_label}"

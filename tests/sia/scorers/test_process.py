@@ -188,6 +188,10 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path, load):
         (lambda: classify(good_label=2), "good_label must be 0 to 1 for this model, got 2"),
         (lambda: classify(good_label=1.0), "good_label must be a whole number, got 1.0"),
         (lambda: classify(good_label=True), "good_label must be a whole number, got True"),
+        (
+            lambda: ProcessRewardScorer(classifier(labels=1), good_label=0),
+            "must have at least two labels, Qwen3ForTokenClassification has 1",
+        ),
         (lambda: classify([60]), f"step_tokens {RANGE}60"),
         (lambda: classify(end_tokens=[-1]), f"end_tokens {RANGE}-1"),
         (lambda: ask([], 1, 3), "at least one token"),
