@@ -16,6 +16,7 @@ from transformers import (
 from typing_extensions import override
 
 from sia._inputs import eos_token_ids
+from sia._kv_cache import backbone_of
 from sia._numbers import whole_number
 from sia._prefix_cache import logits_forward
 from sia.scorers.adapters import load_complete
@@ -39,7 +40,7 @@ class ProcessRewardScorer(ClosedScorer):
             those of the model's config.
 
     Raises:
-        ValueError: For a label or tokens that the model does not have.
+        ValueError: For fewer than two labels, and a label or tokens that the model does not have.
     """
 
     def __init__(
@@ -56,6 +57,11 @@ class ProcessRewardScorer(ClosedScorer):
             model, steps, _end_tokens(model, end_tokens, model.config.get_text_config())
         )
         labels, good_label = model.config.num_labels or 0, whole_number("good_label", good_label)
+        if labels < 2:
+            raise ValueError(
+                f"a process reward model must have at least two labels, {type(model).__name__} "
+                f"has {labels}"
+            )
         if not 0 <= good_label < labels:
             raise ValueError(
                 f"good_label must be 0 to {labels - 1} for this model, got {good_label}"
@@ -90,14 +96,33 @@ class ProcessRewardScorer(ClosedScorer):
     @property
     @override
     def head(self) -> nn.Module:
-        return list(self.model.children())[-1]
+        return self._outside_backbone[-1]
+
+    @property
+    @override
+    def supports_caching(self) -> bool:
+        """True if prefixes can be cached, and nothing lies between backbone and head."""
+        return len(self._outside_backbone) == 1 and super().supports_caching
+
+    @property
+    def _outside_backbone(self) -> list[nn.Module]:
+        """The head, which some classes make before the backbone, and what changes its input."""
+        backbone = backbone_of(self.model)
+        parts = [part for part in self.model.children() if part is not backbone]
+        return [part for part in parts if not isinstance(part, nn.Dropout)]
 
     @override
     def read(self, *, last: int, past_key_values: Cache | None, **inputs: Any) -> Tensor:
-        if past_key_values is not None:  # encoders know no such argument
-            inputs |= {"past_key_values": past_key_values, "use_cache": True}
-        logits = self.model(**inputs, return_dict=True).logits[:, -last:]
-        return logits.float().softmax(-1)[..., self.good_label]
+        if past_key_values is None:  # of whole sequences
+            logits = self.model(**inputs, return_dict=True).logits[:, -last:]
+        else:  # not every class hands positions on
+            outputs = backbone_of(self.model)(
+                **inputs, past_key_values=past_key_values, use_cache=True, return_dict=True
+            )
+            logits = self.head(outputs.last_hidden_state[:, -last:])
+        # the last layer may be on another GPU than the first
+        probabilities = logits.float().softmax(-1)[..., self.good_label]
+        return probabilities.to(inputs["input_ids"].device)
 
 
 class StepTokenScorer(ClosedScorer):

@@ -198,6 +198,9 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _label_count(model: PreTrainedModel) -> int | None:
     """Return how many numbers the head gives, whatever the config says."""
-    head = dict(model.named_children()).get("score", model)
-    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    parts, backbone = dict(model.named_children()), backbone_of(model)
+    # some classes make their head before their backbone
+    outside = [part for part in parts.values() if part is not backbone]
+    heads = [parts["score"]] if "score" in parts else outside
+    linear = [m for head in heads for m in head.modules() if isinstance(m, nn.Linear)]
     return linear[-1].out_features if linear else model.config.num_labels

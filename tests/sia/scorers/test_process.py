@@ -7,7 +7,9 @@ from transformers import (
     BertConfig,
     BloomConfig,
     ConvBertConfig,
+    FalconConfig,
     GPTNeoConfig,
+    XLMRobertaConfig,
 )
 
 from sia import EveryToken, ProcessRewardScorer, Steering, StepTokenScorer
@@ -49,6 +51,21 @@ def convolutions():
     )
 
 
+def without_positions():
+    """The class takes no position_ids and hands none to its backbone."""
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return classifier(
+        FalconConfig(vocab_size=60, initializer_range=0.5, bos_token_id=1, alibi=False, **size)
+    )
+
+
+def normed():
+    """A layer between backbone and head."""
+    model = classifier()
+    model.dropout = torch.nn.LayerNorm(32)
+    return model
+
+
 def alibi():
     return classifier(
         BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.5)
@@ -81,6 +98,8 @@ SCORERS = {
     "classifier at a step token": (classifier, ProcessRewardScorer, CachedRewardSession, (9,)),
     "encoder": (encoder, ProcessRewardScorer, WholeSequenceSession, (9,)),
     "convolutions": (convolutions, ProcessRewardScorer, WholeSequenceSession, (9,)),
+    "positions of the backbone": (without_positions, ProcessRewardScorer, CachedRewardSession, ()),
+    "layer before the head": (normed, ProcessRewardScorer, WholeSequenceSession, ()),
     "ALiBi": (alibi, ProcessRewardScorer, WholeSequenceSession, ()),
     "saturated": (saturated, ProcessRewardScorer, WholeSequenceSession, ()),
     "language model": (
@@ -127,6 +146,14 @@ def test_probabilities_equal_those_of_whole_sequences(kind):
         torch.testing.assert_close(scores, torch.stack(probabilities), atol=2e-5, rtol=1e-4)
 
 
+def test_the_head_is_counted_once_where_it_is_made_before_the_backbone():
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = classifier(
+        XLMRobertaConfig(vocab_size=60, intermediate_size=24, max_position_embeddings=64, **size)
+    )
+    assert ProcessRewardScorer(model).head is model.classifier
+
+
 def test_process_rewards_steer_and_load(tmp_path):
     model, prompts = tiny.language_model("qwen3"), tiny.prompts(3)
     classifier().save_pretrained(tmp_path / "classifier")
@@ -161,6 +188,10 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path, load):
         (lambda: classify(good_label=2), "good_label must be 0 to 1 for this model, got 2"),
         (lambda: classify(good_label=1.0), "good_label must be a whole number, got 1.0"),
         (lambda: classify(good_label=True), "good_label must be a whole number, got True"),
+        (
+            lambda: ProcessRewardScorer(classifier(labels=1), good_label=0),
+            "must have at least two labels, Qwen3ForTokenClassification has 1",
+        ),
         (lambda: classify([60]), f"step_tokens {RANGE}60"),
         (lambda: classify(end_tokens=[-1]), f"end_tokens {RANGE}-1"),
         (lambda: ask([], 1, 3), "at least one token"),

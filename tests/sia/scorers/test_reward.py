@@ -19,6 +19,8 @@ from transformers import (
     MptForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
     XLNetConfig,
     XLNetForSequenceClassification,
 )
@@ -215,17 +217,25 @@ def test_models_that_do_not_follow_masks_read_whole_sequences(model):
     )
 
 
-def test_positions_of_roberta_begin_after_the_padding():
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (RobertaConfig, RobertaForSequenceClassification),
+        (XLMRobertaConfig, XLMRobertaForSequenceClassification),  # makes its head first
+    ],
+    ids=["roberta", "xlm-roberta"],
+)
+def test_positions_of_roberta_begin_after_the_padding(kinds):
     model = build_reward(
-        RobertaConfig, RobertaForSequenceClassification, hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=24, max_position_embeddings=13,
+        *kinds, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=13,
     )  # fmt: skip
     prompts, responses = [[7] * 6], torch.full((1, 5), 9)
     session = RewardScorer(model).start_session(prompts, 5)
     ended = torch.tensor([[*prompts[0], *responses[0], tiny.EOS]])  # 12 tokens
     reward = session.score_responses(torch.tensor([0]), responses, torch.tensor([5]))
     torch.testing.assert_close(reward, model(ended).logits[:, 0])
-    with pytest.raises(ValueError, match=r"the 12 positions of Roberta.*, they may take 13"):
+    with pytest.raises(ValueError, match=r"the 12 positions of .*Roberta.*, they may take 13"):
         RewardScorer(model).start_session([[7] * 7], 5)
 
 
