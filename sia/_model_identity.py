@@ -1,6 +1,7 @@
 """The identity of a language model, kept with what was fitted to its hidden states."""
 
 import math
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
@@ -21,7 +22,7 @@ class ModelIdentity:
     """A name for messages, and a few entries of each floating-point parameter.
 
     The entries tell apart models of one architecture, and survive another dtype, quantised linear
-    layers and torch.compile.
+    layers and torch.compile. Adapters that are disabled or not active have none.
 
     Attributes:
         name: Path or Hub id.
@@ -52,11 +53,11 @@ class ModelIdentity:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
-        device = input_device(model)
+        device, idle = input_device(model), _idle_adapters(model)
         entries = {
             name.replace("_orig_mod.", ""): few.to(device)
             for name, parameter in model.named_parameters()
-            if (few := few_entries(model, name, parameter)) is not None
+            if parameter not in idle and (few := few_entries(model, name, parameter)) is not None
         }
         numbers = iter(torch.cat(list(entries.values())).tolist())  # one transfer from a GPU
         listed = {name: list(islice(numbers, len(few))) for name, few in entries.items()}
@@ -97,6 +98,24 @@ class ModelIdentity:
             f"this {fitted} reads the hidden states of {fitted_to}, got "
             f"{other.name or 'a model'} with other weights: fit one to this model"
         )
+
+
+def _idle_adapters(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of PEFT's adapters that are disabled or not active."""
+    if "peft" not in sys.modules:  # takes seconds to import
+        return set()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return {
+        parameter
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        for adapters in layer.children()
+        if isinstance(adapters, nn.ModuleDict | nn.ParameterDict)
+        for name, parameter in adapters.named_parameters()
+        if layer.disable_adapters or name.partition(".")[0] not in layer.active_adapters
+    }
 
 
 def _quantised_layers(model: nn.Module) -> set[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
@@ -448,6 +449,32 @@ def test_identity_survives_another_dtype_but_no_adapters():
     adapted.adapter = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="with other weights: fit one to this model"):
         identity.check(adapted, "gate")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's use of transformers
+def test_identity_is_of_the_adapters_that_are_active():
+    settings = LoraConfig(
+        target_modules=["embed_tokens", "q_proj"],
+        modules_to_save=["lm_head"],
+        init_lora_weights=False,
+    )
+    model = get_peft_model(tiny.language_model("qwen3"), settings)
+    model.add_adapter("other", settings)
+    inner = model.get_base_model()
+    active = ModelIdentity.of(inner)
+    with model.disable_adapter():
+        disabled = ModelIdentity.of(inner)
+        disabled.check(inner, "gate")
+        with pytest.raises(ValueError, match="with other weights: fit one to this model"):
+            active.check(inner, "gate")
+    active.check(inner, "gate")
+    model.set_adapter("other")
+    for identity in (active, disabled):
+        with pytest.raises(ValueError, match="with other weights: fit one to this model"):
+            identity.check(inner, "gate")
+    model.set_adapter("default")
+    model.delete_adapter("other")
+    active.check(inner, "gate")
 
 
 def with_layer(build_layer):
