@@ -130,7 +130,7 @@ def _quantised_layers(model: nn.Module) -> set[str]:
 
 def is_packed(layer: nn.Module) -> bool:
     """Return whether torch has quantised a layer: its weights are packed and no parameters."""
-    weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    weights = (*layer.parameters(), *layer.buffers())  # adapters have some, and a layer within
     return not weights and {"in_features", "out_features"} <= vars(layer).keys()
 
 
