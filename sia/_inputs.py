@@ -199,7 +199,8 @@ def _encoded_rows(encoding: Mapping[str, Any], name: str, padding: int | None) -
     ids = _rows(encoding["input_ids"])
     masks = encoding.get("attention_mask")
     if masks is None:  # rows of several lengths are not padded
-        return _without_padding(ids, padding) if len(set(map(len, ids))) == 1 else ids
+        padded = all(isinstance(row, list) for row in ids) and len(set(map(len, ids))) == 1
+        return _without_padding(ids, padding) if padded else ids
     lengths = [list(map(len, rows)) for rows in (ids, _rows(masks))]
     if lengths[0] != lengths[1]:
         raise ValueError(
