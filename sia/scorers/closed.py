@@ -111,6 +111,12 @@ class ClosedScorer(Scorer):
         return session(self, prompts, max_new_tokens, samples)
 
 
+def outside_backbone(model: PreTrainedModel) -> list[nn.Module]:
+    """Return a model's parts beside its backbone; some classes make their head before it."""
+    backbone = backbone_of(model)
+    return [part for part in model.children() if part is not backbone]
+
+
 class CachedRewardSession(CachedSession):
     """A session of a decoder that keeps prefixes: candidates and their closing are branches."""
 

@@ -20,7 +20,7 @@ from sia._kv_cache import backbone_of
 from sia._numbers import whole_number
 from sia._prefix_cache import logits_forward
 from sia.scorers.adapters import load_complete
-from sia.scorers.closed import ClosedScorer
+from sia.scorers.closed import ClosedScorer, outside_backbone
 from sia.scorers.loading import unwrap, unwrap_decoder
 
 
@@ -106,9 +106,8 @@ class ProcessRewardScorer(ClosedScorer):
 
     @property
     def _outside_backbone(self) -> list[nn.Module]:
-        """The head, which some classes make before the backbone, and what changes its input."""
-        backbone = backbone_of(self.model)
-        parts = [part for part in self.model.children() if part is not backbone]
+        """The head, and what changes its input."""
+        parts = outside_backbone(self.model)
         return [part for part in parts if not isinstance(part, nn.Dropout)]
 
     @override

@@ -27,7 +27,7 @@ from sia._inputs import TEMPLATE_ERRORS
 from sia._kv_cache import backbone_of
 from sia._numbers import python_value
 from sia.scorers.adapters import load_complete
-from sia.scorers.closed import ClosedScorer
+from sia.scorers.closed import ClosedScorer, outside_backbone
 from sia.scorers.loading import tokenizer_beside, unwrap
 
 ANSWER = "seventeen zebras"  # no template has these words of its own
@@ -198,9 +198,7 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _label_count(model: PreTrainedModel) -> int | None:
     """Return how many numbers the head gives, whatever the config says."""
-    parts, backbone = dict(model.named_children()), backbone_of(model)
-    # some classes make their head before their backbone
-    outside = [part for part in parts.values() if part is not backbone]
-    heads = [parts["score"]] if "score" in parts else outside
+    parts = dict(model.named_children())
+    heads = [parts["score"]] if "score" in parts else outside_backbone(model)
     linear = [m for head in heads for m in head.modules() if isinstance(m, nn.Linear)]
     return linear[-1].out_features if linear else model.config.num_labels
