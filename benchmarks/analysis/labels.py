@@ -136,9 +136,13 @@ METRICS = {
     **{f"value_sd_at_{share}": Metric(f"SD of the values at {share}%") for share in (10, 50, 100)},
     "fitted_prompts": Metric("prompts that gates and heads are fitted to"),
     **{
-        f"{head}_{name}": Metric(f"{label}, {head.replace('_', ' ')}", better=MORE)
-        for head in ("predictor", "q_head", "vocabulary_head")
-        for name, label in (
+        f"{head}_{quantity}": Metric(f"{label}, {head_label}", better=MORE)
+        for head, head_label in (
+            ("predictor", "predictor"),
+            ("q_head", "Q-head"),
+            ("vocabulary_head", "vocabulary head"),
+        )
+        for quantity, label in (
             ("auroc", "AUROC of the steps that steering changes"),
             ("explained", "share of the variance of values within a step"),
             *((f"captured_{p}", f"share of Σ KL(π‖π*) in {p}% of the steps") for p in (10, 20, 40)),

@@ -11,7 +11,7 @@ from sia.cost import Architecture, weights_used
 
 
 class CandidateValues(nn.Module):
-    """Values of candidates from hidden states, all in float32.
+    """Values of candidates from hidden states, all in float32, also under autocast.
 
     Args:
         hidden: Size of the hidden states.
@@ -32,8 +32,9 @@ class CandidateValues(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return f(h), `(..., rank)`, of hidden states `(..., hidden)`."""
-        hidden = hidden.to(self.linear.weight.dtype)
-        return self.linear(hidden) + self.outer(nn.functional.gelu(self.inner(hidden)))
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.linear.weight.dtype)
+            return self.linear(hidden) + self.outer(nn.functional.gelu(self.inner(hidden)))
 
     def forward(self, hidden: Tensor, candidates: Tensor) -> Tensor:
         """Return values, float32 `(rows, K)`.
@@ -48,7 +49,8 @@ class CandidateValues(nn.Module):
         """Return the values of candidates `(rows, K)` from f(h) `(rows, rank)`."""
         vectors = self.tokens(candidates)
         bias = self.bias(candidates)
-        return torch.baddbmm(bias, vectors, projected[:, :, None]).squeeze(2)
+        with torch.autocast(projected.device.type, enabled=False):
+            return torch.baddbmm(bias, vectors, projected[:, :, None]).squeeze(2)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -103,8 +103,7 @@ class QHeadSession(HiddenStateSession):
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
         once, none = torch.ones_like(rows), torch.zeros_like(rows)
         self.meters[0].count(rows, none, none, once, once)
-        with torch.autocast(candidates.device.type, enabled=False):
-            return self.head.values(self.hidden, candidates)
+        return self.head.values(self.hidden, candidates)
 
     @override
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:

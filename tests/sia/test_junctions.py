@@ -282,8 +282,7 @@ def test_saved_and_loaded_to_the_last_bit(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gate_and_head_compute_in_float32_under_autocast(dtype):
-    """Responses that end leave the batch, with what is recorded of the others."""
+def test_gate_and_heads_compute_in_float32_under_autocast(dtype):
     hidden, candidates = (
         torch.randn(3, 32, generator=torch.Generator().manual_seed(0)),
         torch.tensor([[7, 8]] * 3),
@@ -294,6 +293,7 @@ def test_gate_and_head_compute_in_float32_under_autocast(dtype):
     read = (
         lambda: predictor().predict(hidden),
         lambda: session.score(torch.arange(3), candidates, candidates),
+        lambda: head()(hidden, candidates),
     )
     expected = [one() for one in read]
     with torch.autocast("cpu", dtype):
