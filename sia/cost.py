@@ -10,7 +10,7 @@ that a token is not sent to, or of adapters that are merged, disabled or not act
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Self, cast
 
@@ -87,14 +87,14 @@ class Architecture:
             ValueError: For layers that keep something else than keys and values.
         """
         layers, decoder = attention_windows(backbone), backbone.get_decoder()
-        settings = backbone.config.get_text_config().to_dict()
+        config = backbone.config.get_text_config()
+        settings = config.to_dict()
         # they attend to images, and text alone skips them (Llama 3.2 Vision)
         skipped = settings.get("cross_attention_layers") or ()
-        costs = [_attention_flops(c) for c in layer_configs(backbone.config.get_text_config())]
         windows, expanded = Counter[int | None](), 0
         for i, window in enumerate(layers):
             if i not in skipped:
-                per_key, per_latent = costs[i % len(costs)]
+                per_key, per_latent = _attention_flops(layer_config(config, i))
                 windows[window] += per_key
                 expanded += per_latent
         per_token = [settings[name] for name in EXPERTS_PER_TOKEN if settings.get(name)]
@@ -103,7 +103,8 @@ class Architecture:
         running = decoder
         if backbone.config.is_encoder_decoder:  # the encoder reads the same tokens
             running = backbone
-            windows = Counter({None: costs[0][0] * _attentions_of_both(backbone)})
+            per_key, _ = _attention_flops(layer_config(config, 0))
+            windows = Counter({None: per_key * _attentions_of_both(backbone)})
         return cls(
             linear=2 * (weights_used(running, experts) - idle - expanded),
             head=2 * weights_used(head),
@@ -112,10 +113,10 @@ class Architecture:
         )
 
 
-def layer_configs(config: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
-    """Return the config of each layer, or one if all layers have the same."""
+def layer_config(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
+    """Return the config of a layer, which is the model's unless layers differ (Gemma 4)."""
     # a config that differs by layer refuses to give its numbers as those of the model
-    return list(config.per_layer_config) if "_heterogeneity_spec" in vars(config) else [config]
+    return config.per_layer_config[layer] if "_heterogeneity_spec" in vars(config) else config
 
 
 def _attention_flops(config: PreTrainedConfig) -> tuple[int, int]:
@@ -202,8 +203,7 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
             state spaces, recurrences).
     """
     config = model.config.get_text_config()
-    configs = layer_configs(config)
-    if not hasattr(configs[0], "num_attention_heads"):
+    if not hasattr(layer_config(config, 0), "num_attention_heads"):
         raise ValueError(
             f"prefixes can be cached in layers of attention only, {type(model).__name__} has none"
         )
@@ -215,7 +215,7 @@ def attention_windows(model: PreTrainedModel) -> list[int | None]:
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append(layer.sliding_window)
         elif shared == "sliding_attention":
-            windows.append(configs[index % len(configs)].sliding_window)
+            windows.append(layer_config(config, index).sliding_window)
         elif type(layer) is DynamicLayer or shared == "full_attention":
             windows.append(None)
         else:
