@@ -386,33 +386,49 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
     for file in files:
         text = _text(file)
         first = next(csv.reader(io.StringIO(text, newline="")), [])
-        names = [cell.strip(' "') for cell in first]
-        if columns and not set(columns) & set(names) and not _names_columns(first):
-            cells = {cell.strip(' "').lower() for cell in re.split("[,;\t]", ",".join(first))}
-            if not cells.isdisjoint(name.lower() for name in columns):
-                raise ValueError(
-                    f"the first line of {file.name} is a header, expected columns separated by "
-                    f"commas, one of them named {columns[0]}"
-                )
-            rows += [{columns[0]: line} for line in _lines(text)]
+        if _is_header(first, columns):
+            rows += _rows_below_header(text, any(cell.startswith(" ") for cell in first))
             continue
-        spaced = any(cell.startswith(" ") for cell in first)
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=spaced)
-        header = [cell.strip() for cell in next(reader, [])]
-        named = max((number for number, name in enumerate(header, 1) if name), default=0)
-        if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
-            raise ValueError(f"its header names the column {repeated[0]} more than once")
-        for cells in filter(None, reader):
-            if len(cells) > len(header) or any(cells[named:]):
-                raise ValueError(f"line {reader.line_num} has more columns than the header names")
-            rows.append(dict(zip_longest(header, cells)))
+        cells = {cell.strip(' "').lower() for cell in re.split("[,;\t]", ",".join(first))}
+        if not cells.isdisjoint(name.lower() for name in columns):
+            raise ValueError(
+                f"the first line of {file.name} is a header, expected columns separated by "
+                f"commas, one of them named {columns[0]}"
+            )
+        rows += [{columns[0]: line} for line in _lines(text)]
     return rows
 
 
-def _names_columns(line: Sequence[str]) -> bool:
-    """Return whether the first line is a header: single words or numbers, which no prompt is."""
-    names = [cell for cell in line if cell]
+def _is_header(first: Sequence[str], columns: Sequence[str]) -> bool:
+    """Return whether the first line of a CSV file names columns.
+
+    It does if no column is asked for, if it names one that is, or if its cells are single words or
+    numbers, which no prompt is.
+    """
+    if not columns or not {cell.strip(' "') for cell in first}.isdisjoint(columns):
+        return True
+    names = [cell for cell in first if cell]
     return bool(names) and all(re.fullmatch(r"[a-zA-Z_]\w*|\d+", name, re.ASCII) for name in names)
+
+
+def _rows_below_header(text: str, spaced: bool) -> Table:
+    """Return the rows of a CSV file by the names of its header.
+
+    Args:
+        text: The file.
+        spaced: Whether a space stands before each cell.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=spaced)
+    header = [cell.strip() for cell in next(reader, [])]
+    named = max((number for number, name in enumerate(header, 1) if name), default=0)
+    if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise ValueError(f"its header names the column {repeated[0]} more than once")
+    rows: Table = []
+    for cells in filter(None, reader):
+        if len(cells) > len(header) or any(cells[named:]):
+            raise ValueError(f"line {reader.line_num} has more columns than the header names")
+        rows.append(dict(zip_longest(header, cells)))
+    return rows
 
 
 def _opened(file: Path, mode: str, **options: str) -> Any:
