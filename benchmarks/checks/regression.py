@@ -110,7 +110,6 @@ def read_committed(profile: Profile) -> Measurement:
             raise ValueError(
                 f"{path} lacks {', '.join(sorted(names))}: restore it, or run make check FRESH=1"
             )
-    metrics = metrics.astype(dict.fromkeys(UNIT[:3], "str"))  # as measured, not categories
     metrics = metrics.set_index(UNIT)["value"].unstack("seed")
     return Measurement(provenance["models"], provenance["columns"], metrics)
 
@@ -149,7 +148,7 @@ def write(profile: Profile, measured: Measurement, seconds: float) -> None:
     folder = tables.folder(profile)
     shutil.rmtree(folder, ignore_errors=True)
     long = measured.metrics.stack().rename("value").reset_index()
-    write_frame(folder / METRICS_FILE, long.astype(dict.fromkeys(UNIT[:3], "category")))
+    write_frame(folder / METRICS_FILE, long)
     provenance = tables.environment_info("benchmarks") | {
         "profile": profile.name,
         "profile_digest": profile_digest(profile),
