@@ -41,6 +41,21 @@ def p_value(distance: float, freedom: float, rows: int = 1) -> float:
     return float(min(1.0, p if distance > 0 else p * rows))
 
 
+def needed_distances(level: float, rows: int, replicates: int) -> tuple[float, float]:
+    """Return how many standard errors beyond its margin an estimate must lie to be decided.
+
+    Args:
+        level: Of the intervals, as 0.95.
+        rows: Of all that Holm's test corrects for.
+        replicates: Those that the intervals are over, at least 2.
+
+    Returns:
+        By its interval alone; by Holm's test too, as the first of all rows.
+    """
+    alone, first = stats.t.isf(np.array([1, 1 / rows]) * (1 - level) / 2, replicates - 1)
+    return float(alone), float(first)
+
+
 def holm(p_values: Iterable[float]) -> np.ndarray:
     """Return Holm's adjusted p values, in the given order."""
     p = np.asarray(list(p_values), np.float64)

@@ -150,7 +150,7 @@ class Regret(Figure):
             )
             panels[0].set(xlabel="share of the steps", ylabel="", title=title.replace(", ", ",\n"))
             _draw_points(panels[1], usual[usual["metric"] == "shift_auroc"], "method", SCORES)
-            panels[1].set(xlabel="AUROC")
+            panels[1].set(xlabel="AUROC of changes")
             at_share = rows[np.isclose(rows["target_ratio"], SHOWN_SHARE)]
             at_share = at_share[at_share["method"].isin(COMPARED)]
             _draw_points(panels[2], at_share, "experiment", EXPERIMENTS)
@@ -158,9 +158,8 @@ class Regret(Figure):
         axes[0, 0].set_ylabel("share of Σ KL(π‖π*) captured")
         of_topics = int(table.loc[table["experiment"] == "unseen-topics", "n"].max())
         caption = (
-            "Steps of base responses, ranked by each score: share of the total KL(π‖π*) in the top "
-            "ones, and AUROC of changed tokens. β = 1 unless labelled; topics seen and held out: "
-            f"n = {of_topics}. "
+            "Steps of base responses, ranked by each score. β = 1 unless labelled; "
+            f"topics: n = {of_topics}. "
             f"{style.sample_size_note(usual, profile, 'Bands and lines')}"
         )
         looks = {method: style.PALETTE[method] for method in SCORES}

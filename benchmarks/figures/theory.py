@@ -212,7 +212,9 @@ def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
     axis.plot(ends, ends, color=style.ZERO, linewidth=0.8, linestyle=":", label="equal")
     axis.set(xlabel="KL of unsteered steps (nats)", ylabel="J(dense) − J(SIA)")
     axis.set_title("loss of SIA against dense: measured and predicted")
-    axis.legend(frameon=False, fontsize=style.SMALL)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.5 * (high - low), high)  # room for the legend
+    axis.legend(frameon=False, fontsize=style.SMALL, ncols=2, loc="lower right")
 
 
 def _draw_bounds(axis, lab: pd.DataFrame, profile: Profile) -> None:

@@ -2,7 +2,8 @@
 
 Scores are in standard deviations of base responses, so that both metrics fit one axis; ticks are
 single replicates. What has another unit (ratios, shares, deviations) is written below, without its
-interval, in the colours of the verdicts; what rests on too few prompts is a dash.
+interval, in the colours of the verdicts; what rests on too few prompts is a dash. What the interval
+alone decides, and Holm's test leaves open, has an open marker or brackets.
 """
 
 import textwrap
@@ -69,7 +70,7 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
     handles = legend([METRICS[metric] for metric in metrics], rows)
     level, replicates = profile.statistics.level, int(rows["replicates"].max())
     ticks = "; ticks: single replicates" * any(map(len, scores["alone"]))
-    ticks += "; †: dense steering is worse than the base" * bool(scores["dense_loses"].any())
+    ticks += "; †: dense is worse than the base" * bool(scores["dense_loses"].any())
     caption = (
         f"{interval_kind(level, replicates)}, verdicts by Holm at {1 - level:.0%}; dotted: margin "
         f"(0, or −{TOLERANCE:g} to reach){ticks}. {sample_note(rows if scores.empty else scores)}, "
@@ -86,12 +87,16 @@ def sample_note(rows: pd.DataFrame) -> str:
 
 def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
     """Return a handle for each verdict of the rows, and for each series, by its marker."""
-    verdicts = set(rows["verdict"])
+    verdicts = {*rows["verdict"], *rows["by_interval"]}
     handles = [
         style.entry(style.Look(colour, "s"), verdict, linestyle="none")
         for verdict, colour in COLOURS.items()
         if verdict in verdicts
     ]
+    if (rows["verdict"] != rows["by_interval"]).any():
+        look = style.Look("black", "s")
+        white = {"linestyle": "none", "markerfacecolor": "white"}
+        handles.append(style.entry(look, "by interval alone", **white))
     return handles + [
         style.entry(style.Look("black", marker), name, linestyle="none")
         for marker, name in zip(MARKERS, series, strict=False)
@@ -113,11 +118,12 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         number = series.index(row.series)
         y = titles.index(row.row) + 0.36 * (number - (len(series) - 1) / 2)
         estimate, low, high = (getattr(row, name) / row.sd for name in NUMBERS)
-        look = {"color": COLOURS[row.verdict], "linewidth": 0.9}
+        look = {"color": COLOURS[row.by_interval], "linewidth": 0.9}
+        face = look["color"] if row.verdict == row.by_interval else "white"
         axis.plot([low, high], [y, y], **look, zorder=3)
         axis.plot(np.divide(row.alone, row.sd), [y] * len(row.alone), "|", markersize=3, **look)
         place = np.clip(estimate, -LIMIT, LIMIT)
-        axis.plot(place, y, MARKERS[number], markersize=2.2, **look)
+        axis.plot(place, y, MARKERS[number], markersize=2.2, markerfacecolor=face, zorder=4, **look)
         if row.dense_loses:
             axis.annotate("†", (place, y), (4, 0), textcoords="offset points", **TEXT)
         ends = [titles.index(row.row) - 0.45, titles.index(row.row) + 0.45]
@@ -136,9 +142,10 @@ def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
         places = (np.arange(len(of_row)) + 0.5) / len(of_row)
         for place, row in zip(places, of_row.itertuples(), strict=True):
             number = "–" if row.verdict == TOO_FEW else format_number(row.estimate, row.unit)
-            text = number + " (time)" * (row.metric == "seconds_ratio")
+            text = number if row.verdict == row.by_interval else f"({number})"
+            text += ", time" * (row.metric == "seconds_ratio")
             y = titles.index(title) - 0.5 + place
-            axis.text(0.5, y, text, color=COLOURS[row.verdict], **TEXT)
+            axis.text(0.5, y, text, color=COLOURS[row.by_interval], **TEXT)
     axis.set(ylim=(len(titles) - 0.5, -0.5), xlim=(0, 1), xticks=[])
     label_rows(axis, titles)
     axis.spines[["left", "bottom"]].set_visible(False)

@@ -155,9 +155,11 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
 def _verdict(row: pd.Series) -> dict[str, str]:
     weakest = f"weakest: {row['weakest']}" if row["weakest"] else ""
     condition = listed(row["condition"], weakest) or "–"
-    verdict = {"condition": condition, "verdict": row["verdict"]}
+    verdict = {"condition": condition, "verdict": row["verdict"], "by_interval": ""}
     if not claims.is_decided(row):
         return verdict
+    if row["verdict"] != row["by_interval"]:
+        verdict["by_interval"] = row["by_interval"]
     estimate, low, high = (
         claims.number_text(row[name], row["unit"], ".3g") for name in claims.NUMBERS
     )

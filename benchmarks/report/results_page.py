@@ -28,6 +28,7 @@ from benchmarks.analysis.claims import (
 )
 from benchmarks.analysis.estimates import TOLERANCE, pooled
 from benchmarks.analysis.labels import METRICS, family_label, metric_label, objective_label, plural
+from benchmarks.analysis.multiplicity import needed_distances
 from benchmarks.analysis.tables import folder
 from benchmarks.figures.registry import FIGURES
 from benchmarks.report import editions, forest
@@ -53,9 +54,16 @@ READING = (
     "verdicts must also pass Holm's test at {alpha:.0%} over all {rows} headline rows with an "
     "interval. To *reach* another method means at most {tolerance:g} standard deviations (SD) of "
     "base responses below it, in the same metric; to *beat* it means more than 0 "
-    '([method](method.md#intervals-and-verdicts)). "Worlds" gives the verdict of each replicate '
-    "alone: ✓ reproduced, ✗ not reproduced, ? undecided, – too few prompts. †: dense steering "
-    "itself scores below the base model there, so that reaching it is no merit."
+    "([method](method.md#intervals-and-verdicts)). Marks: ✓ reproduced, ✗ not reproduced, "
+    "? undecided, – too few prompts; (✓) and (✗): so by the interval alone, undecided by Holm's "
+    'test. "Worlds" gives the verdict of each replicate alone. †: dense steering itself scores '
+    "below the base model there, so that reaching it is no merit."
+)
+POWER = (
+    "Over {worlds} worlds the interval alone decides a row whose estimate lies {alone:.1f} "
+    "standard errors from the margin, and Holm's test passes its first row only at {first:.1f}. A "
+    'row may therefore be undecided although every world agrees: "by its interval" tells what the '
+    "interval alone decides."
 )
 DECIDED = ("reproduced", "not reproduced", "undecided")
 GROUPS = {  # of headline claims, by the kinds of verdicts that they have in all cases
@@ -117,8 +125,8 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
         tolerance=TOLERANCE,
     )
     parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts")]
-    parts.append(findings(profile, verdicts))
-    parts += [_wrapped(reading), headline_table(profile, headline)]
+    parts += [findings(profile, verdicts), _wrapped(reading), *_power(profile, headline)]
+    parts.append(headline_table(profile, headline))
     for number, question in read_document()["questions"].items():
         rows = headline[headline["headline"] == int(number)]
         if not rows.empty:
@@ -130,6 +138,15 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
         parts += [EDITIONS, *picture]
     parts += [_closing(verdicts), "## Appendix: all other claims\n"]
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
+
+
+def _power(profile: Profile, headline: pd.DataFrame) -> list[str]:
+    """Return a paragraph on what this number of worlds can decide; none for a single one."""
+    worlds, rows = headline["replicates"].max(), int(headline["p"].notna().sum())
+    if not worlds > 1:
+        return []
+    alone, first = needed_distances(profile.statistics.level, rows, int(worlds))
+    return [_wrapped(POWER.format(worlds=int(worlds), alone=alone, first=first))]
 
 
 def findings(profile: Profile, verdicts: pd.DataFrame, in_readme: bool = False) -> str:
@@ -148,7 +165,8 @@ def findings(profile: Profile, verdicts: pd.DataFrame, in_readme: bool = False) 
         kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
         if group := GROUPS.get(kinds, ""):
             groups[group].append(f"{_escaped(title)} ({int(rows['verdict'].isin(DECIDED).sum())})")
-    lines = [f"{_counts(headline)}. {_scope(headline)}", *_gains(profile, verdicts)]
+    lines = [f"{_counts(headline)}. {_left_open(headline)}{_scope(headline)}"]
+    lines += _gains(profile, verdicts)
     lines += [
         f"{name}: {'; '.join(groups[name])}." for name in groups if name in shown and groups[name]
     ]
@@ -165,6 +183,8 @@ def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
         gains = []
         for claim, name in GAINS.items():
             of_claim = of_setting[of_setting["claim"] == claim]
+            if of_claim.empty:
+                continue
             in_sd = (of_claim["estimate"] / of_claim["sd"]).map("{:+z.2f}".format)
             gains.append(f"{name} {_with_minus(' / '.join(in_sd))}")
         texts.append(f"{', '.join(gains)} ({settings_of(profile)[setting]})")
@@ -298,6 +318,13 @@ def _counts(rows: pd.DataFrame) -> str:
     return f"{plural(len(rows), 'verdict')}, {', '.join(kinds)}"
 
 
+def _left_open(headline: pd.DataFrame) -> str:
+    """Return a sentence on what intervals decide and Holm's test leaves open; empty if nothing."""
+    decided = headline.loc[headline["verdict"] != headline["by_interval"], "by_interval"]
+    counts = " and ".join(f"{(decided == kind).sum()} {kind}" for kind in DECIDED[:2])
+    return f"Of the undecided, {counts} by the interval alone. " if len(decided) else ""
+
+
 def _scope(headline: pd.DataFrame) -> str:
     """Return what the intervals of the headline verdicts generalise to."""
     worlds = headline["replicates"].max()
@@ -410,15 +437,21 @@ def headline_table(profile: Profile, headline: pd.DataFrame) -> str:
 
 
 def _mark_and_estimate(row: pd.Series) -> str:
-    """Return a verdict as its mark with the estimate, in standard deviations if it is a score."""
+    """Return a verdict as its mark with the estimate, in standard deviations if it is a score.
+
+    What the interval decides and Holm's test leaves open has its mark in brackets.
+    """
     if not is_decided(row):
         return MARKS.get(row["verdict"], "not measured")
     if pd.notna(row["sd"]):
         number = f"{row['estimate'] / row['sd']:+z.2f}"
     else:
         number = forest.format_number(row["estimate"], row["unit"])
+    mark = MARKS[row["by_interval"]]
+    if row["verdict"] != row["by_interval"]:
+        mark = f"({mark})"
     time = " (time)" if row["metric"] == "seconds_ratio" else ""
-    return _with_minus(f"{MARKS[row['verdict']]} {number}{time}{_dagger(row['dense_loses'])}")
+    return _with_minus(f"{mark} {number}{time}{_dagger(row['dense_loses'])}")
 
 
 def appendix(rows: pd.DataFrame) -> str:

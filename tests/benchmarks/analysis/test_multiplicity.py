@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.analysis import claims
-from benchmarks.analysis.multiplicity import holm, p_value, smallest_passing, statistic
+from benchmarks.analysis.multiplicity import (
+    holm,
+    needed_distances,
+    p_value,
+    smallest_passing,
+    statistic,
+)
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
@@ -43,6 +49,14 @@ def test_p_values_are_those_of_a_t_test_over_replicates():
     expected = stats.ttest_1samp(estimates, -0.05).pvalue
     distance = statistic(estimates.mean() + 0.05, high - low, 4, 0.95)
     assert p_value(*distance) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("replicates", [2, 5, 8])
+def test_needed_distances_are_those_at_which_the_tests_pass(replicates):
+    alone, first = needed_distances(0.95, 77, replicates)
+    assert p_value(alone, replicates - 1) == pytest.approx(0.05)
+    adjusted = holm([p_value(first, replicates - 1), *[1.0] * 76])
+    assert adjusted[0] == pytest.approx(0.05)
 
 
 def test_a_failing_row_is_corrected_for_the_number_of_rows():

@@ -6,9 +6,10 @@ from collections import defaultdict
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import stats
 
 from benchmarks.analysis import claims, tables
-from benchmarks.report import editions, forest, results_page
+from benchmarks.report import editions, forest, render, results_page
 from benchmarks.spec.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -112,6 +113,44 @@ def test_what_the_interval_alone_decides_stands_beside_holms_verdict(verdicts):
     case, verdict, *_, p, _ = results_page._cells(undecided)
     assert case.endswith(f"; decided by {results_page.WEAKEST[undecided['weakest']]}")
     assert (verdict, p) == ("undecided (by its interval: reproduced)", "0.0498")
+    assert results_page._mark_and_estimate(undecided).startswith("(✓) +0.20")
+    assert render._verdict(undecided)["by_interval"] == "reproduced"
+    assert render._verdict(row.iloc[0])["by_interval"] == ""
+    of_all = verdicts.mask(verdicts["headline"] > 0, verdicts.assign(verdict="undecided"))
+    text = results_page.findings(SMOKE, of_all)
+    kinds = verdicts.loc[verdicts["headline"] > 0, "verdict"].value_counts()
+    assert f"Of the undecided, {kinds['reproduced']} reproduced and" in text
+    assert "Of the undecided" not in results_page.findings(SMOKE, verdicts)
+
+
+def test_the_forest_marks_what_the_interval_alone_decides(verdicts):
+    rows = verdicts[verdicts["headline"] > 0]
+    open_ = rows.assign(verdict="undecided")
+    names = [handle.get_label() for handle in forest.legend([], open_)]
+    assert names == ["reproduced", "not reproduced", "undecided", "by interval alone"]
+    assert "by interval alone" not in [h.get_label() for h in forest.legend([], rows)]
+    _, axis = forest.style.plt.subplots()
+    shown = open_[open_["sd"].isna() & (open_["metric"] == "seconds_ratio")].head(1)
+    shown = shown.assign(row="row", by_interval="reproduced", estimate=7.0, unit="times")
+    forest.write_numbers(axis, shown, ["row"])
+    assert [text.get_text() for text in axis.texts] == ["(7.0×), time"]
+    forest.style.plt.close()
+
+
+def test_the_page_tells_what_its_number_of_worlds_can_decide(verdicts):
+    rows = int(verdicts.loc[verdicts["headline"] > 0, "p"].notna().sum())
+    by_rows = stats.t.isf(0.025 / rows, 7)
+    text = " ".join(results_page.results_page(SMOKE, verdicts).split())
+    assert "Over 8 worlds the interval alone decides a row whose estimate lies 2.4 standard" in text
+    assert f"passes its first row only at {by_rows:.1f}." in text
+    alone = results_page.results_page(SMOKE, verdicts.assign(replicates=1))
+    assert "the interval alone decides a row" not in " ".join(alone.split())
+
+
+def test_gains_that_are_not_measured_are_left_out(verdicts):
+    there = verdicts[verdicts["claim"] != claims.DENSE_GAINS]
+    text = " ".join(results_page.results_page(SMOKE, there).split())
+    assert "evaluation reward (SD): SIA at 20% +0.20 / +0.20 (paper's loss, β = 1);" in text
 
 
 def test_claims_that_the_closing_names_are_known(verdicts, monkeypatch, tmp_path):
