@@ -63,6 +63,7 @@ TEXTS = (
     "condition", "unit", "setting", "metric", "title", "weakest", "would_change", "history",
     "versus",
 )  # fmt: skip
+POOLED_TEXTS = ("statement", "source", "history", "title", "would_change")  # in pooled rows only
 HEADLINE_KEYS = ("headline", "title", "would_change", "in_readme")  # of an entry and a Claim
 SHARES = ("twenty-percent-is-enough", "share-is-enough")  # claims that a share reaches dense
 DENSE_GAINS = "dense-gains"  # the claim that dense steering beats the base
@@ -454,7 +455,8 @@ def _judge_claim(
         counts = not alone and row["low"] != row["high"] and verdict != TOO_FEW
         if claim.headline and counts:
             numbers["p"] = p_value(*statistics[weakest], len(parts))
-        records.append(record | numbers | {"weakest": weakest, "verdict": verdict})
+        of_claim = {k: v for k, v in record.items() if not (alone and k in POOLED_TEXTS)}
+        records.append(of_claim | numbers | {"weakest": weakest, "verdict": verdict})
     return records
 
 
@@ -538,7 +540,8 @@ def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return the pooled verdicts; `marks` and `alone` hold the verdict and estimate by replicate.
 
     Verdicts of too few prompts have no marks, since a single replicate has fewer prompts still.
-    `dense_loses` tells of claims to reach dense steering where that is worse than the base model.
+    `dense_loses` tells of claims to reach dense steering where that is worse than the base model;
+    `left_open` is that of the function of this name.
     """
     texts = {name: verdicts[name].astype(object).fillna("") for name in TEXTS}
     verdicts = verdicts.assign(**texts)
@@ -552,15 +555,28 @@ def pooled_verdicts(verdicts: pd.DataFrame) -> pd.DataFrame:
     loses = (joined["claim"] == DENSE_GAINS) & (joined["verdict"] == "not reproduced")
     places = pd.MultiIndex.from_frame(joined[["setting", "metric"]])
     reaches_dense = (joined["versus"] == "dense") & (joined["test"] == "reaches")
-    dense_loses = reaches_dense & places.isin(places[loses])
-    return joined.assign(marks=marks, alone=estimates, dense_loses=dense_loses).reset_index(
-        drop=True
-    )
+    further = {
+        "marks": marks,
+        "alone": estimates,
+        "dense_loses": reaches_dense & places.isin(places[loses]),
+        "left_open": left_open(joined),
+    }
+    return joined.assign(**further).reset_index(drop=True)
 
 
 def is_decided(row: pd.Series) -> bool:
     """Return whether the verdict rests on an estimate."""
     return row["verdict"] not in (TOO_FEW, NOT_MEASURED)
+
+
+def left_open(verdicts: pd.DataFrame) -> pd.Series:
+    """Return which verdicts the interval alone decides and Holm's test leaves undecided."""
+    return verdicts["verdict"] != verdicts["by_interval"]
+
+
+def tested_rows(verdicts: pd.DataFrame) -> int:
+    """Return the number of verdicts that Holm's test corrects for."""
+    return int(verdicts["p"].notna().sum())
 
 
 def verdict_line(row: pd.Series) -> str:

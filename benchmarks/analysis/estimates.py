@@ -5,9 +5,9 @@ under a sampling seed, of a replicate and objective). Scores on the same units c
 unit by unit, which pairs them by prompt and by noise.
 
 Summaries are tidy: a row is one estimate of one metric. Rows with `replicate` "all" pool the
-replicates; where there are several, rows "0", "1", ... hold each alone, differences of methods over
-all objectives together. Counts, realised ratios and the standard deviation of what is averaged
-(`sd`) stand in the pooled rows.
+replicates; where there are several, rows "0", "1", ... hold each alone: a method's scores, and its
+differences to others over all objectives together. Counts, realised ratios and the standard
+deviation of what is averaged (`sd`) stand in the pooled rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.spec.profile import Profile
 POOLED = "all"  # value of the column `replicate`
 TOLERANCE = 0.05  # standard deviations of base responses: the smallest difference of interest
 FEWEST_PROMPTS = 50  # over all objectives and replicates, that a verdict rests on
-SCORES = ("judge", "reward")  # metrics of which figures show single replicates by objective
+SCORES = ("judge", "reward")  # metrics of which figures show single replicates
 UNIT = ["replicate", "objective", "prompt", "seed"]
 LABELS = [
     "family", "model", "value_model", "method", "gate", "target_ratio", "beta", "best_of", "search",
@@ -288,12 +288,11 @@ def _intervals(
                 common |= counts if replicate == POOLED else {}
                 for name, settings in one.chosen.items():
                     common[name] = common_value(settings[index, ... if number is None else number])
-                # of single replicates, figures and verdicts read only these; rows give the others
-                kept = replicate == POOLED or number is None
-                shown = not labels.get("versus")
+                alone, versus = replicate != POOLED, labels.get("versus")
                 for m, metric in enumerate(metrics):
-                    if kept or (shown and metric in SCORES):
-                        sd = {"sd": deviations[m, i]} if replicate == POOLED else {}
+                    # of single replicates, figures and verdicts read only these; rows give others
+                    if not alone or (number is None if versus else metric in SCORES):
+                        sd = {} if alone else {"sd": deviations[m, i]}
                         estimate = dict(zip(NUMBERS, numbers[:, m, i], strict=False))
                         records.append(common | {"metric": metric} | estimate | sd)
     return records

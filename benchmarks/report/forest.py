@@ -93,7 +93,7 @@ def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
         for verdict, colour in COLOURS.items()
         if verdict in verdicts
     ]
-    if (rows["verdict"] != rows["by_interval"]).any():
+    if rows["left_open"].any():
         look = style.Look("black", "s")
         white = {"linestyle": "none", "markerfacecolor": "white"}
         handles.append(style.entry(look, "by interval alone", **white))
@@ -119,7 +119,7 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         y = titles.index(row.row) + 0.36 * (number - (len(series) - 1) / 2)
         estimate, low, high = (getattr(row, name) / row.sd for name in NUMBERS)
         look = {"color": COLOURS[row.by_interval], "linewidth": 0.9}
-        face = look["color"] if row.verdict == row.by_interval else "white"
+        face = "white" if row.left_open else look["color"]
         axis.plot([low, high], [y, y], **look, zorder=3)
         axis.plot(np.divide(row.alone, row.sd), [y] * len(row.alone), "|", markersize=3, **look)
         place = np.clip(estimate, -LIMIT, LIMIT)
@@ -142,7 +142,7 @@ def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
         places = (np.arange(len(of_row)) + 0.5) / len(of_row)
         for place, row in zip(places, of_row.itertuples(), strict=True):
             number = "–" if row.verdict == TOO_FEW else format_number(row.estimate, row.unit)
-            text = number if row.verdict == row.by_interval else f"({number})"
+            text = f"({number})" if row.left_open else number
             text += ", time" * (row.metric == "seconds_ratio")
             y = titles.index(title) - 0.5 + place
             axis.text(0.5, y, text, color=COLOURS[row.by_interval], **TEXT)

@@ -158,7 +158,7 @@ def _verdict(row: pd.Series) -> dict[str, str]:
     verdict = {"condition": condition, "verdict": row["verdict"], "by_interval": ""}
     if not claims.is_decided(row):
         return verdict
-    if row["verdict"] != row["by_interval"]:
+    if row["left_open"]:
         verdict["by_interval"] = row["by_interval"]
     estimate, low, high = (
         claims.number_text(row[name], row["unit"], ".3g") for name in claims.NUMBERS

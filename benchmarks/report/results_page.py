@@ -25,6 +25,7 @@ from benchmarks.analysis.claims import (
     settings_of,
     smallest_shares,
     source_text,
+    tested_rows,
 )
 from benchmarks.analysis.estimates import TOLERANCE, pooled
 from benchmarks.analysis.labels import METRICS, family_label, metric_label, objective_label, plural
@@ -121,7 +122,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
     reading = READING.format(
         settings="; ".join(settings_of(profile).values()),
         alpha=1 - profile.statistics.level,
-        rows=int(headline["p"].notna().sum()),
+        rows=tested_rows(headline),
         tolerance=TOLERANCE,
     )
     parts = [HEAD, *_picture(profile, forest.NAME, "Headline verdicts")]
@@ -142,10 +143,11 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
 
 def _power(profile: Profile, headline: pd.DataFrame) -> list[str]:
     """Return a paragraph on what this number of worlds can decide; none for a single one."""
-    worlds, rows = headline["replicates"].max(), int(headline["p"].notna().sum())
+    worlds = headline["replicates"].max()
     if not worlds > 1:
         return []
-    alone, first = needed_distances(profile.statistics.level, rows, int(worlds))
+    level = profile.statistics.level
+    alone, first = needed_distances(level, tested_rows(headline), int(worlds))
     return [_wrapped(POWER.format(worlds=int(worlds), alone=alone, first=first))]
 
 
@@ -320,7 +322,7 @@ def _counts(rows: pd.DataFrame) -> str:
 
 def _left_open(headline: pd.DataFrame) -> str:
     """Return a sentence on what intervals decide and Holm's test leaves open; empty if nothing."""
-    decided = headline.loc[headline["verdict"] != headline["by_interval"], "by_interval"]
+    decided = headline.loc[headline["left_open"], "by_interval"]
     counts = " and ".join(f"{(decided == kind).sum()} {kind}" for kind in DECIDED[:2])
     return f"Of the undecided, {counts} by the interval alone. " if len(decided) else ""
 
@@ -369,7 +371,7 @@ def _cells(row: pd.Series) -> list[str]:
     weakest = f"; decided by {WEAKEST[row['weakest']]}" if row["weakest"] else ""
     if not is_decided(row):
         return [case, row["verdict"], "", "", _with_minus(criterion(row)), "", ""]
-    holm = f" (by its interval: {row['by_interval']})" * (row["verdict"] != row["by_interval"])
+    holm = f" (by its interval: {row['by_interval']})" * row["left_open"]
     verdict = row["verdict"] + holm + _dagger(row["dense_loses"])
     in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
     p = p_text(row["p_adjusted"]) or "exact"
@@ -448,7 +450,7 @@ def _mark_and_estimate(row: pd.Series) -> str:
     else:
         number = forest.format_number(row["estimate"], row["unit"])
     mark = MARKS[row["by_interval"]]
-    if row["verdict"] != row["by_interval"]:
+    if row["left_open"]:
         mark = f"({mark})"
     time = " (time)" if row["metric"] == "seconds_ratio" else ""
     return _with_minus(f"{mark} {number}{time}{_dagger(row['dense_loses'])}")

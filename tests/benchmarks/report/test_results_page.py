@@ -109,14 +109,16 @@ def test_reaching_dense_steering_that_loses_is_no_merit(verdicts):
 
 def test_what_the_interval_alone_decides_stands_beside_holms_verdict(verdicts):
     row = verdicts[verdicts["weakest"] != ""].head(1)
-    undecided = row.assign(verdict="undecided", by_interval="reproduced", p_adjusted=0.0498).iloc[0]
+    undecided = row.assign(verdict="undecided", by_interval="reproduced", left_open=True)
+    undecided = undecided.assign(p_adjusted=0.0498).iloc[0]
     case, verdict, *_, p, _ = results_page._cells(undecided)
     assert case.endswith(f"; decided by {results_page.WEAKEST[undecided['weakest']]}")
     assert (verdict, p) == ("undecided (by its interval: reproduced)", "0.0498")
     assert results_page._mark_and_estimate(undecided).startswith("(✓) +0.20")
     assert render._verdict(undecided)["by_interval"] == "reproduced"
     assert render._verdict(row.iloc[0])["by_interval"] == ""
-    of_all = verdicts.mask(verdicts["headline"] > 0, verdicts.assign(verdict="undecided"))
+    open_ = verdicts.assign(verdict="undecided", left_open=True)
+    of_all = verdicts.mask(verdicts["headline"] > 0, open_)
     text = results_page.findings(SMOKE, of_all)
     kinds = verdicts.loc[verdicts["headline"] > 0, "verdict"].value_counts()
     assert f"Of the undecided, {kinds['reproduced']} reproduced and" in text
@@ -125,7 +127,7 @@ def test_what_the_interval_alone_decides_stands_beside_holms_verdict(verdicts):
 
 def test_the_forest_marks_what_the_interval_alone_decides(verdicts):
     rows = verdicts[verdicts["headline"] > 0]
-    open_ = rows.assign(verdict="undecided")
+    open_ = rows.assign(verdict="undecided", left_open=True)
     names = [handle.get_label() for handle in forest.legend([], open_)]
     assert names == ["reproduced", "not reproduced", "undecided", "by interval alone"]
     assert "by interval alone" not in [h.get_label() for h in forest.legend([], rows)]
