@@ -337,6 +337,13 @@ def base_sd(summary: pd.DataFrame, metric: str, family: str = "all") -> float:
     return float(np.sqrt(rows["sd"].pow(2).mean()))
 
 
+def in_base_sd(rows: pd.DataFrame, summary: pd.DataFrame, family: str) -> pd.DataFrame:
+    """Return rows of a summary with their estimates in standard deviations (see `base_sd`)."""
+    spreads = {metric: base_sd(summary, metric, family) for metric in rows["metric"].unique()}
+    spread = rows["metric"].map(spreads).replace(0, np.nan)  # of an untrained model
+    return rows.assign(**{name: rows[name] / spread for name in NUMBERS})
+
+
 def reaching_margin(summary: pd.DataFrame, metric: str, family: str) -> float:
     """Return by how much a method may differ and still reach another one (see `base_sd`)."""
     return -TOLERANCE * base_sd(summary, metric, family)

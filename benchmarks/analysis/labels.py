@@ -69,7 +69,6 @@ METRICS = {
     "unshifted_entropy": Metric("entropy of unchanged junctions (nats)", "nats"),
     "entropy_histogram": Metric("share of junctions with this entropy"),
     "shifted_share_at_entropy": Metric("share changed at this entropy"),
-    "word_shift_share": Metric("share of the changes"),
     # random steps and trees, and the lab's own distributions (theory, value-error)
     "regret_minus_kl_base_optimum_max": Metric("regret − KL(π‖π*)/β, largest"),
     "regret_vs_kl_optimum_base_median": Metric("regret − KL(π*‖π)/β, relative, median"),

@@ -102,9 +102,8 @@ def existing_rows(profile: Profile, name: str) -> pd.DataFrame | None:
 
 
 def concatenate(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Concatenate tables by rows and merge their `attrs`; text columns become categorical."""
+    """Concatenate tables by rows; text columns become categorical."""
     table = pd.concat(frames, ignore_index=True)
-    table.attrs = {key: note for frame in frames for key, note in frame.attrs.items()}
     for name, column in table.items():
         if not pd.api.types.is_numeric_dtype(column):  # as which bool counts
             table[name] = column.astype("str").astype("category").where(column.notna())

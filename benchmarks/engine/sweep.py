@@ -153,10 +153,6 @@ class Sweep:
         texts = [name for name in table if table[name].dtype in (object, "str")]
         return table.astype(dict.fromkeys(texts, "category"))
 
-    def words(self, tokens: Sequence[int]) -> list[str]:
-        """Return the text of each token id, as figures and reports show it."""
-        return subject_of(self.profile, 0).words(tokens)
-
     def random_instances(self, replicates: Sequence[int]) -> pd.DataFrame:
         """Return regrets, divergences and bounds on random steps and trees (see `theory`)."""
         return random_instances(replicates)

@@ -30,7 +30,7 @@ from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.figures.best_of_n import at_equal_cost
 from benchmarks.spec.cells import CellRequest, FigureCells
-from benchmarks.spec.methods import AUTOREGRESSIVE, drawn_in
+from benchmarks.spec.methods import drawn_in
 from benchmarks.spec.model_kinds import teacher_of
 from benchmarks.spec.profile import Profile
 
@@ -259,7 +259,7 @@ def _draw_points(axis, rows: pd.DataFrame) -> None:
             elinewidth=0.7,
             **marker_face(row.value_model),
         )
-    on_base = rows[(rows["model"] == "base") & (rows["value_model"] != str(AUTOREGRESSIVE))]
+    on_base = rows[rows["model"] == "base"]
     for methods_shown, line in ((rows, "-"), (on_base, "--")):
         cost, score = (methods_shown[name].to_numpy() for name in ("estimate_cost", "estimate"))
         front = pareto(cost, score)

@@ -1,4 +1,4 @@
-"""Entropy around junctions: how sure the base is near them, and which tokens steering changes.
+"""Entropy around junctions: how sure the base is near them, and where steering changes tokens.
 
 The profile's first loss, β = 1. Beside the steered responses stand base responses, whose junctions
 are where the same gate would open: what is common to both is no effect of steering. Shifted: the
@@ -23,7 +23,6 @@ from benchmarks.spec.profile import Profile
 OFFSETS = range(-5, 6)
 BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
 ENTROPY_BINS = {f"{low:.1f} to {high:.1f}": (low, high) for low, high in pairwise(BINS)}
-FREQUENT = 12
 LOOKS = style.PALETTE | {"base": style.Look(style.COLOURS["base"], "o", (5, 2))}
 CELL = ["replicate", "family", "method", "target_ratio"]
 TOKEN = ["objective", "prompt", "seed", "step", "token_ids", "base_token", "shifted"]
@@ -53,7 +52,7 @@ class Entropy(Figure):
         """Return a row per junction, and of dense steering one per token.
 
         Columns entropy-5 to entropy+5 are the entropies around it (NaN beyond the response; of
-        dense steering its own alone). attrs: how shifted tokens are written, by id.
+        dense steering its own alone). Token ids are those of the replicate's own tokenizer.
         """
         frames = []
         for replicate in replicates:
@@ -71,17 +70,10 @@ class Entropy(Figure):
         table = pd.concat(frames, ignore_index=True)
         types = dict.fromkeys(("token_ids", "base_token"), profile.token_dtype)
         types |= dict.fromkeys(("family", "method", "objective"), "category")
-        table = table.astype(types).round({f"entropy{o:+d}": 2 for o in OFFSETS})
-        shifted = table.loc[table["shifted"], ["base_token", "token_ids"]]
-        tokens = np.unique(shifted.to_numpy()).tolist()
-        words = results.words(tokens)
-        if not profile.words:
-            words = list(map(repr, words))  # in quotes because spaces count
-        table.attrs = dict(zip(map(str, tokens), words, strict=True))
-        return table
+        return table.astype(types).round({f"entropy{o:+d}": 2 for o in OFFSETS})
 
     def summarize(self, rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-        """Return entropy around junctions, shares of changed tokens, and the most frequent changes.
+        """Return entropy around junctions and shares of changed tokens.
 
         Means of entropy at each offset, the fall after a junction and the rebound, shares of
         junctions and of changed ones by entropy (`entropy_bin`). Versus "base": steered minus base
@@ -109,20 +101,10 @@ class Entropy(Figure):
                         records += estimates.estimate_rows(
                             setting | {"versus": name}, drawn, profile
                         )
-            method = "dense" if target == 1 else "sia"
-            shifts = both[(both["method"] == method) & both["shifted"]]
-            pairs = shifts.groupby(["base_token", "token_ids"]).size().nlargest(FREQUENT)
-            setting = common | {"method": method, "metric": "word_shift_share", "versus": ""}
-            records += [
-                setting
-                | dict(zip(("base_word", "word"), (rows.attrs[str(t)] for t in pair), strict=True))
-                | {"estimate": count / len(shifts)}
-                for pair, count in pairs.items()
-            ]
-        return estimates.summary_frame(records, ["offset", "entropy_bin", "base_word", "word"])
+        return estimates.summary_frame(records, ["offset", "entropy_bin"])
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Draw entropies around junctions, and which tokens steering changes; two rows a family."""
+        """Draw entropies around junctions, and where steering changes tokens; a row a family."""
         target = min(profile.sweep.reduced_ratios)
         table = estimates.pooled(table)
         places = dict(zip(ENTROPY_BINS, (BINS[:-1] + BINS[1:]) / 2, strict=True))
@@ -130,9 +112,9 @@ class Entropy(Figure):
         sparse = table[np.isclose(table["target_ratio"], target)]
         dense = table[table["method"] == "dense"]
         families = profile.families
-        size = (style.PAGE, 3.3 * len(families) + 1)
-        figure, axes = style.plt.subplots(2 * len(families), 2, figsize=size)
-        for family, panels in zip(families, axes.reshape(-1, 4), strict=True):
+        size = (style.PAGE, 1.9 * len(families) + 0.8)
+        figure, axes = style.plt.subplots(len(families), 3, figsize=size, squeeze=False)
+        for family, panels in zip(families, axes, strict=True):
             of_sparse, of_dense = (rows[rows["family"] == family] for rows in (sparse, dense))
             around = of_sparse[of_sparse["metric"] == "entropy_at_offset"]
             style.curves(around, "offset", looks=LOOKS).on(panels[0]).plot()
@@ -146,7 +128,6 @@ class Entropy(Figure):
             style.curves(changed, "place", looks=LOOKS).on(panels[2]).plot()
             panels[2].set(xlabel="entropy (nats)", ylabel="share of tokens changed")
             panels[2].set_title("changed by steering")
-            _draw_words(panels[3], of_sparse)
         handles = [
             style.handle("base", "base, where the gate would open", marker="o"),
             style.handle("sia", f"SIA at {target:.0%}"),
@@ -174,21 +155,6 @@ def _draw_kept_and_changed(axis, dense: pd.DataFrame) -> None:
     ).legend(frameon=False, title="", fontsize=style.SMALL)  # fmt: skip
     axis.set(xlabel="entropy (nats)", ylabel="share of these tokens")
     axis.set_title("tokens under dense steering")
-
-
-def _draw_words(axis, sparse: pd.DataFrame) -> None:
-    """Draw the most frequent changes of a token."""
-    shifts = sparse[sparse["metric"] == "word_shift_share"].nlargest(FREQUENT, "estimate")
-    if shifts.empty:
-        axis.set_axis_off()
-        axis.set_title("SIA changed no token")
-        return
-    words = shifts["base_word"].astype(str) + " → " + shifts["word"].astype(str)
-    style.sns.barplot(
-        x=100 * shifts["estimate"], y=words, ax=axis, color=style.COLOURS["sia"], saturation=1
-    )
-    axis.tick_params(axis="y", labelsize=6)
-    axis.set(xlabel="share of SIA's changes (%)", ylabel="", title="most frequent changes")
 
 
 def _labelled(tokens: pd.DataFrame, request: CellRequest, method: str) -> pd.DataFrame:

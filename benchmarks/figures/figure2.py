@@ -78,8 +78,12 @@ class Figure2(Figure):
                 differences.append(estimates.difference(one, gain, versus="dense-gain"))
             for sia in sparse:
                 ratio = sia.labels["target_ratio"]
-                random = estimates.select(setting, method="random", target_ratio=ratio)
+                random, predicted = (
+                    estimates.select(setting, method=name, target_ratio=ratio)
+                    for name in ("random", "junction")
+                )
                 differences += [estimates.difference(sia, other) for other in random]
+                differences += [estimates.difference(one, sia) for one in predicted]
                 rivals = static if ratio in profile.sweep.main_ratios else []
                 differences += [
                     estimates.difference(sia, other, versus=name) for name, other in rivals
@@ -89,7 +93,7 @@ class Figure2(Figure):
         )
 
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
-        """Draw a picture for each family and score; rows are settings, columns objectives."""
+        """Draw curves of each family and score, and SIA against dense steering, paired."""
         paths = []
         for metric in profile.available_metrics(("judge", "reward")):
             for family in profile.families:
@@ -97,7 +101,7 @@ class Figure2(Figure):
                 name = "-".join(["figure2", *(x for x in (metric, family) if x not in usual)])
                 data = rows_to_plot(table, profile, metric, family)
                 paths += draw(data, profile, stale, folder, name)
-        return paths
+        return paths + draw_differences(table, profile, stale, folder)
 
 
 def random_gates(
@@ -147,6 +151,50 @@ def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str
     level = level[drawn | level["method"].isin(STATIC)]
     unit = ["method", "setting", "objective", "target_ratio"]
     return level.assign(ratio=level.groupby(unit)["ratio"].transform("first"))
+
+
+def draw_differences(
+    table: pd.DataFrame, profile: Profile, stale: bool, folder: Path
+) -> list[Path]:
+    """Draw figure2-paired: SIA − dense against the share; rows are scores, columns settings."""
+    family, metrics = estimates.pooled_family(profile), profile.available_metrics(estimates.SCORES)
+    rows = table[
+        (table["versus"] == "dense")
+        & (table["method"] == "sia")
+        & (table["objective"] == "all")
+        & (table["family"] == family)
+        & table["metric"].isin(metrics)
+    ]
+    rows = estimates.in_base_sd(rows, table, family)
+    names = settings(profile)
+    places = zip(rows["value_model"], rows["tuned"].eq(True), strict=True)
+    rows = rows.assign(setting=[names[place] for place in places])
+    rows = style.ordered(rows, metric=metrics, setting=names.values())
+    pooled, single = (rows[(rows["replicate"] == "all") == whole] for whole in (True, False))
+    figure = style.plt.figure(figsize=(style.PAGE, 1.35 * len(metrics) + 1.0))
+    (
+        style.curves(pooled, "target_ratio", row="metric", col="setting")
+        .add(style.so.Dot(pointsize=2, alpha=0.6), data=single.reset_index(), x="target_ratio",
+             y="estimate", color="method", linestyle=None, row="metric", col="setting",
+             legend=False)
+        .share(y="col")
+        .label(x="target share steered")
+        .on(figure)
+        .plot()
+    )  # fmt: skip
+    for axis in figure.axes:
+        axis.axhline(0, color=style.ZERO, linewidth=0.8)
+        axis.axhline(-estimates.TOLERANCE, color=style.ZERO, linewidth=0.8, linestyle=":")
+    drawn = list(dict.fromkeys(pooled["setting"]))
+    style.name_facets(figure, [labels.metric_label(profile, one) for one in metrics], drawn)
+    figure.supylabel("SIA − dense (SD of base responses)")
+    dots = "Dots: single replicates. " if len(single) else ""
+    caption = (
+        f"Paired difference of SIA and dense steering, {labels.family_label(family)}; dotted: "
+        f"margin of reaching dense, −{estimates.TOLERANCE:g}. {dots}"
+        f"{style.sample_size_note(pooled, profile)}"
+    )
+    return style.finish(figure, [], caption, folder, "figure2-paired", stale=stale)
 
 
 def draw(data: pd.DataFrame, profile: Profile, stale: bool, folder: Path, name: str) -> list[Path]:

@@ -203,7 +203,8 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
     base = estimates.pooled(rows[rows["gate"] == "never"])
     ratios, losses = (*profile.sweep.reduced_ratios, 1.0), methods.losses_in_order(profile)
     rows = rows[rows["target_ratio"].isin([0.0, *ratios])]
-    looks, spread = ratio_looks(ratios), estimates.base_sd(rows, profile.score)
+    looks = {ratio: style.share_look(ratio) for ratio in ratios}
+    spread = estimates.base_sd(rows, profile.score)
     figure = style.plt.figure(figsize=(style.PAGE, 3.7 * len(losses) + 0.5))
     for panels, value_model in zip(np.ravel(figure.subfigures(len(losses))), losses, strict=True):
         of_loss = rows[rows["value_model"] == value_model]
@@ -224,13 +225,6 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         f"{framed if profile.sweep.tuning else ''}{style.sample_size_note(rows, profile)}"
     )
     return style.finish(figure, handles, caption, folder, "figure4", stale=stale)
-
-
-def ratio_looks(ratios: Sequence[float]) -> dict[float, style.Look]:
-    """Return a look for each share of steered tokens, from pale to dark; 1 is dense steering."""
-    shades = style.sns.color_palette("YlGnBu", len(ratios) + 1).as_hex()[2:]
-    sparse = (style.Look(shade) for shade in shades)
-    return dict(zip(ratios, (*sparse, style.PALETTE["dense"]), strict=True))
 
 
 def beta_labels(profile: Profile) -> dict[float, str]:
@@ -304,14 +298,16 @@ def draw_paths(axis, untuned, base, looks, profile: Profile) -> None:
 def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Return the paired differences that decide about sparse and dense steering.
 
-    Columns setting (of strength), loss and line (share of the tokens, or their mean) say where a
-    row is drawn; `single` holds the estimates of single replicates, of the mean alone.
+    They are in standard deviations of base responses. Columns setting (of strength), loss and line
+    (share of the tokens, or their mean) say where a row is drawn; `single` holds the estimates of
+    single replicates.
     """
+    family = estimates.pooled_family(profile)
     rows = table[
         (table["versus"] == "dense")
-        & (table["metric"] == profile.score)
+        & table["metric"].isin(profile.available_metrics(estimates.SCORES))
         & (table["objective"] == "all")
-        & (table["family"] == estimates.pooled_family(profile))
+        & (table["family"] == family)
         & table["method"].isin(["sia", "sia-claimed"])
         & (table["target_ratio"].isin(profile.sweep.main_ratios) | table["target_ratio"].isna())
     ]
@@ -324,6 +320,7 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
     lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
     shares = rows["target_ratio"].map("{:.0%}".format)
+    rows = estimates.in_base_sd(rows, table, family)
     rows = rows.assign(
         setting=setting,
         loss=[labels.loss_label(profile, value_model) for value_model in rows["value_model"]],
@@ -331,48 +328,46 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         single=rows["estimate"].mask(pooled),
         estimate=rows["estimate"].where(pooled),
     )
-    rows = rows[(setting != "") & (pooled | mean)].sort_values("target_ratio", kind="stable")
+    rows = rows[setting != ""].sort_values("target_ratio", kind="stable")
     return style.ordered(rows, setting=["β = 1", "best β", "equal KL"])
 
 
 def draw_sparse_against_dense(
     table: pd.DataFrame, profile: Profile, stale: bool, folder: Path
 ) -> list[Path]:
-    """Draw a forest of the differences: a panel for each loss, a row for each setting."""
+    """Draw a forest of the differences: panels are losses and scores, rows are settings."""
     rows = sparse_against_dense(table, profile)
     lines = list(dict.fromkeys(rows["line"]))
-    shades = ratio_looks((*profile.sweep.main_ratios, 1.0)).values()
-    looks = dict(zip(lines, [*list(shades)[:-1], style.Look(style.NEUTRAL)], strict=True))
-    figure = style.plt.figure(figsize=(style.PAGE, 0.5 * rows["setting"].nunique() + 1.2))
+    shades = [style.share_look(share) for share in profile.sweep.main_ratios]
+    looks = dict(zip(lines, [*shades, style.Look(style.NEUTRAL)], strict=True))
+    losses = [labels.loss_label(profile, one) for one in methods.losses_in_order(profile)]
+    metrics = profile.available_metrics(estimates.SCORES)
+    height = 0.5 * rows["setting"].nunique() * len(metrics) + 1.2
+    figure = style.plt.figure(figsize=(style.PAGE, height))
     dodge, colours = style.so.Dodge(), {name: look.colour for name, look in looks.items()}
     (
         style.so.Plot(rows, x="estimate", y="setting", color="line")
-        .facet(
-            col="loss",
-            order=[labels.loss_label(profile, one) for one in methods.losses_in_order(profile)],
-        )
+        .facet(col="loss", row="metric", order={"col": losses, "row": metrics})
         .add(
             style.so.Range(linewidth=1.3), dodge, xmin="low", xmax="high", orient="y", legend=False
         )
         .add(style.so.Dot(pointsize=4), dodge, orient="y", legend=False)
         .add(style.so.Dash(), dodge, x="single", orient="y", legend=False)
         .scale(color=colours)
-        .label(x=f"SIA − dense ({labels.metric_label(profile, profile.score)})", y="", title=str)
+        .label(x="SIA − dense (SD of base responses)", y="")
         .on(figure)
         .plot()
     )
+    style.name_facets(figure, [labels.metric_label(profile, one) for one in metrics], losses)
     handles, too_few = style.handles(looks), rows["n"].max() < estimates.FEWEST_PROMPTS
-    margin = estimates.reaching_margin(table, profile.score, estimates.pooled_family(profile))
     for axis in figure.axes:
         axis.axvline(0, color=style.ZERO, linewidth=0.8)
         if not too_few:
-            axis.axvline(margin, color=style.ZERO, linewidth=0.8, linestyle=":")
-    unit, margin_text = labels.METRICS[profile.score].unit, f"{margin:.2g}".replace("-", "−")
+            axis.axvline(-estimates.TOLERANCE, color=style.ZERO, linewidth=0.8, linestyle=":")
     margin_note = (
         f"too few prompts for a verdict, which needs {estimates.FEWEST_PROMPTS}"
         if too_few
-        else f"dotted: margin of reaching dense, {margin_text} {unit} "
-        f"({estimates.TOLERANCE:g} SD of the base)"
+        else f"dotted: margin of reaching dense, −{estimates.TOLERANCE:g}"
     )
     ticks = "Ticks: single replicates. " if rows["single"].notna().any() else ""
     caption = (

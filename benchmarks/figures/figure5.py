@@ -22,6 +22,7 @@ from benchmarks.spec.profile import Profile
 BITS = 64  # positions of a number
 FIRST_NUMBERS = ("junctions_low", "junctions_high")  # the next are called by their first position
 POLICIES = {"base": "base responses", "sia": "steered responses"}
+MEAN = style.COLOURS["best-of-n"]  # colour of the mean length
 REACHED = 0.05  # share of the responses below which a position is not shown
 
 
@@ -106,12 +107,12 @@ class Figure5(Figure):
     def plot(self, table: pd.DataFrame, profile: Profile, stale: bool, folder: Path) -> list[Path]:
         """Draw heatmaps: rows families and objectives; a panel for each policy and target ratio."""
         table, ratios = estimates.pooled(table), profile.sweep.reduced_ratios
-        grids = {
-            (target, method): shares(
-                table[(table["target_ratio"] == target) & (table["method"] == method)], profile
-            )
+        table = with_row_names(table)
+        of_panel = {
+            (target, method): table[(table["target_ratio"] == target) & (table["method"] == method)]
             for target, method in product(ratios, POLICIES)
         }
+        grids = {place: shares(rows, profile) for place, rows in of_panel.items()}
         height = 0.16 * len(next(iter(grids.values()))) + 0.5
         figure, axes = style.plt.subplots(
             len(ratios), len(POLICIES), sharex=True, sharey=True, squeeze=False,
@@ -123,6 +124,9 @@ class Figure5(Figure):
                 100 * grid, ax=axis, cmap="Blues", norm=PowerNorm(0.5, 0, highest), cbar=False,
                 xticklabels=10 if grid.shape[1] <= 80 else 50 * ceil(grid.shape[1] / 400),
             )  # fmt: skip
+            rows = np.arange(len(grid))
+            lengths = mean_lengths(of_panel[target, method], grid.index)
+            axis.vlines(lengths, rows, rows + 1, color=MEAN)
             axis.tick_params(left=False, labelrotation=0)
             axis.set_facecolor("#DDDDDD")
             axis.set(xlabel="", ylabel="", title=f"{POLICIES[method]}, {target:.0%} of the tokens")
@@ -134,10 +138,16 @@ class Figure5(Figure):
         first = table.iloc[0]
         caption = (
             f"{labels.listed('Junctions by position', style.first_loss(profile), 'β = 1')}. Base: "
-            f"where the gate would open. Grey: fewer than {REACHED:.0%} of the responses are this "
+            f"where the gate would open. Orange: mean length. Grey: under {REACHED:.0%} are this "
             f"long. No intervals; each row: {style.sample_size(first)}, profile {profile.name}."
         )
         return style.finish(figure, [], caption, folder, "figure5", stale=stale)
+
+
+def mean_lengths(table: pd.DataFrame, rows: Sequence[str]) -> list[float]:
+    """Return the mean length of the responses of each row of a heatmap, in tokens."""
+    lengths = table[table["metric"] == "response_length"].set_index("row")["estimate"]
+    return [float(lengths[row]) for row in rows]
 
 
 def first_half_rows(responses: pd.DataFrame, labels: dict, profile: Profile) -> list[dict]:
@@ -187,12 +197,17 @@ def _number_of(position: int) -> str:
     return FIRST_NUMBERS[index] if index < 2 else f"junctions_{index * BITS}"
 
 
+def with_row_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `row`: the row of a heatmap, by family and objective."""
+    families = table["family"].map(labels.family_label)
+    return table.assign(row=families + ", " + table["objective"])
+
+
 def shares(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Return the share of responses with a junction at each position, of those that reach it.
 
     Rows: families and objectives; columns: positions. NaN where fewer than REACHED get there.
     """
-    table = table.assign(row=table["family"].map(labels.family_label) + ", " + table["objective"])
     grids = table.pivot_table(
         index=["metric", "row"], columns="position", values="estimate", dropna=False
     )

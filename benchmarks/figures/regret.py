@@ -158,8 +158,8 @@ class Regret(Figure):
         axes[0, 0].set_ylabel("share of Σ KL(π‖π*) captured")
         of_topics = int(table.loc[table["experiment"] == "unseen-topics", "n"].max())
         caption = (
-            "Steps of base responses, ranked by each score. β = 1 unless labelled; "
-            f"topics: n = {of_topics}. "
+            "Steps of base responses, ranked by each score. β = 1 unless labelled; topics: n = "
+            f"{of_topics}; second corpus: one panel. "
             f"{style.sample_size_note(usual, profile, 'Bands and lines')}"
         )
         looks = {method: style.PALETTE[method] for method in SCORES}

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
@@ -67,7 +68,7 @@ GATES = {  # besides the entropy gate, which is SIA
     "entropy-rise": Look("#44AA99", "^"),
     "attention": Look("#AA4499", "v"),
     "attention-rise": Look("#B15928", "<"),
-    "position": Look("#117733", ">"),
+    "position": Look("#B5BD00", ">"),
     "random": Look("#E69F00", "s"),
     "inverted-entropy": Look("#DDCC77", "D"),
 }
@@ -108,6 +109,7 @@ LOSS_LOOKS = {
     "value-mean": Look(COLOURS["sia"], "s", (4, 2)),
 }
 SMALL = 7  # points
+SHADES = sns.color_palette("YlGnBu", as_cmap=True)  # of shares of steered tokens
 BLUES = sns.light_palette("#2B7BBA", as_cmap=True)
 
 
@@ -148,6 +150,11 @@ def curves(
             linestyle=dashes,
         )
     )
+
+
+def share_look(share: float) -> Look:
+    """Return the look of SIA at a share of the tokens, from pale to dark; 1 is dense steering."""
+    return Look(to_hex(SHADES(0.3 + 0.7 * share))) if share < 1 else PALETTE["dense"]
 
 
 def name_facets(figure: Figure, rows: Sequence[str], columns: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ MARKERS = ("o", "D")  # of the series: metrics
 ROW, HEADER = 0.25, 1.85  # inches: height of a row, and of what is above and below all rows
 CHARACTERS = 25  # of a row's title, in a line
 LIMIT = 1.25  # standard deviations, beyond which a marker stands at the edge
+LINEAR = 0.1  # standard deviations, up to which the axis is linear
 TEXT = {"fontsize": 6, "ha": "center", "va": "center"}
 METRICS = {"judge": "judge score", "reward": "evaluation reward"}
 
@@ -69,20 +70,22 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
     axes[0, len(columns) // 2].set_xlabel("standard deviations of base responses", fontsize=6.5)
     handles = legend([METRICS[metric] for metric in metrics], rows)
     level, replicates = profile.statistics.level, int(rows["replicates"].max())
-    ticks = "; ticks: single replicates" * any(map(len, scores["alone"]))
-    ticks += "; †: dense is worse than the base" * bool(scores["dense_loses"].any())
+    notes = "; ticks: single replicates" * any(map(len, scores["alone"]))
+    notes += "; †: dense loses to the base" * bool(scores["dense_loses"].any())
+    notes += f"; axis linear to ±{LINEAR:g}" * (not scores.empty)
+    sizes = sample_note(rows if scores.empty else scores)
     caption = (
         f"{interval_kind(level, replicates)}, verdicts by Holm at {1 - level:.0%}; dotted: margin "
-        f"(0, or −{TOLERANCE:g} to reach){ticks}. {sample_note(rows if scores.empty else scores)}, "
-        f"profile {profile.name}."
+        f"(0 or −{TOLERANCE:g}){notes}. {sizes}, profile {profile.name}."
     )
     return style.finish(figure, handles, caption, folder, NAME, stale=stale, legend_columns=3)
 
 
 def sample_note(rows: pd.DataFrame) -> str:
-    """Return the smallest and largest n of the rows, as "n = 400 to 1200"."""
+    """Return the smallest and largest n of the rows, as "n = 400 to 1200"; of scores, prompts."""
     ends = (f"{n:.0f}" for n in (rows["n"].min(), rows["n"].max()))
-    return f"n = {' to '.join(dict.fromkeys(ends))} prompts"
+    unit = " prompts" if rows["sd"].notna().all() else ""
+    return f"n = {' to '.join(dict.fromkeys(ends))}{unit}"
 
 
 def legend(series: Sequence[str], rows: pd.DataFrame) -> list:
@@ -121,7 +124,8 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         look = {"color": COLOURS[row.by_interval], "linewidth": 0.9}
         face = "white" if row.left_open else look["color"]
         axis.plot([low, high], [y, y], **look, zorder=3)
-        axis.plot(np.divide(row.alone, row.sd), [y] * len(row.alone), "|", markersize=3, **look)
+        singles = np.divide(row.alone, row.sd)
+        axis.plot(singles, [y] * len(singles), "|", **look | {"markersize": 3, "mew": 0.5})
         place = np.clip(estimate, -LIMIT, LIMIT)
         axis.plot(place, y, MARKERS[number], markersize=2.2, markerfacecolor=face, zorder=4, **look)
         if row.dense_loses:
@@ -129,6 +133,9 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         ends = [titles.index(row.row) - 0.45, titles.index(row.row) + 0.45]
         axis.plot([row.margin / row.sd] * 2, ends, ":", color="black", linewidth=0.7)
     axis.set(ylim=(len(titles) - 0.5, -0.5), xlim=(-LIMIT, LIMIT))
+    axis.set_xscale("symlog", linthresh=LINEAR, linscale=0.8)  # shows the margin and the largest
+    axis.set_xticks([-1, -LINEAR, 0, LINEAR, 1], ["−1", f"−{LINEAR}", "0", f"{LINEAR}", "1"])
+    axis.minorticks_off()
     label_rows(axis, titles)
     axis.tick_params(axis="x", labelsize=6)
 

@@ -28,6 +28,7 @@ from benchmarks.analysis.claims import (
     tested_rows,
 )
 from benchmarks.analysis.estimates import TOLERANCE, pooled
+from benchmarks.analysis.intervals import interval_kind
 from benchmarks.analysis.labels import METRICS, family_label, metric_label, objective_label, plural
 from benchmarks.analysis.multiplicity import needed_distances
 from benchmarks.analysis.tables import folder
@@ -99,6 +100,12 @@ WEAKEST = {  # by the name of the row that decides a claim of several
     "nine-tenths": "90% of dense steering's gain",
 }
 ACCEPTED = ("sure_steps", "uncertain_steps", "entropy_p80")
+CORRELATED = {  # models that score responses
+    "reward": "reward model",
+    "evaluation-reward": "evaluation reward",
+    "value-mean": "values, paper's loss",
+    "value-token": "values, per-token loss",
+}
 FITTED = (  # of the gate and heads
     "fitted_prompts", "predictor_captured_20", "q_head_explained", "vocabulary_head_explained",
 )  # fmt: skip
@@ -129,15 +136,16 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
     parts += [findings(profile, verdicts), _wrapped(reading), *_power(profile, headline)]
     parts.append(headline_table(profile, headline))
     for number, question in read_document()["questions"].items():
-        rows = headline[headline["headline"] == int(number)]
-        if not rows.empty:
-            parts += _section(profile, number, question, rows)
+        parts += _section(profile, number, question, verdicts)
         if number == "1":
             parts.append(shares_table(profile, verdicts))
     parts += _lab_facts(profile)
     if picture := _picture(profile, editions.NAME, "Verdicts of both editions of the lab"):
         parts += [EDITIONS, *picture]
-    parts += [_closing(verdicts), "## Appendix: all other claims\n"]
+    parts += [
+        _filled(CLOSING.read_text(encoding="utf-8"), verdicts),
+        "## Appendix: all other claims\n",
+    ]
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
 
 
@@ -166,13 +174,22 @@ def findings(profile: Profile, verdicts: pd.DataFrame, in_readme: bool = False) 
     for title, rows in named.groupby("title", sort=False):
         kinds = tuple(kind for kind in DECIDED if (rows["verdict"] == kind).any())
         if group := GROUPS.get(kinds, ""):
-            groups[group].append(f"{_escaped(title)} ({int(rows['verdict'].isin(DECIDED).sum())})")
-    lines = [f"{_counts(headline)}. {_left_open(headline)}{_scope(headline)}"]
+            cases = f"{rows['verdict'].isin(DECIDED).sum()}{_only_setting(profile, rows)}"
+            groups[group].append(f"{_escaped(title)} ({cases})")
+    claims = plural(headline["claim"].nunique(), "claim")
+    claims += f" ({named['claim'].nunique()} of them below)" * in_readme
+    lines = [f"{_counts(headline)}, on {claims}. {_left_open(headline)}{_scope(headline)}"]
     lines += _gains(profile, verdicts)
     lines += [
         f"{name}: {'; '.join(groups[name])}." for name in groups if name in shown and groups[name]
     ]
     return "".join(_wrapped(f"- {line}", "  ") for line in lines)
+
+
+def _only_setting(profile: Profile, rows: pd.DataFrame) -> str:
+    """Return the loss and strength of a claim that is asked under a single one, after a comma."""
+    names = [name for name in rows["setting"].unique() if name]
+    return f", {settings_of(profile)[names[0]]}" if len(names) == 1 else ""
 
 
 def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
@@ -190,7 +207,7 @@ def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
             in_sd = (of_claim["estimate"] / of_claim["sd"]).map("{:+z.2f}".format)
             gains.append(f"{name} {_with_minus(' / '.join(in_sd))}")
         texts.append(f"{', '.join(gains)} ({settings_of(profile)[setting]})")
-    metrics = " / ".join(metric_label(profile, name) for name in dict.fromkeys(rows["metric"]))
+    metrics = " / ".join(forest.METRICS[name] for name in dict.fromkeys(rows["metric"]))
     return [f"Gain over the base in SD of its responses, {metrics}: {'; '.join(texts)}."]
 
 
@@ -212,6 +229,11 @@ def _lab_facts(profile: Profile) -> list[str]:
         "The junction gate and the heads, on responses to test prompts, from the lowest to the "
         "highest loss and world."
     )
+    of_scores = (
+        "How well scores agree with the judge: Pearson's correlation over responses to test "
+        "prompts, from the lowest to the highest family and world; of values, at this share of the "
+        "response."
+    )
     head = ["", *map(family_label, profile.families)]
     return [
         "## The lab as measured\n",
@@ -219,6 +241,8 @@ def _lab_facts(profile: Profile) -> list[str]:
         _table(head, _quality_rows(profile, accepted, ".2f") + _length_rows(profile)),
         _wrapped(of_heads),
         _table(head, _quality_rows(profile, fitted, ".3g")),
+        _wrapped(of_scores),
+        _table(["", "correlation with the judge"], _correlation_rows(quality)),
     ]
 
 
@@ -227,6 +251,21 @@ def _quality_rows(profile: Profile, quality: pd.DataFrame, form: str) -> list[li
     return [
         [_escaped(METRICS[metric].label), *_by_family(profile, of_metric, form)]
         for metric, of_metric in quality.groupby("metric", sort=False)
+    ]
+
+
+def _correlation_rows(quality: pd.DataFrame) -> list[list[str]]:
+    """Return a row for each model that scores responses: its correlation with the judge."""
+    rows = quality[quality["metric"].str.startswith("judge_correlation")]
+    names = {
+        (model, metric): f"{name}, at {share}%" if (share := metric.partition("_at_")[2]) else name
+        for model, name in CORRELATED.items()
+        for metric in rows.loc[rows["model"] == model, "metric"].unique()
+    }
+    places = rows.set_index(["model", "metric"])["estimate"].sort_index()
+    return [
+        [name, _with_minus(_span([f"{number:.2f}" for number in sorted(places.loc[[place]])]))]
+        for place, name in names.items()
     ]
 
 
@@ -257,10 +296,9 @@ def _span(texts: Sequence[str]) -> str:
     return " to ".join(dict.fromkeys([texts[0], texts[-1]]))
 
 
-def _closing(verdicts: pd.DataFrame) -> str:
-    """Return the closing sections, filled from the template with measured numbers."""
+def _filled(text: str, verdicts: pd.DataFrame) -> str:
+    """Return a text whose {{ numbers(claim) }} and {{ hours(profile) }} are filled in."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(CLOSING.read_text(encoding="utf-8"))
     known = set(read_document()["claims"])
 
     def numbers(claim: str, form: str = ".2f", case: str = "") -> str:
@@ -269,19 +307,23 @@ def _closing(verdicts: pd.DataFrame) -> str:
         Only of cases whose condition contains the text `case`, and that rest on enough prompts.
         """
         if claim not in known:
-            raise LookupError(f"{CLOSING.name} names the unknown claim {claim!r}")
+            raise LookupError(f"a text of the results page names the unknown claim {claim!r}")
         measured = verdicts[(verdicts["claim"] == claim) & verdicts["low"].notna()]
         measured = measured[measured["condition"].str.contains(case, regex=False)]
         rows = measured[measured["verdict"] != TOO_FEW]
-        in_sd = bool(rows["sd"].notna().all())
-        estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
-        ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
-        if not ends:
+        if rows.empty:
             return "not measured" if measured.empty else "measured on too few prompts"
-        unit, cases = " SD" * in_sd, f" ({len(ends)} cases)" * (len(ends) > 1)
-        return _span(ends).replace("-", "−") + unit + cases
+        return _range(rows, form) + f" ({len(rows)} cases)" * (len(rows) > 1)
 
-    return template.render(numbers=numbers, hours=_hours)
+    return environment.from_string(text).render(numbers=numbers, hours=_hours)
+
+
+def _range(rows: pd.DataFrame, form: str) -> str:
+    """Return the least and the largest estimate; scores in standard deviations."""
+    in_sd = bool(rows["sd"].notna().all())
+    estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
+    ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
+    return _span(ends).replace("-", "−") + " SD" * in_sd
 
 
 def _hours(profile: str, *figures: str) -> str:
@@ -335,30 +377,52 @@ def _scope(headline: pd.DataFrame) -> str:
     return "Only one world is measured: intervals describe new prompts in it, not new worlds."
 
 
-def _section(profile: Profile, number: str, question: dict, rows: pd.DataFrame) -> list[str]:
-    """Return question, figure, answer, caveat, and what would change it."""
+def _section(profile: Profile, number: str, question: dict, verdicts: pd.DataFrame) -> list[str]:
+    """Return question, figure, answer, caveat, and what would change it; nothing unmeasured."""
+    rows = verdicts[verdicts["headline"] == int(number)]
+    if rows.empty:
+        return []
     parts = [f"## {number}. {question['question']}\n"]
     parts += _picture(profile, question["figure"], question["question"])
     for _, of_claim in rows.groupby("claim", sort=False):
         first = of_claim.iloc[0]
         claim = f"**{_escaped(first['statement'])}** ({source_text(first)}.) {_answer(of_claim)}"
         parts += [_wrapped(claim), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
+        parts += _sample(profile, of_claim)
         parts.append(_wrapped(f"*What would change it:* {_escaped(first['would_change'])}"))
-    parts.append(_wrapped(f"*Caveat.* {_escaped(question['caveat'])}"))
+    caveat = _filled(question["caveat"], verdicts)
+    parts.append(_wrapped(f"*Caveat.* {_escaped(caveat)}"))
     return parts
 
 
 def _answer(of_claim: pd.DataFrame) -> str:
-    """Return in which cases a claim is reproduced, not reproduced, and so on."""
+    """Return in which cases a claim is reproduced, not reproduced, and so on, with estimates."""
     sentences = []
     for verdict in VERDICTS:
-        cases = [case or "–" for case in of_claim.loc[of_claim["verdict"] == verdict, "condition"]]
+        rows = of_claim[of_claim["verdict"] == verdict]
+        if rows.empty:
+            continue
+        cases = [case or "–" for case in rows["condition"]]
         if len(cases) == len(of_claim):
             every = {1: "", 2: " in both cases"}.get(len(cases), f" in all {len(cases)} cases")
-            return f"{verdict.capitalize()}{every}."
-        if cases:
-            sentences.append(f"{verdict.capitalize()}: {'; '.join(cases)}.")
-    return " ".join(sentences)
+            sentence = f"{verdict.capitalize()}{every}"
+        else:
+            sentence = f"{verdict.capitalize()}: {'; '.join(cases)}"
+        if is_decided(rows.iloc[0]):
+            sentence += f" ({_range(rows, '.2f' if rows['sd'].notna().all() else '.3g')})"
+        alone = rows.loc[rows["left_open"], "by_interval"].value_counts()
+        counts = [f"{alone[kind]} {kind}" for kind in DECIDED if kind in alone]
+        sentences.append(sentence + f"; by the interval alone {', '.join(counts)}" * bool(counts))
+    return ". ".join(sentences) + "."
+
+
+def _sample(profile: Profile, of_claim: pd.DataFrame) -> list[str]:
+    """Return a line on intervals and sample sizes; none where every number is exact."""
+    rows = of_claim[of_claim["n"].notna() & (of_claim["low"] != of_claim["high"])]
+    if rows.empty:
+        return []
+    kind = interval_kind(profile.statistics.level, int(rows["replicates"].max()))
+    return [_wrapped(f"{kind}; {forest.sample_note(rows)}.")]
 
 
 def _wrapped(text: str, indent: str = "") -> str:
@@ -371,13 +435,23 @@ def _cells(row: pd.Series) -> list[str]:
     weakest = f"; decided by {WEAKEST[row['weakest']]}" if row["weakest"] else ""
     if not is_decided(row):
         return [case, row["verdict"], "", "", _with_minus(criterion(row)), "", ""]
-    holm = f" (by its interval: {row['by_interval']})" * row["left_open"]
+    holm = f" (by its interval: {row['by_interval']})" if row["left_open"] else ""
     verdict = row["verdict"] + holm + _dagger(row["dense_loses"])
     in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
     p = p_text(row["p_adjusted"]) or "exact"
-    numbers = interval_text(row, ".2f")
-    cells = [numbers, in_sd, criterion(row)]
+    cells = [interval_text(row, _format(row)), in_sd, criterion(row)]
     return [case + weakest, verdict, *map(_with_minus, cells), p, row["marks"]]
+
+
+def _format(row: pd.Series) -> str:
+    """Return the format that tells the ends of an interval from its margin: 2 decimals to 4."""
+    ends = [end for end in (row["low"], row["high"]) if end != row["margin"]]
+    apart = (
+        digits
+        for digits in (2, 3)
+        if all(round(end, digits) != round(row["margin"], digits) for end in ends)
+    )
+    return f".{next(apart, 4)}f"
 
 
 def _dagger(dense_loses: bool) -> str:
@@ -452,8 +526,8 @@ def _mark_and_estimate(row: pd.Series) -> str:
     mark = MARKS[row["by_interval"]]
     if row["left_open"]:
         mark = f"({mark})"
-    time = " (time)" if row["metric"] == "seconds_ratio" else ""
-    return _with_minus(f"{mark} {number}{time}{_dagger(row['dense_loses'])}")
+    note = " (time)" * (row["metric"] == "seconds_ratio") + " (any setting)" * (not row["setting"])
+    return _with_minus(f"{mark} {number}{note}{_dagger(row['dense_loses'])}")
 
 
 def appendix(rows: pd.DataFrame) -> str:
@@ -461,7 +535,7 @@ def appendix(rows: pd.DataFrame) -> str:
     lines, shown = [], ""
     for _, row in rows.iterrows():
         statement = f"{_escaped(row['statement'])} ({source_text(row)})"
-        numbers = interval_text(row, ".2f") if is_decided(row) else ""
+        numbers = interval_text(row, _format(row)) if is_decided(row) else ""
         case = row["condition"] or "–"
         name = statement if row["claim"] != shown else "″"
         cells = map(_with_minus, (numbers, criterion(row)))

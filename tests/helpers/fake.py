@@ -193,9 +193,6 @@ class FakeResults(Sweep):
             )
         return pd.concat(frames, ignore_index=True)
 
-    def words(self, tokens) -> list[str]:
-        return [f"word{token}" for token in tokens]
-
     def timings(self, cells) -> pd.DataFrame:
         frames = []
         for number, cell in enumerate(cells):

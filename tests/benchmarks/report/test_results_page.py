@@ -46,7 +46,9 @@ def test_the_page_has_every_claim_question_and_verdict(page, verdicts):
         assert statement in text
     for number, question in claims.read_document()["questions"].items():
         assert f"## {number}. {question['question']}" in page
-        assert question["caveat"] in text
+        caveat = results_page._filled(question["caveat"], verdicts).replace(r"\*", "*")
+        assert caveat in text
+        assert "{{" not in caveat
     assert not verdicts["would_change"].str.contains("{", regex=False).any()
     for reason in set(verdicts["would_change"]) - {""}:
         assert reason in text
@@ -64,6 +66,8 @@ def test_numbers_in_the_text_are_those_of_the_verdicts(page):
     )
     assert "the regret exceeds the sum in 40% of random trees" in page
     assert "The largest ratio that we find is\n  not measured" in page
+    assert "Reproduced in all 6 cases (+0.20 SD)." in " ".join(page.split())
+    assert "95% t intervals over replicates; n = 800 prompts." in page
     assert re.search(r"`make figure2 PROFILE=qwen3-1.7b` \| \d+\.\d \|", page)
     assert "| paper's loss, β = 1 | judge score | 5% | 5%, 10%, 20%, 30%, 40%, 60%, 80% |" in page
 
@@ -84,8 +88,11 @@ def test_the_readme_shows_a_few_headlines(verdicts):
     assert set(groups) <= {*results_page.CLEAR}
     for worlds, scope in ((1, "Only one world is measured"), (8, "Intervals are over 8 worlds.")):
         of_worlds = verdicts.assign(replicates=worlds)
-        assert scope in results_page.with_headline(readme, SMOKE, of_worlds)
-        assert scope in results_page.findings(SMOKE, of_worlds)
+        texts = (
+            results_page.with_headline(readme, SMOKE, of_worlds),
+            results_page.findings(SMOKE, of_worlds),
+        )
+        assert all(scope in " ".join(text.split()) for text in texts)
 
 
 def test_reaching_dense_steering_that_loses_is_no_merit(verdicts):
@@ -152,22 +159,27 @@ def test_the_page_tells_what_its_number_of_worlds_can_decide(verdicts):
 def test_gains_that_are_not_measured_are_left_out(verdicts):
     there = verdicts[verdicts["claim"] != claims.DENSE_GAINS]
     text = " ".join(results_page.results_page(SMOKE, there).split())
-    assert "evaluation reward (SD): SIA at 20% +0.20 / +0.20 (paper's loss, β = 1);" in text
+    assert "evaluation reward: SIA at 20% +0.20 / +0.20 (paper's loss, β = 1);" in text
 
 
 def test_claims_that_the_closing_names_are_known(verdicts, monkeypatch, tmp_path):
     template = tmp_path / "closing.md.j2"
     template.write_text('{{ numbers("nope") }}', encoding="utf-8")
     monkeypatch.setattr(results_page, "CLOSING", template)
-    with pytest.raises(LookupError, match=r"closing.md.j2 names the unknown claim 'nope'"):
+    with pytest.raises(LookupError, match=r"the results page names the unknown claim 'nope'"):
         results_page.results_page(SMOKE, verdicts)
 
 
 @pytest.mark.parametrize(
-    "query", ["headline > 0", "headline > 0 and sd > 0", "headline > 0 and sd != sd"]
+    ("query", "axis", "unit"),
+    [
+        ("headline > 0", "; axis linear to ±0.1", " prompts"),
+        ("headline > 0 and sd > 0", "; axis linear to ±0.1", " prompts"),
+        ("headline > 0 and sd != sd", "", ""),
+    ],
 )
 def test_the_forest_shows_headlines_in_a_caption_of_three_lines(
-    verdicts, monkeypatch, tmp_path, query
+    verdicts, monkeypatch, tmp_path, query, axis, unit
 ):
     monkeypatch.setattr("benchmarks.figures.style.DPI", 40)
     png, pdf = forest.draw(verdicts.query(query), SMOKE, False, tmp_path)
@@ -175,8 +187,8 @@ def test_the_forest_shows_headlines_in_a_caption_of_three_lines(
     with Image.open(png) as image:
         caption = image.info["Description"]
     assert caption == (
-        "95% t intervals over replicates, verdicts by Holm at 5%; dotted: margin (0, or −0.05 to "
-        "reach). n = 800 prompts, profile smoke."
+        "95% t intervals over replicates, verdicts by Holm at 5%; dotted: margin (0 or −0.05)"
+        f"{axis}. n = 800{unit}, profile smoke."
     )
     assert len(caption) <= 3 * forest.style.COLUMN * forest.style.CHARACTERS
 
