@@ -41,7 +41,7 @@ help: ## list the targets
 	@echo "  For profiles of real models: LIMIT=8 (so many prompts of each objective, as a trial), DEVICE=, DTYPE=, BATCH_SIZE="
 
 demo: export DEMO_PROMPT = $(value PROMPT)
-demo: $(READY) ## steer a prompt in five ways with the committed models of the lab (PROMPT="how do i bake a cake ?")
+demo: $(READY) ## steer a prompt in four ways with the committed models of the lab (PROMPT="how do i bake a cake ?")
 	@$(BIN)/python scripts/demo.py --prompt "$$DEMO_PROMPT"
 
 smoke: PROFILE = smoke

@@ -1,4 +1,4 @@
-r"""Steer one prompt in five ways, with the models of assets/lab: `make demo PROMPT="…"`.
+r"""Steer one prompt in four ways, with the models of assets/lab: `make demo PROMPT="…"`.
 
 All responses have the same random numbers. Underlined at a terminal, in [brackets] elsewhere: the
 token was steered. Red, or with stars, [*like this*]: steering changed it. The lab's judge scores

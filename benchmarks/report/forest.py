@@ -134,10 +134,11 @@ def draw_scores(axis, rows: pd.DataFrame, titles: list[str], series: list[str]) 
         axis.plot([row.margin / row.sd] * 2, ends, ":", color="black", linewidth=0.7)
     axis.set(ylim=(len(titles) - 0.5, -0.5), xlim=(-LIMIT, LIMIT))
     axis.set_xscale("symlog", linthresh=LINEAR, linscale=0.8)  # shows the margin and the largest
-    axis.set_xticks([-1, -LINEAR, 0, LINEAR, 1], ["−1", f"−{LINEAR}", "0", f"{LINEAR}", "1"])
+    ticks = [-1, -LINEAR, 0, LINEAR, 1]
+    axis.set_xticks(ticks, [f"{tick:g}".replace("0.", ".").replace("-", "−") for tick in ticks])
     axis.minorticks_off()
     label_rows(axis, titles)
-    axis.tick_params(axis="x", labelsize=6)
+    axis.tick_params(axis="x", labelsize=5.5)
 
 
 def write_numbers(axis, rows: pd.DataFrame, titles: list[str]) -> None:
