@@ -64,13 +64,13 @@ class Look(NamedTuple):
     dashes: tuple[float, ...] = ()
 
 
-GATES = {  # besides the entropy gate, which is SIA
+GATES = {  # of figure 1, besides the entropy gate, which is SIA
     "entropy-rise": Look("#44AA99", "^"),
     "attention": Look("#AA4499", "v"),
     "attention-rise": Look("#B15928", "<"),
     "position": Look("#B5BD00", ">"),
     "random": Look("#E69F00", "s"),
-    "inverted-entropy": Look("#DDCC77", "D"),
+    "inverted-entropy": Look("#661100", "X"),
 }
 PALETTE = {
     **GATES,
@@ -84,7 +84,6 @@ PALETTE = {
     "args": Look("#882255", "<", (2, 2)),
     "transfer-q": Look("#999933", ">", (4, 1, 1, 1)),
     "genarm": Look("#332288", "h", (6, 2, 1, 2)),
-    "inverted-entropy": Look("#661100", "X"),
     "junction": Look("#CC3311", "p"),
     "divergence": Look("#6A3D9A", "d", (4, 1)),
     "q-head": Look("#1B7837", "*"),
