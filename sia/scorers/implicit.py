@@ -22,12 +22,16 @@ class ImplicitRewardScorer(SumScorer):
         scale: Factor of the log ratio.
 
     Raises:
-        ValueError: If the vocabularies differ or the scale is not finite.
+        ValueError: If the two are one model, the vocabularies differ or the scale is not finite.
     """
 
     def __init__(
         self, policy: PreTrainedModel, reference: PreTrainedModel, scale: float = 1.0
     ) -> None:
-        super().__init__(
-            [(scale, AutoregressiveScorer(policy)), (-scale, AutoregressiveScorer(reference))]
-        )
+        tuned, before = AutoregressiveScorer(policy), AutoregressiveScorer(reference)
+        if tuned.model is before.model:
+            raise ValueError(
+                "policy and reference must be two models, got one (PEFT puts adapters into the "
+                "model that it wraps): load the reference apart"
+            )
+        super().__init__([(scale, tuned), (-scale, before)])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from sia import (
     AutoregressiveScorer,
@@ -20,6 +21,7 @@ from sia import (
 from tests.helpers import tiny
 from tests.helpers.reference import whole_rewards, whole_values
 from tests.helpers.tiny import q_head
+from tests.sia.scorers.test_reward import adapted
 
 MODEL = tiny.language_model("qwen3")
 VALUES, REWARD = tiny.value_model("llama"), tiny.reward_model("gemma3")
@@ -174,6 +176,11 @@ def test_padded_vocabularies_share_their_tokens():
     assert values.isfinite().all()
 
 
+def adapted_and_base():
+    base = tiny.language_model("llama")
+    return adapted(LoraConfig(target_modules=["q_proj"]), base), base
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -191,6 +198,11 @@ def test_padded_vocabularies_share_their_tokens():
             r"but for at most 1024 rows of padding, got vocabularies of \[60, 2000\] tokens",
         ),
         (lambda: ImplicitRewardScorer(POLICY, REFERENCE, math.inf), ValueError, "got inf"),
+        (
+            lambda: ImplicitRewardScorer(*adapted_and_base()),
+            ValueError,
+            r"policy and reference must be two models, got one \(PEFT .*: load the reference apart",
+        ),
         (
             lambda: RolloutScorer(MODEL, AutoregressiveScorer(POLICY), 2),
             TypeError,
