@@ -22,7 +22,7 @@ class ModelIdentity:
     """A name for messages, and a few entries of each floating-point parameter.
 
     The entries tell apart models of one architecture, and survive another dtype, quantised linear
-    layers and torch.compile. Adapters that are disabled or not active have none.
+    layers, torch.compile and PEFT's wrapper. Adapters that are disabled or not active have none.
 
     Attributes:
         name: Path or Hub id.
@@ -48,14 +48,14 @@ class ModelIdentity:
             entries = {parameter: [entry] for parameter, entry in first_entries.items()}
         if not isinstance(entries, dict) or not all(map(_are_numbers, entries.values())):
             raise TypeError("entries must hold numbers by the names of parameters")
-        return cls(name, entries)
+        return cls(name, {_unwrapped(parameter): few for parameter, few in entries.items()})
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         """Read the identity of a model."""
         device, idle = input_device(model), _idle_adapters(model)
         entries = {
-            name.replace("_orig_mod.", ""): few.to(device)
+            _unwrapped(name): few.to(device)
             for name, parameter in model.named_parameters()
             if parameter not in idle and (few := few_entries(model, name, parameter)) is not None
         }
@@ -100,6 +100,11 @@ class ModelIdentity:
         )
 
 
+def _unwrapped(name: str) -> str:
+    """Return the name of a parameter in the model that torch.compile and PEFT wrap."""
+    return name.replace("_orig_mod.", "").removeprefix("base_model.model.")
+
+
 def _idle_adapters(model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters of PEFT's adapters that are disabled or not active."""
     if "peft" not in sys.modules:  # takes seconds to import
@@ -124,7 +129,7 @@ def _quantised_layers(model: nn.Module) -> set[str]:
     for name, layer in model.named_modules():
         weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
         if is_packed(layer) or not all(weight.is_floating_point() for weight in weights):
-            names.add(f"{name}.".replace("_orig_mod.", "").removesuffix("."))
+            names.add(_unwrapped(f"{name}.").removesuffix("."))
     return names
 
 

@@ -477,6 +477,22 @@ def test_identity_is_of_the_adapters_that_are_active():
     active.check(inner, "gate")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft's use of transformers
+def test_identity_is_that_of_the_model_that_peft_wraps():
+    """PEFT's `generate` hands on the model within."""
+    settings = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(tiny.language_model("qwen3"), settings)
+    inner = wrapped.get_base_model()
+    identity = ModelIdentity.of(wrapped)
+    assert identity == ModelIdentity.of(inner)
+    entries = {f"base_model.model.{name}": few for name, few in identity.entries.items()}
+    for model in (wrapped, inner):
+        ModelIdentity.from_settings("", entries).check(model, "gate")  # of an older file
+    inner.lm_head = of_bytes(inner.lm_head)
+    for model in (wrapped, inner):
+        identity.check(model, "gate")
+
+
 def with_layer(build_layer):
     """The model with another output projection in its first layer."""
     model = tiny.language_model("qwen3")
