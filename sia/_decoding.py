@@ -288,7 +288,8 @@ class Decoding:
             check_extended(self.cache, self.model, length)
         logits = outputs.logits[:, -1].float()
         signals = {} if observer is None else observer.signals(self.positions[:, -1])
-        hidden = None if observed is None else observed.newest
+        # output embeddings may lie on another device
+        hidden = None if observed is None else observed.newest.to(logits.device)
         if self.step == 0 and self.samples > 1:  # the samples of a prompt share its first pass
             self.cache.batch_repeat_interleave(self.samples)
             self.mask = self.mask.repeat_interleave(self.samples, 0)

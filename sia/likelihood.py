@@ -147,7 +147,8 @@ def _read(model: PreTrainedModel, input_ids: Tensor, kept: Tensor) -> tuple[Tens
         logits = model(input_ids=input_ids, use_cache=False, return_dict=True, **narrowed).logits
     assert states is not None
     assert states.latest is not None
-    return (logits, states.latest) if narrows else (logits[:, kept], states.latest[:, kept])
+    hidden = states.latest.to(logits.device)  # output embeddings may lie on another one
+    return (logits, hidden) if narrows else (logits[:, kept], hidden[:, kept])
 
 
 class _Batch:

@@ -87,8 +87,8 @@ class QHeadSession(HiddenStateSession):
 
     def __init__(self, head: QHead, rows: int) -> None:
         self.head, self.hidden = head, torch.empty(0)
-        device = head.values.linear.weight.device
-        self.meters = [Meter(head.values.architecture, rows, device)]
+        self.device = head.values.linear.weight.device
+        self.meters = [Meter(head.values.architecture, rows, self.device)]
 
     @override
     def check_model(self, model: PreTrainedModel) -> None:
@@ -101,9 +101,10 @@ class QHeadSession(HiddenStateSession):
     @override
     @torch.inference_mode()
     def score(self, rows: Tensor, responses: Tensor, candidates: Tensor) -> Tensor:
+        rows = rows.to(self.device)
         once, none = torch.ones_like(rows), torch.zeros_like(rows)
         self.meters[0].count(rows, none, none, once, once)
-        return self.head.values(self.hidden, candidates)
+        return self.head.values(self.hidden.to(self.device), candidates.to(self.device))
 
     @override
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:

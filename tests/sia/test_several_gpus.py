@@ -7,6 +7,7 @@ from torch.utils import _pytree as pytree
 from benchmarks.subjects.scoring import sequence_log_likelihoods, trajectory_rewards
 from sia import (
     EntropyGate,
+    JunctionGate,
     RewardScorer,
     Steering,
     best_of_n,
@@ -41,7 +42,8 @@ def spread(model):
             lambda _, args, options: (moved(args, 1), moved(options, 1)), with_kwargs=True
         )
     if head := model.get_output_embeddings():  # tied to the first layer's
-        head.register_forward_pre_hook(lambda _, args: moved(args, 0))
+        forward = head.forward  # where accelerate moves inputs: hooks see them as they come
+        head.forward = lambda hidden: forward(moved(hidden, 0))
     return model
 
 
@@ -54,12 +56,13 @@ def models(move):
 
 
 def outcomes(model, values, reward):
+    gate = EntropyGate(0.5) & JunctionGate(0.05, tiny.predictor())
     steered = [
-        generate(model, TOKENIZER, PROMPTS, Steering(scorer, EntropyGate(0.5), 2.0), **OPTIONS)
-        for scorer in (values, reward)
+        generate(model, TOKENIZER, PROMPTS, Steering(scorer, gate, 2.0), **OPTIONS)
+        for scorer in (values, reward, tiny.q_head())  # the Q-head remains on the CPU
     ]
     best = best_of_n(model, TOKENIZER, PROMPTS, reward, n=2, **OPTIONS)
-    every = Steering(values, EntropyGate(0.5), candidates=tiny.VOCABULARY)
+    every = Steering(values, gate, candidates=tiny.VOCABULARY)
     likelihoods = log_likelihoods(model, every, PROMPTS, PROMPTS)
     numbers = [
         *(likelihood.total for likelihood in likelihoods),
