@@ -36,6 +36,13 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
+def rounding_of(model: PreTrainedModel) -> float:
+    """Return the eps of the dtype that a model computes in, which autocast changes."""
+    kind = input_device(model).type
+    mixed = torch.is_autocast_enabled(kind)
+    return torch.finfo(torch.get_autocast_dtype(kind) if mixed else model.dtype).eps
+
+
 def check_model(model: Any) -> None:
     """Check that this is a model of transformers, also one within PEFT's or torch.compile's.
 

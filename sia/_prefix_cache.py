@@ -23,6 +23,7 @@ from sia._kv_cache import (
     input_device,
     narrows_logits,
     rotary_switch,
+    rounding_of,
 )
 from sia._modes import evaluation_mode
 from sia.cost import Architecture, Meter, attention_windows
@@ -500,8 +501,8 @@ def _branches_agree(backbone: PreTrainedModel) -> bool | None:
     branches = [i % vocabulary for i in range(4, 12)]
     sees = torch.eye(11, dtype=torch.bool, device=device)
     sees[:, :3] = torch.ones(11, 3, dtype=torch.bool, device=device).tril()
-    numbers = torch.finfo(backbone.dtype)
-    mask = torch.zeros(11, 11, dtype=backbone.dtype, device=device).masked_fill_(~sees, numbers.min)
+    hidden, rounding = torch.finfo(backbone.dtype).min, rounding_of(backbone)
+    mask = torch.zeros(11, 11, dtype=backbone.dtype, device=device).masked_fill_(~sees, hidden)
 
     def states(sequences: list[list[int]], **inputs: Tensor | None) -> Tensor:
         input_ids = torch.tensor(sequences, device=device)
@@ -509,13 +510,23 @@ def _branches_agree(backbone: PreTrainedModel) -> bool | None:
         return outputs.last_hidden_state.float()
 
     # whole sequences have positions as the model numbers them by itself
-    expected = states([[*prefix, branch] for branch in branches], attention_mask=None)[:, -1]
+    whole = [[*prefix, branch] for branch in branches]
+    expected = states(whole, attention_mask=None)[:, -1]
+    # attention with a mask may run in another kernel, which rounds otherwise: branches are compared
+    # with whole sequences under one, and these with the others more loosely
     positions = torch.tensor([[0, 1, 2, *[3] * len(branches)]], device=device)
-    outputs = states(
+    masked = states(
+        whole,
+        attention_mask=mask[None, None, :4, :4].expand(len(whole), -1, -1, -1),
+        position_ids=positions[:, :4].expand(len(whole), -1),
+    )[:, -1]
+    branched = states(
         [[*prefix, *branches]], attention_mask=mask[None, None], position_ids=positions
-    )
+    )[0, 3:]
     spread = (expected - expected.mean(0)).norm(dim=1).mean()
-    if bool(spread <= numbers.eps * expected.norm(dim=1).mean()):
+    if bool(spread <= rounding * expected.norm(dim=1).mean()):
         return None
-    error = (outputs[0, 3:] - expected).norm(dim=1).max()
-    return bool(error <= max(1e-3, 8 * numbers.eps) * spread)  # rounding in this dtype
+    by_mask = (masked - expected).norm(dim=1).max() / spread
+    by_branches = (branched - masked).norm(dim=1).max() / spread
+    # rounding adds up over the layers
+    return bool(by_mask <= max(1e-3, 64 * rounding) and by_branches <= max(1e-3, 32 * rounding))

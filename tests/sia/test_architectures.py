@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CONFIG_MAPPING, AutoModel, DebertaV2Config, GPT2Config, LlamaConfig
 
 from sia import (
@@ -20,7 +21,9 @@ from sia import (
 )
 from sia._attention import _newest_row
 from sia._inputs import pad_left
-from sia._kv_cache import AFTER_PADDING, position_count
+from sia._kv_cache import AFTER_PADDING, backbone_of, position_count
+from sia._padding import follows_padding
+from sia._prefix_cache import supports_tree_attention
 from tests.helpers import tiny
 from tests.helpers.architectures import LATENT, build
 from tests.helpers.reference import decode as reference
@@ -35,6 +38,7 @@ PHI3 = {"original_max_position_embeddings": SWITCH, "sliding_window": None}
 WINDOWS = {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
 PROMPTS = [tiny.prompts(1, seed=n, longest=40)[0] for n in range(40)]
 PROMPTS = [next(p for p in PROMPTS if len(p) >= n)[:n] for n in (3, 17, 9)]
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
 OPEN = (0, 1, 4, 8)  # the value model catches up after gaps
 
 USUAL = (
@@ -123,6 +127,32 @@ def test_models_that_count_padding_read_prompts_of_one_length_together(kind, set
     options = {"custom_generate": steered_generate, "max_new_tokens": 2}
     with pytest.raises(ValueError, match="ForCausalLM counts padding as positions: give it prompt"):
         model.generate(ids, attention_mask=mask, **options)
+
+
+def attention_by_two_kernels(*args, attn_mask=None, **options):
+    """As on a GPU, where flash attention takes no mask; the two round differently."""
+    kernel = SDPBackend.FLASH_ATTENTION if attn_mask is None else SDPBackend.MATH
+    with sdpa_kernel(kernel):
+        return ATTENTION(*args, attn_mask=attn_mask, **options)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["bfloat16", "autocast"])
+@pytest.mark.parametrize(
+    ("kind", "settings", "padding", "branches"),
+    [
+        ("qwen2", {"num_hidden_layers": 16, "layer_types": None}, True, True),
+        ("git", {}, False, True),
+        ("mpt", {}, True, False),
+    ],
+)
+def test_trials_tell_faults_from_rounding(kind, settings, padding, branches, mixed, monkeypatch):
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention", attention_by_two_kernels
+    )
+    model = build(kind, **settings).to(torch.float32 if mixed else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        assert follows_padding(model) == padding
+        assert supports_tree_attention(backbone_of(model)) == branches
 
 
 def test_layers_that_text_alone_skips_keep_no_keys():
