@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from inspect import unwrap
 from traceback import walk_stack
 from typing import Any
@@ -126,6 +127,9 @@ class SteeredGenerate:
         """
         check_model(model)
         _refuse_withheld()
+        refuse_if(
+            _mixes_adapters(model), "applies the active adapter to all rows, got adapter_names"
+        )
         of_checkpoint = model.generation_config.cache_implementation
         if (
             of_checkpoint not in OWN_CACHE
@@ -315,3 +319,12 @@ def _refuse_withheld() -> None:
         for name, instead in WITHHELD.items():
             value = caller.f_locals.get(name)
             refuse_if(value is not None and value is not False, f"{instead}, got {name}")
+
+
+def _mixes_adapters(model: PreTrainedModel) -> bool:
+    """Return whether PEFT's generate was given `adapter_names`, an adapter for each row.
+
+    Hooks of the layers hold them, as many as there are rows at first; ended rows leave the batch.
+    """
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    return any(isinstance(hook, partial) and "adapter_names" in hook.keywords for hook in hooks)

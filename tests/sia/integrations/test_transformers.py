@@ -7,6 +7,7 @@ from itertools import chain
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import (
     LogitsProcessorList,
     StaticCache,
@@ -20,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from sia import Attention, Entropy, EntropyGate, SteeredGenerate, Steering, steered_generate
 from tests.helpers import tiny
+from tests.sia.scorers.test_reward import adapted
 
 TOKENIZER = tiny.tokenizer()
 MODEL, VALUES = tiny.language_model("qwen3"), tiny.value_model("qwen3")
@@ -310,6 +312,13 @@ def ask(model=MODEL, input_ids=((7, 8),), **options):
             lambda: ask(synced_gpus=True),
             "steered decoding does not wait for other processes (ZeRO stage 3, sharded weights), "
             "got synced_gpus",
+        ),
+        (
+            lambda: ask(
+                adapted(LoraConfig(target_modules=["q_proj"]), tiny.language_model("qwen3")),
+                adapter_names=["__base__"],
+            ),
+            "steered decoding applies the active adapter to all rows, got adapter_names",
         ),
         (
             lambda: ask(stop_strings="a"),
