@@ -579,6 +579,11 @@ def tested_rows(verdicts: pd.DataFrame) -> int:
     return int(verdicts["p"].notna().sum())
 
 
+def dagger(dense_loses: bool) -> str:
+    """Return the mark of claims to reach dense steering where that loses, or nothing."""
+    return " †" if dense_loses else ""
+
+
 def verdict_line(row: pd.Series) -> str:
     """Return one verdict of `pooled_verdicts` in words."""
     condition = f" ({row['condition']})" if row["condition"] else ""

@@ -1,5 +1,6 @@
 """Names for readers: metrics with their units, losses, families, and methods with settings."""
 
+import re
 from typing import NamedTuple
 
 from benchmarks.spec.methods import label_of
@@ -208,3 +209,22 @@ def method_label(
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun, as "3 prompts"."""
     return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
+WEAKEST = {  # by the name of the row that decides a claim of several
+    "dense": "dense steering",
+    "best-of-n": "best of N",
+    "beams": "beam search",
+    "genarm": "GenARM",
+    "attention": "the attention gate",
+    "attention-rise": "the gate on rises of attention",
+    "entropy-rise": "the gate on rises of entropy",
+    "position": "the first tokens",
+    "gain": "the gain over the base",
+    "nine-tenths": "90% of dense steering's gain",
+}
+
+
+def with_minus(text: str) -> str:
+    """Return a text whose negative numbers have minus signs, not hyphens."""
+    return re.sub(r"-(?=\d)", "−", text)

@@ -20,7 +20,15 @@ from PIL import Image
 
 from benchmarks.analysis import claims, tables
 from benchmarks.analysis.estimates import pooled
-from benchmarks.analysis.labels import listed, loss_label, method_label, metric_label, plural
+from benchmarks.analysis.labels import (
+    WEAKEST,
+    listed,
+    loss_label,
+    method_label,
+    metric_label,
+    plural,
+    with_minus,
+)
 from benchmarks.figures import junctions
 from benchmarks.figures.base import Figure
 from benchmarks.report import editions, forest
@@ -153,20 +161,21 @@ def _claims(verdicts: pd.DataFrame) -> list[dict]:
 
 
 def _verdict(row: pd.Series) -> dict[str, str]:
-    weakest = f"weakest: {row['weakest']}" if row["weakest"] else ""
+    weakest = f"decided by {WEAKEST[row['weakest']]}" if row["weakest"] else ""
     condition = listed(row["condition"], weakest) or "–"
     verdict = {"condition": condition, "verdict": row["verdict"], "by_interval": ""}
+    verdict["dagger"] = claims.dagger(row["dense_loses"])
     if not claims.is_decided(row):
         return verdict
     if row["left_open"]:
         verdict["by_interval"] = row["by_interval"]
     estimate, low, high = (
-        claims.number_text(row[name], row["unit"], ".3g") for name in claims.NUMBERS
+        with_minus(claims.number_text(row[name], row["unit"], ".3g")) for name in claims.NUMBERS
     )
     return verdict | {
         "estimate": estimate,
         "interval": f"{low} to {high}",
-        "criterion": claims.criterion(row),
+        "criterion": with_minus(claims.criterion(row)),
         "p": claims.p_text(row["p_adjusted"]),
         "by_replicate": row["marks"],
         "n": f"{row['n']:.0f}",

@@ -18,6 +18,7 @@ from benchmarks.analysis.claims import (
     TOO_FEW,
     VERDICTS,
     criterion,
+    dagger,
     interval_text,
     is_decided,
     p_text,
@@ -29,7 +30,15 @@ from benchmarks.analysis.claims import (
 )
 from benchmarks.analysis.estimates import TOLERANCE, pooled
 from benchmarks.analysis.intervals import interval_kind
-from benchmarks.analysis.labels import METRICS, family_label, metric_label, objective_label, plural
+from benchmarks.analysis.labels import (
+    METRICS,
+    WEAKEST,
+    family_label,
+    metric_label,
+    objective_label,
+    plural,
+    with_minus,
+)
 from benchmarks.analysis.multiplicity import needed_distances
 from benchmarks.analysis.tables import folder
 from benchmarks.figures.registry import FIGURES
@@ -87,18 +96,6 @@ therefore have low entropy, and 20% of the tokens are a different 20%. The first
 two worlds, so its intervals are wide: where its verdict is undecided, compare the estimates. The
 claims of figures 1 and 2 that both editions measure:
 """
-WEAKEST = {  # by the name of the row that decides a claim of several
-    "dense": "dense steering",
-    "best-of-n": "best of N",
-    "beams": "beam search",
-    "genarm": "GenARM",
-    "attention": "the attention gate",
-    "attention-rise": "the gate on rises of attention",
-    "entropy-rise": "the gate on rises of entropy",
-    "position": "the first tokens",
-    "gain": "the gain over the base",
-    "nine-tenths": "90% of dense steering's gain",
-}
 ACCEPTED = ("sure_steps", "uncertain_steps", "entropy_p80")
 CORRELATED = {  # models that score responses
     "reward": "reward model",
@@ -205,7 +202,7 @@ def _gains(profile: Profile, verdicts: pd.DataFrame) -> list[str]:
             if of_claim.empty:
                 continue
             in_sd = (of_claim["estimate"] / of_claim["sd"]).map("{:+z.2f}".format)
-            gains.append(f"{name} {_with_minus(' / '.join(in_sd))}")
+            gains.append(f"{name} {with_minus(' / '.join(in_sd))}")
         texts.append(f"{', '.join(gains)} ({settings_of(profile)[setting]})")
     metrics = " / ".join(forest.METRICS[name] for name in dict.fromkeys(rows["metric"]))
     return [f"Gain over the base in SD of its responses, {metrics}: {'; '.join(texts)}."]
@@ -264,7 +261,7 @@ def _correlation_rows(quality: pd.DataFrame) -> list[list[str]]:
     }
     places = rows.set_index(["model", "metric"])["estimate"].sort_index()
     return [
-        [name, _with_minus(_span([f"{number:.2f}" for number in sorted(places.loc[[place]])]))]
+        [name, with_minus(_span([f"{number:.2f}" for number in sorted(places.loc[[place]])]))]
         for place, name in names.items()
     ]
 
@@ -333,11 +330,6 @@ def _hours(profile: str, *figures: str) -> str:
     known = load_profile(profile)
     needed = FigureCells.union(FIGURES[name].cells(known, 0) for name in figures)
     return f"{figure_hours(known, {'run': needed})['run']:.1f}"
-
-
-def _with_minus(text: str) -> str:
-    """Return a text whose negative numbers have minus signs, not hyphens."""
-    return re.sub(r"-(?=\d)", "−", text)
 
 
 def _escaped(text: str) -> str:
@@ -434,13 +426,13 @@ def _cells(row: pd.Series) -> list[str]:
     case = row["condition"] or "–"
     weakest = f"; decided by {WEAKEST[row['weakest']]}" if row["weakest"] else ""
     if not is_decided(row):
-        return [case, row["verdict"], "", "", _with_minus(criterion(row)), "", ""]
+        return [case, row["verdict"], "", "", with_minus(criterion(row)), "", ""]
     holm = f" (by its interval: {row['by_interval']})" if row["left_open"] else ""
-    verdict = row["verdict"] + holm + _dagger(row["dense_loses"])
+    verdict = row["verdict"] + holm + dagger(row["dense_loses"])
     in_sd = "" if pd.isna(row["sd"]) else f"{row['estimate'] / row['sd']:+z.2f}"
     p = p_text(row["p_adjusted"]) or "exact"
     cells = [interval_text(row, _format(row)), in_sd, criterion(row)]
-    return [case + weakest, verdict, *map(_with_minus, cells), p, row["marks"]]
+    return [case + weakest, verdict, *map(with_minus, cells), p, row["marks"]]
 
 
 def _format(row: pd.Series) -> str:
@@ -452,10 +444,6 @@ def _format(row: pd.Series) -> str:
         if all(round(end, digits) != round(row["margin"], digits) for end in ends)
     )
     return f".{next(apart, 4)}f"
-
-
-def _dagger(dense_loses: bool) -> str:
-    return " †" if dense_loses else ""
 
 
 def _table(columns: list[str], rows) -> str:
@@ -470,7 +458,7 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
         [
             settings[row.setting],
             metric_label(profile, row.metric),
-            "none" if pd.isna(row.smallest) else f"{row.smallest:.0%}{_dagger(row.dense_loses)}",
+            "none" if pd.isna(row.smallest) else f"{row.smallest:.0%}{dagger(row.dense_loses)}",
             row.shares,
         ]
         for row in shares.itertuples()
@@ -527,7 +515,7 @@ def _mark_and_estimate(row: pd.Series) -> str:
     if row["left_open"]:
         mark = f"({mark})"
     note = " (time)" * (row["metric"] == "seconds_ratio") + " (any setting)" * (not row["setting"])
-    return _with_minus(f"{mark} {number}{note}{_dagger(row['dense_loses'])}")
+    return with_minus(f"{mark} {number}{note}{dagger(row['dense_loses'])}")
 
 
 def appendix(rows: pd.DataFrame) -> str:
@@ -538,8 +526,8 @@ def appendix(rows: pd.DataFrame) -> str:
         numbers = interval_text(row, _format(row)) if is_decided(row) else ""
         case = row["condition"] or "–"
         name = statement if row["claim"] != shown else "″"
-        cells = map(_with_minus, (numbers, criterion(row)))
-        verdict = row["verdict"] + _dagger(row["dense_loses"])
+        cells = map(with_minus, (numbers, criterion(row)))
+        verdict = row["verdict"] + dagger(row["dense_loses"])
         lines.append([name, case, verdict, *cells, row["marks"]])
         shown = row["claim"]
     columns = ["claim", "case", "verdict", "estimate [interval]", "needs", "worlds"]

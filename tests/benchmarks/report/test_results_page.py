@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from benchmarks.analysis import claims, tables
+from benchmarks.analysis import claims, labels, tables
 from benchmarks.report import editions, forest, render, results_page
 from benchmarks.spec.profile import load_profile
 
@@ -119,7 +119,7 @@ def test_what_the_interval_alone_decides_stands_beside_holms_verdict(verdicts):
     undecided = row.assign(verdict="undecided", by_interval="reproduced", left_open=True)
     undecided = undecided.assign(p_adjusted=0.0498).iloc[0]
     case, verdict, *_, p, _ = results_page._cells(undecided)
-    assert case.endswith(f"; decided by {results_page.WEAKEST[undecided['weakest']]}")
+    assert case.endswith(f"; decided by {labels.WEAKEST[undecided['weakest']]}")
     assert (verdict, p) == ("undecided (by its interval: reproduced)", "0.0498")
     assert results_page._mark_and_estimate(undecided).startswith("(✓) +0.20")
     assert render._verdict(undecided)["by_interval"] == "reproduced"
