@@ -109,6 +109,7 @@ def prompt_ids(
     name: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     padding: int | None = None,
+    writers: Sequence[PreTrainedTokenizerBase] = (),
 ) -> list[list[int]]:
     """Return the token ids of prompts, without padding.
 
@@ -118,10 +119,12 @@ def prompt_ids(
         name: Of one prompt, for messages.
         tokenizer: Reads texts and chats.
         padding: Token that pads a tensor, an array or a mapping without a mask.
+        writers: Tokenizers in whose chat templates chats are written instead, which must agree.
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If a prompt is empty, or there are inputs that would be ignored.
+        ValueError: If a prompt is empty, there are inputs that would be ignored, or the templates
+            of `writers` differ.
     """
     rows: Any
     if isinstance(prompts, Mapping):
@@ -136,7 +139,8 @@ def prompt_ids(
     elif _is_chat(rows := list(prompts)):
         raise TypeError(f"{name}s must be a list of prompts, got a single chat")
     ids = [
-        _prompt_row(prompt, index, name, tokenizer, padding) for index, prompt in enumerate(rows)
+        _prompt_row(prompt, index, name, tokenizer, padding, writers)
+        for index, prompt in enumerate(rows)
     ]
     for index, row in enumerate(ids):
         if not row:
@@ -150,17 +154,20 @@ def _prompt_row(
     name: str,
     tokenizer: PreTrainedTokenizerBase | None,
     padding: int | None,
+    writers: Sequence[PreTrainedTokenizerBase],
 ) -> list[int]:
     """Return the token ids of prompt number `index`: a text, a chat, token ids or a mapping."""
     text = isinstance(prompt, str)
     if text or _is_chat(prompt):
-        if tokenizer is None:
+        own = [] if tokenizer is None else [tokenizer]
+        readers = own if text else writers or own
+        if not readers:
             raise TypeError(
                 f"a {name} must be a list of token ids where there is no tokenizer, "
                 f"number {index} is a {'text' if text else 'chat'}"
             )
         try:
-            return _text_ids(tokenizer, prompt) if text else _chat_ids(tokenizer, prompt)
+            read = [(_text_ids if text else _chat_ids)(reader, prompt) for reader in readers]
         except TEMPLATE_ERRORS as error:
             texts = [prompt] if text else [str(message.get("content")) for message in prompt]
             if any(map(holds_half_pair, texts)):
@@ -170,6 +177,12 @@ def _prompt_row(
             if text:
                 raise
             raise ValueError(f"the chat template refuses {name} {index}: {error}") from error
+        if any(other != read[0] for other in read):
+            raise ValueError(
+                f"a {name} must be a list of token ids where the scorers of a sum have different "
+                f"chat templates, number {index} is a chat"
+            )
+        return read[0]
     rows = _encoded_rows(prompt, name, padding) if isinstance(prompt, Mapping) else _rows(prompt)
     tokens = rows[0] if len(rows) == 1 else [None] if rows else []
     ids = tokens if all(type(token) is int for token in tokens) else list(map(as_number, tokens))

@@ -17,6 +17,7 @@ from sia._numbers import row_numbers, whole_number
 from sia._padding import follows_padding
 from sia._sampling import check_temperature, prompt_keys
 from sia.generation import Generation
+from sia.scorers.base import Scorer, known_tokenizers
 from sia.signals import Signal
 from sia.steering import Steering, candidate_count
 
@@ -68,6 +69,8 @@ def generate(
             seeds for further samples of it.
         batch_size: Number of responses that are decoded together.
         value_prompts: The prompts in the value model's own template; by default the same token ids.
+            Chats are written in the template of the tokenizer that the value model was loaded
+            with or, if it has none, of `tokenizer`.
         progress: Whether to show a progress bar.
         observe: Signals (`Entropy("vocabulary")`, `Attention()`) that the generations keep for
             `calibrate`, besides those of the gate.
@@ -82,7 +85,7 @@ def generate(
     batch_size = whole_number("batch_size", batch_size, 1)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     ids = read_prompts(model, tokenizer, prompts)
-    value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
+    value_ids = read_template(model, tokenizer, value_prompts, "value", ids, steering)
     seeds = row_numbers("seed", seed, len(ids), "prompts")
     check_prompts(model, tokenizer, ids, value_ids, steering, candidates, max_new_tokens)
     generations: dict[int, Generation] = {}
@@ -214,16 +217,25 @@ def read_template(
     prompts: Prompts | None,
     name: str,
     default: list[list[int]],
+    reader: Scorer | Steering | None,
 ) -> list[list[int]]:
-    """Return token ids of the prompts in another model's template; None stands for `default`."""
+    """Return token ids of the prompts as another model reads them; None stands for `default`."""
     if prompts is None:
         return default
-    ids = prompt_ids(prompts, f"{name} prompt", tokenizer, padding_token(model, tokenizer))
+    padding = padding_token(model, tokenizer)
+    ids = prompt_ids(prompts, f"{name} prompt", tokenizer, padding, template_tokenizers(reader))
     if len(ids) != len(default):
         raise ValueError(
             f"{name}_prompts must be as many as prompts: expected {len(default)}, got {len(ids)}"
         )
     return ids
+
+
+def template_tokenizers(reader: Scorer | Steering | None) -> list[PreTrainedTokenizerBase]:
+    """Return the tokenizers of a scorer, or of that of a steering, that have a chat template."""
+    scorer = reader.scorer if isinstance(reader, Steering) else reader
+    known = () if scorer is None else known_tokenizers(scorer)
+    return [tokenizer for tokenizer in known if tokenizer.chat_template]
 
 
 def padding_token(model: PreTrainedModel, tokenizer: TextDecoder | None) -> int | None:

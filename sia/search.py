@@ -115,8 +115,8 @@ def chunk_beam_search(
             model's `generation_config`, 1 by default.
         seed: Of the noise.
         batch_size: Number of responses decoded together; those of a prompt always are.
-        value_prompts: The prompts in the template of the steering's scorer.
-        reward_prompts: The prompts in the template of the reward.
+        value_prompts: The prompts in the template of the steering's scorer, as of `generate`.
+        reward_prompts: The prompts in the template of the reward, in the same way.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -138,8 +138,8 @@ def chunk_beam_search(
             f"got a {type(reward).__name__} that values candidates alone"
         )
     reward = close(reward, tokenizer, stop_tokens(model, tokenizer))
-    value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
-    reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids)
+    value_ids = read_template(model, tokenizer, value_prompts, "value", ids, steering)
+    reward_ids = read_template(model, tokenizer, reward_prompts, "reward", ids, reward)
     check_prompts(model, tokenizer, ids, value_ids, steering, candidates, max_new_tokens)
     check_sequences("reward prompt", reward_ids, reward.vocabulary_size)
     samples, seeds = width * expansions, [whole_number("seed", seed)] * len(ids)

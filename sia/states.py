@@ -140,7 +140,7 @@ def collect_states(
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1)
     max_states = whole_number("max_states", max_states, 1)
     ids = read_prompts(model, tokenizer, prompts)
-    value_ids = read_template(model, tokenizer, value_prompts, "value", ids)
+    value_ids = read_template(model, tokenizer, value_prompts, "value", ids, scorer)
     numbers = prompt_numbers(ids, value_ids)
     if len(numbers.unique()) < 2:
         raise ValueError(

@@ -31,7 +31,7 @@ from sia._hooks import OWN_CACHE, Hooks, check_generation_config, refuse_if
 from sia._inputs import prompt_ids
 from sia._kv_cache import check_model, input_device
 from sia._numbers import python_value, row_numbers
-from sia.batch import Prompts, padding_token
+from sia.batch import Prompts, padding_token, template_tokenizers
 from sia.generation import Generation
 from sia.signals import Signal
 from sia.steering import Steering, candidate_count
@@ -86,7 +86,8 @@ class SteeredGenerate:
         streamer: Receives the prompt, then each token, as transformers' streamers do.
         stop_strings: Texts that end a response.
         value_prompts: The prompts in the value model's own template, one per prompt or one per
-            row: all that `sia.generate` takes, texts and chats with a tokenizer.
+            row: all that `sia.generate` takes, texts with a tokenizer, chats with one or with the
+            value model's own.
         observe: Signals to keep in the generations besides those of the gate.
     """
 
@@ -188,7 +189,8 @@ class SteeredGenerate:
         if self.value_prompts is None:
             return prompts
         padding = padding_token(model, self.tokenizer)
-        ids = prompt_ids(self.value_prompts, "value prompt", self.tokenizer, padding)
+        writers = template_tokenizers(self.steering)
+        ids = prompt_ids(self.value_prompts, "value prompt", self.tokenizer, padding, writers)
         samples = config.num_return_sequences or 1
         if len(ids) * samples != len(prompts):
             return ids

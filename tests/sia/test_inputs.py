@@ -135,6 +135,49 @@ def test_every_list_of_prompts_may_be_encoded():
     assert sequences[0].tolist() == sequences[1].tolist() == sequences[2].tolist()
 
 
+def reward_scorer(generation_prompt):
+    """A reward model that was loaded with a template of its own."""
+    scorer = RewardScorer(tiny.reward_model("qwen3"), closing=[2])
+    scorer.tokenizer = tiny.tokenizer()
+    scorer.tokenizer.chat_template = TOKENIZER.chat_template.replace("w9", generation_prompt)
+    return scorer
+
+
+CHATS = [[{"role": "user", "content": "w7 w8"}]]
+
+
+def test_chats_for_a_scorer_are_written_in_its_own_template():
+    reward = reward_scorer("w13")
+    options = {"n": 2, "max_new_tokens": 4, "progress": False}
+    search = partial(best_of_n, MODEL, TOKENIZER, CHATS, reward + VALUES, **options)
+    for steering, ids, reader in (
+        (Steering(reward, EveryToken(), 2.0), [7, 8, 13], {}),
+        (STEERING, [7, 8, 9], {"tokenizer": TOKENIZER}),
+    ):
+        (best,) = search(steering=steering, value_prompts=CHATS, reward_prompts=CHATS)
+        (expected,) = search(steering=steering, value_prompts=[ids], reward_prompts=[[7, 8, 13]])
+        assert best.reward == expected.reward
+        sequences = [
+            MODEL.generate(
+                **LEFT,
+                max_new_tokens=8,
+                custom_generate=SteeredGenerate(steering, value_prompts=prompts, seed=0, **reader),
+            ).tolist()
+            for prompts in (CHATS * 3, [ids] * 3)
+        ]
+        assert sequences[0] == sequences[1]
+
+
+def test_a_chat_for_scorers_of_different_templates_is_refused():
+    steering = Steering(reward_scorer("w13") + reward_scorer("w14"), EveryToken())
+    message = (
+        "a value prompt must be a list of token ids where the scorers of a sum have different chat "
+        "templates, number 0 is a chat"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        tiny.generate(MODEL, IDS[:1], steering, value_prompts=CHATS)
+
+
 PROMPT = "a prompt must be a text, a chat (a list of messages) or a list of token ids, number 0 is "
 ALONE = "prompts must be input_ids with their attention_mask alone, got "
 
