@@ -33,7 +33,8 @@ class RolloutScorer(Scorer):
         model: Continues each candidate; the base model as a rule.
         reward: Values the result: a `RewardScorer` or a process reward model, or a `ValueModel`
             read at the last token.
-        tokens: Length of a rollout, which ends early at EOS (the reward's, or the model's).
+        tokens: Length of a rollout, which ends early at EOS (the reward's, that of `model`, or of
+            the language model).
         temperature: Of the rollouts; 0 is greedy.
         candidates: Number of most probable tokens that a rollout samples from (K).
         seed: Of the rollouts' noise.
@@ -72,6 +73,7 @@ class RolloutScorer(Scorer):
         self.tokenizer = reward.tokenizer
         self.temperature, self.candidates, self.seed = temperature, candidates, seed
         self._vocabulary = vocabulary
+        self.stop_tokens: list[int] = []  # of the language model
 
     @override
     def closed_by(
@@ -79,6 +81,7 @@ class RolloutScorer(Scorer):
     ) -> Self:
         closed = copy(self)
         closed.reward = self.reward.closed_by(tokenizer, stop_tokens)
+        closed.stop_tokens = sorted({*self.stop_tokens, *stop_tokens})
         return closed
 
     @property
@@ -118,7 +121,8 @@ class RolloutSession(Session):
         self.reward = scorer.reward.start_session(prompts, longest, samples)
         self.meters = [self.prefixes.meter, *self.reward.meters]
         ends = scorer.reward.end_tokens if isinstance(scorer.reward, ClosedScorer) else ()
-        stops = sorted({*eos_token_ids(model.generation_config), *ends})
+        own = eos_token_ids(model.generation_config)
+        stops = sorted({*own, *ends, *scorer.stop_tokens})
         self.stops = torch.tensor(stops, dtype=torch.int64, device=device)
         keys = _sampling.prompt_keys(prompts, [scorer.seed] * len(prompts), device)
         self.keys = _sampling.sample_keys(keys, samples)

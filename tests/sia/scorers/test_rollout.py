@@ -7,7 +7,7 @@ import torch
 
 from sia import AttentionGate, EntropyGate, RewardScorer, RolloutScorer, Steering, _sampling
 from tests.helpers import tiny
-from tests.helpers.reference import whole_rewards
+from tests.helpers.reference import whole_rewards, whole_values
 
 MODEL = tiny.language_model("qwen3")
 REWARD = RewardScorer(tiny.reward_model("qwen3"))
@@ -54,6 +54,14 @@ def test_rollouts_equal_going_on_token_by_token(family, temperature, tokens):
                 slow_rollout(model, reward, prefix, token, **settings) for token in row_candidates
             ]
             torch.testing.assert_close(row_values, torch.stack(expected), atol=2e-5, rtol=2e-5)
+
+
+def test_rollouts_end_where_the_language_model_ends_responses():
+    values, prefix, ends = tiny.value_model("qwen3"), [7, 8, 20, 21], [tiny.EOS, 3]
+    scorer = RolloutScorer(MODEL, values, 6).closed_by(None, [3])
+    session = scorer.start_session([prefix[:2]], 8)
+    read = session.score(torch.tensor([0]), torch.tensor([prefix[2:]]), torch.tensor([ends]))
+    torch.testing.assert_close(read, whole_values(values, prefix, ends)[None])
 
 
 def test_steering_by_rewards_and_rollouts_is_independent_of_the_batch():
