@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+# options of from_pretrained that say how a repository of the Hub is reached
+DOWNLOAD_OPTIONS = ("token", "cache_dir", "local_files_only")
 
 
 class DamagedFileError(ValueError):
@@ -95,7 +99,11 @@ def refuse_other_content(path: str | Path, name: str) -> Iterator[None]:
 
 
 def local_folder(
-    path: str | Path, title: str, subfolder: str = "", revision: str | None = None
+    path: str | Path,
+    title: str,
+    subfolder: str = "",
+    revision: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Return the local path of a checkpoint, downloading it first if `path` is a Hub id.
 
@@ -104,6 +112,7 @@ def local_folder(
         title: Name of what is loaded, for messages.
         subfolder: Folder within `path`.
         revision: Of the Hub repository.
+        options: Of from_pretrained; DOWNLOAD_OPTIONS count.
 
     Raises:
         FileNotFoundError: If it is neither a local folder nor downloadable from the Hub.
@@ -117,7 +126,12 @@ def local_folder(
         )
     patterns = [f"{subfolder}/*"] if subfolder else None
     try:
-        folder = snapshot_download(str(path), revision=revision, allow_patterns=patterns)
+        folder = snapshot_download(
+            str(path),
+            revision=revision,
+            allow_patterns=patterns,
+            **{name: options[name] for name in DOWNLOAD_OPTIONS if name in options},
+        )
     except Exception as error:  # of the Hub's library, of the network or of a proxy
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise FileNotFoundError(

@@ -418,7 +418,7 @@ def load_scorer(
         revision: Of the Hub repository.
         **options: For transformers' from_pretrained; must have `device_map`.
     """
-    folder = local_folder(path, "value model", subfolder, revision)
+    folder = local_folder(path, "value model", subfolder, revision, options)
     if (folder / f"{Q_HEAD_FILE}.json").is_file():
         device = options["device_map"]
         return QHead.from_pretrained(folder, device="cuda" if device == "auto" else device)

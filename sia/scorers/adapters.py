@@ -10,14 +10,13 @@ from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from sia.scorers import loading, published
-from sia.scorers.loading import existing, load_backbone
+from sia.scorers.loading import PLACE_OPTIONS, existing, load_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
 
 PREFIX = "base_model.model."  # of the names of weights in PEFT's files
 HEADS = ("score.", "classifier.", "logits_proj.")  # how the names of their weights begin
-PLACES = {"revision", "subfolder", "token", "cache_dir"}  # options that say where a checkpoint lies
 PLAIN_STARTS = (None, True, False, "gaussian")  # others (PiSSA, …) change the backbone's weights
 
 
@@ -98,7 +97,7 @@ def load_complete(
         ValueError: If weights are damaged or missing.
     """
     path = existing(path, noun)
-    places = {name: options[name] for name in PLACES & options.keys()}
+    places = {name: options[name] for name in PLACE_OPTIONS if name in options}
     file = find_adapter_config_file(path, **places)
     if file is None or (Path(path) / published.MODEL_CONFIG).is_file():
         return loading.load_complete(auto_class, path, noun, options)
@@ -110,7 +109,8 @@ def load_complete(
     # of a head of several layers, the last gives fewest numbers
     heads = [len(weight) for name, weight in brought.items() if name.startswith(HEADS)]
     labels = {"num_labels": min(heads)} if heads else {}
-    further = {name: value for name, value in options.items() if name not in PLACES}
+    own = ("revision", "subfolder")  # of the adapter
+    further = {name: value for name, value in options.items() if name not in own}
     model = loading.load_complete(auto_class, source, noun, {**labels, **further}, brought)
     adapted = published.load_adapter(model, path, source, **places)
     return cast(PreTrainedModel, adapted.get_base_model())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sia._checkpoints import DamagedFileError, expand_home, reading
+from sia._checkpoints import DOWNLOAD_OPTIONS, DamagedFileError, expand_home, reading
 from sia._kv_cache import check_decoder, check_model
 from sia._memory import ran_out_of_memory
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # by what has a head and a backbone in one folder: a file of the head
 HEADS = {"value model": "value_head.safetensors", "vocabulary head": "vocabulary_head.json"}
+# options of from_pretrained that say where a checkpoint lies
+PLACE_OPTIONS = ("revision", "subfolder", *DOWNLOAD_OPTIONS)
 BUFFER = "backbone."  # prefix of buffers among the weights of a head
 
 
@@ -114,10 +116,9 @@ def load_backbone(folder: str | Path, options: Mapping[str, Any]) -> PreTrainedM
     Raises:
         ValueError: If weights are damaged, missing, or of other sizes than config.json says.
     """
+    options = {"local_files_only": Path(folder).is_dir(), **options}
     with reading_weights(f"the value model in {folder}"):
-        backbone, loading = AutoModel.from_pretrained(
-            folder, local_files_only=Path(folder).is_dir(), output_loading_info=True, **options
-        )
+        backbone, loading = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
     if loading["missing_keys"]:
         raise ValueError(
             f"the value model in {folder} lacks weights of its backbone: "
@@ -275,7 +276,7 @@ def tokenizer_beside(
     path = expand_home(path)
     if Path(path).is_dir() and not list(Path(path).glob("**/tokenizer*")):
         return None
-    places = {k: v for k, v in options.items() if k in ("revision", "subfolder", "token")}
+    places = {name: options[name] for name in PLACE_OPTIONS if name in options}
     try:
         with reading(f"the tokenizer of {path}"):
             return AutoTokenizer.from_pretrained(path, **places)

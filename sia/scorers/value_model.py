@@ -104,7 +104,7 @@ class ValueModel(nn.Module, Scorer):
             FileNotFoundError: If there is no such folder or a part of it is missing.
             ValueError: If parts do not fit together or cannot be read; no weights are made up.
         """
-        folder = local_folder(path, "value model", subfolder, revision)
+        folder = local_folder(path, "value model", subfolder, revision, options)
         backbone = backbone and expand_home(backbone)
         published_files = (folder / published.HEAD_FILE, folder / published.CONFIG_FILE)
         if not (folder / HEAD_FILE).is_file() and any(file.is_file() for file in published_files):

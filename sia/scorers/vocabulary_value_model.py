@@ -97,7 +97,7 @@ class VocabularyValueModel(Scorer):
             FileNotFoundError: If there is no such folder or a file is missing.
             ValueError: If a file is damaged or of other content.
         """
-        folder = local_folder(path, "vocabulary head", subfolder, revision)
+        folder = local_folder(path, "vocabulary head", subfolder, revision, options)
         state, settings = read_checkpoint(folder, HEAD_FILE)
         weights, buffers = split_buffers(state)
         with refuse_other_content(folder, HEAD_FILE):

@@ -230,6 +230,31 @@ def test_reward_models_saved_as_adapters_are_read(auto_class, settings, read, tm
     torch.testing.assert_close(read(tmp_path / "adapter").model(IDS).logits, model(IDS).logits)
 
 
+def cached(cache, name):
+    """Return where the Hub's client keeps the only commit of a repository."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    return repository / "snapshots/abc"
+
+
+def test_options_say_how_the_hub_is_reached(tmp_path):
+    """Of a value model, a reward model with its tokenizer, and the backbone of an adapter."""
+    options = {"cache_dir": tmp_path / "cache", "local_files_only": True, "token": "secret"}
+    values, reward = (cached(tmp_path / "cache", f"own/{name}") for name in ("values", "reward"))
+    tiny.value_model("llama").save_pretrained(values)
+    tiny.reward_model("llama").save_pretrained(reward)
+    tiny.tokenizer().save_pretrained(reward)
+    adapter = lora(REWARD, reward, task_type="SEQ_CLS")
+    adapter.peft_config["default"].base_model_name_or_path = "own/reward"
+    adapter.save_pretrained(tmp_path / "adapter")
+    for path in (values, "own/values"):
+        assert ValueModel.from_pretrained(path, **options).vocabulary_size == tiny.VOCABULARY
+    assert RewardScorer.from_pretrained("own/reward", **options).tokenizer is not None
+    loaded = RewardScorer.from_pretrained(tmp_path / "adapter", **options).model
+    torch.testing.assert_close(loaded(IDS).logits, adapter(IDS).logits)
+
+
 @pytest.mark.parametrize("config_class", [RobertaConfig, ElectraConfig])
 @torch.no_grad()
 def test_adapters_with_heads_of_two_layers_are_read(config_class, tmp_path):
