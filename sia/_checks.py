@@ -140,13 +140,21 @@ def check_vocabulary(
     if sizes[0] == sizes[1]:
         return sizes[0]
     tokens = min(sizes) if tokenizer is None else len(tokenizer)
+    if tokenizer is not None and padding_alone(tokenizer) == tokens - 1:
+        tokens -= 1  # added to train in batches: no response has it
     if not tokens <= min(sizes) <= max(sizes) <= tokens + MOST_PADDING:
-        of = "" if tokenizer is None else f", and the tokenizer {tokens}"
+        of = "" if tokenizer is None else f", and the tokenizer {len(tokenizer)}"
         raise ValueError(
             f"model and {name} must share a vocabulary, padding of at most {MOST_PADDING} rows "
             f"aside: the model has {sizes[0]} tokens, the {name} {sizes[1]}{of}"
         )
     return min(sizes)
+
+
+def padding_alone(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the padding token of a tokenizer, None if it ends texts too."""
+    token = tokenizer.pad_token_id
+    return None if token == tokenizer.eos_token_id else token
 
 
 @lru_cache(maxsize=8)  # asked for every batch

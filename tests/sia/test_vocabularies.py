@@ -93,6 +93,24 @@ def test_an_end_that_the_scorer_does_not_have_is_refused():
         tiny.generate(model, [[7]], Steering(values, EveryToken()))
 
 
+@pytest.mark.parametrize("size", [61, 64])
+def test_the_scorer_may_lack_a_padding_token_that_was_added(size):
+    model, tokenizer = tiny.language_model("llama", vocabulary=size), tiny.tokenizer()
+    steering = Steering(tiny.value_model("llama"), EveryToken(), 2.0)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    respond = partial(
+        sia.generate, model, tokenizer, [[7, 8]], steering, max_new_tokens=4, progress=False
+    )
+    assert respond()[0].token_ids.max() < 60
+    tokenizer.eos_token = "[PAD]"
+    message = (
+        f"model and scorer must share a vocabulary, .* the model has {size} tokens, the scorer 60, "
+        "and the tokenizer 61"
+    )
+    with pytest.raises(ValueError, match=message):
+        respond()
+
+
 @pytest.mark.parametrize(
     ("build", "read"),
     [(tiny.value_model, ValueModel.from_pretrained),
