@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import sia
 from sia import (
@@ -129,13 +131,46 @@ def test_tokenizers_that_differ_are_named_by_the_first_token(build, read, tmp_pa
     steering = Steering(scorer, EveryToken())
     assert len(respond(TOKENIZER, steering=steering)) == len(PROMPTS)
     message = (
-        "the tokenizers of model and scorer must agree: token 0 is 'A' to the model and '<pad>' "
-        "to the scorer, the first of 60"
+        "the tokenizers of model and scorer must agree: token 1 is 'B' to the model and '<bos>' "
+        "to the scorer, the first of 59"
     )
     rollouts = RolloutScorer(tiny.language_model("qwen3"), scorer, 1)
     for one in (scorer, tiny.value_model("qwen3") + scorer, rollouts):
         with pytest.raises(ValueError, match=message):
             respond(tiny.letters(), steering=Steering(one, EveryToken()))
+
+
+def renamed(names, **special):
+    """The tokenizer of the tests, some of its tokens under other names."""
+    vocabulary = {names.get(token, token): i for token, i in TOKENIZER.get_vocab().items()}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>"}
+
+
+@pytest.mark.parametrize(
+    ("names", "special", "message"),
+    [
+        ({"w58": "<|reserved_special_token_2|>", "w59": "<unused3>"}, SPECIAL, ""),
+        ({"<pad>": "<|eom_id|>", "w59": "<|pad|>"}, {"pad_token": "<|pad|>"}, ""),
+        ({"w58": "<|eom_id|>"}, SPECIAL, "token 58 is 'w58' to the .* and '<|eom_id|>' to the .*"),
+        ({"<eos>": "<|e|>"}, {"pad_token": "<|e|>", "eos_token": "<|e|>"}, "token 2 is '<eos>' .*"),
+    ],
+)
+def test_reserved_tokens_and_padding_may_have_other_names(names, special, message):
+    values = tiny.value_model("qwen3")
+    values.tokenizer = renamed(names, **special)
+    respond = partial(
+        tiny.generate, tiny.language_model("qwen3"), PROMPTS, Steering(values, EveryToken())
+    )
+    if not message:
+        assert respond()[0].steered.all()
+        return
+    message = f"the tokenizers of model and scorer must agree: {message}, the first of 1$"
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        respond()
 
 
 def test_tokenizers_are_saved_with_values_and_passed_on_to_heads(tmp_path):
@@ -152,7 +187,7 @@ def test_tokenizers_are_saved_with_values_and_passed_on_to_heads(tmp_path):
         VocabularyValueModel.from_pretrained(tmp_path / "vocabulary"),
     ):
         assert tiny.generate(model, PROMPTS, Steering(scorer, EveryToken()), max_new_tokens=2)
-        with pytest.raises(ValueError, match="tokenizers of model and scorer must agree: token 0"):
+        with pytest.raises(ValueError, match="tokenizers of model and scorer must agree: token 1"):
             sia.generate(
                 model, other, PROMPTS, Steering(scorer, EveryToken()), max_new_tokens=2,
                 progress=False,
