@@ -4,7 +4,8 @@ The reward of a response, however it is read (candidates, partial responses, sea
 `scripts/annotate_rewards.py`): the model's logit at the last token of prompt, response without its
 end token, and `closing`, which is the end token and whatever the chat template writes after it.
 For a finished response that is `apply_chat_template` of the whole conversation, as model cards have
-it. Encoders read the same tokens in their own way.
+it, as long as the prompt is all that the template writes before the answer. Encoders read the same
+tokens in their own way.
 
 Steering every token with a reward model is ARGS (Khanov, Burapacheep and Li, "ARGS: Alignment as
 reward-guided search", 2024).
