@@ -440,25 +440,24 @@ class HubModels(Subject):
 
     @override
     def digest_of(self, cell: Condition) -> str:
-        profile, evaluation = self.profile, self.profile.evaluation
+        profile = self.profile
         models = [self._fingerprints[kind] for kind in kinds_of(cell)]
         settings = [
             asdict(profile.prompts),
-            self._prompt_files,
+            self._prompt_digests,
             asdict(profile.decoding),
             asdict(profile.hardware),
         ]
-        splits = evaluation.prompts_per_objective, evaluation.validation_prompts_per_objective
-        return digest(models, settings, splits)
+        return digest(models, settings)
 
     @cached_property
     def _fingerprints(self) -> dict[str, list]:
         return {kind: fingerprint(source) for kind, source in self.profile.models.items()}
 
     @cached_property
-    def _prompt_files(self) -> list:
-        inputs = self.profile.local_inputs
-        return [file_states(inputs[name]) for name in OBJECTIVES if name in inputs]
+    def _prompt_digests(self) -> dict[str, str]:
+        """Digests of the prompts by objective: their set may change on the Hub, too."""
+        return {name: digest(split.test, split.validation) for name, split in self.splits.items()}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -500,7 +499,7 @@ class HubModels(Subject):
                 "source": self.profile.prompts.sources[objective],
                 **self.prompt_sets[objective].origin,
                 **{name: " ".join(map(str, rows)) for name, rows in split.rows.items()},
-                "digest": digest(split.test, split.validation),
+                "digest": self._prompt_digests[objective],
             }
             for objective, split in self.splits.items()
         }

@@ -31,6 +31,7 @@ from benchmarks.spec.profile import (
 )
 from benchmarks.subjects.hub import annotation
 from benchmarks.subjects.hub import models as hub_models
+from benchmarks.subjects.hub import prompts as hub_prompts
 from benchmarks.subjects.hub.models import HubModels, detect_hardware, fetch, kinds_of, pin, place
 from benchmarks.subjects.hub.prompts import load_prompts
 from scripts import annotate_rewards, train_value_model
@@ -534,6 +535,19 @@ def test_cell_keys_depend_on_the_files_of_their_own_models_alone(qwen, project, 
     with places["honesty"].open("a") as file:
         file.write("A,B,another,C\n")
     assert digests(profile)[1] != after[1]
+
+
+def test_cell_keys_depend_on_the_prompts_that_the_hub_has(qwen, project, monkeypatch):
+    profile = project("qwen3", qwen)
+    sets = replace(profile.prompts, helpfulness="alpaca-eval")
+    profile = replace(profile, prompts=sets, hardware=HARDWARE)
+    table, keys = hub_prompts.read_files(qwen["helpfulness"]), []
+    for verb in ("help", "help", "draw"):
+        rows = [{"instruction": row["instruction"].replace("help", verb)} for row in table]
+        served = rows, "a" * 40
+        monkeypatch.setattr(hub_prompts, "_from_hub", lambda name, data, served=served: served)
+        keys.append(HubModels(profile).digest_of(Cell(0, "qwen3")))
+    assert (keys[0] == keys[1], keys[0] == keys[2]) == (True, False)
 
 
 def test_shards_are_ranges_of_prompts(qwen, project):
