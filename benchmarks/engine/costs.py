@@ -3,6 +3,7 @@
 from typing import cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.engine.loading import language_model, reward_model, scorer_of
@@ -11,6 +12,7 @@ from benchmarks.spec.methods import REWARD
 from benchmarks.subjects.base import Subject
 from sia import Generation, ValueModel
 from sia.cost import Architecture, Cost, Meter
+from sia.scorers.loading import output_size
 
 
 def total_costs(
@@ -18,15 +20,15 @@ def total_costs(
 ) -> list[Cost]:
     """Return the cost of all samples of each prompt together, as if they shared its prefill.
 
-    `sia.best_of_n` lets them share it in every model. Where there are several samples, costs
-    include the reward model's reading of the response.
+    `sia.best_of_n` lets them share it in every model but an encoder, which reads whole sequences.
+    Where there are several samples, costs include the reward model's reading of the response.
     """
     if len(samples) == 1:
         return [response.cost for response in samples[0]]
     model, reward = language_model(subject, cell.model, cell.family), reward_model(subject, REWARD)
-    models = {
+    models: dict[str, tuple[PreTrainedModel, nn.Module | None]] = {
         "model": (model.base_model, model.get_output_embeddings()),
-        "reward": (reward.base_model, reward.score),
+        "reward": (reward.base_model, dict(reward.named_children()).get("score")),
     }
     if cell.gate != "never":
         scorer = cast(ValueModel, scorer_of(subject, cell.scorer, cell.family))
@@ -36,7 +38,7 @@ def total_costs(
     for name, (backbone, head) in models.items():
         ids = subject.encode(prompts, str(kinds[name]))
         # value and reward models share a prompt but for its last token, which each response reads
-        shared = ids if name == "model" else [prompt[:-1] for prompt in ids]
+        shared = ids if name == "model" else [prompt[:-1] if head else [] for prompt in ids]
         prefill[name] = reading_costs(backbone, head, shared, with_output=name == "model")
     totals, value_has_read = [Cost()] * len(prompts), [False] * len(prompts)
     for number, responses in enumerate(samples):
@@ -60,19 +62,27 @@ def total_costs(
 
 def reading_costs(
     backbone: PreTrainedModel,
-    head: torch.nn.Module,
+    head: nn.Module | None,
     sequences: list[list[int]],
     with_output: bool = True,
 ) -> list[tuple[int, float]]:
     """Return token positions and FLOPs of reading each sequence once.
 
     Args:
+        backbone: The model without its head.
+        head: Module that reads the output; None for an encoder, counted as `RewardScorer` does.
+        sequences: Token ids.
         with_output: Whether to count the output head at the end of each sequence.
     """
-    meter = Meter(Architecture.of(backbone, head), len(sequences), "cpu")
+    counted = nn.Linear(output_size(backbone), 1, device="meta") if head is None else head
+    meter = Meter(Architecture.of(backbone, counted), len(sequences), "cpu")
     rows = torch.arange(len(sequences))
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    outputs = torch.full_like(rows, int(with_output))
-    meter.count(rows, torch.ones_like(rows), torch.zeros_like(rows), lengths, outputs)
+    if head is None:  # every token sees every other
+        for row, length in zip(rows.split(1), lengths.tolist(), strict=True):
+            meter.count_branches(row, torch.full((1, length), length))
+    else:
+        outputs = torch.full_like(rows, int(with_output))
+        meter.count(rows, torch.ones_like(rows), torch.zeros_like(rows), lengths, outputs)
     _, tokens, flops = meter.totals()
     return list(zip(tokens.tolist(), flops.tolist(), strict=True))

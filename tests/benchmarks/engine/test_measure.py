@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.engine import costs, measure
 from benchmarks.engine.costs import total_costs
@@ -80,13 +81,21 @@ def test_rewards_steer_on_the_scale_that_values_are_learned_on(models):
     assert steering_of(Cell(0, "qwen3"), "helpfulness", Lab()) is None
 
 
-@pytest.mark.parametrize("gate", ["never", "every"])
-def test_samples_cost_what_best_of_n_counts(models, gate):
+@pytest.mark.parametrize(
+    ("gate", "reward"), [("never", "decoder"), ("every", "decoder"), ("every", "encoder")]
+)
+def test_samples_cost_what_best_of_n_counts(models, gate, reward):
     """Plain samples cost what the library's own search counts; all responses are as long."""
     prompts, count = tiny.prompts(4), 3
+    if reward == "encoder":
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+        config = BertConfig(
+            vocab_size=60, num_hidden_layers=2, num_labels=1, eos_token_id=tiny.EOS, **sizes
+        )
+        models["reward"] = BertForSequenceClassification(config).eval()
     models["base"].generation_config.eos_token_id = None
-    scorer = value_kind("token") if gate == "every" else None
-    cell = replace(CELL, gate=gate, target_ratio=float(gate == "every"), scorer=scorer)
+    kind = value_kind("token") if gate == "every" else None
+    cell = replace(CELL, gate=gate, target_ratio=float(gate == "every"), scorer=kind)
     steering = steering_of(cell, "honesty", Lab())
     tokenizer = tiny.tokenizer()
     tokenizer.eos_token = None
@@ -96,8 +105,8 @@ def test_samples_cost_what_best_of_n_counts(models, gate):
         for seed in range(count)
     ]
     assert {len(g.token_ids) for responses in samples for g in responses} == {6}
-    reward = RewardScorer(models["reward"], closing=[tiny.EOS])
-    best = best_of_n(models["base"], tokenizer, prompts, reward, count, steering, **options)
+    scorer = RewardScorer(models["reward"], closing=[tiny.EOS])
+    best = best_of_n(models["base"], tokenizer, prompts, scorer, count, steering, **options)
     costs = total_costs(Lab(), cell, prompts, samples)
     for cost, expected in zip(costs, [response.cost for response in best], strict=True):
         same = {"value_forwards": expected.value_forwards, "model_flops": expected.model_flops}
