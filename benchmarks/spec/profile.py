@@ -501,6 +501,9 @@ class HubProfile(Profile):
         one = len(self.families) == 1
         _require(one, "families must be one, the name of its models in figures", self.families)
         _require(self.replicates == 1, "replicates must be 1, models are given", self.replicates)
+        most, answered = self.evaluation.prompts_per_objective, self.sweep.rollout_prompts
+        what = f"rollout_prompts must be at most the {most} of prompts_per_objective"
+        _require(answered <= most, what, answered)
 
     def __hash__(self) -> int:
         """Return the hash of the name, since `models` has none."""

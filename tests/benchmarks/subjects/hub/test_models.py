@@ -112,6 +112,10 @@ def test_what_a_profile_needs(qwen, project):
             {"models": profile.models | dict.fromkeys(("base-small", "value-mean-small"), local)},
             r"models\.base must state its billions, to be compared, got 0",
         ),
+        (
+            {"evaluation": replace(profile.evaluation, prompts_per_objective=1)},
+            "rollout_prompts must be at most the 1 of prompts_per_objective, got 2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             replace(profile, **change)
