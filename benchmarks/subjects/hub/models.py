@@ -27,7 +27,13 @@ from typing_extensions import override
 
 from benchmarks.runtime.fingerprints import file_states, input_states
 from benchmarks.spec.cells import OBJECTIVES, Condition
-from benchmarks.spec.methods import EVALUATION_REWARD, REWARD, ROLLOUT, method_of_scorer
+from benchmarks.spec.methods import (
+    EVALUATION_REWARD,
+    INSTRUCT_REWARD,
+    REWARD,
+    ROLLOUT,
+    method_of_scorer,
+)
 from benchmarks.spec.model_kinds import (
     FITTED,
     INSTRUCT,
@@ -71,6 +77,7 @@ GIB = 2**30
 NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 # given to chat templates that write today's date: a prompt must not change from day to day
 DATE = "26 Jul 2024"
+POST_TRAINED = (str(INSTRUCT), str(INSTRUCT_REWARD))  # which might think before they answer
 ANSWER = "the answer itself"  # stands for it where the text around it is looked up
 
 
@@ -363,7 +370,7 @@ def check_fitted_to(base: Source, source: Source, file: str) -> None:
 FITTED_TO_BASE = {JUNCTION: GATE_FILE, Q_HEAD: Q_HEAD_FILE}
 CHECKS: dict[str, Callable[[Source], None]] = {  # by the name of a kind
     "base": check_language_model,
-    str(INSTRUCT): check_language_model,
+    **dict.fromkeys(POST_TRAINED, check_language_model),
     "value": check_value_model,
     REWARD: check_reward_model,
     EVALUATION_REWARD: check_reward_model,
@@ -517,7 +524,7 @@ class HubModels(Subject):
         parsed = ModelKind.parse(kind)
         kind = str(value_kind(parsed.loss)) if parsed.name in FITTED else kind
         tokenizer = tokenizer_of(self.profile.models[kind])
-        options = {"enable_thinking": False} if kind == str(INSTRUCT) else {}
+        options = {"enable_thinking": False} if kind in POST_TRAINED else {}
         return chat_ids(tokenizer, prompts, **options)
 
     @override

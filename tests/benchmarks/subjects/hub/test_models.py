@@ -359,7 +359,8 @@ def test_hardware_is_detected_unless_given():
 
 
 def test_every_kind_of_model_reads_its_own_template(qwen, project):
-    subject = HubModels(replace(project("qwen3", qwen), hardware=HARDWARE))
+    further = f'[models.instruct-reward]\nid = "{qwen["instruct"]}"\n'
+    subject = HubModels(replace(project("qwen3", qwen, further), hardware=HARDWARE))
     chats = subject.prompts_of("test", "helpfulness")[:2]
     prompts = [
         chat[0]["content"]
@@ -378,6 +379,7 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
         ("reward", opened),
         ("rollout", opened),
         ("instruct", opened + "<think>\n\n</think>\n\n"),
+        ("instruct-reward", opened + "<think>\n\n</think>\n\n"),
     ):
         assert decode(subject.encode(chats, kind)[0]) == expected
     responses = subject.respond(
