@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import override
 
-from benchmarks.spec.methods import EVALUATION_REWARD, METHODS
+from benchmarks.spec.methods import EVALUATION_REWARD, METHODS, REWARD
 from benchmarks.spec.model_kinds import (
     BASE,
     FITTED,
@@ -504,6 +504,9 @@ class HubProfile(Profile):
         most, answered = self.evaluation.prompts_per_objective, self.sweep.rollout_prompts
         what = f"rollout_prompts must be at most the {most} of prompts_per_objective"
         _require(answered <= most, what, answered)
+        samples = self.decoding.temperature > 0 or REWARD not in kinds
+        what = "temperature must be above 0, for searches with models.reward compare samples"
+        _require(samples, what, self.decoding.temperature)
 
     def __hash__(self) -> int:
         """Return the hash of the name, since `models` has none."""

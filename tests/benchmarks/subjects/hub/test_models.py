@@ -113,6 +113,10 @@ def test_what_a_profile_needs(qwen, project):
             r"models\.base must state its billions, to be compared, got 0",
         ),
         (
+            {"decoding": replace(profile.decoding, temperature=0.0)},
+            r"temperature must be above 0, for searches with models\.reward compare samples, got",
+        ),
+        (
             {"evaluation": replace(profile.evaluation, prompts_per_objective=1)},
             "rollout_prompts must be at most the 1 of prompts_per_objective, got 2",
         ),
