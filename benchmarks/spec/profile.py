@@ -416,6 +416,10 @@ class Source:
         """Source of the tokenizer: the backbone, where one is named."""
         return Source(self.backbone, self.backbone_revision) if self.backbone else self
 
+    def decisive_settings(self) -> dict[str, str]:
+        """Return what decides which weights are read: all but `billions`."""
+        return {name: value for name, value in asdict(self).items() if name != "billions"}
+
     @property
     def folders(self) -> list[Path]:
         """Local folders of the model and of its backbone; none if they are on the Hub."""
@@ -556,7 +560,8 @@ class HubProfile(Profile):
 
     @override
     def decisive_settings(self) -> dict:
-        return asdict(replace(self, hardware=None))
+        models = {kind: source.decisive_settings() for kind, source in self.models.items()}
+        return asdict(replace(self, hardware=None)) | {"models": models}
 
 
 def load_profile(name: str) -> Profile:

@@ -203,7 +203,7 @@ def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
 
 def fingerprint(source: Source) -> list:
     """Return the commit of a model or, of local files, their names and digests."""
-    return [asdict(source), file_states(source.folders)]
+    return [source.decisive_settings(), file_states(source.folders)]
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:

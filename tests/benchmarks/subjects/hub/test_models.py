@@ -97,6 +97,8 @@ def test_what_a_profile_needs(qwen, project):
     elsewhere = replace(profile, models=profile.models | {"base": Source("x/y")})
     assert profile_digest(profile) == profile_digest(replace(profile, hardware=HARDWARE))
     assert profile_digest(profile) != profile_digest(elsewhere)
+    sized = profile.models | {"base": replace(profile.models["base"], billions=8.0)}
+    assert profile_digest(profile) == profile_digest(replace(profile, models=sized))
     base, local = {"base": Source("x/y")}, profile.models["base"]
     for change, message in (
         (
@@ -536,6 +538,8 @@ def test_cell_keys_depend_on_the_files_of_their_own_models_alone(qwen, project, 
 
     before = digests(profile)
     assert digests(replace(profile, models=profile.models | {"instruct": Source("x/y")})) == before
+    sized = {kind: replace(source, billions=8.0) for kind, source in profile.models.items()}
+    assert digests(replace(profile, models=sized)) == before
     head = places["values"] / "token_reward_head.pt"
     head.write_bytes(head.read_bytes() + b" ")
     after = digests(profile)
