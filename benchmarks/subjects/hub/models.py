@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 from typing_extensions import override
 
 from benchmarks.runtime.fingerprints import file_states, input_states
@@ -325,21 +326,36 @@ def check_value_model(source: Source) -> None:
 def check_reward_model(source: Source) -> None:
     """Raise ValueError for a model that is no sequence classifier with one label."""
     architecture, labels = architecture_of(source)
-    if architecture.endswith("ForCausalLM") or labels != 1:
+    if architecture.endswith("ForCausalLM") or labels not in (1, None):
         raise ValueError(
             f"{source.id} is a {architecture} with {labels} labels: name a reward model,"
             " a sequence classifier with one label"
         )
 
 
+def adapter_settings(source: Source) -> dict:
+    """Return the settings of a model that is an adapter of PEFT for another; else nothing."""
+    name, options = place(source)
+    file = find_adapter_config_file(name, **options)
+    whole = file is None or Path(file).with_name(published.MODEL_CONFIG).is_file()
+    return {} if whole else published.read_json(Path(file))
+
+
 def config_of(source: Source) -> PreTrainedConfig:
-    """Return the configuration of a model."""
+    """Return the configuration of a model; of an adapter, that of the model it is for."""
+    if backbone := adapter_settings(source).get("base_model_name_or_path"):
+        return AutoConfig.from_pretrained(backbone)
     name, options = place(source)
     return AutoConfig.from_pretrained(name, **options)
 
 
 def architecture_of(source: Source) -> tuple[str, int | None]:
-    """Return the class of a model and its number of labels, as its configuration names them."""
+    """Return the class of a model and its number of labels, as its configuration names them.
+
+    Of an adapter that brings a head of its own, the number is None: its weights alone tell it.
+    """
+    if adapter_settings(source).get("task_type") == "SEQ_CLS":
+        return "PeftModelForSequenceClassification", None
     config = config_of(source)
     return (config.architectures or [type(config).__name__])[0], config.num_labels
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.__main__ import limited, main
 from benchmarks.analysis import tables
@@ -295,6 +297,30 @@ def test_an_annotation_that_cannot_begin_does_not_block_the_next(qwen, tmp_path,
     assert annotate_rewards.main([*command, "--reward", str(qwen["instruct"])]) == 2
     assert "name a reward model, a sequence classifier with one label" in capsys.readouterr().err
     assert annotate_rewards.main([*command, "--reward", str(qwen["reward"])]) == 0
+
+
+def test_an_adapter_is_a_reward_model_if_it_brings_the_head(qwen, tmp_path):
+    """The head is that of the adapter, in whatever class the backbone was saved."""
+    for task, auto in (
+        ("SEQ_CLS", AutoModelForSequenceClassification),
+        ("CAUSAL_LM", AutoModelForCausalLM),
+    ):
+        labels = {"num_labels": 1} if task == "SEQ_CLS" else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers
+            model = auto.from_pretrained(qwen["instruct"], **labels)
+            lora = LoraConfig(r=2, target_modules=["q_proj"], task_type=task)
+            get_peft_model(model, lora).save_pretrained(tmp_path / task)
+        hub_folders.tokenizer().save_pretrained(tmp_path / task)
+    output = tmp_path / "annotated.jsonl"
+    command = ["--data", f"alpaca-eval={qwen['helpfulness']}", "--output", str(output)]
+    assert annotate_rewards.main([*command, "--reward", str(tmp_path / "SEQ_CLS")]) == 0
+    assert len(output.read_text().splitlines()) == 8
+    with pytest.raises(ValueError, match="CAUSAL_LM is a Qwen3ForCausalLM with 2 labels: name a"):
+        hub_models.check_reward_model(Source(str(tmp_path / "CAUSAL_LM")))
+    with pytest.raises(ValueError, match="SEQ_CLS is a PeftModelForSequenceClassification: name a"):
+        hub_models.check_language_model(Source(str(tmp_path / "SEQ_CLS")))
+    hub_models.check_language_model(Source(str(tmp_path / "CAUSAL_LM")))
 
 
 def test_sources(tmp_path):
