@@ -66,6 +66,7 @@ from sia import ValueModel
 from sia._kv_cache import check_positions
 from sia.scorers.published import (
     ADAPTER_FOLDER,
+    BACKBONE_REVISION,
     CONFIG_FILE,
     HEAD_FILE,
     KINDS,
@@ -206,7 +207,7 @@ def learn(options: argparse.Namespace) -> None:
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.is_world_process_zero():
         metrics = write_metrics(options.output, trainer.state.log_history)
-        write_value_model(options, adapted, value_model.head, tokenizer)
+        write_value_model(options, source, adapted, value_model.head, tokenizer)
         write_curves(options.output, metrics)
         shutil.rmtree(folder)
         print(
@@ -387,6 +388,7 @@ def new_value_model(
         exclude_modules=["score"] if classifies else None,
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         modules_to_save=None if classifies else [],
+        revision=location.get("revision"),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
@@ -499,7 +501,11 @@ def correlations(evaluation: EvalPrediction) -> dict[str, float]:
 
 
 def write_value_model(
-    options: argparse.Namespace, adapted, head: nn.Linear, tokenizer: PreTrainedTokenizerBase
+    options: argparse.Namespace,
+    source: Source,
+    adapted,
+    head: nn.Linear,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write the published layout, and the tokenizer beside it.
 
@@ -515,6 +521,8 @@ def write_value_model(
         "hidden_size": head.in_features,
         "base_model_name_or_path": options.backbone,
     }
+    if not Path(source.id).is_dir():
+        config[BACKBONE_REVISION] = source.revision  # the commit
     write_text(output / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     state = {name: tensor.cpu() for name, tensor in head.state_dict().items()}
     write_atomically(

@@ -1,7 +1,7 @@
 """Reader of the layout in which the value models of the paper are published (Runyi-Hu/SIA).
 
     model_config.json      model_type: causal_lm or sequence_classification; hidden_size; the
-                           backbone may be named
+                           backbone may be named, with its base_model_revision
     lora_weights/          a PEFT adapter for the backbone
     token_reward_head.pt   {"token_reward_head": state dict of Linear(hidden_size, 1)}
 
@@ -41,6 +41,7 @@ BACKBONE_NAMES = (
     "model_name_or_path",
     "model_name",
 )
+BACKBONE_REVISION = "base_model_revision"
 
 
 def read(
@@ -65,13 +66,14 @@ def read(
         raise ValueError(
             f"model_type in {folder / CONFIG_FILE} must be {' or '.join(KINDS)}, got {kind!r}"
         )
-    source = _backbone_name(settings, adapter) if backbone is None else backbone
+    source, revision = named_backbone(folder) if backbone is None else (backbone, None)
     if not source:
         raise ValueError(
             f"{folder} names no backbone: pass backbone, "
             "the path or Hub id of the model that its adapter was trained on"
         )
-    model = load_backbone(source, kind, options)
+    places = {"revision": revision} if revision else {}
+    model = load_backbone(source, kind, {**options, **places})
     size = output_size(model)
     if settings.get("hidden_size", size) != size:
         raise ValueError(
@@ -95,10 +97,13 @@ def _check_complete(folder: Path, adapter: Path) -> None:
             )
 
 
-def _backbone_name(settings: Mapping[str, Any], adapter: Path) -> str | None:
-    """Return the backbone that the checkpoint names, or else its adapter."""
-    named = next(filter(None, map(settings.get, BACKBONE_NAMES)), None)
-    return named or read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+def named_backbone(folder: Path) -> tuple[str | None, str | None]:
+    """Return the backbone that a checkpoint names, or else its adapter, and its revision."""
+    settings = read_json(folder / CONFIG_FILE)
+    if named := next(filter(None, map(settings.get, BACKBONE_NAMES)), None):
+        return named, settings.get(BACKBONE_REVISION)
+    adapter = read_json(folder / ADAPTER_FOLDER / ADAPTER_CONFIG)
+    return adapter.get("base_model_name_or_path"), adapter.get("revision")
 
 
 def load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> PreTrainedModel:

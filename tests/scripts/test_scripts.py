@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -532,6 +533,30 @@ def test_training_refuses(places, data, trained, tmp_path, capsys):
     (torn / "checkpoint-1/trainer_state.json").write_text("{")
     message = f"{torn / 'checkpoint-1'} is damaged: delete {torn} to begin anew"
     assert message in error(data, torn.parent)
+
+
+def test_a_value_model_is_read_on_the_commit_that_it_was_trained_on(
+    places, data, tmp_path, monkeypatch
+):
+    """Also if the Hub's main branch is another one."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, output = tmp_path / "models--owner--base", tmp_path / "values"
+    (repository / "refs").mkdir(parents=True)
+    for seed, (name, commit) in enumerate((("main", "a" * 40), ("v1", "b" * 40))):
+        hub_folders.save_model(repository / "snapshots" / commit, "qwen3", seed, "base")
+        (repository / "refs" / name).write_text(commit)
+    arguments = training(places | {"base": "owner/base"}, data, output, "--revision", "v1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT looks at the Hub
+        assert train_value_model.main([*arguments, "--epochs", "1"]) == 0
+        value_model = ValueModel.from_pretrained(output)
+    config = json.loads((output / "model_config.json").read_text())
+    adapter = json.loads((output / "lora_weights/adapter_config.json").read_text())
+    assert config["base_model_revision"] == adapter["revision"] == "b" * 40
+    embeddings = value_model.backbone.get_input_embeddings().weight
+    weights = load_file(repository / "snapshots" / ("b" * 40) / "model.safetensors")
+    assert torch.equal(embeddings, weights["model.embed_tokens.weight"])
 
 
 def test_chats_in_csv_files_are_json(data, tmp_path):

@@ -179,13 +179,24 @@ def pin(profile: HubProfile, kinds: Iterable[str]) -> HubProfile:
     for kind in dict.fromkeys(kinds):
         try:
             source = fetch(profile.models[kind])
-            if source.backbone:
-                revision = fetch(source.tokenizer_source).revision
-                source = replace(source, backbone_revision=revision)
+            backbone = source.tokenizer_source if source.backbone else None
+            if ModelKind.parse(kind).name == "value" and not backbone:
+                location = source.subfolder, source.revision
+                backbone = named_backbone(local_folder(source.id, "value model", *location))
+            if backbone:
+                source = replace(source, backbone_revision=fetch(backbone).revision)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"models.{kind}: {error}") from error
         fetched[kind] = source
     return replace(profile, models=profile.models | fetched)
+
+
+def named_backbone(folder: Path) -> Source | None:
+    """Return the backbone that a value model in the published layout names, if it is one."""
+    if not (folder / published.CONFIG_FILE).is_file():
+        return None
+    name, revision = published.named_backbone(folder)
+    return Source(name, revision or "main") if name else None
 
 
 def place(source: Source) -> tuple[str, dict[str, str]]:
@@ -203,8 +214,13 @@ def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
 
 
 def fingerprint(source: Source) -> list:
-    """Return the commit of a model or, of local files, their names and digests."""
-    return [source.decisive_settings(), file_states(source.folders)]
+    """Return the commit of a model or, of local files, their names and digests.
+
+    Those of a backbone that the profile does not name but the local files of a model count, too.
+    """
+    backbone = None if source.backbone else named_backbone(Path(source.id, source.subfolder))
+    folders = [*source.folders, *(backbone.folders if backbone else [])]
+    return [source.decisive_settings(), file_states(folders)]
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:

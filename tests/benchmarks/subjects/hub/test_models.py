@@ -359,6 +359,13 @@ def test_a_revision_is_fetched_as_its_commit(tmp_path, monkeypatch):
     assert pinned["value-mean"] == replace(
         models["value-mean"], revision=commits["main"], backbone_revision=commits["v2"]
     )
+    # one that was trained here names its backbone
+    named = {"base_model_name": "owner/name", "base_model_revision": "v2"}
+    (tmp_path / "model_config.json").write_text(json.dumps(named))
+    models["value-mean"] = Source(str(tmp_path))
+    pinned = pin(replace(profile, models=profile.models | models), models).models
+    expected = replace(models["value-mean"], backbone_revision=commits["v2"])
+    assert pinned["value-mean"] == expected
 
 
 def test_limits_have_a_name_and_tables_of_their_own():
@@ -570,6 +577,9 @@ def test_cell_keys_depend_on_the_files_of_their_own_models_alone(qwen, project, 
     head.write_bytes(head.read_bytes() + b" ")
     after = digests(profile)
     assert [now == then for now, then in zip(after, before, strict=True)] == [False, True]
+    values = profile.models["value-mean"]  # whose adapter names its backbone, too
+    files = [hub_models.fingerprint(source)[1] for source in (values, replace(values, backbone=""))]
+    assert files[0] == files[1]
     for change in ({"dtype": "bfloat16"}, {"batch_size": 8}):
         assert digests(replace(profile, hardware=replace(HARDWARE, **change))) != after
     with places["honesty"].open("a") as file:
