@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.analysis.tables import git_commit
 from benchmarks.checks.assets import ASSETS, DIGESTS, LARGEST, size_of, write_digests
-from benchmarks.runtime.files import sha256
+from benchmarks.runtime.files import save_tokenizer, sha256
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.model_kinds import BASE as BASE_KIND
 from benchmarks.spec.model_kinds import JUNCTION, ModelKind, value_kind
@@ -145,7 +145,7 @@ def write_models(replicate: Replicate, folder: Path) -> None:
         Q_HEAD: str(ModelKind(Q_HEAD_KIND, LOSS)),
     }
     replicate.language_model(str(BASE_KIND), family).save_pretrained(folder / BASE)
-    replicate.tokenizer.save_pretrained(folder / BASE)
+    save_tokenizer(replicate.tokenizer, folder / BASE)
     values = replicate.value_model(str(value_kind(LOSS)), family)
     # made anew without its tokenizer, which lies with the base model
     ValueModel(values.backbone, values.head).save_pretrained(folder / VALUE_MODEL)

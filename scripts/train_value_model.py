@@ -57,7 +57,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.files import working_alone, write_atomically, write_text
+from benchmarks.runtime.files import save_tokenizer, working_alone, write_atomically, write_text
 from benchmarks.runtime.fingerprints import file_states
 from benchmarks.spec.profile import Source, digest
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
@@ -512,7 +512,7 @@ def write_value_model(
     The head comes last: a folder without it is refused.
     """
     output = options.output
-    tokenizer.save_pretrained(output)
+    save_tokenizer(tokenizer, output)
     adapted.save_pretrained(output / ADAPTER_FOLDER)
     for card in (output / ADAPTER_FOLDER).glob("*.md"):
         card.unlink()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from benchmarks.runtime.files import link, seal, write_atomically, write_cell
+from benchmarks.runtime.files import link, save_tokenizer, seal, write_atomically, write_cell
 from benchmarks.runtime.workers import Workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
 from benchmarks.spec.model_kinds import LOSSES, ModelKind
@@ -167,7 +167,7 @@ def train(task: Task) -> None:
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        replicate.tokenizer.save_pretrained(folder)
+        save_tokenizer(replicate.tokenizer, folder)
         if family == SHARED:
             samples = replicate.samples(replicate.profile.families)
             rewards = trajectory_rewards(model, recipes.sample_sequences(replicate, samples))
