@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +41,9 @@ ENTRIES = {
     "sha256": dict, "profile_digest": str, "code_digest": str, "replicates": list,
     "git_commit": str, "hardware": dict, "packages": dict,
 }  # of a provenance, with the type of each; none is empty  # fmt: skip
+# of some: inputs where models are given, earlier_runs where KEEP=1 kept rows
+FURTHER_ENTRIES = {"inputs": dict, "earlier_runs": list}
+RUN_ENTRIES = ("git_commit", "hardware", "wall_seconds")  # that tell how a run measured
 STAGING_SUFFIX = ".written"  # of a folder with complete files that are still to be moved into place
 TEXTS = ("value_model", "versus", "versus_value_model", "search", "matched")
 NOT_LABELS = {
@@ -64,8 +67,21 @@ def write_table(
     replicates: range,
     seconds: float,
     further: dict,
+    kept: Collection[int] = (),
 ) -> None:
-    """Write a table with its summary and its provenance, to which `further` is added."""
+    """Write a table with its summary and its provenance, to which `further` is added.
+
+    Args:
+        profile: What was measured.
+        name: Of the table.
+        rows: None for a table that is a summary alone.
+        summary: Estimates from the rows.
+        replicates: Those of the table.
+        seconds: Duration of this run.
+        further: Entries of the provenance.
+        kept: Replicates that earlier runs measured, whose rows the table had before.
+    """
+    earlier = _earlier_runs(profile, name, kept) if kept else []
     provenance = {
         **environment_info("benchmarks"),
         "profile": profile.name,
@@ -76,8 +92,23 @@ def write_table(
         "wall_seconds": round(seconds, 1),
         "sha256": {},
         **further,
+        **({"earlier_runs": earlier} if earlier else {}),
     }
     _write(profile, name, rows, summary, provenance)
+
+
+def _earlier_runs(profile: Profile, name: str, kept: Collection[int]) -> list[dict]:
+    """Return the runs that measured the replicates which a table keeps, the latest last."""
+    provenance = read_entries(folder(profile) / f"{name}.json")
+    earlier = provenance.get("earlier_runs", [])
+    known = {replicate for run in earlier for replicate in run["replicates"]}
+    latest = {entry: provenance[entry] for entry in RUN_ENTRIES if entry in provenance}
+    latest["replicates"] = [each for each in provenance["replicates"] if each not in known]
+    runs = [
+        run | {"replicates": [each for each in run["replicates"] if each in kept]}
+        for run in (*earlier, latest)
+    ]
+    return [run for run in runs if run["replicates"]]
 
 
 def existing_rows(profile: Profile, name: str) -> pd.DataFrame | None:
@@ -191,8 +222,11 @@ def read_entries(path: Path) -> dict:
     provenance = read_json(path)
     present = {name for name, kind in ENTRIES.items() if isinstance(provenance.get(name), kind)}
     lacking = ENTRIES.keys() - {name for name in present if provenance[name]}
-    if not isinstance(provenance.get("inputs", {}), dict):  # a table of given models names them
-        lacking.add("inputs")
+    lacking |= {
+        name
+        for name, kind in FURTHER_ENTRIES.items()
+        if not isinstance(provenance.get(name, kind()), kind)
+    }
     if lacking:
         raise ValueError(
             f"{path} does not say {', '.join(sorted(lacking))} (damaged?): restore it, or measure "

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -77,15 +77,16 @@ def run_experiment(
             return
 
     def write(name: str, rows: DataFrame, provenance: dict) -> None:
-        frames = [*existing.get(name, []), rows]
+        before = existing.get(name, [])
+        frames, kept = [*before, rows], [r for f in before for r in f["replicate"].unique()]
         seconds = time.monotonic() - start
         if name in figures:
             rows = tables.concatenate(frames)
-            _write_figure(figures[name], profile, name, rows, seconds, provenance)
+            _write_figure(figures[name], profile, name, rows, seconds, provenance, kept)
         else:
             quality = pd.concat(frames, ignore_index=True)
             measured = range(quality["replicate"].nunique())
-            tables.write_table(profile, name, None, quality, measured, seconds, provenance)
+            tables.write_table(profile, name, None, quality, measured, seconds, provenance, kept)
             check_acceptance(quality, profile.accepted_ranges)
 
     measure_rows(figures, profile, missing_replicates, options, write)
@@ -98,6 +99,7 @@ def _write_figure(
     rows: DataFrame,
     seconds: float,
     provenance: dict,
+    kept: Collection[int],
 ) -> None:
     """Write rows and summary of a figure, and tell how they agree with the committed ones."""
     measured = range(rows["replicate"].nunique())
@@ -105,7 +107,7 @@ def _write_figure(
     committed = None
     if len(measured) < profile.replicates:
         committed = tables.committed_summary(profile, name)
-    tables.write_table(profile, name, rows, summary, measured, seconds, provenance)
+    tables.write_table(profile, name, rows, summary, measured, seconds, provenance, kept)
     if committed is not None:
         print(f"{name}: {tables.agreement(summary, committed)}")
 

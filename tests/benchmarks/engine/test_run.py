@@ -4,8 +4,10 @@ import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
+from benchmarks.analysis import tables
 from benchmarks.engine import run
 from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.profile import load_profile
@@ -67,6 +69,38 @@ def test_tables_are_written_as_soon_as_their_rows_are_there(events, tmp_path):
             figures, load_profile("smoke"), range(1), options, lambda name, *_: events.append(name)
         )
     assert events == ["rows measured", "rows", "tokens measured", "views", "traces"]
+
+
+def test_a_table_tells_all_runs_that_measured_what_it_keeps(project, monkeypatch):
+    profile, runs = load_profile("smoke"), []
+
+    def measure_rows(figures, profile, replicates, options, write):
+        for name in ("a", "models"):
+            write(name, pd.DataFrame({"replicate": replicates, "replicates": 1}), {})
+
+    monkeypatch.setattr(run, "measure_rows", measure_rows)
+    monkeypatch.setattr(run, "check_acceptance", lambda *_: None)
+    figures = {"a": SimpleNamespace(summarize=lambda rows, profile: rows)}
+    for count, keep in ((1, False), (3, True), (4, True)):
+        monkeypatch.setattr(tables, "git_commit", lambda count=count: f"commit {count}")
+        monkeypatch.setattr(tables, "hardware", lambda count=count: {"cores": count})
+        options = run.RunOptions(keep=keep, quality=True)
+        run.run_experiment(figures, profile, range(count), options)
+        for name in ("a", "models"):
+            provenance = tables.read_provenance(profile, name)
+            assert provenance["git_commit"] == f"commit {count}"
+            earlier = provenance.get("earlier_runs", [])
+            assert all(one.pop("wall_seconds") >= 0 for one in earlier)
+            assert earlier == runs
+        entries = {name: provenance[name] for name in ("git_commit", "hardware")}
+        before = [replicate for one in runs for replicate in one["replicates"]]
+        new = [replicate for replicate in range(count) if replicate not in before]
+        runs = [*runs, entries | {"replicates": new}]
+    assert [one["replicates"] for one in runs] == [[0], [1, 2], [3]]
+    path = tables.folder(profile) / "a.json"
+    path.write_text(path.read_text().replace('"earlier_runs": [', '"earlier_runs": 0, "x": ['))
+    with pytest.raises(ValueError, match=r"a\.json does not say earlier_runs \(damaged\?\)"):
+        tables.read_provenance(profile, "a")
 
 
 @pytest.mark.parametrize(
