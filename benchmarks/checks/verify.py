@@ -105,9 +105,9 @@ def follows(table: pd.DataFrame, path: Path) -> bool:
     """Return whether a file holds this table, but for the last digit."""
     if not path.exists():
         return False
-    written = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    written = _read_whole(io.StringIO(table.to_csv(index=False)))
     try:
-        pd.testing.assert_frame_equal(written, pd.read_csv(path), check_dtype=False, **TOLERANCE)
+        pd.testing.assert_frame_equal(written, _read_whole(path), check_dtype=False, **TOLERANCE)
     except (AssertionError, ValueError):  # other numbers, or no table at all
         return False
     return True
@@ -115,3 +115,8 @@ def follows(table: pd.DataFrame, path: Path) -> bool:
 
 def _make(target: str, profile: Profile) -> str:
     return f"make {target} {profile.make_options} recreates it"
+
+
+def _read_whole(source: Path | io.StringIO) -> pd.DataFrame:
+    """Read a CSV file whose column types follow from all of its rows, not from pieces of them."""
+    return pd.read_csv(source, low_memory=False)
