@@ -30,7 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.analysis.tables import git_commit
 from benchmarks.checks.assets import ASSETS, DIGESTS, LARGEST, size_of, write_digests
-from benchmarks.runtime.files import save_tokenizer, sha256
+from benchmarks.runtime.files import sha256
+from benchmarks.runtime.tokenizers import save_tokenizer
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.model_kinds import BASE as BASE_KIND
 from benchmarks.spec.model_kinds import JUNCTION, ModelKind, value_kind

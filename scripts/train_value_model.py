@@ -57,8 +57,9 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.runtime.files import save_tokenizer, working_alone, write_atomically, write_text
+from benchmarks.runtime.files import working_alone, write_atomically, write_text
 from benchmarks.runtime.fingerprints import file_states
+from benchmarks.runtime.tokenizers import save_tokenizer
 from benchmarks.spec.profile import Source, digest
 from benchmarks.subjects.hub.models import chat_ids, fetch, place, require_template, tokenizer_of
 from benchmarks.subjects.hub.prompts import chat_of, chat_of_csv, is_csv, is_text, read_files

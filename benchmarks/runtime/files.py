@@ -10,16 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from benchmarks.runtime.fingerprints import ROOT
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase  # takes seconds to import
 
 CACHE = ROOT / ".cache"
 SEAL = "sha256.json"
@@ -113,20 +109,6 @@ def link(path: Path, target: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text atomically, in UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Save a tokenizer.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:  # which tokenizers raises where the disk is full
-            raise
-        raise OSError(f"the tokenizer cannot be written to {folder}: {error}") from error
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:

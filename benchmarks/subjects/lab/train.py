@@ -12,7 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from benchmarks.runtime.files import link, save_tokenizer, seal, write_atomically, write_cell
+from benchmarks.runtime.files import link, seal, write_atomically, write_cell
+from benchmarks.runtime.tokenizers import save_tokenizer
 from benchmarks.runtime.workers import Workers
 from benchmarks.spec.methods import AUTOREGRESSIVE, EVALUATION_REWARD, REWARD
 from benchmarks.spec.model_kinds import LOSSES, ModelKind

@@ -1,6 +1,5 @@
 """Files written whole or not at all, that hold their own checksums; locks."""
 
-import resource
 import subprocess
 import sys
 import threading
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.runtime import files
-from tests.helpers import hub_folders
 
 INSIDE = """
 import time
@@ -39,16 +37,6 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         files.write_atomically(path, fail)
     assert path.read_text() == "whole"
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
-
-
-def test_a_tokenizer_that_does_not_fit_on_the_disk_is_an_error_of_the_disk(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(OSError, match=f"the tokenizer cannot be written to {tmp_path}: File "):
-            files.save_tokenizer(hub_folders.tokenizer(), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_frames_are_read_back_with_their_attributes(tmp_path):
