@@ -262,7 +262,7 @@ def test_every_claim_finds_its_row_or_none(drawn):
         "stronger-guidance", "stronger-guidance-loses", "helps-best-of-n",
         "helps-best-of-n-at-equal-positions",
         "helps-best-of-n-at-equal-positions-at-40", "helps-best-of-n-at-twice-as-many",
-        "best-of-n-helps", "sparse-best-of-n",
+        "best-of-n-helps", "sparse-best-of-n", "predicted-beat-entropy",
     }  # fmt: skip
     assert len(verdicts) > 120
     measured = verdicts[verdicts["verdict"] != "not measured"]
