@@ -510,15 +510,15 @@ def _branches_agree(backbone: PreTrainedModel) -> bool | None:
         return outputs.last_hidden_state.float()
 
     # whole sequences have positions as the model numbers them by itself
-    whole = [[*prefix, branch] for branch in branches]
-    expected = states(whole, attention_mask=None)[:, -1]
+    sequences = [[*prefix, branch] for branch in branches]
+    expected = states(sequences, attention_mask=None)[:, -1]
     # attention with a mask may run in another kernel, which rounds otherwise: branches are compared
     # with whole sequences under one, and these with the others more loosely
     positions = torch.tensor([[0, 1, 2, *[3] * len(branches)]], device=device)
     masked = states(
-        whole,
-        attention_mask=mask[None, None, :4, :4].expand(len(whole), -1, -1, -1),
-        position_ids=positions[:, :4].expand(len(whole), -1),
+        sequences,
+        attention_mask=mask[None, None, :4, :4].expand(len(sequences), -1, -1, -1),
+        position_ids=positions[:, :4].expand(len(sequences), -1),
     )[:, -1]
     branched = states(
         [[*prefix, *branches]], attention_mask=mask[None, None], position_ids=positions

@@ -353,8 +353,9 @@ def adapter_settings(source: Source) -> dict:
     """Return the settings of a model that is an adapter of PEFT for another; else nothing."""
     name, options = place(source)
     file = find_adapter_config_file(name, **options)
-    whole = file is None or Path(file).with_name(published.MODEL_CONFIG).is_file()
-    return {} if whole else published.read_json(Path(file))
+    if file is None or Path(file).with_name(published.MODEL_CONFIG).is_file():
+        return {}
+    return published.read_json(Path(file))
 
 
 def config_of(source: Source) -> PreTrainedConfig:

@@ -239,7 +239,7 @@ def cached(cache, name):
 
 
 def test_options_say_how_the_hub_is_reached(tmp_path):
-    """Of a value model, a reward model with its tokenizer, and the backbone of an adapter."""
+    """Load a value model, a reward model with its tokenizer, and the backbone of an adapter."""
     options = {"cache_dir": tmp_path / "cache", "local_files_only": True, "token": "secret"}
     values, reward = (cached(tmp_path / "cache", f"own/{name}") for name in ("values", "reward"))
     tiny.value_model("llama").save_pretrained(values)
