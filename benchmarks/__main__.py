@@ -149,9 +149,12 @@ def draw_figures(profile: Profile, options: Options) -> None:
 
 def rewrite_summaries(profile: Profile, options: Options) -> None:
     """Summarize the rows of tables again, draw, judge, and write the report."""
-    names = require_tables(profile)
+    names = existing_tables(profile)
+    for name in names:
+        tables.read_provenance(profile, name)  # refuses a damaged table before any is changed
     for name in names:
         tables.rewrite_summary(profile, name, FIGURES[name].summarize)
+    warn_of_stale(profile, names)
     publish(profile, names)
 
 
@@ -319,7 +322,7 @@ def warn_of_stale(profile: Profile, names: Sequence[str]) -> None:
     for name in names:
         _, stale = tables.read_table(profile, name)
         if stale:
-            print(f"warning: {name}.csv is stale, it was measured {stale}", file=sys.stderr)
+            print(f"warning: {name}.csv is stale, it was {stale}", file=sys.stderr)
 
 
 def check_hardware(profile: Profile, name: str, options: Options) -> None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,8 +42,9 @@ ENTRIES = {
     "sha256": dict, "profile_digest": str, "code_digest": str, "replicates": list,
     "git_commit": str, "hardware": dict, "packages": dict,
 }  # of a provenance, with the type of each; none is empty  # fmt: skip
-# of some: inputs where models are given, earlier_runs where KEEP=1 kept rows
-FURTHER_ENTRIES = {"inputs": dict, "earlier_runs": list}
+# of some: inputs where models are given, earlier_runs where KEEP=1 kept rows, statistics where
+# rows are summarized
+FURTHER_ENTRIES = {"inputs": dict, "earlier_runs": list, "statistics": dict}
 RUN_ENTRIES = ("git_commit", "hardware", "wall_seconds")  # that tell how a run measured
 STAGING_SUFFIX = ".written"  # of a folder with complete files that are still to be moved into place
 TEXTS = ("value_model", "versus", "versus_value_model", "search", "matched")
@@ -125,9 +127,9 @@ def existing_rows(profile: Profile, name: str) -> pd.DataFrame | None:
     provenance = read_provenance(profile, name)
     stale = _staleness(profile, provenance)
     if not stale and provenance["code_digest"] != row_code(profile):
-        stale = "by other code than today's"
+        stale = "measured by other code than today's"
     if stale:
-        raise ValueError(f"{name} was measured {stale}, so KEEP=1 cannot keep it: use FRESH=1")
+        raise ValueError(f"{name} was {stale}, so KEEP=1 cannot keep it: use FRESH=1")
     rows = folder(profile) / f"{name}.parquet"
     return read_frame(rows) if rows.exists() else pd.read_csv(folder(profile) / f"{name}.csv")
 
@@ -175,7 +177,11 @@ def _write(
         if rows is not None:
             write_frame(aside / f"{name}.parquet", rows)
         hashes = {path.name: sha256(path) for path in sorted(aside.iterdir())}
-        entries = {"intervals": intervals(profile), "sha256": provenance["sha256"] | hashes}
+        entries = {
+            "intervals": intervals(profile),
+            "statistics": asdict(profile.statistics),
+            "sha256": provenance["sha256"] | hashes,
+        }
         (aside / f"{name}.json").write_text(_to_json(provenance | entries), encoding="utf-8")
 
     with _tables_lock(profile):
@@ -251,20 +257,34 @@ def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
 
 
 def read_table(profile: Profile, name: str) -> tuple[pd.DataFrame, str]:
-    """Return a summary, and why it is stale: under which other conditions it was measured."""
+    """Return a summary, and why it is stale: how it was measured or summarized otherwise."""
     with _tables_lock(profile):  # else another run might be changing it
-        stale = _staleness(profile, read_provenance(profile, name))
+        provenance = read_provenance(profile, name)
+        stale = _staleness(profile, provenance) or _summary_staleness(profile, provenance)
         return read_summary(folder(profile) / f"{name}.csv"), stale
 
 
 def _staleness(profile: Profile, provenance: Mapping) -> str:
-    """Return why a table is stale, as the end of "it was measured …"; empty if it is current."""
+    """Return why rows are stale, as the end of "it was …"; empty if they are current."""
     if provenance["profile_digest"] != profile_digest(profile):
-        return f"under other settings than profile {profile.name} has now"
+        return f"measured under other settings than profile {profile.name} has now"
     before, now = provenance.get("inputs", {}), input_states(profile)
     # what is not there now may be as it was
     changed = [name for name, state in before.items() if now.get(name, state) != state]
-    return f"with other files of {', '.join(changed)} than the present ones" if changed else ""
+    if not changed:
+        return ""
+    return f"measured with other files of {', '.join(changed)} than the present ones"
+
+
+def _summary_staleness(profile: Profile, provenance: Mapping) -> str:
+    """Return why a summary is stale though its rows are current; empty if it is current, too."""
+    now = asdict(profile.statistics)
+    if provenance.get("statistics", now) == now:
+        return ""
+    return (
+        f"summarized under other [statistics] than profile {profile.name} has now: "
+        f"make summaries {profile.make_options} recomputes it"
+    )
 
 
 def record_drawing(profile: Profile, name: str, paths: Sequence[Path], table: str = "") -> None:

@@ -56,7 +56,7 @@ def outdated_files(profile: Profile, figures: Mapping[str, Figure]) -> Iterator[
     for name in names:
         summaries[name], stale = tables.read_table(profile, name)
         if stale:
-            yield f"{name}.csv was measured {stale}"
+            yield f"{name}.csv was {stale}"
         path = tables.folder(profile) / f"{name}.csv"
         if not follows(tables.summarized(profile, name, figures[name].summarize), path):
             yield f"{path.name} does not follow from its rows: {_make('summaries', profile)}"

@@ -638,5 +638,7 @@ def digest(*parts: object) -> str:
 
 
 def profile_digest(profile: Profile) -> str:
-    """Return the digest of the settings that decide a profile's numbers."""
-    return digest(profile.decisive_settings())
+    """Return the digest of the settings that decide a profile's rows, as [statistics] does not."""
+    settings = profile.decisive_settings()
+    del settings["statistics"]
+    return digest(settings)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -105,6 +106,23 @@ def test_a_table_of_other_settings_is_drawn_as_stale(table, capsys):
     assert (table / "figures/smoke/figure3.png").read_bytes() != fresh
 
 
+def test_another_level_asks_for_new_summaries_but_for_no_measurement(table, capsys, monkeypatch):
+    other = replace(SMOKE, statistics=replace(SMOKE.statistics, level=0.5))
+    monkeypatch.setattr("benchmarks.__main__.load_profile", lambda name: other)
+    before, _ = tables.read_table(SMOKE, "figure3")
+    assert main(["figure3", "--profile", "smoke"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: figure3.csv is stale, it was summarized under other [statistics] than profile "
+        "smoke has now: make summaries PROFILE=smoke recomputes it\n"
+    )
+    assert tables.existing_rows(other, "figure3") is not None
+    assert main(["summaries", "--profile", "smoke"]) == 0
+    assert capsys.readouterr().err == ""
+    after, stale = tables.read_table(other, "figure3")
+    assert not stale
+    assert (after["high"] - after["low"]).sum() < (before["high"] - before["low"]).sum()
+
+
 @pytest.mark.parametrize(
     "command", ["figure3", "figures", "summaries", "claims", "report", "verify"]
 )
@@ -127,9 +145,9 @@ def test_every_command_names_models_retrained_under_the_same_path(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"profile_digest": "0"}, "under other settings than profile smoke has now"),
-        ({"inputs": {"value-mean": "0"}}, "with other files of value-mean than the present ones"),
-        ({"code_digest": "0"}, "by other code than today's"),
+        ({"profile_digest": "0"}, "measured under other settings than profile smoke has now"),
+        ({"inputs": {"value-mean": "0"}}, "measured with other files of value-mean than the present ones"),
+        ({"code_digest": "0"}, "measured by other code than today's"),
     ],
 )
 def test_keep_refuses_tables_of_other_settings_models_or_code(
@@ -139,7 +157,7 @@ def test_keep_refuses_tables_of_other_settings_models_or_code(
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     monkeypatch.setattr(tables, "input_states", lambda profile: {"value-mean": "now"})
     assert main(["figure3", "--profile", "smoke", "--keep"]) == 2
-    error = f"error: figure3 was measured {message}, so KEEP=1 cannot keep it: use FRESH=1\n"
+    error = f"error: figure3 was {message}, so KEEP=1 cannot keep it: use FRESH=1\n"
     assert capsys.readouterr().err == error
 
 
