@@ -5,6 +5,7 @@ are where the same gate would open: what is common to both is no effect of steer
 token is another than the same noise would have picked unsteered.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +22,7 @@ from benchmarks.spec.cells import CellRequest, FigureCells
 from benchmarks.spec.profile import Profile
 
 OFFSETS = range(-5, 6)
-BINS = np.arange(0, 2.4001, 0.2)  # nats; at most ln 10
-ENTROPY_BINS = {f"{low:.1f} to {high:.1f}": (low, high) for low, high in pairwise(BINS)}
+BIN_WIDTH = 0.2  # nats
 LOOKS = style.PALETTE | {"base": style.Look(style.COLOURS["base"], "o", (5, 2))}
 CELL = ["replicate", "family", "method", "target_ratio"]
 TOKEN = ["objective", "prompt", "seed", "step", "token_ids", "base_token", "shifted"]
@@ -107,7 +107,8 @@ class Entropy(Figure):
         """Draw entropies around junctions, and where steering changes tokens; a row a family."""
         target = min(profile.sweep.reduced_ratios)
         table = estimates.pooled(table)
-        places = dict(zip(ENTROPY_BINS, (BINS[:-1] + BINS[1:]) / 2, strict=True))
+        bins = entropy_bins(profile.decoding.candidates)
+        places = {name: (low + high) / 2 for name, (low, high) in bins.items()}
         table = table[table["versus"] == ""].assign(place=table["entropy_bin"].map(places))
         sparse = table[np.isclose(table["target_ratio"], target)]
         dense = table[table["method"] == "dense"]
@@ -166,7 +167,19 @@ def _labelled(tokens: pd.DataFrame, request: CellRequest, method: str) -> pd.Dat
     )[[*CELL, *TOKEN, *tokens.columns[tokens.columns.str.match(r"entropy[+-]")]]]
 
 
-def _quantities(tokens: pd.DataFrame) -> dict[Quantity, tuple[np.ndarray, np.ndarray]]:
+def entropy_bins(candidates: int) -> dict[str, tuple[float, float]]:
+    """Return lower and upper end, in nats, of bins up to the highest entropy that candidates have.
+
+    Rows hold entropies in hundredths. The names of the bins are their ends.
+    """
+    highest = round(100 * math.log(candidates))
+    ends = (BIN_WIDTH * np.arange(highest // round(100 * BIN_WIDTH) + 2)).tolist()
+    return {f"{low:.1f} to {high:.1f}": (low, high) for low, high in pairwise(ends)}
+
+
+def _quantities(
+    tokens: pd.DataFrame, candidates: int
+) -> dict[Quantity, tuple[np.ndarray, np.ndarray]]:
     """Return each quantity's values at the junctions and where they count, `(junctions,)` each."""
     around = {o: tokens[f"entropy{o:+d}"].to_numpy(np.float64) for o in OFFSETS}
     later = np.where(np.isnan(around[3]), around[2], (around[2] + around[3]) / 2)
@@ -183,7 +196,7 @@ def _quantities(tokens: pd.DataFrame) -> dict[Quantity, tuple[np.ndarray, np.nda
         Quantity("shifted_entropy"): (around[0], shifted),
         Quantity("unshifted_entropy"): (around[0], ~shifted),
     }
-    for entropy_bin, (low, high) in ENTROPY_BINS.items():
+    for entropy_bin, (low, high) in entropy_bins(candidates).items():
         inside = (around[0] >= low) & (around[0] < high)
         quantities |= {
             Quantity("entropy_histogram", entropy_bin=entropy_bin): (inside, everywhere),
@@ -196,7 +209,7 @@ def _draws(tokens: pd.DataFrame, profile: Profile) -> dict[Quantity, np.ndarray]
     """Return the means of each quantity with their resamples, as `estimates.ratio_draws` does."""
     prompts = profile.evaluation.prompts_per_objective
     index, shape = estimates.unit_indices(tokens, "prompt", prompts)
-    quantities, size = _quantities(tokens), int(np.prod(shape))
+    quantities, size = _quantities(tokens, profile.decoding.candidates), int(np.prod(shape))
     sums, counts = zip(
         *(
             (np.bincount(index, np.where(counted, np.nan_to_num(values), 0.0), size),

@@ -29,9 +29,9 @@ from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import FigureCells
 from benchmarks.spec.profile import Profile
 
-BINS = (0.0, 0.1, 1.0, 1.5, 2.31)  # nats; few steps of sure models lie between the first two
+EDGES = (0.0, 0.1, 1.0, 1.5)  # nats; few steps of sure models lie between the first two
 DRAWS = 32
-ENTROPY_BINS = [f"{low:g} to {high:g}" for low, high in pairwise(BINS)]
+ENTROPY_BINS = [*(f"{low:g} to {high:g}" for low, high in pairwise(EDGES)), "1.5 and more"]
 BELOW_TAU, ABOVE_TAU = f"below {methods.TAU:g}", f"{methods.TAU:g} and more"
 COLUMNS = ("entropy", "base_logprob", "value_mean", "value_token", "worth", "worth_error")
 PANELS = {
@@ -151,7 +151,7 @@ class ErrorOfValues(Figure):
         for axis in axes[:-1].flat:
             axis.tick_params(labelbottom=False)
         for axis in axes[-1]:
-            ticks = [name.replace(" to ", "–").replace("2.31", "2.3") for name in ENTROPY_BINS]
+            ticks = [name.replace(" to ", "–").replace(" and more", "+") for name in ENTROPY_BINS]
             axis.set_xticks(range(len(ticks)), ticks)
             axis.set_xlabel("entropy of the step (nats)")
         handles = [
@@ -175,7 +175,7 @@ class ErrorOfValues(Figure):
 
 def _in_entropy_bins(entropy: pd.Series) -> dict[str, pd.Series]:
     """Return which states are in each bin of entropy, on each side of τ, and, as "", in any."""
-    numbers = pd.Series(np.digitize(entropy, BINS) - 1, index=entropy.index)
+    numbers = pd.Series(np.digitize(entropy, EDGES) - 1, index=entropy.index)
     sides = {"": entropy >= 0, BELOW_TAU: entropy < methods.TAU, ABOVE_TAU: entropy >= methods.TAU}
     return sides | {name: numbers == i for i, name in enumerate(ENTROPY_BINS)}
 

@@ -146,7 +146,10 @@ def test_every_command_names_models_retrained_under_the_same_path(
     ("changed", "message"),
     [
         ({"profile_digest": "0"}, "measured under other settings than profile smoke has now"),
-        ({"inputs": {"value-mean": "0"}}, "measured with other files of value-mean than the present ones"),
+        (
+            {"inputs": {"value-mean": "0"}},
+            "measured with other files of value-mean than the present ones",
+        ),
         ({"code_digest": "0"}, "measured by other code than today's"),
     ],
 )

@@ -17,7 +17,16 @@ from benchmarks.__main__ import FIGURES
 from benchmarks.analysis import claims, estimates, tables
 from benchmarks.analysis.divergence import NOISES, regret_bounds
 from benchmarks.engine.theory import STEPS, random_instances
-from benchmarks.figures import entropy, figure2, figure4, figure5, style, table1, theory
+from benchmarks.figures import (
+    entropy,
+    figure2,
+    figure4,
+    figure5,
+    style,
+    table1,
+    theory,
+    value_error,
+)  # fmt: skip
 from benchmarks.spec.cells import OBJECTIVES
 from benchmarks.spec.profile import Profile, load_profile
 from sia import theory as laws
@@ -350,6 +359,21 @@ def test_zeros_have_no_sign_in_table_1():
     numbers = {"metric": "reward", "estimate": -1e-3, "low": -4e-3, "high": 0.0}
     texts, _ = table1.cells_of(pd.DataFrame([names | numbers]), SMOKE)
     assert texts.to_numpy().tolist() == [["0.00 [0.00, 0.00]"]]
+
+
+@pytest.mark.parametrize("candidates", [2, 10, 11, 12, 20, 127])
+def test_the_last_bin_holds_the_highest_entropy(candidates):
+    bins = list(entropy.entropy_bins(candidates).values())
+    highest = round(math.log(candidates), 2)
+    assert bins[0][0] == 0
+    assert [high for _, high in bins[:-1]] == [low for low, _ in bins[1:]]
+    assert bins[-1][1] - entropy.BIN_WIDTH - 1e-9 <= highest < bins[-1][1]
+
+
+def test_every_state_is_in_a_bin_of_entropy():
+    states = pd.Series([0.0, 0.1, 1.2, 1.5, math.log(20)])
+    bins = value_error._in_entropy_bins(states)
+    assert sum(bins[name] for name in value_error.ENTROPY_BINS).tolist() == [1] * 5
 
 
 def test_entropy_around_junctions_stays_within_the_response():
