@@ -131,19 +131,32 @@ def read_made_from(page: str) -> dict[str, str]:
 
 
 def _measured(provenance: Sequence[Mapping]) -> dict[str, object]:
-    """Return where and with what the tables were measured."""
-    last = provenance[-1]
-    hardware = last["hardware"]
-    device = f"{plural(hardware['cores'], 'core')} of {hardware['processor']}"
-    if "dtype" in last:  # of given models
-        device = listed(last.get("card") or device, last["dtype"])
-        device += f", {plural(last['batch_size'], 'response')} together"
+    """Return where and with what the tables were measured, by all of their runs."""
+    runs = [
+        entry | run
+        for entry in provenance
+        for run in (*entry.get("earlier_runs", ()), {})  # the last run is the entry's own
+    ]
+    packages = [
+        f"torch {run['packages']['torch']}, transformers {run['packages']['transformers']}"
+        for run in runs
+    ]
     return {
         "replicates": sorted({len(entry["replicates"]) for entry in provenance}),
-        "commits": sorted({entry["git_commit"][:12] for entry in provenance}),
-        "device": device,
-        "packages": last["packages"],
+        "commits": sorted({run["git_commit"][:12] for run in runs}),
+        "devices": list(dict.fromkeys(map(_device, runs))),
+        "packages": list(dict.fromkeys(packages)),
     }
+
+
+def _device(run: Mapping) -> str:
+    """Return what a run measured on."""
+    hardware = run["hardware"]
+    device = f"{plural(hardware['cores'], 'core')} of {hardware['processor']}"
+    if "dtype" not in run:  # given models alone have one
+        return device
+    together = plural(run["batch_size"], "response")
+    return f"{listed(run.get('card') or device, run['dtype'])}, {together} together"
 
 
 def _claims(verdicts: pd.DataFrame) -> list[dict]:

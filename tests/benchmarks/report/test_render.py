@@ -75,6 +75,33 @@ class Reader(HTMLParser):
             self.headings.append(data)
 
 
+def test_the_page_names_every_device_that_tables_were_measured_on():
+    hardware = {"cores": 2, "processor": "EPYC"}
+    common = {"replicates": [0], "git_commit": "a" * 40, "hardware": hardware}
+    of_card = {"card": "NVIDIA H100", "dtype": "bfloat16", "batch_size": 64}
+    of_cpu = {"card": "", "dtype": "float32", "batch_size": 4}
+    packages = [
+        {"torch": "2.13.0", "transformers": "5.0"},
+        {"torch": "2.14.0", "transformers": "5"},
+    ]
+    earlier = {"git_commit": "b" * 40, "hardware": {"cores": 8, "processor": "Xeon"}}
+    measured = render._measured(
+        [
+            common | of_card | {"packages": packages[0]},
+            common | of_cpu | {"packages": packages[1], "earlier_runs": [earlier]},
+        ]
+    )
+    assert measured["devices"] == [
+        "NVIDIA H100, bfloat16, 64 responses together",
+        "8 cores of Xeon, float32, 4 responses together",
+        "2 cores of EPYC, float32, 4 responses together",
+    ]
+    assert measured["packages"] == [
+        "torch 2.13.0, transformers 5.0", "torch 2.14.0, transformers 5",
+    ]  # fmt: skip
+    assert measured["commits"] == ["a" * 12, "b" * 12]
+
+
 def test_the_page_is_whole_and_asks_no_network(page):
     reader = Reader()
     text = page.read_text(encoding="utf-8")
