@@ -386,7 +386,7 @@ def environment_info(module: str) -> dict[str, object]:
 def git_commit() -> str:
     """Return the commit, with "+changes" where sources differ; "unknown" outside a clone."""
     try:
-        changes = _git("status", "--porcelain", "-uno", "--", "sia", "benchmarks")
+        changes = _git("status", "--porcelain", "-unormal", "--", "sia", "benchmarks")
         return _git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

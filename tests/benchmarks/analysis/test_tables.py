@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pandas as pd
@@ -363,6 +364,29 @@ def test_the_next_command_finishes_a_table_that_was_written_in_part(table):
     assert main(["figure3", "--profile", "smoke"]) == 0
     assert {path.name: path.read_bytes() for path in folder.glob("figure3.*")} == whole
     assert not aside.exists()
+
+
+def test_the_commit_is_marked_where_sources_differ_or_are_new(tmp_path, monkeypatch):
+    def git(*words):
+        author = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", "-C", tmp_path, *author, *words], check=True, capture_output=True)
+
+    monkeypatch.setitem(tables._git.__kwdefaults__, "cwd", tmp_path)
+    assert tables.git_commit() == "unknown"
+    for path in (tmp_path / "sia/gates.py", tmp_path / "benchmarks/spec/profiles/lab.toml"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    git("init")
+    git("config", "status.showUntrackedFiles", "no")
+    git("add", ".")
+    git("commit", "-m", "x")
+    (tmp_path / "notes.txt").write_text("no source")
+    assert re.fullmatch("[0-9a-f]{40}", tables.git_commit())
+    (tmp_path / "benchmarks/spec/profiles/my-model.toml").write_text("")
+    assert re.fullmatch(r"[0-9a-f]{40}\+changes", tables.git_commit())
+    (tmp_path / "benchmarks/spec/profiles/my-model.toml").unlink()
+    (tmp_path / "sia/gates.py").write_text("changed")
+    assert tables.git_commit().endswith("+changes")
 
 
 def test_provenance_says_where_the_numbers_come_from(table):
