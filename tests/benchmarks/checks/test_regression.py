@@ -82,7 +82,7 @@ def test_noise_passes_and_a_shift_is_named(rows, capsys):
 
 def test_removed_and_added_metrics_are_named(rows):
     frame = rows["figure1"]
-    fewer = {"figure1": frame[frame["method"] != "random"]}
+    fewer = rows | {"figure1": frame[frame["method"] != "random"]}
     for measured, committed, change in (
         (fewer, rows, "is no longer measured on every prompt"),
         (rows, fewer, "is measured on prompts that have no committed value"),
@@ -90,6 +90,18 @@ def test_removed_and_added_metrics_are_named(rows):
         assert regression.compare(measurement(measured, OTHER_MODELS), measurement(committed)) == [
             f"{metric} of random {change}" for metric in ("judge", "kl", "reward", "steered")
         ]
+
+
+def test_a_new_table_is_named_and_a_new_model_keeps_the_comparison_exact(rows):
+    committed = measurement(rows)
+    new = {"figure6": pd.DataFrame({"regret": [0.1]})}
+    uncovered = "figure6 has no committed columns to compare with: make check FRESH=1 adds them"
+    for models in (MODELS, OTHER_MODELS):
+        assert regression.compare(measurement(rows | new, models), committed) == [uncovered]
+    changed = {"theory": rows["theory"].iloc[::-1]}
+    assert regression.compare(
+        measurement(rows | new | changed, MODELS | {"large": "new"}), committed
+    ) == [uncovered, "by the same models, theory differs in regret"]
 
 
 def test_about_eighty_hypotheses_are_tested():
