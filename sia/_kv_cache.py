@@ -48,8 +48,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: If it is something else.
-        ValueError: For adapters that lie outside the model (prompt and prefix tuning), and models
-            that return tuples or whose tokens see later ones.
+        ValueError: For adapters that lie outside the model (prompt and prefix tuning), models that
+            return tuples or whose tokens see later ones, and models on Apple's MPS.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
@@ -76,6 +76,10 @@ def check_model(model: Any) -> None:
         raise ValueError(
             f"{type(model).__name__} must return outputs with names, as transformers' own generate "
             "needs them: expected config.return_dict=True, got False"
+        )
+    if model.device.type == "mps":
+        raise ValueError(
+            "tokens are sampled in float64, which Apple's MPS lacks: move the model to the CPU"
         )
 
 

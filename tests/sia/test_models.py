@@ -58,7 +58,18 @@ def bidirectional():
     return build_architecture("gemma3_text", use_bidirectional_attention=True)
 
 
+def on_mps():
+    class Qwen3ForCausalLM(type(MODEL)):
+        device = torch.device("mps")
+
+    return Qwen3ForCausalLM(MODEL.config).eval()
+
+
 NO_MODELS = {
+    "a device without float64": (
+        on_mps,
+        "tokens are sampled in float64, which Apple's MPS lacks: move the model to the CPU",
+    ),
     "no causal attention": (
         bidirectional,
         "cached prefixes need causal attention, Gemma3ForCausalLM lets the tokens of a prompt see "
