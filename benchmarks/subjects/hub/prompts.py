@@ -390,7 +390,8 @@ def _csv_rows(files: Sequence[Path], columns: Sequence[str]) -> Table:
             rows += _rows_below_header(text, any(cell.startswith(" ") for cell in first))
             continue
         cells = {cell.strip(' "').lower() for cell in re.split("[,;\t]", ",".join(first))}
-        if not cells.isdisjoint(name.lower() for name in columns):
+        named = not cells.isdisjoint(name.lower() for name in columns)
+        if named or _has_numbers_below_a_name(text):
             raise ValueError(
                 f"the first line of {file.name} is a header, expected columns separated by "
                 f"commas, one of them named {columns[0]}"
@@ -409,6 +410,18 @@ def _is_header(first: Sequence[str], columns: Sequence[str]) -> bool:
         return True
     names = [cell for cell in first if cell]
     return bool(names) and all(re.fullmatch(r"[a-zA-Z_]\w*|\d+", name, re.ASCII) for name in names)
+
+
+def _has_numbers_below_a_name(text: str) -> bool:
+    """Return whether one of several columns of a CSV file has numbers in all rows but the first."""
+    rows = list(filter(None, csv.reader(io.StringIO(text, newline=""))))
+    if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
+        return False
+    columns = zip(*rows, strict=True)
+    return any(
+        not first.strip().isdigit() and all(cell.strip().isdigit() for cell in below)
+        for first, *below in columns
+    )
 
 
 def _rows_below_header(text: str, spaced: bool) -> Table:

@@ -229,6 +229,7 @@ def test_dialogues():
         ),
         ("hex-phi={folder}/tabs.csv", ValueError, "the first line of tabs.csv is a header"),
         ("hex-phi={folder}/upper.csv", ValueError, "the first line of upper.csv is a header"),
+        ("hex-phi={folder}/numbered.csv", ValueError, "first line of numbered.csv is a header"),
         ("hex-phi={folder}/number.csv", ValueError, "a column prompt or .*, found , 0"),
         ("hex-phi={folder}/word.csv", ValueError, "expected a column prompt or .*, found text"),
         (
@@ -261,6 +262,7 @@ def test_bad_files(tmp_path, source, error, message):
     write(tmp_path, "wrong.csv", "a,b\n1,2\n")
     write(tmp_path, "empty.csv", "")
     write(tmp_path, "headers.csv", "goal,target\n")
+    write(tmp_path, "numbered.csv", "Harmful prompt,Category\nhow to a,1\nhow to b,2\n")
     write(tmp_path, "broken.json", '[{"instruction": ')
     write(tmp_path, "notes.txt", "hello")
     write(tmp_path, "numbers.jsonl", '{"goal": 1}\n')
