@@ -337,8 +337,27 @@ def base_sd(summary: pd.DataFrame, metric: str, family: str = "all") -> float:
     return float(np.sqrt(rows["sd"].pow(2).mean()))
 
 
-def in_base_sd(rows: pd.DataFrame, summary: pd.DataFrame, family: str) -> pd.DataFrame:
-    """Return rows of a summary with their estimates in standard deviations (see `base_sd`)."""
+def differences_from_dense(
+    summary: pd.DataFrame, profile: Profile, names: Sequence[str]
+) -> pd.DataFrame:
+    """Return paired differences of methods from dense steering in standard deviations (`base_sd`).
+
+    Args:
+        summary: Of a figure.
+        profile: What was measured.
+        names: Methods.
+
+    Returns:
+        Rows of each score, over all families and objectives.
+    """
+    family = pooled_family(profile)
+    rows = summary[
+        (summary["versus"] == "dense")
+        & summary["method"].isin(names)
+        & summary["metric"].isin(profile.available_metrics(SCORES))
+        & (summary["objective"] == "all")
+        & (summary["family"] == family)
+    ]
     spreads = {metric: base_sd(summary, metric, family) for metric in rows["metric"].unique()}
     spread = rows["metric"].map(spreads).replace(0, np.nan)  # of an untrained model
     return rows.assign(**{name: rows[name] / spread for name in NUMBERS})

@@ -157,16 +157,8 @@ def draw_differences(
     table: pd.DataFrame, profile: Profile, stale: bool, folder: Path
 ) -> list[Path]:
     """Draw figure2-paired: SIA − dense against the share; rows are scores, columns settings."""
-    family, metrics = estimates.pooled_family(profile), profile.available_metrics(estimates.SCORES)
-    rows = table[
-        (table["versus"] == "dense")
-        & (table["method"] == "sia")
-        & (table["objective"] == "all")
-        & (table["family"] == family)
-        & table["metric"].isin(metrics)
-    ]
-    rows = estimates.in_base_sd(rows, table, family)
-    names = settings(profile)
+    metrics, names = profile.available_metrics(estimates.SCORES), settings(profile)
+    rows = estimates.differences_from_dense(table, profile, ["sia"])
     places = zip(rows["value_model"], rows["tuned"].eq(True), strict=True)
     rows = rows.assign(setting=[names[place] for place in places])
     rows = style.ordered(rows, metric=metrics, setting=names.values())
@@ -190,7 +182,8 @@ def draw_differences(
     figure.supylabel("SIA − dense (SD of base responses)")
     dots = "Dots: single replicates. " if len(single) else ""
     caption = (
-        f"Paired difference of SIA and dense steering, {labels.family_label(family)}; dotted: "
+        "Paired difference of SIA and dense steering, "
+        f"{labels.family_label(estimates.pooled_family(profile))}; dotted: "
         f"margin of reaching dense, −{estimates.TOLERANCE:g}. {dots}"
         f"{style.sample_size_note(pooled, profile)}"
     )

@@ -302,15 +302,9 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     (share of the tokens, or their mean) say where a row is drawn; `single` holds the estimates of
     single replicates.
     """
-    family = estimates.pooled_family(profile)
-    rows = table[
-        (table["versus"] == "dense")
-        & table["metric"].isin(profile.available_metrics(estimates.SCORES))
-        & (table["objective"] == "all")
-        & (table["family"] == family)
-        & table["method"].isin(["sia", "sia-claimed"])
-        & (table["target_ratio"].isin(profile.sweep.main_ratios) | table["target_ratio"].isna())
-    ]
+    rows = estimates.differences_from_dense(table, profile, ["sia", "sia-claimed"])
+    shares = rows["target_ratio"]
+    rows = rows[shares.isin(profile.sweep.main_ratios) | shares.isna()]
     drift, tuned = rows["matched"] == "kl", rows["tuned"].eq(True)
     usual = ~tuned & ~drift & rows["beta"].eq(1)
     setting = pd.Series("", index=rows.index)
@@ -320,7 +314,6 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
     lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
     shares = rows["target_ratio"].map("{:.0%}".format)
-    rows = estimates.in_base_sd(rows, table, family)
     rows = rows.assign(
         setting=setting,
         loss=[labels.loss_label(profile, value_model) for value_model in rows["value_model"]],
