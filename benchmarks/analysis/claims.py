@@ -28,7 +28,7 @@ from benchmarks.analysis.estimates import (
     SCORES,
     TOLERANCE,
     base_sd,
-    display_name,
+    method_key,
     pooled_family,
     prompt_count,
     reaching_margin,
@@ -293,7 +293,7 @@ def _selector_for(selector: dict, profile: Profile, part: str) -> dict | None:
         profile: Profile whose models and metrics count.
         part: Name of the row among several, which may be that of the method compared with.
     """
-    named = {part, display_name(selector.get("method", ""), selector.get("search", ""))}
+    named = {part, method_key(selector.get("method", ""), selector.get("search", ""))}
     loss = ModelKind.parse(selector.get("value_model", "")).loss
     needed = [
         kind for name in {*named, selector.get("versus")} & BY_NAME.keys()

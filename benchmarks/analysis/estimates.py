@@ -164,8 +164,8 @@ def with_kl_per_token(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(kl_per_token=rows["kl"] / rows["tokens"]) if "kl" in rows else rows
 
 
-def display_name(method: str, search: str) -> str:
-    """Return the name under which a method is drawn and compared with: its own, or "best-of-n"."""
+def method_key(method: str, search: str) -> str:
+    """Return the key of a method in palettes and comparisons: its name, or "best-of-n"."""
     return "best-of-n" if search == "best-of" else method
 
 

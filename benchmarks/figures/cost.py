@@ -219,7 +219,7 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     names = [name for name in estimates.LABELS if name not in ("beta", "tau")]
     points = scores.merge(costs, on=names, suffixes=("", "_cost"))
     points = points.rename(columns={"metric_cost": "cost"}).assign(
-        method=list(map(estimates.display_name, points["method"], points["search"]))
+        method=list(map(estimates.method_key, points["method"], points["search"]))
     )
     labelled = (points["method"] == "sia") & points["target_ratio"].isin(profile.sweep.main_ratios)
     shares = points["target_ratio"].map("{:.0%}".format)  # of all others the legend tells
@@ -329,7 +329,7 @@ def _versus(labels: dict) -> dict:
 
 
 def _is_rival(labels: dict) -> bool:
-    return estimates.display_name(labels["method"], labels["search"]) in RIVALS
+    return estimates.method_key(labels["method"], labels["search"]) in RIVALS
 
 
 def timed_cells(profile: Profile, replicate: int) -> list[CellRequest]:

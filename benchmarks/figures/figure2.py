@@ -58,7 +58,7 @@ class Figure2(Figure):
         for family, (value_model, tuned) in product(profile.families, settings(profile)):
             of_family = estimates.select(scores, family=family)
             static = [
-                (estimates.display_name(one.labels["method"], one.labels["search"]), one)
+                (estimates.method_key(one.labels["method"], one.labels["search"]), one)
                 for one in of_family
                 if not teacher_of(one.labels["value_model"])
             ]
@@ -144,7 +144,7 @@ def rows_to_plot(table: pd.DataFrame, profile: Profile, metric: str, family: str
     ]
     places = zip(map(teacher_of, level["value_model"]), level["tuned"].eq(True), strict=True)
     level = level.assign(
-        method=[*map(estimates.display_name, level["method"].replace(CURVES), level["search"])],
+        method=[*map(estimates.method_key, level["method"].replace(CURVES), level["search"])],
         setting=[settings(profile).get(place, "") for place in places],
     )
     drawn = (level["setting"] != "") & (level["method"] != "vocabulary-value")

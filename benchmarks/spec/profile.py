@@ -156,7 +156,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepSettings:
     """Values that the figures sweep.
 
     Attributes:
@@ -237,7 +237,7 @@ class Profile(ABC):
     families: Annotated[tuple[str, ...], Field(min_length=1)]
     decoding: Decoding
     evaluation: Evaluation
-    sweep: Sweep
+    sweep: SweepSettings
     statistics: Statistics
     subject: ClassVar[str]
     trains_models: ClassVar[bool]

@@ -331,7 +331,7 @@ def test_ratios_of_costs_and_time():
     rivals = [
         n
         for n, cell in enumerate(timed)
-        if estimates.display_name(cell.method, cell.search) in cost.RIVALS
+        if estimates.method_key(cell.method, cell.search) in cost.RIVALS
     ]
     assert pick(times, method="largest")["estimate"] == pytest.approx(
         (max(rivals) + 1) / (sparse + 1), rel=1e-3
