@@ -38,15 +38,15 @@ from sia.cost import Architecture, Cost, Meter, costs
 from sia.gates import Step
 from sia.generation import Generation
 from sia.scorers.base import HiddenStateSession, Session, close
-from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
+from sia.signals import Attention, Divergence, Entropy, Signal
 from sia.steering import (
     Steering,
     candidate_count,
     divergence,
     entropy,
     kl_divergence,
-    signal_entropy,
     steer,
+    step_signals,
 )
 
 # Finished rows leave the batch once at most this share of it is active: leaving copies the cache.
@@ -303,11 +303,7 @@ class Decoding:
             logits = self._possible(logits)
         base_logits, candidates = _sampling.top_candidates(logits, self.candidates)
         uncertainty = entropy(base_logits)
-        for signal in self.signals:
-            if isinstance(signal, Entropy):
-                signals[signal] = signal_entropy(signal, logits, uncertainty)
-            elif isinstance(signal, PredictedDivergence) and hidden is not None:
-                signals[signal] = signal.predictor.predict(hidden)
+        signals |= step_signals(self.signals, logits, uncertainty, hidden)
         return Prediction(logits, base_logits, candidates, uncertainty, signals, hidden)
 
     def _start_over(self) -> None:

@@ -29,8 +29,8 @@ from sia._modes import evaluation_mode
 from sia._numbers import whole_number
 from sia.gates import Never, Step
 from sia.scorers.base import HiddenStateSession, close
-from sia.signals import Attention, Divergence, Entropy, PredictedDivergence, Signal
-from sia.steering import Steering, candidate_count, entropy, signal_entropy, steer
+from sia.signals import Attention, Divergence
+from sia.steering import Steering, candidate_count, entropy, steer, step_signals
 
 TokenIds = Sequence[Sequence[int]]
 
@@ -251,14 +251,7 @@ class _Batch:
     ) -> Tensor:
         """Return where the gate opens, bool `(n,)`."""
         uncertainty = entropy(scores)
-        signals: dict[Signal, Tensor] = {
-            signal: signal_entropy(signal, logits, uncertainty)
-            for signal in self.gate.signals
-            if isinstance(signal, Entropy)
-        }
-        for signal in self.gate.signals:
-            if isinstance(signal, PredictedDivergence):
-                signals[signal] = signal.predictor.predict(hidden)
+        signals = step_signals(self.gate.signals, logits, uncertainty, hidden)
         previous = {signal: values[rows] for signal, values in self.previous.items()}
         opened = self.gate.opens(
             Step(step, uncertainty, logits, self.keys[rows, step], signals, previous)

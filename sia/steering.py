@@ -5,6 +5,7 @@ base logit. Source: "Inference-time Alignment via Sparse Junction Steering" (arX
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch.distributions import Categorical
 from sia._numbers import as_number, whole_number
 from sia.gates import Gate
 from sia.scorers.base import Scorer
-from sia.signals import Entropy
+from sia.signals import Entropy, PredictedDivergence, Signal
 
 DEFAULT_CANDIDATES = 10  # K of the paper
 LARGEST_BETA = 1e9  # beyond it float32 rounds the logits away: that is math.inf
@@ -108,6 +109,26 @@ def signal_entropy(signal: Entropy, logits: Tensor, candidate_entropy: Tensor) -
         return candidate_entropy
     # of a certain step torch's is −0.0, by which a rise would be −∞
     return Categorical(logits=logits, validate_args=False).entropy() + 0.0
+
+
+def step_signals(
+    signals: Iterable[Signal], logits: Tensor, candidate_entropy: Tensor, hidden: Tensor | None
+) -> dict[Signal, Tensor]:
+    """Return those of the signals, `(rows,)` each, that a step's logits and hidden states decide.
+
+    Args:
+        signals: Entropies and predicted divergences are read, others are left out.
+        logits: Of the vocabulary, `(rows, vocabulary)`.
+        candidate_entropy: Entropy over the K candidates, `(rows,)`.
+        hidden: `(rows, size)`; None without a signal that is predicted.
+    """
+    values: dict[Signal, Tensor] = {}
+    for signal in signals:
+        if isinstance(signal, Entropy):
+            values[signal] = signal_entropy(signal, logits, candidate_entropy)
+        elif isinstance(signal, PredictedDivergence) and hidden is not None:
+            values[signal] = signal.predictor.predict(hidden)
+    return values
 
 
 def tilt(logits: Tensor, values: Tensor, beta: float) -> Tensor:
