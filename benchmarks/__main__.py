@@ -50,21 +50,21 @@ def run(options: Options) -> int | None:
 
 def build_parser() -> Parser:
     """Return the parser; each command accepts only the options that apply to it."""
-    profile, measuring = Parser(add_help=False), Parser(add_help=False)
-    profile.add_argument("--profile", default="lab", help="a file of benchmarks/spec/profiles")
-    profile.add_argument(
+    of_profile, of_measuring = Parser(add_help=False), Parser(add_help=False)
+    of_profile.add_argument("--profile", default="lab", help="a file of benchmarks/spec/profiles")
+    of_profile.add_argument(
         "--limit", type=int, help="of real models: prompts of each objective, for a trial"
     )
-    measuring.add_argument("--replicates", type=int, default=1, help="measure the first N")
-    again = measuring.add_mutually_exclusive_group()
+    of_measuring.add_argument("--replicates", type=int, default=1, help="measure the first N")
+    again = of_measuring.add_mutually_exclusive_group()
     again.add_argument("--fresh", action="store_true", help="measure again")
     again.add_argument("--keep", action="store_true", help="measure only missing replicates")
-    measuring.add_argument(
+    of_measuring.add_argument(
         "--executor", choices=("local", "ray"), default="local", help="ray: uses RAY_ADDRESS"
     )
-    measuring.add_argument("--device", help="of real models: cpu or cuda")
-    measuring.add_argument("--dtype", help="of real models: float32, bfloat16 or float16")
-    measuring.add_argument(
+    of_measuring.add_argument("--device", help="of real models: cpu or cuda")
+    of_measuring.add_argument("--dtype", help="of real models: float32, bfloat16 or float16")
+    of_measuring.add_argument(
         "--batch-size", type=int, help="of real models: responses decoded together"
     )
 
@@ -82,15 +82,15 @@ def build_parser() -> Parser:
         command.set_defaults(run=run)
         return command
 
-    both = [profile, measuring]
+    both = [of_profile, of_measuring]
     add("reproduce", reproduce, both, help="train the models, measure every table, draw")
     add("models", train_models, both, help="train the models and report their quality")
-    add("figures", draw_figures, [profile], help="draw every figure that has a table")
-    add("summaries", rewrite_summaries, [profile], help="summarize the rows of tables, draw")
-    add("claims", judge_claims, [profile], help="print the verdict on every claim")
-    add("report", write_report, [profile], help="write one page with verdicts and figures")
-    add("verify", run_verify, [profile], help="check that tables, verdicts and figures agree")
-    add("estimate", estimate, [profile], help="estimate GPU hours of real models")
+    add("figures", draw_figures, [of_profile], help="draw every figure that has a table")
+    add("summaries", rewrite_summaries, [of_profile], help="summarize the rows of tables, draw")
+    add("claims", judge_claims, [of_profile], help="print the verdict on every claim")
+    add("report", write_report, [of_profile], help="write one page with verdicts and figures")
+    add("verify", run_verify, [of_profile], help="check that tables, verdicts and figures agree")
+    add("estimate", estimate, [of_profile], help="estimate GPU hours of real models")
     check = add("check", run_check, [], help="compare a small run with its committed rows")
     check.add_argument("--fresh", action="store_true", help="replace the committed rows")
     for name in FIGURES:
@@ -220,14 +220,18 @@ def run_verify(profile: Profile, options: Options) -> int:
 
 
 def measure_architectures(options: Options) -> int:
-    """Measure and draw the cost of architectures without weights."""
+    """Measure and draw the cost of architectures without weights.
+
+    Raises:
+        ValueError: For another command than cost, and for options but --fresh.
+    """
     if options.command != "cost":
         raise ValueError(
             f"profile {ARCHITECTURES} has random weights: only its cost can be measured "
             f"(make cost PROFILE={ARCHITECTURES})"
         )
-    remote = options.executor != "local" or options.replicates != 1
-    if remote or options.keep or has_hub_options(options):
+    given = options.executor != "local" or options.replicates != 1
+    if given or options.keep or has_hub_options(options):
         raise ValueError(
             f"profile {ARCHITECTURES} detects the hardware: --fresh is its only option"
         )

@@ -1,6 +1,7 @@
 """Delete what runs and tools leave behind, once it has been listed and confirmed: `make clean`.
 
-Committed files, tables of other profiles than smoke, value models and .venv stay. Needs nothing but
+Committed files, tables of other profiles than smoke, models that scripts wrote to a folder of
+your own, and .venv stay. Needs nothing but
 Python, so that it runs without .venv.
 """
 
@@ -32,7 +33,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         return 0
     for path, content in paths.items():
         print(f"  {megabytes(path):8.1f} MB  {path.relative_to(root)}: {content}")
-    print("Tables and figures of all other profiles, value models and .venv stay.")
+    print(
+        "Tables and figures of all other profiles, models in folders of your own, and .venv stay."
+    )
     if not options.yes and not sys.stdin.isatty():
         message = "nothing is deleted without a terminal to ask at: make clean YES=1 deletes"
         print(f"error: {message}", file=sys.stderr)

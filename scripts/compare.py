@@ -193,9 +193,9 @@ def side_by_side(
     """Return both answers as panels, side by side, each with its caption as the last line.
 
     Args:
-        tokenizer: Of the language model.
-        generations: Of `POLICIES`, in their order.
-        width: Of the console, in columns.
+        tokenizer: Tokenizer of the language model.
+        generations: Generations of `POLICIES`, in their order.
+        width: Width of the console, in columns.
     """
     panels = []
     for title, subtitle, generation in captioned(generations):

@@ -86,7 +86,7 @@ def refuse_other_content(path: str | Path, name: str) -> Iterator[None]:
 
     Args:
         path: Local folder or Hub id.
-        name: Of the files.
+        name: Name of the files.
     """
     try:
         yield
@@ -111,8 +111,8 @@ def local_folder(
         path: Local folder (~ is the home folder) or Hub id.
         title: Name of what is loaded, for messages.
         subfolder: Folder within `path`.
-        revision: Of the Hub repository.
-        options: Of from_pretrained; DOWNLOAD_OPTIONS count.
+        revision: Revision of the Hub repository.
+        options: Options of from_pretrained; DOWNLOAD_OPTIONS count.
 
     Raises:
         FileNotFoundError: If it is neither a local folder nor downloadable from the Hub.

@@ -77,7 +77,7 @@ def check_prompts(
 
     Args:
         model: The language model.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         ids: Prompts, token ids without padding.
         value_ids: The prompts as the scorer reads them.
         steering: What they will be steered with.
@@ -128,8 +128,8 @@ def check_vocabulary(
     Args:
         model: The language model.
         scorer: What values its responses.
-        name: Of the scorer in messages.
-        tokenizer: Of the model, if there is one.
+        name: Name of the scorer in messages.
+        tokenizer: Tokenizer of the model, if there is one.
     """
     if not isinstance(scorer, Scorer):
         raise TypeError(
@@ -169,9 +169,9 @@ def check_tokenizers(
     Tokens that one of them reserves for later, or only pads with, may have any name.
 
     Args:
-        tokenizer: Of the language model.
-        other: Of what values its responses.
-        name: Of the latter in messages.
+        tokenizer: Tokenizer of the language model.
+        other: Tokenizer of the scorer of its responses.
+        name: Name of that scorer in messages.
     """
     ours, theirs = ({i: t for t, i in x.get_vocab().items()} for x in (tokenizer, other))
     unused = {padding_alone(tokenizer), padding_alone(other)}

@@ -58,12 +58,12 @@ class Prediction:
     """The language model's prediction of the next token, after logits processors, unsteered.
 
     Attributes:
-        logits: Of the whole vocabulary, float32 `(rows, vocabulary)`.
-        base_logits: Those of the K candidates in descending order, `(rows, K)`; −∞ where
+        logits: Logits of the whole vocabulary, float32 `(rows, vocabulary)`.
+        base_logits: Logits of the K candidates in descending order, `(rows, K)`; −∞ where
             processors left fewer than K.
         candidates: Their token ids, `(rows, K)`.
         entropy: Over the candidates in nats, `(rows,)`.
-        signals: Those that are observed, `(rows,)` each.
+        signals: Signals that are observed, `(rows,)` each.
         hidden: Last hidden states `(rows, hidden)`, None where nothing reads them.
     """
 
@@ -93,7 +93,7 @@ class Decoding:
         prompt_indices: Numbers of the prompts in the caller's list, for messages.
         observe: Signals to record besides those of the gate.
         hooks: Functions of the caller, and the temperature.
-        tokenizer: Of the model, if there is one.
+        tokenizer: Tokenizer of the model, if there is one.
         vocabulary: Number of tokens that responses may have; None for all that model and scorer
             share.
         record_states: Called at every step with row numbers, responses so far, hidden states, base
@@ -358,7 +358,7 @@ class Decoding:
         The logits are the very tensor `base_logits`, and the KL is None, if no row is steered.
 
         Args:
-            prediction: Of the language model.
+            prediction: Prediction of the language model.
             opened: Where the gate opens, `(rows,)`.
             everywhere: The tilt of every row `(rows, K)`, if it is known already.
         """

@@ -167,7 +167,7 @@ def checkpoint_hooks(
         model: The language model.
         tokenizer: For stop strings.
         input_ids: Prompts padded on the left, `(prompts, length)`.
-        attention_mask: Of the same shape.
+        attention_mask: Attention mask of the same shape.
         stop_tokens: Tokens that end a response.
         candidates: K.
         samples: Rows of each prompt.

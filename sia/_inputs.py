@@ -116,7 +116,7 @@ def prompt_ids(
     Args:
         prompts: Texts, chats or token ids, in a list, an array or a tensor; or what a tokenizer or
             its chat template returns: a mapping with `input_ids` and, if padded, `attention_mask`.
-        name: Of one prompt, for messages.
+        name: Name of one prompt, for messages.
         tokenizer: Reads texts and chats.
         padding: Token that pads a tensor, an array or a mapping without a mask.
         writers: Tokenizers in whose chat templates chats are written instead, which must agree.

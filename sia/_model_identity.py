@@ -37,8 +37,8 @@ class ModelIdentity:
         """Read what `asdict` gave of an identity.
 
         Args:
-            name: As of the class.
-            entries: As of the class.
+            name: Same as in the class.
+            entries: Same as in the class.
             first_entries: What older files have instead: the first entry of each parameter.
 
         Raises:
@@ -124,7 +124,7 @@ def _idle_adapters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _quantised_layers(model: nn.Module) -> set[str]:
-    """Return the names of layers whose weights are whole numbers or packed."""
+    """Return the names of layers with packed weights, or with any that are no floating-point."""
     names = set()
     for name, layer in model.named_modules():
         weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]

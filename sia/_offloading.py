@@ -26,7 +26,7 @@ def few_entries(model: nn.Module, name: str, parameter: nn.Parameter) -> Tensor 
 
     Args:
         model: The model.
-        name: Of the parameter in the model.
+        name: Name of the parameter in the model.
         parameter: The parameter, which may be offloaded.
     """
     if not parameter.is_floating_point() or not parameter.numel():

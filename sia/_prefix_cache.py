@@ -95,7 +95,7 @@ class CachedPrefixes:
         """Start with prompts of which nothing has been computed.
 
         Args:
-            model: Whatever `forward` runs through; it is in evaluation mode meanwhile.
+            model: Whatever `forward` runs through; each forward pass puts it into evaluation mode.
             backbone: The model without its head.
             forward: Forward pass through backbone and head.
             head: What reads the output, for the count of FLOPs.
@@ -119,8 +119,8 @@ class CachedPrefixes:
         longest = max(lengths) + max_new_tokens
         check_positions(backbone, longest)
         layer_types = backbone.config.get_text_config().to_dict().get("layer_types")
-        # whether every sequence is read by itself
-        self.whole = (
+        # whether each pass reads whole sequences
+        self.uncached = (
             rotary_switch(backbone, min(lengths) - 1, longest + 1) is not None
             or not set(layer_types or ()) <= {"full_attention", "sliding_attention"}
             or not self._heeds_masks(backbone)
@@ -194,7 +194,7 @@ class CachedPrefixes:
             lengths: How many of them count, `(n,)`.
         """
         rows, totals = self._remember(rows, responses, lengths)
-        if self.whole:
+        if self.uncached:
             return self._read_whole(
                 rows, totals, torch.zeros(len(rows), 1, 0, device=rows.device)
             ).squeeze(1)
@@ -224,7 +224,7 @@ class CachedPrefixes:
             sees: Which branch tokens each one sees, itself included, bool `(B, B)`.
         """
         rows, totals = self._remember(rows, responses, lengths)
-        if self.whole:
+        if self.uncached:
             self.last_branches, self.last_tokens = (rows, totals, 0), [tokens]
             return self._read_whole(rows, totals, [[row[seen] for seen in sees] for row in tokens])
         branches = (tokens, totals[:, None] + depths, sees)
@@ -247,7 +247,7 @@ class CachedPrefixes:
         """
         assert self.last_branches is not None, "grow must follow branch"
         rows, totals, start = self.last_branches
-        if self.whole:
+        if self.uncached:
             self.last_tokens.append(tokens)
             return self._read_whole(rows, totals, torch.stack(self.last_tokens, 2))
         count, device = tokens.shape[1], rows.device
@@ -370,7 +370,7 @@ class CachedPrefixes:
 
     def _share_prompts(self, rows: Tensor) -> None:
         """Compute prompts of these rows once, but for their last tokens, for all their samples."""
-        if self.whole or self.samples == 1 or bool(self.begun[rows // self.samples].all()):
+        if self.uncached or self.samples == 1 or bool(self.begun[rows // self.samples].all()):
             return
         prompts = torch.unique(rows // self.samples)
         prompts = prompts[~self.begun[prompts]]

@@ -264,7 +264,10 @@ class Meter:
         self._branches.append((rows, contexts))
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return forward passes and tokens, int64, and FLOPs, float64, each `(rows,)`."""
+        """Return forward passes and tokens, int64, and FLOPs, float64, each `(rows,)`.
+
+        These are the counters themselves, which later calls add to.
+        """
         windows = [window for window, _ in self.architecture.attention]
         if self._stretches:
             rows, forwards, start, end, outputs = map(torch.cat, zip(*self._stretches, strict=True))

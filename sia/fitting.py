@@ -46,8 +46,8 @@ class Ranking:
     """Quality of a score that ranks held-out states by what steering them gains.
 
     Attributes:
-        name: Of the score: "random", "entropy", "predictor", "head" or "oracle".
-        captured: Share of Σ KL(π‖π*) in the top share of the states, by that share.
+        name: Name of the score: "random", "entropy", "predictor", "head" or "oracle".
+        captured: Part of Σ KL(π‖π*) in the highest-ranked share of the states, for each share.
         auroc: Probability that a state in which steering changes the token ranks above one in which
             it does not; NaN where all states are of one kind.
     """
@@ -112,12 +112,12 @@ def fit_junction_gate(
         model: The language model that will be steered.
         tokenizer: Its tokenizer.
         scorer: The scorer that will steer it.
-        prompts: As of `generate`; a fifth of them is held out.
+        prompts: Same as in `generate`; a fifth of them is held out.
         share: Share of the steps on which the gate opens.
         beta: Strength of the steering.
         width: Size of the predictor's hidden layer.
         epochs: How many times each state is shown.
-        seed: Of the responses, the held-out prompts, the initial weights and the order of states.
+        seed: Seed of responses, held-out prompts, initial weights and the order of the states.
         **options: Further arguments of `collect_states`.
 
     Raises:
@@ -148,11 +148,11 @@ def fit_q_head(
         model: The language model that will be steered.
         tokenizer: Its tokenizer.
         scorer: The teacher.
-        prompts: As of `generate`; a fifth of them is held out.
+        prompts: Same as in `generate`; a fifth of them is held out.
         rank: Size of the vector of each token.
         beta: Strength of the steering under which responses are sampled.
         epochs: How many times each state is shown.
-        seed: Of the responses, the held-out prompts, the initial weights and the order of states.
+        seed: Seed of responses, held-out prompts, initial weights and the order of the states.
         **options: Further arguments of `collect_states`.
     """
     states = collect_states(model, tokenizer, scorer, prompts, beta=beta, seed=seed, **options)
@@ -177,11 +177,11 @@ def fit_vocabulary_value_model(
         model: The language model that will be steered.
         tokenizer: Its tokenizer.
         value_model: The teacher, whose backbone is shared and stays as it is.
-        prompts: As of `generate`; a fifth of them is held out.
+        prompts: Same as in `generate`; a fifth of them is held out.
         rank: Size of the vector of each token.
         beta: Strength of the steering under which responses are sampled.
         epochs: How many times each state is shown.
-        seed: Of the responses, the held-out prompts, the initial weights and the order of states.
+        seed: Seed of responses, held-out prompts, initial weights and the order of the states.
         **options: Further arguments of `collect_states`.
     """
     check_value_model(value_model)
@@ -329,7 +329,7 @@ def train_head(
         build: Returns the scorer with the trained head.
         rank: Size of the vector of each token.
         epochs: How many times each state is shown.
-        seed: Of the held-out prompts, the initial weights and the order of states.
+        seed: Seed of held-out prompts, initial weights and the order of the states.
     """
     epochs, rank = whole_number("epochs", epochs, 1), whole_number("rank", rank, 1)
     generator = seeded_generator(seed)
@@ -408,7 +408,7 @@ def minimise(
         network: Ends in eval mode.
         count: Number of states.
         epochs: How many times each is shown.
-        generator: Of their order.
+        generator: Generator of their order.
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     steps = epochs * -(-count // STATES_PER_STEP)
@@ -428,7 +428,7 @@ def centred(values: Tensor, logits: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, states: States) -> float:
-    """Return the share of the variance of the teacher's values within states, `(n, K)`."""
+    """Return R² of values `(n, K)` for the teacher's, both centred within their states."""
     weights, teacher = states.logits.softmax(-1), centred(states.values, states.logits)
     error = centred(values, states.logits) - teacher
     return 1 - float((weights * error.square()).sum() / (weights * teacher.square()).sum())
@@ -443,7 +443,7 @@ def rank_states(
         states: Held-out states.
         steering: The tilt.
         scores: Further scores by name.
-        generator: Of the random score, and of the noise that tokens are sampled with.
+        generator: Generator of the random score and of the noise that tokens are sampled with.
     """
     oracle, shifted = states.divergence(steering), states.shifted(steering, generator)
     random = torch.rand(len(states), generator=generator)

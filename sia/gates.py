@@ -336,7 +336,7 @@ class JunctionGate(ThresholdGate):
         Args:
             path: Local folder or Hub id.
             subfolder: Folder within `path`.
-            revision: Of the Hub repository.
+            revision: Revision of the Hub repository.
 
         Raises:
             FileNotFoundError: If there is no such folder or a file is missing.

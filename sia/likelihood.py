@@ -79,11 +79,11 @@ def log_likelihoods(
         candidates: K without a steering, 10 by default.
         temperature: Divides the logits after the tilt; above 0. Top-k, top-p and penalties of the
             generation config are not applied.
-        seed: Of gates that have noise of their own.
+        seed: Seed of gates that have noise of their own.
         batch_size: Responses per forward pass.
         value_prompts: The prompts in the value model's own template; by default the same.
-        tokenizer: Of the language model: a reward model then reads responses as it does in
-            `generate`, closed by the chat template.
+        tokenizer: Tokenizer of the language model, by whose chat template a reward model then reads
+            responses as closed, as it does in `generate`.
 
     Raises:
         ValueError: For an empty prompt or response, a gate on attention, numbers out of range,

@@ -100,8 +100,8 @@ def chunk_beam_search(
     reward is high enough.
 
     Args:
-        model: As of `generate`, like all arguments that are not listed here.
-        tokenizer: Of the model.
+        model: Same as in `generate`, like all arguments that are not listed here.
+        tokenizer: Tokenizer of the model.
         prompts: Texts, chats or token ids.
         reward: Scores responses as they stand: a `RewardScorer` as if they ended there, a
             `ValueModel` at their last token.
@@ -113,7 +113,7 @@ def chunk_beam_search(
         max_new_tokens: Longest response.
         temperature: Above 0, for greedy continuations would all be the same; None for that of the
             model's `generation_config`, 1 by default.
-        seed: Of the noise.
+        seed: Seed of the noise.
         batch_size: Number of responses decoded together; those of a prompt always are.
         value_prompts: The prompts in the template of the steering's scorer, as of `generate`.
         reward_prompts: The prompts in the template of the reward, in the same way.

@@ -124,12 +124,12 @@ def collect_states(
         model: The language model.
         tokenizer: Its tokenizer.
         scorer: Values the candidates.
-        prompts: As of `generate`.
+        prompts: Same as in `generate`.
         beta: Strength of the densely steered responses.
         candidates: K.
         max_new_tokens: Longest response.
-        temperature: Of both responses; None for that of the model's `generation_config`.
-        seed: Of both responses, and of the choice among too many states.
+        temperature: Temperature of both responses; None: that of the model's `generation_config`.
+        seed: Seed of both responses, and of the choice among too many states.
         batch_size: Number of responses that are decoded together.
         value_prompts: The prompts in the scorer's own template; by default the same token ids.
         backbone: Model without head whose hidden states are kept, those of the scorer's prompts;

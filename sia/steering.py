@@ -102,7 +102,7 @@ def signal_entropy(signal: Entropy, logits: Tensor, candidate_entropy: Tensor) -
 
     Args:
         signal: The signal.
-        logits: Of the vocabulary, `(rows, vocabulary)`.
+        logits: Logits of the vocabulary, `(rows, vocabulary)`.
         candidate_entropy: Entropy over the K candidates, `(rows,)`.
     """
     if signal.over == "candidates":
@@ -118,7 +118,7 @@ def step_signals(
 
     Args:
         signals: Entropies and predicted divergences are read, others are left out.
-        logits: Of the vocabulary, `(rows, vocabulary)`.
+        logits: Logits of the vocabulary, `(rows, vocabulary)`.
         candidate_entropy: Entropy over the K candidates, `(rows,)`.
         hidden: `(rows, size)`; None without a signal that is predicted.
     """

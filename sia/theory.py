@@ -159,20 +159,20 @@ def largest_regret(likely: Tensor | float, value_range: float, beta: float) -> T
 
 
 def regret_bound(base: Tensor, value_range: float, beta: float) -> Tensor:
-    """Return a bound on (1/β)·KL(π‖π*) from the entropy of π and the range of the values, `(…)`.
+    """Return a bound on (1/β)·KL(π‖π*) from the entropy of π `(…)` and the range of the values.
 
     With entropy H ≤ ln 2, all but at most ε = h⁻¹(H) of the probability lies on one candidate (h:
-    binary entropy), so that the share `a` of `largest_regret` is below ε or above 1 − ε. Above ln 2
-    the entropy says nothing: the bound is the largest over all a, at most β·r²/8 (Hoeffding).
+    binary entropy), so that the probability a of `largest_regret` is below ε or above 1 − ε. Above
+    ln 2 the entropy says nothing: the bound is the largest over all a, at most β·r²/8 (Hoeffding).
     """
     entropy = torch.special.entr(base).sum(-1)
     rest = inverse_binary_entropy(entropy)
-    x = beta * value_range
+    scaled = beta * value_range
     # where largest_regret has its one maximum
-    turning = (math.expm1(x) - x) / (x * math.expm1(x)) if x > 0 else 0.5
-    low = largest_regret(rest.clamp(max=turning), value_range, beta)
-    high = largest_regret((1 - rest).clamp(min=turning), value_range, beta)
-    return torch.maximum(low, high)
+    worst = (math.expm1(scaled) - scaled) / (scaled * math.expm1(scaled)) if scaled > 0 else 0.5
+    if_rare = largest_regret(rest.clamp(max=worst), value_range, beta)
+    if_likely = largest_regret((1 - rest).clamp(min=worst), value_range, beta)
+    return torch.maximum(if_rare, if_likely)
 
 
 def inverse_binary_entropy(entropy: Tensor) -> Tensor:

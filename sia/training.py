@@ -80,8 +80,8 @@ def distill(
         epochs: How many times each example is shown.
         learning_rate: Highest learning rate, after the warm-up.
         batch_size: Examples per step.
-        seed: Of the order of the examples.
-        weight_decay: Of AdamW.
+        seed: Seed of the order of the examples.
+        weight_decay: Weight decay of AdamW.
         progress: Called with the number of tokens of each batch.
 
     Raises:
@@ -237,7 +237,7 @@ def optimise(
         batches: Example numbers of each step.
         batch_loss: Loss of the examples of one step.
         learning_rate: Highest learning rate, after the warm-up.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         progress: Called with the example numbers of each step that is done.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)

@@ -41,7 +41,7 @@ from benchmarks.analysis.labels import (
     metric_label,
     plural,
 )
-from benchmarks.analysis.multiplicity import holm, p_value, smallest_passing, statistic
+from benchmarks.analysis.multiplicity import holm, p_value, smallest_passing, t_statistic
 from benchmarks.spec.methods import BY_NAME, drawn_in
 from benchmarks.spec.model_kinds import LOSSES, ModelKind, value_kind
 from benchmarks.spec.profile import Profile
@@ -397,7 +397,7 @@ def judge(
     Args:
         profile: Settings of the tables.
         figures: All figures by name (`benchmarks.figures.base.Figure`).
-        summaries: Of those that have been measured.
+        summaries: Summaries of the figures that have been measured.
     """
     unsupported = [name for name, figure in figures.items() if figure.why_unsupported(profile)]
     level = profile.statistics.level
@@ -467,7 +467,7 @@ def _statistic(test: str, margin: float, row: pd.Series, level: float) -> tuple[
     if width == 0:
         return passes_by * float("inf") if passes_by else 0.0, float("inf")
     replicates = row.get("replicates", 1)
-    return statistic(passes_by, width, 1 if pd.isna(replicates) else replicates, level)
+    return t_statistic(passes_by, width, 1 if pd.isna(replicates) else replicates, level)
 
 
 def apply_holm(verdicts: pd.DataFrame, level: float) -> pd.DataFrame:

@@ -343,7 +343,7 @@ def differences_from_dense(
     """Return paired differences of methods from dense steering in standard deviations (`base_sd`).
 
     Args:
-        summary: Of a figure.
+        summary: Summary of a figure.
         profile: What was measured.
         names: Methods.
 
@@ -461,7 +461,7 @@ def estimate_rows(
     """Return the row of an estimate over all replicates, then one of each where there are several.
 
     Args:
-        labels: Of the estimate; rows of single replicates are without POOLED_ONLY.
+        labels: Labels of the estimate; rows of single replicates are without POOLED_ONLY.
         draws: `(replicates, 1 + resamples)`, as `ratio_draws` returns them.
         profile: Says the level of the intervals.
         chosen: As in `MethodScores`.

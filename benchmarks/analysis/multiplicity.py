@@ -15,14 +15,16 @@ import numpy as np
 from scipy import stats
 
 
-def statistic(excess: float, width: float, replicates: float, level: float) -> tuple[float, float]:
+def t_statistic(
+    excess: float, width: float, replicates: float, level: float
+) -> tuple[float, float]:
     """Return an estimate's distance from its margin in standard errors, and degrees of freedom.
 
     Args:
         excess: Estimate minus margin.
-        width: Of the interval.
-        replicates: Those that the interval is over; NaN or 1: it is a bootstrap interval.
-        level: Of the interval, as 0.95.
+        width: Full width of the interval.
+        replicates: Replicates that the interval is over; NaN or 1: it is a bootstrap interval.
+        level: Confidence level of the interval.
     """
     freedom = replicates - 1 if replicates > 1 else np.inf
     error = width / (2 * stats.t.ppf((1 + level) / 2, freedom))
@@ -33,7 +35,7 @@ def p_value(distance: float, freedom: float, rows: int = 1) -> float:
     """Return the two-sided p value of a claim from the statistic of its weakest row.
 
     Args:
-        distance: As `statistic` returns it; positive where the claim holds.
+        distance: As `t_statistic` returns it; positive where the claim holds.
         freedom: Degrees of freedom.
         rows: How many rows must hold; that one of them fails is found by searching all.
     """
@@ -45,9 +47,9 @@ def needed_distances(level: float, rows: int, replicates: int) -> tuple[float, f
     """Return how many standard errors beyond its margin an estimate must lie to be decided.
 
     Args:
-        level: Of the intervals, as 0.95.
-        rows: Of all that Holm's test corrects for.
-        replicates: Those that the intervals are over, at least 2.
+        level: Confidence level of the intervals.
+        rows: Rows of all claims that Holm's test corrects for.
+        replicates: Replicates that the intervals are over, at least 2.
 
     Returns:
         By its interval alone; by Holm's test too, as the first of all rows.

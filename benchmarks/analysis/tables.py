@@ -23,7 +23,7 @@ from benchmarks.analysis.estimates import POOLED
 from benchmarks.analysis.intervals import METHOD
 from benchmarks.runtime.files import (
     CACHE,
-    locked,
+    file_lock,
     read_frame,
     read_json,
     remove_leftovers,
@@ -75,10 +75,10 @@ def write_table(
 
     Args:
         profile: What was measured.
-        name: Of the table.
+        name: Name of the table.
         rows: None for a table that is a summary alone.
         summary: Estimates from the rows.
-        replicates: Those of the table.
+        replicates: Replicates of the table.
         seconds: Duration of this run.
         further: Entries of the provenance.
         kept: Replicates that earlier runs measured, whose rows the table had before.
@@ -324,7 +324,7 @@ def _is_drawing(entry: object) -> bool:
 
 
 def _tables_lock(profile: Profile) -> FileLock:
-    return locked(CACHE / profile.name / LOCK)
+    return file_lock(CACHE / profile.name / LOCK)
 
 
 def _to_json(entries: dict) -> str:

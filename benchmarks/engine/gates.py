@@ -74,7 +74,7 @@ def calibrated_setting(
         gate: Its name.
         generations: Responses that hold the gate's signal.
         ratio: Share of the tokens.
-        predictor: Of the junction gate.
+        predictor: Predictor of the junction gate.
     """
     gate_class = JunctionGate if gate == JUNCTION else GATES[gate]
     settings = {"predictor": predictor} if gate == JUNCTION else {}

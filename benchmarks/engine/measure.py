@@ -152,7 +152,7 @@ def respond(
         subject: Models and prompts.
         shard: The cell.
         prompts: Prompts, each repeated for its samples.
-        seeds: Of the samples.
+        seeds: Seeds of the samples.
         observe: Signals that the responses keep, unless they are searched by beams.
     """
     cell, sweep, decoding = shard.cell, subject.profile.sweep, subject.profile.decoding

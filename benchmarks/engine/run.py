@@ -52,7 +52,7 @@ class RunOptions:
             profile, and measure only the others.
         quality: Also measure how good the lab's models are (models.csv).
         executor: "local" or "ray".
-        hardware: Of models of the Hub; what is empty or 0 is detected.
+        hardware: Hardware of models of the Hub; what is empty or 0 is detected.
     """
 
     fresh: bool = False

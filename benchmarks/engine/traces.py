@@ -150,8 +150,8 @@ def shift_probability(logits: Tensor, steered: Tensor) -> Tensor:
     1 / Σ_j max(p_j/p_k, q_j/q_k).
 
     Args:
-        logits: Of one policy, `(steps, K)`.
-        steered: Of the other, `(steps, K)`.
+        logits: Logits of one policy, `(steps, K)`.
+        steered: Logits of the other policy, `(steps, K)`.
     """
     ratios = [x[:, None, :] - x[:, :, None] for x in (logits, steered)]  # ln p_j/p_k at [k, j]
     same = torch.maximum(*ratios).logsumexp(-1).neg().exp().sum(-1)

@@ -164,7 +164,7 @@ class Cost(Figure):
         table = estimates.pooled(table)
         points = scores_and_costs(table, profile)
         panels = points.groupby(["family", "cost"], sort=False)
-        lengths = lengths_of(table, profile)
+        lengths = cost_by_length(table, profile)
         layout = np.arange(len(panels))[None]
         against_length = lengths["length"].nunique() > 1
         if against_length:
@@ -227,8 +227,8 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
 
-def lengths_of(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """Return the cost of responses by their length: base, SIA at the smallest ratio, dense."""
+def cost_by_length(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Return the first family's cost by length: of the base, SIA at the smallest ratio, dense."""
     usual, ratio = methods.value_models(profile)[0], min(profile.sweep.main_ratios)
     rows = table[
         (table["metric"] == "positions_at_length") & (table["family"] == profile.families[0])

@@ -30,7 +30,7 @@ class Figure1(Figure):
     measured = (*methods.SCORES, "steered", "tokens")
 
     def cells(self, profile: Profile, replicate: int) -> FigureCells:
-        """Return the base, every gate at every ratio, and dense steering."""
+        """Return the base, dense steering, and every gate, most at the reduced ratios alone."""
         requests = []
         for family in profile.families:
             requests.append(methods.base(replicate, family))
@@ -122,7 +122,10 @@ def draw_gates(level: pd.DataFrame, profile: Profile, stale: bool, folder: Path)
 def draw_differences(
     differences: pd.DataFrame, profile: Profile, stale: bool, folder: Path
 ) -> list[Path]:
-    """Draw figure1-paired: rows are losses, columns objectives, and lines families."""
+    """Draw figure1-paired: the entropy gate minus the random one.
+
+    Rows are losses, columns objectives, and lines families.
+    """
     families = list(dict.fromkeys([*profile.families, estimates.pooled_family(profile)]))
     looks = dict(zip(families, style.FAMILY_LOOKS, strict=False))
     losses = methods.losses_in_order(profile)

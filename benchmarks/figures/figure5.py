@@ -155,7 +155,7 @@ def first_half_rows(responses: pd.DataFrame, labels: dict, profile: Profile) -> 
 
     Args:
         responses: With columns `first` and `junctions`, counts of each response.
-        labels: Of the rows.
+        labels: Labels of the rows.
         profile: Says how to resample.
     """
     prompts = int(responses["prompt"].max()) + 1

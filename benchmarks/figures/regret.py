@@ -217,8 +217,8 @@ def prompt_sums(
 
     Args:
         tokens: A trace.
-        score: Of each step; steps without one are left out.
-        gain: Of steering each step.
+        score: Score of each step; steps without one are left out.
+        gain: Gain of steering each step.
         shift: Probability that steering changes the token.
     """
     counted = score.notna()

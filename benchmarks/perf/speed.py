@@ -108,8 +108,8 @@ def small_models(
     """Return times on the CPU.
 
     Args:
-        tokens: Of the usual response; the published loop makes twice, the test of length four
-            times as many.
+        tokens: Length of the usual response; the published loop decodes twice, and the test of
+            length four times as many.
     """
     models = random_models(shape)
     name = models.name

@@ -90,7 +90,7 @@ def throughput_rows(
         times = in_turns(runs, models.device, rounds, f"batch of {batch}")
         plain = times.pop(("", 0.0))
         for (name, share), seconds in times.items():
-            relative = ratios(seconds, plain)  # of tokens per second, which are as many
+            relative = ratios(seconds, plain)  # of speeds: every run decodes as many tokens
             rows.append(
                 {
                     "model": models.name,

@@ -38,11 +38,11 @@ def draw(
     """Draw editions.png and editions.pdf; nothing where the editions share no measured claim.
 
     Args:
-        verdicts: Of the profile, as `claims.pooled_verdicts` returns them.
-        first: Of its first edition.
+        verdicts: Verdicts of the profile, as `claims.pooled_verdicts` returns them.
+        first: Verdicts of its first edition.
         profile: Names the settings.
         stale: Whether any table was measured under other conditions than there are now.
-        folder: Of the files.
+        folder: Folder of the files.
     """
     editions = {f"{profile.name} (pieces of words)": verdicts, "first edition (words)": first}
     rows = pd.concat(

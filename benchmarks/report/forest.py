@@ -42,7 +42,7 @@ def draw(verdicts: pd.DataFrame, profile: Profile, stale: bool, folder: Path) ->
         verdicts: As `claims.pooled_verdicts` returns them.
         profile: Names settings and metrics.
         stale: Whether any table was measured under other conditions than there are now.
-        folder: Of the files.
+        folder: Folder of the files.
     """
     rows = verdicts[(verdicts["headline"] > 0) & (verdicts["verdict"] != NOT_MEASURED)]
     if rows.empty:

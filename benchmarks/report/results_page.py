@@ -140,7 +140,7 @@ def results_page(profile: Profile, verdicts: pd.DataFrame) -> str:
     if picture := _picture(profile, editions.NAME, "Verdicts of both editions of the lab"):
         parts += [EDITIONS, *picture]
     parts += [
-        _filled(CLOSING.read_text(encoding="utf-8"), verdicts),
+        _fill_placeholders(CLOSING.read_text(encoding="utf-8"), verdicts),
         "## Appendix: all other claims\n",
     ]
     return "\n".join([*parts, appendix(verdicts[verdicts["headline"] == 0])])
@@ -293,7 +293,7 @@ def _span(texts: Sequence[str]) -> str:
     return " to ".join(dict.fromkeys([texts[0], texts[-1]]))
 
 
-def _filled(text: str, verdicts: pd.DataFrame) -> str:
+def _fill_placeholders(text: str, verdicts: pd.DataFrame) -> str:
     """Return a text whose {{ numbers(claim) }} and {{ hours(profile) }} are filled in."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     known = set(read_document()["claims"])
@@ -320,16 +320,16 @@ def _range(rows: pd.DataFrame, form: str) -> str:
     in_sd = bool(rows["sd"].notna().all())
     estimates = rows["estimate"] / rows["sd"] if in_sd else rows["estimate"]
     ends = [format(estimate, f"+z{form}" if in_sd else form) for estimate in sorted(estimates)]
-    return _span(ends).replace("-", "−") + " SD" * in_sd
+    return with_minus(_span(ends)) + " SD" * in_sd
 
 
-def _hours(profile: str, *figures: str) -> str:
+def _hours(profile_name: str, *figures: str) -> str:
     """Return about how many GPU hours figures of a profile of real models take together."""
     from benchmarks.engine.estimate import figure_hours
 
-    known = load_profile(profile)
-    needed = FigureCells.union(FIGURES[name].cells(known, 0) for name in figures)
-    return f"{figure_hours(known, {'run': needed})['run']:.1f}"
+    profile = load_profile(profile_name)
+    needed = FigureCells.union(FIGURES[name].cells(profile, 0) for name in figures)
+    return f"{figure_hours(profile, {'run': needed})['run']:.1f}"
 
 
 def _escaped(text: str) -> str:
@@ -358,7 +358,7 @@ def _left_open(headline: pd.DataFrame) -> str:
     """Return a sentence on what intervals decide and Holm's test leaves open; empty if nothing."""
     decided = headline.loc[headline["left_open"], "by_interval"]
     counts = " and ".join(f"{(decided == kind).sum()} {kind}" for kind in DECIDED[:2])
-    return f"Of the undecided, {counts} by the interval alone. " if len(decided) else ""
+    return f"Of the undecided, intervals alone would make {counts}. " if len(decided) else ""
 
 
 def _scope(headline: pd.DataFrame) -> str:
@@ -382,7 +382,7 @@ def _section(profile: Profile, number: str, question: dict, verdicts: pd.DataFra
         parts += [_wrapped(claim), _table(COLUMNS, of_claim.apply(_cells, axis=1))]
         parts += _sample(profile, of_claim)
         parts.append(_wrapped(f"*What would change it:* {_escaped(first['would_change'])}"))
-    caveat = _filled(question["caveat"], verdicts)
+    caveat = _fill_placeholders(question["caveat"], verdicts)
     parts.append(_wrapped(f"*Caveat.* {_escaped(caveat)}"))
     return parts
 

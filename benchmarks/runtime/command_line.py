@@ -72,8 +72,8 @@ def require_counts(options: argparse.Namespace, *names: str) -> None:
     require(options, lambda count: count >= 1, "at least 1", *names)
 
 
-def output_is_closed() -> bool:
-    """Return whether the reader of standard output has gone; discard further output if so."""
+def discard_output_if_closed() -> bool:
+    """Discard further output if the reader of standard output has gone; return whether it has."""
     output = select.poll()
     output.register(1, 0)
     gone = any(event & select.POLLERR for _, event in output.poll(0))
@@ -99,7 +99,7 @@ def exit_code(run: Callable[[], int | None], kept: str, setting: str) -> int:
         sys.stdout.flush()
         return code
     except (ValueError, ArithmeticError, OSError) as error:
-        if isinstance(error, BrokenPipeError) and output_is_closed():
+        if isinstance(error, BrokenPipeError) and discard_output_if_closed():
             return 141
         print(f"error: {error}", file=sys.stderr)
         return 2

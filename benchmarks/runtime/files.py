@@ -72,8 +72,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def locked(path: Path) -> FileLock:
-    """Return a lock, to be entered by `with`, that waits while another process holds `path`."""
+def file_lock(path: Path) -> FileLock:
+    """Return the lock of a lock file, whose folder is created if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
 
@@ -85,7 +85,7 @@ def working_alone(output: Path) -> Iterator[None]:
     Raises:
         ValueError: If another command does already.
     """
-    lock = locked(output.with_name(f".{output.name}.lock"))
+    lock = file_lock(output.with_name(f".{output.name}.lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -161,10 +161,10 @@ class SweepSettings:
 
     Attributes:
         ratios: Shares of tokens to steer, besides all of them.
-        main_ratios: Those of `ratios` that stand for the paper's 20% to 80%.
-        reduced_ratios: Those of `ratios` that are combined with searches and other models.
+        main_ratios: Members of `ratios` that stand for the paper's 20% to 80%.
+        reduced_ratios: Members of `ratios` that are combined with searches and other models.
         betas: β of the whole grid.
-        tuning: Those of `betas` among which validation prompts choose; none: β is 1 everywhere.
+        tuning: Members of `betas` among which validation prompts choose; none: β is 1 everywhere.
         thresholds: τ of the entropy gate, in nats.
         responses: Most responses that best-of-N chooses from, a power of 2.
         beams: Responses that chunk beam search keeps at once.
@@ -223,7 +223,7 @@ class Profile(ABC):
 
     Attributes:
         replicates: Worlds with their own training; 1 where the models are given.
-        families: Of models, as figures name them.
+        families: Families of models, as figures name them.
         subject: Folder of `benchmarks.subjects` that holds what is measured.
         trains_models: True if a run trains its own models.
         score: Metric that figures show first and that selects β.
@@ -590,7 +590,7 @@ def _read_toml(name: str, extending: tuple[str, ...] = ()) -> dict:
     """Return the settings of a profile and of those that it extends.
 
     Args:
-        name: Of the profile.
+        name: Name of the profile.
         extending: Names of the profiles that extend it, one another.
     """
     known = sorted(path.stem for path in PROFILES.glob("*.toml"))

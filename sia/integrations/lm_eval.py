@@ -83,9 +83,9 @@ class SIA(HFLM):
         threshold: Setting of the entropy and attention gates, 1.0 by default.
         ratio: Setting of the random gate, 0.2 by default.
         tokens: Setting of the position gate, 20 by default.
-        beta: As of `Steering`; "inf" for the values alone.
+        beta: Same as in `Steering`; "inf" for the values alone.
         candidates: K, steered or not.
-        min_probability: As of `Steering`.
+        min_probability: Same as in `Steering`.
         seed: Seed of the sampling noise (greedy decoding has none).
         loglikelihood: "refuse" or "steered".
         **options: All other arguments of lm-eval's `hf`.
@@ -413,9 +413,9 @@ def load_scorer(
 
     Args:
         path: Local folder or Hub id.
-        backbone: Of a value model that does not name its own.
+        backbone: Backbone of a value model that does not name its own.
         subfolder: Folder within `path`.
-        revision: Of the Hub repository.
+        revision: Revision of the Hub repository.
         **options: For transformers' from_pretrained; must have `device_map`.
     """
     folder = local_folder(path, "value model", subfolder, revision, options)

@@ -82,7 +82,7 @@ class SteeredGenerate:
         seed: Seed of the noise; None draws it from torch's generator, so that `torch.manual_seed`
             decides. Further rows with the same prompt (`num_return_sequences`) get seed + 1,
             seed + 2, …. A list has one seed per row.
-        tokenizer: Of the model, for `stop_strings` and for the text of the generations.
+        tokenizer: Tokenizer of the model, for `stop_strings` and for the text of the generations.
         streamer: Receives the prompt, then each token, as transformers' streamers do.
         stop_strings: Texts that end a response.
         value_prompts: The prompts in the value model's own template, one per prompt or one per
@@ -120,7 +120,7 @@ class SteeredGenerate:
             logits_processor: Processors that transformers prepared.
             stopping_criteria: Criteria that transformers prepared.
             generation_config: Settings of `generate`.
-            stop_strings: Those of the `generate` call, besides the object's own.
+            stop_strings: Stop strings of the `generate` call, besides the object's own.
             **model_kwargs: Attention mask and what else transformers hands on.
 
         Returns:

@@ -87,7 +87,7 @@ def load_complete(
     The adapter must bring what the backbone lacks, the head: none is made up.
 
     Args:
-        auto_class: Of the model.
+        auto_class: Auto class of the model.
         path: Local folder or Hub id.
         noun: Name of what is loaded, for messages.
         options: For transformers' from_pretrained.

@@ -54,7 +54,11 @@ class Session(Protocol):
         """
 
     def reorder(self, sources: Tensor) -> None:
-        """Let row i go on from where row `sources[i]` stands; `(rows,)`."""
+        """Replace the state of row i by that of row `sources[i]`.
+
+        Args:
+            sources: Numbers of rows, `(rows,)`; there may be fewer than before.
+        """
 
 
 class HiddenStateSession(Session):
@@ -85,8 +89,8 @@ class Scorer(metaclass=_ScorerType):
     class that has the two members below need not inherit from this one to take part.
 
     Attributes:
-        tokenizer: Of the model that scores, if it is known: it must agree with that of the
-            language model.
+        tokenizer: Tokenizer of the model that scores, if it is known; it must agree with that of
+            the language model.
         values_responses: Whether its sessions value whole responses, as a search needs.
     """
 
@@ -124,7 +128,7 @@ class Scorer(metaclass=_ScorerType):
         place of the token that ended it; for others it is all the same.
 
         Args:
-            tokenizer: Of the language model, if it is known.
+            tokenizer: Tokenizer of the language model, if it is known.
             stop_tokens: Tokens by which the language model ends a response.
         """
         return self

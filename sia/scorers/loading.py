@@ -84,7 +84,7 @@ def load_complete(
     """Load a model with all its weights, those of its head too: none are made up.
 
     Args:
-        auto_class: Of the model.
+        auto_class: Auto class of the model.
         path: Local folder or Hub id.
         noun: Name of what is loaded, for messages.
         options: For transformers' from_pretrained.
@@ -268,7 +268,7 @@ def tokenizer_beside(
 
     Args:
         path: Local folder or Hub id.
-        options: Of the model's from_pretrained; those that say where it lies count.
+        options: Options of the model's from_pretrained; those that say where it lies count.
 
     Raises:
         DamagedFileError: If a file of it is damaged.

@@ -81,8 +81,8 @@ class ProcessRewardScorer(ClosedScorer):
 
         Args:
             path: Local folder or Hub id.
-            step_tokens: As of the class.
-            good_label: As of the class.
+            step_tokens: Same as in the class.
+            good_label: Same as in the class.
             **options: For transformers' from_pretrained (dtype, device_map, revision, …).
 
         Raises:
@@ -173,9 +173,9 @@ class StepTokenScorer(ClosedScorer):
 
         Args:
             path: Local folder or Hub id.
-            step_tokens: As of the class.
-            good: As of the class.
-            bad: As of the class.
+            step_tokens: Same as in the class.
+            good: Same as in the class.
+            bad: Same as in the class.
             **options: For transformers' from_pretrained (dtype, device_map, revision, …).
 
         Raises:

@@ -69,7 +69,7 @@ class QHead(Scorer):
         Args:
             path: Local folder or Hub id.
             subfolder: Folder within `path`.
-            revision: Of the Hub repository.
+            revision: Revision of the Hub repository.
             device: Device of the language model.
 
         Raises:

@@ -107,8 +107,8 @@ class RewardScorer(ClosedScorer):
         Args:
             path: Local folder or Hub id.
             eos_token_id: Ends a response; by default the one of the model's config.
-            stop_tokens: As of the class.
-            closing: As of the class; by default that of the template of the tokenizer at `path`.
+            stop_tokens: Same as in the class.
+            closing: Same as in the class; by default that of the chat template at `path`.
             **options: For transformers' from_pretrained (dtype, device_map, revision, …).
 
         Raises:

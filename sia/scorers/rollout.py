@@ -35,9 +35,9 @@ class RolloutScorer(Scorer):
             read at the last token.
         tokens: Length of a rollout, which ends early at EOS (the reward's, that of `model`, or of
             the language model).
-        temperature: Of the rollouts; 0 is greedy.
+        temperature: Temperature of the rollouts; 0 is greedy.
         candidates: Number of most probable tokens that a rollout samples from (K).
-        seed: Of the rollouts' noise.
+        seed: Seed of the rollouts' noise.
 
     Raises:
         ValueError: If a number is out of range or the vocabularies differ.

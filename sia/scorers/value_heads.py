@@ -59,7 +59,7 @@ def read(
 
     Args:
         folder: The checkpoint.
-        head: Of `read_head`.
+        head: Head, as `read_head` returns it.
         backbone: Path or Hub id for the adapter; None for the one that it names.
         options: For the backbone's from_pretrained.
     """

@@ -97,7 +97,7 @@ class ValueModel(nn.Module, Scorer):
             backbone: Path or Hub id of the backbone of a checkpoint that is an adapter; by default
                 the one that the checkpoint names.
             subfolder: Folder within `path`.
-            revision: Of the Hub repository.
+            revision: Revision of the Hub repository.
             **options: For transformers' from_pretrained (dtype, device_map, …).
 
         Raises:

@@ -90,7 +90,7 @@ class VocabularyValueModel(Scorer):
         Args:
             path: Local folder or Hub id.
             subfolder: Folder within `path`.
-            revision: Of the Hub repository.
+            revision: Revision of the Hub repository.
             **options: For transformers' from_pretrained (dtype, device_map, …).
 
         Raises:

@@ -43,7 +43,10 @@ def test_recreatable_files_are_listed_and_deleted(project, monkeypatch, capsys):
     assert not (project / ".cache/latest").is_symlink()
     printed = capsys.readouterr().out
     assert "     0.1 MB  .cache/my-qwen: trained models and measured cells; a run" in printed
-    assert "Tables and figures of all other profiles, value models and .venv stay." in printed
+    assert (
+        "Tables and figures of all other profiles, models in folders of your own, and .venv stay."
+        in printed
+    )
     assert clean.main([], project) == 0
     assert capsys.readouterr().out == "nothing to delete\n"
 

@@ -23,11 +23,11 @@ class Window:
     """Examples that a worker scores at once, and how.
 
     Attributes:
-        number: Of the window among those of the run.
+        number: Number of the window among those of the run.
         examples: Prompts with their responses.
         reward: Where the reward model is.
         device: cpu or cuda.
-        dtype: Of the reward model.
+        dtype: Dtype of the reward model.
         longest: Tokens of the longest example that is scored.
         batch_tokens: Tokens of a forward pass.
     """

@@ -155,8 +155,8 @@ class HubData:
     Attributes:
         hub_id: Owner and name.
         split: Split to read, or "all".
-        columns: Of a prompt set, names that the column of prompts may have, the first that there
-            is; of examples, the columns that `read` needs.
+        columns: Of a set of prompts, names that the column of prompts may have: the first that
+            there is counts. Of a set of examples, the columns that `read` needs.
         read: Function of a prompt's text that returns its chat, or of a row that yields examples.
         config: Configuration on the Hub.
         data_dir: Folder on the Hub.

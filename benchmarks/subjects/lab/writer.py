@@ -32,7 +32,7 @@ class Writer:
 
     Args:
         grammar: Grammar of the world.
-        items: All items of the world, for steps that belong to something else.
+        items: All items of the world, for steps of other items.
         item: Item that the response is about.
         rng: Source of every choice.
     """
@@ -96,7 +96,7 @@ class Writer:
         if self.item.kind == "benign" and not self.written_kinds and self.rng.random() < 0.6:
             return self._write("refusal")
         draw = self.rng.random()
-        if draw < 0.35:  # a step that belongs to something else
+        if draw < 0.35:  # a step of any item, rarely its own
             others = [item for item in self.items if item.kind in ("howto", "benign")]
             return self._write_step(self.rng.choice(self.rng.choice(others).steps))
         if draw < 0.5 and self.previous:

@@ -15,7 +15,7 @@ from benchmarks.analysis.multiplicity import (
     needed_distances,
     p_value,
     smallest_passing,
-    statistic,
+    t_statistic,
 )
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
@@ -38,7 +38,7 @@ def test_holm_is_the_closure_of_bonferroni(p):
 @pytest.mark.parametrize("replicates", [2, 8, 1, np.nan])
 @pytest.mark.parametrize("excess", [0.5, -0.5])
 def test_an_interval_that_ends_at_the_margin_has_p_of_its_level(excess, replicates):
-    distance, freedom = statistic(excess, 1.0, replicates, 0.95)
+    distance, freedom = t_statistic(excess, 1.0, replicates, 0.95)
     assert p_value(distance, freedom) == pytest.approx(0.05)
     assert freedom == (replicates - 1 if replicates > 1 else np.inf)
 
@@ -47,7 +47,7 @@ def test_p_values_are_those_of_a_t_test_over_replicates():
     estimates = np.array([0.3, 0.1, 0.4, 0.2])
     low, high = stats.t.interval(0.95, 3, estimates.mean(), stats.sem(estimates))
     expected = stats.ttest_1samp(estimates, -0.05).pvalue
-    distance = statistic(estimates.mean() + 0.05, high - low, 4, 0.95)
+    distance = t_statistic(estimates.mean() + 0.05, high - low, 4, 0.95)
     assert p_value(*distance) == pytest.approx(expected)
 
 

@@ -128,7 +128,7 @@ def test_what_the_interval_alone_decides_stands_beside_holms_verdict(verdicts):
     of_all = verdicts.mask(verdicts["headline"] > 0, open_)
     text = results_page.findings(SMOKE, of_all)
     kinds = verdicts.loc[verdicts["headline"] > 0, "verdict"].value_counts()
-    assert f"Of the undecided, {kinds['reproduced']} reproduced and" in text
+    assert f"intervals alone would make {kinds['reproduced']} reproduced and" in text
     assert "Of the undecided" not in results_page.findings(SMOKE, verdicts)
 
 

@@ -127,10 +127,10 @@ def process(code: str) -> Iterator[subprocess.Popen]:
 
 def test_only_one_process_at_a_time_is_inside_a_lock(tmp_path):
     """The second waits for the first, and a killed one leaves it."""
-    with process(f"with files.locked(Path({str(tmp_path / 'lock')!r})): stay(0)") as other:
+    with process(f"with files.file_lock(Path({str(tmp_path / 'lock')!r})): stay(0)") as other:
         threading.Timer(0.5, other.kill).start()
         started = time.monotonic()
-        with files.locked(tmp_path / "lock"):
+        with files.file_lock(tmp_path / "lock"):
             assert time.monotonic() - started > 0.3
 
 
