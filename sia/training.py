@@ -92,6 +92,8 @@ def distill(
     """
     check_loss(loss)
     check_trainable(value_model)
+    # a column of pandas, say, has labels that are no numbers of rows
+    prompts, responses, rewards = list(prompts), list(responses), list(rewards)
     if not len(prompts) == len(responses) == len(rewards):
         raise ValueError(
             "prompts, responses and rewards must be as many, "
@@ -232,6 +234,9 @@ def optimise(
 ) -> None:
     """Train a model in place: AdamW, 5% warm-up, cosine to zero, gradient norm at most 1.
 
+    Weights in half precision are rounded copies of ones in float32 that learn: most steps are
+    smaller than the spacing of bfloat16.
+
     Args:
         model: Ends in eval mode and without gradients, after an error too.
         batches: Example numbers of each step.
@@ -240,13 +245,21 @@ def optimise(
         weight_decay: Weight decay of AdamW.
         progress: Called with the example numbers of each step that is done.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    weights = list(model.parameters())
+    learned = [
+        weight.detach().float()
+        if weight.requires_grad and weight.dtype != torch.float32
+        else weight
+        for weight in weights
+    ]
+    rounded = [pair for pair in zip(weights, learned, strict=True) if pair[0] is not pair[1]]
+    optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
     model.train()
     try:
         for indices in batches:
             loss = batch_loss(indices)
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             if not bool(loss.isfinite() & norm.isfinite()):
@@ -254,11 +267,16 @@ def optimise(
                     f"loss and gradient must be finite, got {loss.item()} and {norm.item()} "
                     f"from examples {indices}"
                 )
+            for weight, exact in rounded:
+                exact.grad = None if weight.grad is None else weight.grad.float()
             optimizer.step()
+            with torch.no_grad():
+                for weight, exact in rounded:
+                    weight.copy_(exact)
             schedule.step()
             progress(indices)
     finally:
-        optimizer.zero_grad()
+        model.zero_grad()
         model.eval()
 
 

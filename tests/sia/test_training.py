@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from itertools import chain
 
+import pandas as pd
 import pytest
 import torch
 from transformers import BertConfig, BertModel, T5Config, T5Model
@@ -67,6 +68,35 @@ def test_distillation_learns_the_rewards(loss):
     assert low < -1 < 1 < high
     assert sum(tokens) == 12 * sum(len(prompt) + 3 for prompt in prompts)
     assert_at_rest(model)
+
+
+def test_columns_of_a_shuffled_table_go_together_by_place():
+    responses = [[8, tiny.EOS], [7, tiny.EOS], [9, tiny.EOS]]
+    table = pd.DataFrame({"prompt": tiny.prompts(3), "response": responses, "reward": [0.0, 1, 2]})
+    table = table.iloc[[2, 0, 1]]
+    settings = {"loss": "token", "epochs": 2, "learning_rate": 3e-3, "batch_size": 2, "seed": 0}
+    by_list, by_column = new_model(), new_model()
+    distill(by_list, *(table[name].tolist() for name in table), **settings)
+    distill(by_column, *(table[name] for name in table), **settings)
+    torch.testing.assert_close(by_column.state_dict(), by_list.state_dict(), atol=0, rtol=0)
+
+
+def test_weights_in_bfloat16_learn_by_steps_below_their_spacing():
+    models = [new_model(), ValueModel.from_backbone(tiny.language_model("qwen3").bfloat16())]
+    for model in models:
+        before = model.backbone.layers[0].mlp.up_proj.weight.detach().clone()
+        responses, rewards = [[8, 9, tiny.EOS], [7, 9, tiny.EOS]] * 8, [-2.0, 2.0] * 8
+        distill(
+            model, tiny.prompts(16), responses, rewards, loss="token", epochs=20,
+            learning_rate=2e-5, batch_size=8, seed=0,
+        )  # fmt: skip
+        after = model.backbone.layers[0].mlp.up_proj.weight
+        assert after.dtype == before.dtype
+        assert (after != before).float().mean() > 0.1
+        assert_at_rest(model)
+    first, second = (model.backbone.layers[0].mlp.up_proj.weight.float() for model in models)
+    spacing = torch.finfo(torch.bfloat16).eps * first.abs().max()
+    torch.testing.assert_close(first, second, atol=2 * spacing.item(), rtol=0)
 
 
 def test_distill_refuses_unequal_lists():
