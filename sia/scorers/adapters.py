@@ -15,7 +15,6 @@ from sia.scorers.loading import PLACE_OPTIONS, existing, load_backbone
 if TYPE_CHECKING:
     from peft import PeftConfig  # takes seconds to import
 
-PREFIX = "base_model.model."  # of the names of weights in PEFT's files
 HEADS = ("score.", "classifier.", "logits_proj.")  # how the names of their weights begin
 PLAIN_STARTS = (None, True, False, "gaussian")  # others (PiSSA, …) change the backbone's weights
 
@@ -59,7 +58,7 @@ def save(backbone: PreTrainedModel, name: str, config: "PeftConfig", folder: Pat
 
     weights = get_peft_model_state_dict(backbone, adapter_name=name)
     save_file(
-        {f"{PREFIX}{key}": weight.contiguous() for key, weight in weights.items()},
+        {f"{published.PREFIX}{key}": weight.contiguous() for key, weight in weights.items()},
         folder / published.ADAPTER_WEIGHTS[0],
     )
     config.save_pretrained(str(folder))
@@ -73,8 +72,10 @@ def load(folder: Path, source: str | Path | None, options: dict[str, Any]) -> Pr
         source: Path or Hub id of the backbone; None for the one that the adapter names.
         options: For the backbone's from_pretrained.
     """
-    source = source or _named_model(folder / published.ADAPTER_CONFIG)
-    backbone = load_backbone(source, options)
+    places: dict[str, str] = {}
+    if source is None:
+        source, places = _named_model(folder / published.ADAPTER_CONFIG)
+    backbone = published.refuse_adapted(load_backbone(source, {**options, **places}), source)
     adapted = published.load_adapter(backbone, folder, source, keep_half=True)
     return cast(PreTrainedModel, adapted.get_base_model())
 
@@ -104,24 +105,24 @@ def load_complete(
     from peft import load_peft_weights
 
     weights = load_peft_weights(path, device="cpu", **places)
-    source = _named_model(Path(file))
-    brought = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    source, place = _named_model(Path(file))
+    brought = {name.removeprefix(published.PREFIX): weight for name, weight in weights.items()}
     # of a head of several layers, the last gives fewest numbers
     heads = [len(weight) for name, weight in brought.items() if name.startswith(HEADS)]
     labels = {"num_labels": min(heads)} if heads else {}
     own = ("revision", "subfolder")  # of the adapter
     further = {name: value for name, value in options.items() if name not in own}
-    model = loading.load_complete(auto_class, source, noun, {**labels, **further}, brought)
+    model = loading.load_complete(auto_class, source, noun, {**labels, **further, **place}, brought)
     adapted = published.load_adapter(model, path, source, **places)
     return cast(PreTrainedModel, adapted.get_base_model())
 
 
-def _named_model(file: Path) -> str:
-    """Return path or Hub id of the model that the config of an adapter names."""
-    named = published.read_json(file).get("base_model_name_or_path")
+def _named_model(file: Path) -> tuple[str, dict[str, str]]:
+    """Return path or Hub id of the model that an adapter's config names, and its revision."""
+    named, revision = published.backbone_of_adapter(file)
     if not named:
         raise ValueError(
             f"base_model_name_or_path in {file} must be the path or Hub id of the model that the "
             f"adapter was trained on, got {named!r}"
         )
-    return named
+    return named, published.revision_option(revision)

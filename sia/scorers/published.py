@@ -13,7 +13,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftModel  # takes seconds to import
 
 CONFIG_FILE, ADAPTER_FOLDER, HEAD_FILE = "model_config.json", "lora_weights", "token_reward_head.pt"
+PREFIX = "base_model.model."  # of the names of weights in PEFT's files
 ADAPTER_CONFIG, MODEL_CONFIG = "adapter_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # either will do
 KINDS = {
@@ -72,8 +73,7 @@ def read(
             f"{folder} names no backbone: pass backbone, "
             "the path or Hub id of the model that its adapter was trained on"
         )
-    places = {"revision": revision} if revision else {}
-    model = load_backbone(source, kind, {**options, **places})
+    model = load_backbone(source, kind, {**options, **revision_option(revision)})
     size = output_size(model)
     if settings.get("hidden_size", size) != size:
         raise ValueError(
@@ -102,8 +102,18 @@ def named_backbone(folder: Path) -> tuple[str | None, str | None]:
     settings = read_json(folder / CONFIG_FILE)
     if named := next(filter(None, map(settings.get, BACKBONE_NAMES)), None):
         return named, settings.get(BACKBONE_REVISION)
-    adapter = read_json(folder / ADAPTER_FOLDER / ADAPTER_CONFIG)
-    return adapter.get("base_model_name_or_path"), adapter.get("revision")
+    return backbone_of_adapter(folder / ADAPTER_FOLDER / ADAPTER_CONFIG)
+
+
+def backbone_of_adapter(file: Path) -> tuple[str | None, str | None]:
+    """Return the backbone that the config of an adapter names, and its revision."""
+    settings = read_json(file)
+    return settings.get("base_model_name_or_path"), settings.get("revision")
+
+
+def revision_option(revision: str | None) -> dict[str, str]:
+    """Return the option of from_pretrained for a revision, if there is one."""
+    return {"revision": revision} if revision else {}
 
 
 def load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> PreTrainedModel:
@@ -125,6 +135,21 @@ def load_backbone(source: str | Path, kind: str, options: Mapping[str, Any]) -> 
     prefix = f"{model.base_model_prefix}."
     if missing := sorted(key for key in loading["missing_keys"] if key.startswith(prefix)):
         raise ValueError(f"the backbone {source} lacks weights: {', '.join(missing)}")
+    return refuse_adapted(model, source)
+
+
+def refuse_adapted(model: PreTrainedModel, source: str | Path) -> PreTrainedModel:
+    """Return a backbone in which another adapter can be put.
+
+    Raises:
+        ValueError: If it is an adapter itself, which transformers loads together with its base: the
+            other one would take its place.
+    """
+    if "peft_config" in vars(model):
+        raise ValueError(
+            f"the backbone {source} must be a whole model, got an adapter: merge it into its base "
+            "(merge_and_unload of PEFT) and save that"
+        )
     return model
 
 
@@ -160,6 +185,7 @@ def load_adapter(
             warnings.filterwarnings("ignore", category=FutureWarning)  # peft's use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")
             weights = load_peft_weights(str(adapter), device="cpu", **places)
+            _resize_vocabulary(model, weights)
             widen = not keep_half or any(w.dtype == torch.float32 for w in weights.values())
             # trainable, so that `distill` goes on with it
             adapted = PeftModel.from_pretrained(
@@ -176,8 +202,17 @@ def load_adapter(
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(
             f"the adapter in {adapter} does not fit the backbone {source}: "
-            f"{str(error).splitlines()[0]}"
+            + " ".join(line.strip() for line in str(error).splitlines()[:2])
         ) from error
+
+
+def _resize_vocabulary(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Give a backbone as many tokens as the adapter has embeddings for, if it brings any."""
+    embeddings = model.get_input_embeddings()
+    names = [name for name, module in model.named_modules() if module is embeddings]
+    brought = [weights[key] for name in names if (key := f"{PREFIX}{name}.weight") in weights]
+    if brought and len(brought[0]) != cast(nn.Embedding, embeddings).num_embeddings:
+        model.resize_token_embeddings(len(brought[0]), mean_resizing=False)
 
 
 def _read_head(file: Path) -> nn.Linear:

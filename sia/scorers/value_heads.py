@@ -67,14 +67,14 @@ def read(
         published.refuse_backbone(folder, backbone)
         model = load_backbone(folder, options)
         return model, head.to(input_device(model))
-    source = backbone or published.read_json(folder / published.ADAPTER_CONFIG).get(
-        "base_model_name_or_path"
-    )
+    config = folder / published.ADAPTER_CONFIG
+    source, revision = (backbone, None) if backbone else published.backbone_of_adapter(config)
     if not source:
         raise ValueError(
             f"{folder} names no backbone: pass backbone, "
             "the path or Hub id of the model that its adapter was trained on"
         )
+    options = {**options, **published.revision_option(revision)}
     model = published.load_backbone(source, "causal_lm", options)
     merged = published.load_adapter(model, folder, source).merge_and_unload()
     return backbone_of(merged), head.to(input_device(merged))

@@ -22,6 +22,7 @@ from sia import (
     VocabularyValueModel,
     distill,
 )
+from sia.scorers import published
 from sia.scorers.candidate_values import CandidateValues
 from tests.helpers import tiny
 from tests.sia.scorers.test_reward import adapted
@@ -253,6 +254,55 @@ def test_options_say_how_the_hub_is_reached(tmp_path):
     assert RewardScorer.from_pretrained("own/reward", **options).tokenizer is not None
     loaded = RewardScorer.from_pretrained(tmp_path / "adapter", **options).model
     torch.testing.assert_close(loaded(IDS).logits, adapter(IDS).logits)
+
+
+@torch.no_grad()
+def test_adapters_bring_the_tokens_that_were_added(tmp_path):
+    for auto_class, labels in ((CAUSAL, None), (REWARD, 1)):
+        options = {} if labels is None else {"num_labels": labels}
+        model = auto_class.from_pretrained(base(tmp_path), **options)
+        model.resize_token_embeddings(tiny.VOCABULARY + 2)
+        task = {"task_type": "SEQ_CLS"} if labels else {}
+        model = adapted(LoraConfig(**LORA, target_modules=["q_proj"], **task), model).eval()
+        ids = torch.tensor([[7, tiny.VOCABULARY + 1, tiny.EOS]])
+        if labels:
+            model.save_pretrained(tmp_path / "reward")
+            loaded = RewardScorer.from_pretrained(tmp_path / "reward").model
+            torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+        else:
+            values = value_model(model)
+            values.save_pretrained(tmp_path / "values")
+            again = ValueModel.from_pretrained(tmp_path / "values")
+            torch.testing.assert_close(again.state_dict(), values.state_dict(), atol=0, rtol=0)
+            torch.testing.assert_close(again(ids), values(ids))
+
+
+def test_a_backbone_that_is_an_adapter_itself_is_refused(tmp_path):
+    lora(CAUSAL, base(tmp_path)).save_pretrained(tmp_path / "sft")
+    value_model(lora(CAUSAL, base(tmp_path))).save_pretrained(tmp_path / "values")
+    message = r"the backbone .*sft must be a whole model, got an adapter: merge it into its base"
+    with pytest.raises(ValueError, match=message):
+        ValueModel.from_pretrained(tmp_path / "values", tmp_path / "sft")
+    with pytest.raises(ValueError, match=message):
+        published.load_backbone(tmp_path / "sft", "causal_lm", {})
+
+
+@pytest.mark.parametrize(("auto_class", "load"), [(CAUSAL, ValueModel), (REWARD, RewardScorer)])
+def test_the_revision_that_an_adapter_names_is_loaded(auto_class, load, tmp_path, monkeypatch):
+    labels = {"labels": 1, "task_type": "SEQ_CLS"} if load is RewardScorer else {}
+    model = lora(auto_class, base(tmp_path), **labels)
+    model.peft_config["default"].revision = "v1"
+    (model if labels else value_model(model)).save_pretrained(tmp_path / "adapter")
+    revisions, original = [], AutoModel.from_pretrained.__func__
+
+    def record(cls, *arguments, **options):
+        revisions.append(options.get("revision"))
+        return original(cls, *arguments, **options)
+
+    for cls in (AutoModel, REWARD):
+        monkeypatch.setattr(cls, "from_pretrained", classmethod(record))
+    load.from_pretrained(tmp_path / "adapter")
+    assert revisions == ["v1"]
 
 
 @pytest.mark.parametrize("config_class", [RobertaConfig, ElectraConfig])
