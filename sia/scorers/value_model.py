@@ -58,7 +58,7 @@ class ValueModel(nn.Module, Scorer):
                 f"the value head must be Linear({size}, 1) for this backbone, "
                 f"got Linear({head.in_features}, {head.out_features})"
             )
-        self.backbone, self.head = backbone, head.float()
+        self.backbone, self.head = backbone, _with_bias(head)
 
     @classmethod
     def from_backbone(cls, model: "PreTrainedModel | PeftModel") -> Self:
@@ -205,7 +205,8 @@ class ValueModel(nn.Module, Scorer):
         ).last_hidden_state
         # a head that torch has quantised has no parameters
         device = next(self.head.parameters(), hidden).device
-        return self.head(hidden.to(device, torch.float32)).squeeze(-1)
+        with torch.autocast(device.type, enabled=False):
+            return self.head(hidden.to(device, torch.float32)).squeeze(-1)
 
     @override
     def start_session(
@@ -236,6 +237,19 @@ class ValueSession(CachedSession):
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         return self.prefixes.last(rows, responses, lengths)
+
+
+def _with_bias(head: nn.Linear) -> nn.Linear:
+    """Return a head in float32 that has a bias: itself or, of another kind, a copy."""
+    if head.bias is not None and head.weight.dtype == torch.float32:
+        return head
+    copy = nn.Linear(
+        head.in_features, head.out_features, device=head.weight.device, dtype=torch.float32
+    )
+    with torch.no_grad():
+        copy.weight.copy_(head.weight)
+        copy.bias.zero_() if head.bias is None else copy.bias.copy_(head.bias)
+    return copy
 
 
 def check_value_model(model: Any) -> None:

@@ -136,6 +136,28 @@ def test_a_head_of_the_wrong_size_is_refused():
         ValueModel(tiny.language_model("qwen3").base_model, torch.nn.Linear(31, 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_head_of_a_critic_has_no_bias_and_stays_as_it_is(dtype, tmp_path):
+    critic, ids = tiny.reward_model("llama").to(dtype), torch.tensor([[5, 6, 7]])
+    values = ValueModel(critic.model, critic.score)
+    assert (critic.score.weight.dtype, critic.score.bias) == (dtype, None)
+    hidden = critic.model(ids).last_hidden_state.float()
+    torch.testing.assert_close(values(ids), hidden @ critic.score.weight[0].float())
+    values.save_pretrained(tmp_path)
+    assert torch.equal(ValueModel.from_pretrained(tmp_path)(ids), values(ids))
+
+
+@torch.no_grad()
+def test_autocast_leaves_the_head_in_float32():
+    values, ids = tiny.value_model("llama"), torch.tensor([[5, 6, 7]])
+    torch.nn.init.constant_(values.head.bias, 1000.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = values.backbone(input_ids=ids).last_hidden_state.float()
+        rounded = values(ids)
+    torch.testing.assert_close(rounded, hidden @ values.head.weight[0] + values.head.bias)
+
+
 @torch.no_grad()
 def test_preallocated_cache_equals_transformers_own():
     model, ids, kept = (
