@@ -69,6 +69,8 @@ class RewardScorer(ClosedScorer):
             raise ValueError(
                 f"a reward model must have one label, {type(model).__name__} has {labels}"
             )
+        self.names_eos = eos_token_id is not None
+        closing = None if closing is None else [python_value(token) for token in closing]
         if eos_token_id is None:
             eos_token_id = config.eos_token_id
             if closing and not isinstance(eos_token_id, int):
@@ -129,16 +131,20 @@ class RewardScorer(ClosedScorer):
     ) -> Self:
         """Return the scorer with the closing of a tokenizer's template, unless it names its own.
 
-        A template that ends responses in other tokens than the scorer changes no closing.
+        A template that ends responses in other tokens than `eos_token_id` of the caller changes no
+        closing.
         """
         closed = super().closed_by(tokenizer, stop_tokens)
         if self.names_closing or tokenizer is None or not tokenizer.chat_template:
             return closed
         closing = closing_tokens(tokenizer)
-        if self.eos_token_id not in closing:
+        if self.names_eos and self.eos_token_id not in closing:
             return closed
         scorer = type(self)(
-            self.model, self.eos_token_id, stop_tokens=closed.end_tokens, closing=closing
+            self.model,
+            self.eos_token_id if self.names_eos else None,
+            stop_tokens=closed.end_tokens,
+            closing=closing,
         )
         scorer.tokenizer = self.tokenizer
         return scorer
