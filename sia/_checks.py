@@ -9,7 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sia._inputs import check_sequences
 from sia._kv_cache import check_decoder, check_positions
+from sia.scorers.autoregressive import AutoregressiveScorer
 from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session, known_tokenizers
+from sia.scorers.loading import unwrap
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering, candidate_count
 
@@ -108,11 +110,23 @@ def check_steering(
     shared = vocabulary_size(model)
     if steering is not None:
         shared = check_vocabulary(model, steering.scorer, "scorer", tokenizer)
+        check_apart(model, steering.scorer)
     if candidates > shared:
         raise ValueError(
             f"candidates must be at most the vocabulary of {shared} tokens, got {candidates}"
         )
     return shared
+
+
+def check_apart(model: PreTrainedModel, scorer: Scorer) -> None:
+    """Raise ValueError for a guide that is an adapter in the very language model it steers."""
+    if not isinstance(scorer, AutoregressiveScorer) or scorer.model is not unwrap(model):
+        return
+    if "peft_config" in vars(scorer.model):
+        raise ValueError(
+            "language model and autoregressive reward model must be two models, got one (PEFT puts "
+            "adapters into the model that it wraps): load the language model apart"
+        )
 
 
 def check_vocabulary(
@@ -190,15 +204,35 @@ def check_tokenizers(
 
 
 def check_values(
-    values: Tensor, rows: Tensor, prompt_indices: Sequence[int], samples: int, step: int
+    values: Tensor,
+    valued: Tensor,
+    rows: Tensor,
+    prompt_indices: Sequence[int],
+    samples: int,
+    step: int,
 ) -> None:
-    """Raise FloatingPointError for values that would silently decide the token.
+    """Check values that would silently decide the token.
 
-    These are NaN, infinity, and what times β would be infinity.
+    Args:
+        values: What a session returned.
+        valued: What it was asked about: candidates `(n, K)`, or a number for each response `(n,)`.
+        rows: Their rows, `(n,)`.
+        prompt_indices: Number of each prompt, for messages.
+        samples: Rows per prompt.
+        step: Number of the token, for messages.
+
+    Raises:
+        ValueError: If the values have another shape than what they are of.
+        FloatingPointError: For NaN, infinity, and what times β would be infinity.
     """
+    if values.shape != valued.shape:
+        raise ValueError(
+            f"a session must return values of the shape {tuple(valued.shape)}, "
+            f"got {tuple(values.shape)}"
+        )
     wrong = ~(values.abs() <= LARGEST_VALUE)
     if bool(wrong.any()):
-        row = int(rows[wrong.any(1)][0])
+        row = int(rows[wrong.view(len(rows), -1).any(1)][0])
         value = values[wrong][0].item()
         raise FloatingPointError(
             f"values must be finite and at most ±{LARGEST_VALUE:g}, got {value:g} at "

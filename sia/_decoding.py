@@ -387,7 +387,7 @@ class Decoding:
             candidates = candidates.where(possible, candidates[:, :1])
         prefixes = self.responses.tokens[rows, : self.step]
         values = self.session.score(rows, prefixes, candidates).to(prediction.base_logits)
-        check_values(values, rows, self.prompt_indices, self.samples, self.step)
+        check_values(values, candidates, rows, self.prompt_indices, self.samples, self.step)
         return values
 
     def _pick(self, prediction: Prediction, scores: Tensor, noise: Tensor) -> Tensor:

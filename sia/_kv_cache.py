@@ -61,6 +61,11 @@ def check_model(model: Any) -> None:
     # when PEFT's generate is called, the model within has a method of the wrapper
     outer = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", model)
     kinds = [getattr(wrapper, "active_peft_config", None) for wrapper in (model, outer)]
+    inner = dict(model.named_children()).get("_orig_mod", model)
+    if not isinstance(inner, PreTrainedModel) and not any(kinds):  # TRL's, around a value head
+        raise TypeError(
+            f"a model must be one of transformers, got {type(model).__name__}: pass the model in it"
+        )
     for kind in filter(None, kinds):
         if kind.is_prompt_learning:
             raise ValueError(

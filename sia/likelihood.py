@@ -92,6 +92,8 @@ def log_likelihoods(
     """
     check_model(model)
     value_prompts = prompts if value_prompts is None else value_prompts
+    # a column of pandas, say, has labels that are no numbers of rows
+    prompts, responses, value_prompts = map(list, (prompts, responses, value_prompts))
     count = candidate_count(steering, candidates)
     batch_size = whole_number("batch_size", batch_size, 1)
     seed = whole_number("seed", seed)
@@ -267,7 +269,7 @@ class _Batch:
         places = opened.nonzero().squeeze(1)
         if self.steering is None or self.session is None or len(places) == 0:
             return scores
-        prefixes = self.tokens[rows[places], :step]
-        values = self.session.score(rows[places], prefixes, candidates[places]).to(scores)
-        check_values(values, rows[places], self.prompt_indices, 1, step)
+        rows, candidates = rows[places], candidates[places]
+        values = self.session.score(rows, self.tokens[rows, :step], candidates).to(scores)
+        check_values(values, candidates, rows, self.prompt_indices, 1, step)
         return scores.index_copy(0, places, steer(scores[places], values, self.steering))

@@ -184,7 +184,9 @@ def _search(
         scores = session.score_responses(
             rows, responses.tokens[rows, :step], responses.lengths[rows]
         ).to(rewards)
-        check_values(scores[:, None], rows, decoding.prompt_indices, samples, step - 1)
+        check_values(
+            scores, responses.lengths[rows], rows, decoding.prompt_indices, samples, step - 1
+        )
         rewards.view(-1)[rows] = scores
         active = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
         active[decoding.active_rows] = True

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -100,6 +101,17 @@ def test_value_prompts_count():
     score = partial(log_likelihoods, MODEL, steering, PROMPTS, tiny.tokens(generate(steering)))
     usual, other = score(), score(value_prompts=[[9, 8, 7]] * 5)
     assert [a.total for a in usual] != [b.total for b in other]
+
+
+def test_columns_of_a_filtered_table_go_together_by_place():
+    table = pd.DataFrame({"prompt": PROMPTS, "response": [[8 + i, 9] for i in range(5)]})
+    table = table.iloc[[3, 0, 4]]
+    steering = Steering(VALUES, EveryToken(), candidates=60)
+    by_list, by_column = (
+        [each.total for each in log_likelihoods(MODEL, steering, *columns)]
+        for columns in ((list(table.prompt), list(table.response)), (table.prompt, table.response))
+    )
+    assert by_column == by_list
 
 
 def test_responses_may_end_where_the_positions_do():

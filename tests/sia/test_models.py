@@ -65,7 +65,19 @@ def on_mps():
     return Qwen3ForCausalLM(MODEL.config).eval()
 
 
+class WithValueHead(nn.Module):
+    """A wrapper of another library, which has the config of the model in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pretrained_model, self.config = MODEL, MODEL.config
+
+
 NO_MODELS = {
+    "another library's wrapper": (
+        WithValueHead,
+        "a model must be one of transformers, got WithValueHead: pass the model in it",
+    ),
     "a device without float64": (
         on_mps,
         "tokens are sampled in float64, which Apple's MPS lacks: move the model to the CPU",

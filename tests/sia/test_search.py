@@ -1,5 +1,6 @@
 """Best-of-N and chunk beam search against plain loops over single responses."""
 
+import re
 from dataclasses import astuple, replace
 from functools import partial
 
@@ -8,7 +9,16 @@ import pytest
 import torch
 
 import sia
-from sia import EntropyGate, RandomGate, RewardScorer, RolloutScorer, Steering, _sampling
+from sia import (
+    EntropyGate,
+    EveryToken,
+    RandomGate,
+    RewardScorer,
+    RolloutScorer,
+    Steering,
+    _sampling,
+    log_likelihoods,
+)
 from sia._decoding import Decoding
 from sia._inputs import pad_left
 from sia.search import select_beams
@@ -237,6 +247,47 @@ def test_rewards_of_a_users_scorer_may_have_any_dtype(dtype):
 
     (best,) = best_of_n([[7, 8]], Length(), 4)
     assert best.reward == len(best.token_ids)
+
+
+class Shaped:
+    """A user's scorer and session, whose values have another shape than they should."""
+
+    vocabulary_size, meters = tiny.VOCABULARY, ()
+
+    def __init__(self, form):
+        self.form = form
+
+    def start_session(self, prompts, max_new_tokens, samples=1):
+        return self
+
+    def score(self, rows, responses, candidates):
+        return self.form(candidates.float() / 10)
+
+    def score_responses(self, rows, responses, lengths):
+        return self.form(lengths[:, None].float())
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        (lambda values: values[:1], ("(1, 4)", "(1, 1)")),
+        (lambda values: values[:, 0], ("(4,)", None)),
+        (lambda values: values[:, :1], ("(4, 1)", "(4, 1)")),
+    ],
+)
+def test_values_of_another_shape_are_refused(form, shapes):
+    """Broadcast, they would steer a row by the values of others."""
+    of_candidates, of_responses = (re.escape(f"got {shape}") for shape in shapes)
+    steering = Steering(Shaped(form), EveryToken(), candidates=4)
+    message = r"a session must return values of the shape \(4, 4\), " + of_candidates
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(MODEL, tiny.prompts(4), steering)
+    with pytest.raises(ValueError, match=message):
+        log_likelihoods(MODEL, steering, tiny.prompts(4), [[7]] * 4)
+    if shapes[1]:
+        message = r"a session must return values of the shape \(4,\), " + of_responses
+        with pytest.raises(ValueError, match=message):
+            best_of_n([[7]], Shaped(form), 4)
 
 
 def test_a_greedy_checkpoint_is_refused_as_a_greedy_call_is(monkeypatch):

@@ -110,6 +110,16 @@ def test_autoregressive_rewards_are_log_probabilities(family, samples):
     torch.testing.assert_close(moved, moved[sources], atol=1e-4, rtol=1e-5)
 
 
+def test_a_guide_that_is_an_adapter_in_the_language_model_is_refused():
+    model = tiny.language_model("qwen3")
+    apart = copy.deepcopy(model)
+    guide = AutoregressiveScorer(adapted(LoraConfig(r=2, target_modules=["q_proj"]), model))
+    steering = Steering(guide, EveryToken())
+    assert tiny.generate(apart, [[7]], steering, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"must be two models, got one \(PEFT puts adapters into"):
+        tiny.generate(model, [[7]], steering, max_new_tokens=2)
+
+
 def test_steering_by_an_autoregressive_reward_multiplies_the_policies():
     """GenARM: π·π_r^β over the candidates, at every token."""
     reward, prompts = tiny.language_model("qwen3", seed=9), tiny.prompts(4, seed=5)
@@ -259,7 +269,7 @@ def test_no_head_hides_that_masks_are_not_followed(dtype, weight, bias):
     values.head.bias.detach().fill_(bias)
     for _ in range(2):
         session = values.start_session(tiny.prompts(4, seed=3), 6)
-        assert session.prefixes.whole
+        assert session.prefixes.uncached
         torch.nn.init.normal_(values.head.weight)  # as after training
 
 
@@ -668,6 +678,24 @@ def test_a_search_rewards_a_finished_response_as_its_model_card_does(named):
     card = reward(input_ids=torch.tensor([ids])).logits.item()
     assert best.reward == pytest.approx(card, abs=1e-4)
     assert trajectory_rewards(reward, [ids])[0] == pytest.approx(card, abs=1e-4)
+
+
+def test_a_template_may_end_responses_otherwise_than_the_config(tmp_path):
+    """As Gemma's does; an end that the caller names is kept."""
+    tokenizer, reward = tiny.tokenizer(), tiny.reward_model("qwen3")
+    tokenizer.chat_template = (
+        "{% for m in messages %}w10 {{ m['content'] }} w11 {% endfor %}"
+        "{% if add_generation_prompt %}w10{% endif %}"
+    )
+    closing = closing_tokens(tokenizer)
+    assert tiny.EOS not in closing
+    reward.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    in_memory = RewardScorer(reward).closed_by(tokenizer)
+    loaded = RewardScorer.from_pretrained(tmp_path)
+    assert in_memory.closing == loaded.closing == closing
+    assert in_memory.end_tokens == loaded.end_tokens
+    assert RewardScorer(reward, tiny.EOS).closed_by(tokenizer).closing == [tiny.EOS]
 
 
 @pytest.mark.parametrize(
