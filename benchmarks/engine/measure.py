@@ -20,7 +20,11 @@ from benchmarks.spec.cells import DIVERGENCE_GATES, Cell, Shard
 from benchmarks.spec.methods import ARGS, REWARD, method_of_scorer
 from benchmarks.spec.model_kinds import BASE
 from benchmarks.subjects.base import Subject
-from benchmarks.subjects.scoring import sequence_log_likelihoods, trajectory_rewards
+from benchmarks.subjects.scoring import (
+    require_finite,
+    sequence_log_likelihoods,
+    trajectory_rewards,
+)
 from sia import Generation, Steering, chunk_beam_search
 from sia.signals import Attention, Divergence, PredictedDivergence, Signal
 
@@ -199,6 +203,8 @@ def choose_best(
     model = reward_model(subject, REWARD)
     conversations = [subject.conversations(prompts, responses, REWARD) for responses in samples]
     rewards = [trajectory_rewards(model, each) for each in conversations]
+    for of_sample, responses in zip(rewards, samples, strict=True):
+        require_finite(of_sample, (repr(response.text) for response in responses))
     return [samples[best][i] for i, best in enumerate(np.argmax(rewards, axis=0))]
 
 

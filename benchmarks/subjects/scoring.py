@@ -1,6 +1,7 @@
 """Rewards and log-likelihoods of whole sequences, computed in batches of like length."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -95,6 +96,13 @@ def trajectory_rewards(
         last = every.gather(1, tokens.sum(1, keepdim=True) - 1).squeeze(1)
         rewards[batch] = last.cpu().numpy()
     return rewards
+
+
+def require_finite(rewards: Iterable[float], rated: Iterable[object]) -> None:
+    """Raise FloatingPointError, which shows what is rated, for a reward that is not finite."""
+    for reward, what in zip(rewards, rated, strict=True):
+        if not math.isfinite(reward):
+            raise FloatingPointError(f"rewards must be finite, the model gives {reward} for {what}")
 
 
 @torch.no_grad()

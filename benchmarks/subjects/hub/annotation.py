@@ -1,6 +1,5 @@
 """Rewards of examples, window by window: what a worker does for `scripts/annotate_rewards.py`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ from benchmarks.runtime.memory import memory_errors
 from benchmarks.spec.profile import Source
 from benchmarks.subjects.hub.models import chat_ids, place, tokenizer_of
 from benchmarks.subjects.hub.prompts import Example
-from benchmarks.subjects.scoring import trajectory_rewards
+from benchmarks.subjects.scoring import require_finite, trajectory_rewards
 from sia import RewardScorer
 
 TOO_LONG, REFUSED = "too long", "refused by the chat template"
@@ -90,10 +89,7 @@ def score_examples(
         if len(ids) <= longest:
             token_ids[number] = ids
     rewards = trajectory_rewards(model, list(token_ids.values()), batch_tokens).tolist()
+    require_finite(rewards, (examples[number] for number in token_ids))
     for number, reward in zip(token_ids, rewards, strict=True):
-        if not math.isfinite(reward):
-            raise FloatingPointError(
-                f"rewards must be finite, the model gives {reward} for {examples[number]}"
-            )
         results[number] = reward
     return results

@@ -1,5 +1,6 @@
 """What turns a cell into steering and responses into rows, on tiny models."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,19 @@ def test_the_best_try_is_the_earliest_of_highest_reward(models, monkeypatch):
     best = measure.choose_best(Lab(), tries, tiny.prompts(2))
     assert best[0] is tries[1][0]
     assert best[1] is tries[0][1]
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+def test_a_reward_that_is_no_number_is_not_the_best(models, monkeypatch, reward):
+    monkeypatch.setattr(
+        measure, "trajectory_rewards", lambda model, sequences: np.array([1.0, reward])
+    )
+    responses = generate(
+        models["base"], TOKENIZER, tiny.prompts(2), max_new_tokens=3, progress=False
+    )
+    text = re.escape(repr(responses[1].text))
+    with pytest.raises(FloatingPointError, match=rf"must be finite, .* gives {reward} for {text}"):
+        measure.choose_best(Lab(), [responses], tiny.prompts(2))
 
 
 def test_bigrams_are_counted_over_the_samples_of_a_prompt():
