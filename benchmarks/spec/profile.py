@@ -32,6 +32,11 @@ from benchmarks.spec.model_kinds import (
 
 PROFILES = Path(__file__).with_name("profiles")
 LIMITED = "-limit"  # in the name of a trial, before the number of prompts
+# where a model that is an adapter, or a published value model, names its backbone
+NAMING_FILES = ("model_config.json", "adapter_config.json", "lora_weights/adapter_config.json")
+BACKBONE_KEYS = (
+    "base_model_name_or_path", "base_model_name", "base_model", "model_name_or_path", "model_name",
+)  # fmt: skip
 JUDGE_METRICS = ("judge", "fluency_errors")  # scores of the lab's judge
 
 Count = Annotated[int, Field(ge=1)]
@@ -44,6 +49,10 @@ Strength = Annotated[float, Field(gt=0)]  # β: infinity stands for values alone
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+LAB_MODELS = (  # names of the models that the lab trains
+    BASE.name, "value", "instruct", "instruct-reward", REWARD, EVALUATION_REWARD,
+    "autoregressive-reward", *FITTED,
+)  # fmt: skip
 # models that a profile of the Hub may name: of every size, and what the methods need
 HUB_MODELS = (
     *(str(ModelKind("base", size=size)) for size in ("", *SIZES)),
@@ -204,6 +213,7 @@ class SweepSettings:
         _require(1.0 in self.thresholds, "thresholds must contain 1.0", self.thresholds)
         power_of_2 = self.responses.bit_count() == 1 and self.responses >= self.beams
         _require(power_of_2, "responses must be a power of 2, at least beams", self.responses)
+        _require(self.beams.bit_count() == 1, "beams must be a power of 2", self.beams)
         multiple = self.beams % self.beam_width == 0
         _require(multiple, "beams must be a multiple of beam_width", self.beams)
 
@@ -376,7 +386,8 @@ class LabProfile(Profile):
 
     @override
     def has(self, kind: ModelKind | str) -> bool:
-        return ModelKind.parse(str(kind)).size in self.sizes
+        parsed = ModelKind.parse(str(kind))
+        return parsed.name in LAB_MODELS and parsed.size in self.sizes
 
     @override
     def size(self, kind: ModelKind) -> float:
@@ -422,9 +433,27 @@ class Source:
 
     @property
     def folders(self) -> list[Path]:
-        """Local folders of the model and of its backbone; none if they are on the Hub."""
-        paths = [Path(self.id, self.subfolder), *map(Path, filter(None, [self.backbone]))]
+        """Local folders of the model and of its backbone; none if they are on the Hub.
+
+        The backbone is the one that the profile names or, of an adapter, the files of the model.
+        """
+        model = Path(self.id, self.subfolder)
+        paths = [model, *map(Path, filter(None, [self.backbone or _named_backbone(model)]))]
         return [path for path in paths if path.is_dir()]
+
+
+def _named_backbone(folder: Path) -> str:
+    """Return the backbone that the files of a model name; empty if they name none."""
+    for file in (folder / name for name in NAMING_FILES):
+        if file.is_file():
+            try:
+                settings = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError:  # damaged: it is refused where it is loaded
+                continue
+            named = (settings.get(key) for key in BACKBONE_KEYS) if type(settings) is dict else ()
+            if backbone := next(filter(None, named), ""):
+                return str(backbone)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -575,6 +604,11 @@ def load_profile(name: str) -> Profile:
     """
     values = _read_toml(name)
     kind = HubProfile if "models" in values else LabProfile
+    if "hardware" in values:
+        raise ValueError(
+            f"profile {name}.toml: hardware is no part of a profile: pass DEVICE=, DTYPE= or "
+            "BATCH_SIZE="
+        )
     text = json.dumps(values | {"name": name}, default=str)
     try:
         return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")

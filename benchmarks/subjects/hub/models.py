@@ -6,6 +6,7 @@ A base model reads plain turns ("Human:", "Assistant:"), a post-trained one its 
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Self
@@ -29,6 +30,7 @@ from typing_extensions import override
 from benchmarks.runtime.fingerprints import file_states, input_states
 from benchmarks.spec.cells import OBJECTIVES, Condition
 from benchmarks.spec.methods import (
+    ARGS,
     EVALUATION_REWARD,
     INSTRUCT_REWARD,
     REWARD,
@@ -55,7 +57,7 @@ from benchmarks.subjects.hub.prompts import (
     plain_text,
     split_prompts,
 )
-from benchmarks.subjects.scoring import trajectory_rewards
+from benchmarks.subjects.scoring import require_finite, trajectory_rewards
 from sia import Generation, RewardScorer, ValueModel, closing_tokens
 from sia._checkpoints import (
     DamagedFileError,
@@ -64,6 +66,7 @@ from sia._checkpoints import (
     reading,
     refuse_other_content,
 )
+from sia._checks import check_tokenizers, padding_alone
 from sia._inputs import TEMPLATE_ERRORS, eos_token_ids
 from sia._model_identity import ModelIdentity
 from sia.gates import GATE_FILE
@@ -77,7 +80,15 @@ GIB = 2**30
 # the same weights in other formats
 NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 # given to chat templates that write today's date: a prompt must not change from day to day
-DATE = "26 Jul 2024"
+DAY = date(2024, 7, 26)
+# what templates call for the date; a function cannot be given to them
+CLOCK = (
+    "{%- macro strftime_now(form) -%}{{ form"
+    + "".join(
+        f"|replace('%{letter}', '{DAY.strftime('%' + letter)}')" for letter in "aAbBdejmyYHIMSp"
+    )
+    + " }}{%- endmacro -%}"
+)
 POST_TRAINED = (str(INSTRUCT), str(INSTRUCT_REWARD))  # which might think before they answer
 ANSWER = "the answer itself"  # stands for it where the text around it is looked up
 
@@ -214,13 +225,8 @@ def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
 
 
 def fingerprint(source: Source) -> list:
-    """Return the commit of a model or, of local files, their names and digests.
-
-    Those of a backbone that the profile does not name but the local files of a model count, too.
-    """
-    backbone = None if source.backbone else named_backbone(Path(source.id, source.subfolder))
-    folders = [*source.folders, *(backbone.folders if backbone else [])]
-    return [source.decisive_settings(), file_states(folders)]
+    """Return the commit of a model or, of local files, their names and digests."""
+    return [source.decisive_settings(), file_states(source.folders)]
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -267,7 +273,8 @@ def chat_ids(
 def chat_texts(tokenizer: PreTrainedTokenizerBase, chats: Iterable, **options) -> list[str]:
     """Return chats in a tokenizer's own template; options and errors as of `chat_ids`."""
     require_template(tokenizer)
-    options |= {"tokenize": False, "date_string": DATE}
+    template = CLOCK + tokenizer.get_chat_template()
+    options |= {"tokenize": False, "date_string": f"{DAY:%d %b %Y}", "chat_template": template}
     try:
         return [str(tokenizer.apply_chat_template(list(chat), **options)) for chat in chats]
     except TEMPLATE_ERRORS as error:
@@ -307,6 +314,42 @@ def check_models(profile: HubProfile, kinds: Iterable[str]) -> None:
                 require_template(_required_tokenizer(name, source))
         except ValueError as error:
             raise ValueError(f"models.{kind}: {error}") from error
+
+
+def kinds_of_tokens(cell: Condition) -> list[str]:
+    """Return the models that write or read the responses of a cell as tokens, not as texts."""
+    kinds = [str(cell.model)]
+    kinds += [REWARD] if cell.search == "beams" or cell.scorer == ARGS else []
+    kinds += [str(cell.scorer)] if cell.scorer and cell.scorer.name == "value" else []
+    return kinds
+
+
+def check_tokens(profile: HubProfile, kinds: Iterable[str]) -> None:
+    """Check that token ids are the same tokens to the base and to these models.
+
+    Raises:
+        ValueError: If an id is another token to a model, or is beyond the base's vocabulary.
+    """
+    base = profile.models["base"]
+    tokenizer = tokenizer_of(base)
+    tokens = max(len(tokenizer), config_of(base).get_text_config().vocab_size)
+    for kind in kinds:
+        other = tokenizer_of(profile.models[kind])
+        try:
+            check_tokenizers(tokenizer, other, kind)
+        except ValueError as error:
+            raise ValueError(f"models.{kind}: {error}") from error
+        if (highest := max(other.get_vocab().values())) >= tokens:
+            raise ValueError(
+                f"models.{kind}: its tokenizer must have tokens of the base alone, which has "
+                f"{tokens}, got token {highest}"
+            )
+        own = config_of(profile.models[kind]).get_text_config().vocab_size if kind == REWARD else 0
+        needed = len(tokenizer) - (padding_alone(tokenizer) == len(tokenizer) - 1)
+        if 0 < own < needed:
+            raise ValueError(
+                f"models.{kind}: its vocabulary must have the {needed} tokens of the base, got {own}"
+            )
 
 
 def _required_tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
@@ -440,6 +483,8 @@ class HubModels(Subject):
         kinds = dict.fromkeys(kind for cell in cells for kind in kinds_of(cell))
         settled = pin(replace(profile, hardware=hardware), kinds)
         check_models(settled, kinds)
+        sharing = dict.fromkeys(kind for cell in cells for kind in kinds_of_tokens(cell))
+        check_tokens(settled, sharing)
         name, device = profile.name, f"{hardware.device}, {hardware.dtype}"
         print(f"{name}: {len(kinds)} models at hand; {device}, batches of {hardware.batch_size}")
         subject = cls(settled)
@@ -655,4 +700,6 @@ class HubModels(Subject):
     ) -> np.ndarray:
         """Return the raw rewards of the evaluation reward model, float32 `(responses,)`."""
         conversations = self.conversations(prompts, responses, EVALUATION_REWARD)
-        return trajectory_rewards(reward_model(EVALUATION_REWARD), conversations).astype(np.float32)
+        rewards = trajectory_rewards(reward_model(EVALUATION_REWARD), conversations)
+        require_finite(rewards, (repr(response.text) for response in responses))
+        return rewards.astype(np.float32)

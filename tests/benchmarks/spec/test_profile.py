@@ -75,6 +75,16 @@ SMOKE = load_profile("smoke")
             " [sweep]: beams must be a multiple of beam_width, got 4",
         ),
         (
+            "beams = 4\nbeam_width = 2",
+            "beams = 3\nbeam_width = 1",
+            " [sweep]: beams must be a power of 2, got 3",
+        ),
+        (
+            "[decoding]",
+            "[hardware]\nbatch_size = 3\n[decoding]",
+            ": hardware is no part of a profile: pass DEVICE=, DTYPE= or BATCH_SIZE=",
+        ),
+        (
             "candidates = 10",
             "candidates = 100000",
             " [decoding]: candidates should be less than or equal to 127, got 100000",
@@ -120,6 +130,12 @@ def test_files_that_are_no_profiles_are_named(tmp_path, monkeypatch, text, messa
     monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     with pytest.raises(ValueError, match=re.escape(message)):
         load_profile("bad")
+
+
+def test_the_lab_has_the_models_that_it_trains_alone():
+    """A baseline of one's own needs another."""
+    assert all(SMOKE.has(kind) for kind in ("base", "value-token-small", "instruct", "q-head-mean"))
+    assert not SMOKE.has("guide")
 
 
 def test_every_setting_but_those_of_summaries_changes_the_profile_digest():

@@ -24,8 +24,10 @@ from benchmarks.figures.methods import baselines
 from benchmarks.figures.registry import FIGURES
 from benchmarks.runtime.workers import ThisProcess
 from benchmarks.spec.cells import OBJECTIVES, Cell, Shard
-from benchmarks.spec.model_kinds import FITTED, ModelKind, value_kind
+from benchmarks.spec.methods import ARGS
+from benchmarks.spec.model_kinds import FITTED, INSTRUCT, ModelKind, value_kind
 from benchmarks.spec.profile import (
+    BACKBONE_KEYS,
     Hardware,
     Source,
     load_profile,
@@ -48,6 +50,7 @@ from sia import (
     fit_vocabulary_value_model,
     generate,
 )
+from sia.scorers import published
 from tests.helpers import hub_folders
 
 REAL = [
@@ -428,6 +431,68 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
     assert (
         hub_folders.tokenizer(300).decode(whole[0]) == opened + responses[0].text + "<|im_end|>\n"
     )
+
+
+def test_templates_write_one_date_whatever_the_day():
+    tokenizer, chat = hub_folders.tokenizer(), [{"role": "user", "content": "why ?"}]
+    tokenizer.chat_template = (
+        "{{ date_string }}, {{ strftime_now('%d %B %Y') }}, {{ strftime_now('%Y-%m-%d') }}\n"
+        + hub_folders.TEMPLATE
+    )
+    (text,) = hub_models.chat_texts(tokenizer, [chat])
+    assert text.startswith("26 Jul 2024, 26 July 2024, 2024-07-26\n<|im_start|>user\nwhy ?")
+
+
+def test_token_ids_are_the_same_tokens_to_all_that_share_them(qwen, project, tmp_path):
+    larger = hub_folders.save_model(tmp_path / "larger", "qwen3", 5, vocabulary=400)
+    tokenizer = hub_folders.tokenizer()
+    tokenizer.add_tokens([f"<|extra{i}|>" for i in range(80)], special_tokens=True)
+    tokenizer.save_pretrained(larger)
+    renamed = hub_folders.save_model(tmp_path / "renamed", "qwen3", 5)
+    content = json.loads((renamed / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (renamed / "tokenizer.json").write_text(json.dumps(content))
+    for folder, message in (
+        (
+            larger,
+            r"models.instruct: its tokenizer must have tokens of the base .*, got token",
+        ),
+        (renamed, "models.instruct: the tokenizers of model and instruct must agree: token"),
+    ):
+        profile = project("qwen3", qwen | {"instruct": folder})
+        hub_models.check_tokens(profile, ["base", "value-mean"])
+        with pytest.raises(ValueError, match=message):
+            HubModels.prepare(profile, [Cell(0, "qwen3", model=INSTRUCT)], HARDWARE, None)
+
+
+@pytest.mark.parametrize("cell", [{"search": "beams"}, {"scorer": ARGS, "gate": "every"}])
+def test_a_reward_model_that_reads_tokens_must_have_them(qwen, project, cell):
+    profile = project("qwen3", qwen | {"reward": qwen["evaluation"]})
+    cell = Cell(0, "qwen3", **cell)
+    message = "models.reward: its vocabulary must have the 320 tokens of the base, got 300"
+    with pytest.raises(ValueError, match=message):
+        HubModels.prepare(profile, [cell], HARDWARE, None)
+    assert HubModels.prepare(profile, [Cell(0, "qwen3", search="best-of")], HARDWARE, None)
+
+
+def test_weights_of_a_backbone_that_an_adapter_names_count(qwen, project, tmp_path):
+    own = hub_folders.save_model(tmp_path / "own", "qwen3", 7)
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(own)}
+    for name, file in (("lora", "adapter_config.json"), ("published", "model_config.json")):
+        source = Source(str(tmp_path / name))
+        Path(source.id).mkdir()
+        Path(source.id, file).write_text(json.dumps(settings))
+        before = hub_models.fingerprint(source)
+        hub_folders.save_model(own, "qwen3", 8)
+        assert hub_models.fingerprint(source) != before
+        profile = project("qwen3", qwen)
+        profile = replace(profile, models=profile.models | {"instruct": source})
+        assert own in profile.local_inputs["instruct"]
+        hub_folders.save_model(own, "qwen3", 7)
+        Path(source.id, file).write_text("{")  # damaged
+        assert source.folders == [Path(source.id)]
+    assert set(BACKBONE_KEYS) == set(published.BACKBONE_NAMES)
 
 
 @pytest.mark.parametrize("text", ["", " tell me why"], ids=["none", "with spaces"])
