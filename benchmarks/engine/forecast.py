@@ -4,6 +4,7 @@ As in `benchmarks.engine.estimate`, nothing here is measured.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -42,7 +43,8 @@ def forecast(profile: HubProfile, needs: FigureCells, hardware: Hardware) -> tup
     Models of unknown size take neither: `announce` names them.
     """
     needed = memory(profile, models_of(needs), hardware)
-    hours = figure_hours(profile, {"run": needs})["run"]
+    batches = replace(profile.decoding, batch_size=hardware.batch_size)
+    hours = figure_hours(replace(profile, decoding=batches), {"run": needs})["run"]
     gpus = torch.cuda.device_count() if hardware.device == "cuda" else 0
     if not gpus:  # none here, or those of a cluster
         sentence = f"needs {format_gigabytes(needed)} for each worker, and {format_hours(hours)}"

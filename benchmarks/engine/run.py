@@ -168,10 +168,9 @@ def measure_rows(
                 for name in names:
                     try:
                         rows = figures[name].collect(profile, replicates, sweep)
+                        on_result(name, rows, provenance)
                     except (ValueError, ArithmeticError) as error:
                         failures[name] = error
-                    else:
-                        on_result(name, rows, provenance)
 
             waiting = [
                 name for name, need in needs_of.items()

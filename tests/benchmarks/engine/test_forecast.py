@@ -63,6 +63,12 @@ def test_more_responses_together_need_more_memory(gpus):
     assert (small.split()[1], large.split()[1]) == ("34", "115")
 
 
+def test_fewer_responses_together_take_longer(gpus):
+    gpus(1)
+    few, many = (forecast(PROFILE, NEEDS, replace(HARDWARE, batch_size=n))[1] for n in (4, 64))
+    assert few > 8 * many
+
+
 def test_every_known_card_is_compared():
     assert slowdown("NVIDIA H100 PCIe") == pytest.approx(3350 / 2000)
     assert slowdown("NVIDIA H200") == pytest.approx(1.0)

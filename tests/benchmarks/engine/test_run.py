@@ -71,6 +71,20 @@ def test_tables_are_written_as_soon_as_their_rows_are_there(events, tmp_path):
     assert events == ["rows measured", "rows", "tokens measured", "views", "traces"]
 
 
+def test_a_summary_that_fails_leaves_the_other_tables(events, tmp_path):
+    figures = {name: figure(FigureCells([REQUEST])) for name in ("first", "second")}
+
+    def write(name, *_):
+        if name == "first":
+            raise ValueError("no pairs")
+        events.append(name)
+
+    message = "first: no pairs; all other tables are written"
+    with pytest.raises(ValueError, match=message):
+        run.measure_rows(figures, load_profile("smoke"), range(1), run.RunOptions(), write)
+    assert events == ["rows measured", "second", "tokens measured"]
+
+
 def test_a_table_tells_all_runs_that_measured_what_it_keeps(project, monkeypatch):
     profile, runs = load_profile("smoke"), []
 
