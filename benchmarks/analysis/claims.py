@@ -40,6 +40,7 @@ from benchmarks.analysis.labels import (
     loss_label,
     metric_label,
     plural,
+    share_label,
 )
 from benchmarks.analysis.multiplicity import holm, p_value, smallest_passing, t_statistic
 from benchmarks.spec.methods import BY_NAME, drawn_in
@@ -323,7 +324,7 @@ def _statement(entry: dict, profile: Profile, placeholders: Mapping[str, str]) -
 def _placeholders(profile: Profile) -> dict[str, str]:
     """Return the texts that replace the {placeholders} of statements in claims.toml, by name."""
     sweep, sizes = profile.sweep, profile.further_sizes
-    ends = (f"{share:.0%}" for share in (min(sweep.main_ratios), max(sweep.main_ratios)))
+    ends = map(share_label, (min(sweep.main_ratios), max(sweep.main_ratios)))
     names = {"best-of-n": f"best of {sweep.beams}", "dense": "dense steering"}
     available = [name for name, one in BY_NAME.items() if all(map(profile.has, one.needs))]
     rivals = [
@@ -509,7 +510,7 @@ def smallest_shares(verdicts: pd.DataFrame) -> pd.DataFrame:
                 "setting": setting,
                 "metric": metric,
                 "smallest": smallest_passing(passed),
-                "shares": ", ".join(f"{share:.0%}" for share in shares),
+                "shares": ", ".join(map(share_label, shares)),
                 "dense_loses": bool(tested["dense_loses"].any()),
             }
         )

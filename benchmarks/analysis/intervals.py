@@ -24,7 +24,7 @@ METHOD = (
 def interval_kind(level: float, replicates: int, units: str = "prompts") -> str:
     """Return the kind of intervals in words, as "95% t intervals over replicates"."""
     kind = "t intervals over replicates" if replicates > 1 else f"bootstrap intervals over {units}"
-    return f"{level:.0%} {kind}"
+    return f"{100 * level:g}% {kind}"
 
 
 def bootstrap_weights(

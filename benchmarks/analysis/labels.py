@@ -188,6 +188,11 @@ def method_name(profile: Profile, method: str) -> str:
     return f"{label} (by the judge)" if two else label
 
 
+def share_label(share: float) -> str:
+    """Return a share in percent, with as many digits as it has."""
+    return f"{100 * share:g}%"
+
+
 def method_label(
     profile: Profile,
     method: str,
@@ -197,7 +202,7 @@ def method_label(
     tuned: bool = False,
 ) -> str:
     """Return a method in words, as "SIA at 20% + best of 8, per-token loss, best β"."""
-    share = f" at {target_ratio:.0%}" if 0 < target_ratio < 1 else ""
+    share = f" at {share_label(target_ratio)}" if 0 < target_ratio < 1 else ""
     search = f" + best of {best_of}" if best_of > 1 else ""
     return listed(
         method_name(profile, method) + share + search,

@@ -333,7 +333,7 @@ def _to_json(entries: dict) -> str:
 
 def intervals(profile: Profile) -> str:
     """Return a description of the intervals."""
-    return f"{profile.statistics.level:.0%} {METHOD}, {profile.statistics.resamples} resamples"
+    return f"{100 * profile.statistics.level:g}% {METHOD}, {profile.statistics.resamples} resamples"
 
 
 def has_table(profile: Profile, name: str) -> bool:

@@ -5,13 +5,20 @@ First family and loss, β = 1.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import family_label, listed, metric_label, objective_label
+from benchmarks.analysis.labels import (
+    family_label,
+    listed,
+    metric_label,
+    objective_label,
+    share_label,
+)
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import OBJECTIVES, FigureCells
@@ -20,6 +27,7 @@ from benchmarks.spec.profile import Profile
 
 METRICS = ("judge", "reward", "fluency_errors", "positions")
 MARKERS = {"base": "o", "instruct": "P"}
+SIA_LOOKS = (("o", ()), ("s", (5, 2)), ("^", (1, 1)), ("D", (5, 1, 1, 1)))  # markers and dashes
 
 
 class BestOfN(Figure):
@@ -93,13 +101,13 @@ class BestOfN(Figure):
         level = level[(level["versus"] == "") & level["objective"].isin(columns)]
         looks = {name: style.PALETTE[name]._replace(marker=m) for name, m in MARKERS.items()}
         looks |= {
-            f"SIA at {ratio:.0%}": style.Look(style.COLOURS["sia"], marker, dashes)
-            for ratio, marker, dashes in zip(
-                profile.sweep.reduced_ratios, "os^", ((), (5, 2), (1, 1)), strict=False
+            f"SIA at {share_label(ratio)}": style.Look(style.COLOURS["sia"], marker, dashes)
+            for ratio, (marker, dashes) in zip(
+                profile.sweep.reduced_ratios, cycle(SIA_LOOKS), strict=False
             )
         }
         looks["dense"] = style.PALETTE["dense"]
-        shares = "SIA at " + level["target_ratio"].map("{:.0%}".format)
+        shares = "SIA at " + level["target_ratio"].map(share_label)
         level = level.assign(line=level["method"].mask(level["method"] == "sia", shares))
         level = level[level["line"].isin(looks)]
         keys = ["line", "objective", "best_of"]

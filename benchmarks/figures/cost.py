@@ -25,6 +25,7 @@ from benchmarks.analysis.labels import (
     listed,
     loss_label,
     metric_label,
+    share_label,
 )
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
@@ -222,7 +223,7 @@ def scores_and_costs(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         method=list(map(estimates.method_key, points["method"], points["search"]))
     )
     labelled = (points["method"] == "sia") & points["target_ratio"].isin(profile.sweep.main_ratios)
-    shares = points["target_ratio"].map("{:.0%}".format)  # of all others the legend tells
+    shares = points["target_ratio"].map(share_label)  # of all others the legend tells
     points = points.assign(label=shares.where(labelled, ""))
     return style.ordered(points, family=profile.families, cost=COST_LABELS)
 
@@ -270,7 +271,7 @@ def _draw_lengths(axis, lengths: pd.DataFrame, title: str) -> None:
     """Draw the cost of responses against their length, a line for each method."""
     style.curves(lengths, "length").on(axis).plot()
     for row in lengths.drop_duplicates("method", keep="last").itertuples():
-        label = f"SIA {row.target_ratio:.0%}" if row.method == "sia" else row.method
+        label = f"SIA {share_label(row.target_ratio)}" if row.method == "sia" else row.method
         axis.annotate(label, (row.length, row.estimate), (-4, 4), ha="right", va="center", **TEXT)
     axis.set(
         xlabel="length of the response (tokens, end of a bin)",

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.analysis import estimates
-from benchmarks.analysis.labels import family_label, listed
+from benchmarks.analysis.labels import family_label, listed, share_label
 from benchmarks.figures import methods, style
 from benchmarks.figures.base import Figure
 from benchmarks.spec.cells import CellRequest, FigureCells
@@ -131,7 +131,7 @@ class Entropy(Figure):
             panels[2].set_title("changed by steering")
         handles = [
             style.handle("base", "base, where the gate would open", marker="o"),
-            style.handle("sia", f"SIA at {target:.0%}"),
+            style.handle("sia", f"SIA at {share_label(target)}"),
             style.handle("dense"),
         ]
         caption = (

@@ -111,7 +111,7 @@ class Figure3(Figure):
             for of_pairs, (method, versus) in zip(
                 zip(*pairs, strict=True),
                 (("sia", "base"), ("dense", "base"), ("sia", "dense")),
-                strict=True,
+                strict=bool(pairs),  # no value model may be smaller than a language model
             )
         ]
         return estimates.summarize([*scores, *differences, *pooled], metrics, profile)
@@ -167,7 +167,7 @@ def draw_gains(figure: FigureBase, gains: pd.DataFrame, profile: Profile) -> Non
     for axis, model in zip(axes, names, strict=True):
         of_model = gains[gains["model"] == str(language_model(model))]
         grid = of_model.pivot_table(index="size", columns="target_ratio", values="estimate")
-        grid = grid.loc[names].rename(columns="{:.0%}".format)
+        grid = grid.loc[names].rename(columns=labels.share_label)
         style.sns.heatmap(
             grid, ax=axis, annot=True, fmt=".2f", cmap=style.BLUES, vmin=low, vmax=high, cbar=False
         )

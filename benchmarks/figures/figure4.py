@@ -216,7 +216,7 @@ def draw_strength(table: pd.DataFrame, profile: Profile, stale: bool, folder: Pa
         draw_grid(axes["grid"], untuned, of_loss[of_loss["tuned"].eq(True)], profile, spread)
         draw_paths(axes["path"], untuned, base, looks, profile)
         panels.suptitle(labels.loss_label(profile, value_model), fontsize=9)
-    names = {ratio: f"{ratio:.0%}" if ratio < 1 else "dense" for ratio in ratios}
+    names = {ratio: labels.share_label(ratio) if ratio < 1 else "dense" for ratio in ratios}
     handles = [*style.handles(looks, names), style.handle("base")]
     framed = "Framed: β chosen on validation prompts, in each replicate. "
     caption = (
@@ -264,7 +264,7 @@ def draw_grid(axis, untuned, tuned, profile: Profile, spread: float) -> None:
     grid = grid[list(strengths)].rename(columns=strengths)
     low, high = max(grid.min(axis=None), grid.max(axis=None) - 2 * spread), grid.max(axis=None)
     style.sns.heatmap(
-        grid.rename(index="{:.0%}".format), ax=axis, annot=True, fmt=".2f", cmap=style.BLUES,
+        grid.rename(index=labels.share_label), ax=axis, annot=True, fmt=".2f", cmap=style.BLUES,
         vmin=low, vmax=high, cbar=False, linewidths=0.5,
     )  # fmt: skip
     chosen = tuned.loc[tuned["metric"] == profile.score, ["target_ratio", "beta"]].dropna()
@@ -312,12 +312,13 @@ def sparse_against_dense(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     for name, inside in (("β = 1", usual), ("best β", tuned & ~drift), ("equal KL", equal)):
         setting = setting.mask(inside, name)
     mean, pooled = rows["method"] == "sia-claimed", rows["replicate"] == "all"
-    lowest, highest = min(profile.sweep.main_ratios), max(profile.sweep.main_ratios)
-    shares = rows["target_ratio"].map("{:.0%}".format)
+    main = profile.sweep.main_ratios
+    lowest, highest = map(labels.share_label, (min(main), max(main)))
+    shares = rows["target_ratio"].map(labels.share_label)
     rows = rows.assign(
         setting=setting,
         loss=[labels.loss_label(profile, value_model) for value_model in rows["value_model"]],
-        line=shares.mask(mean, f"mean, {lowest:.0%} to {highest:.0%}"),
+        line=shares.mask(mean, f"mean, {lowest} to {highest}"),
         single=rows["estimate"].mask(pooled),
         estimate=rows["estimate"].where(pooled),
     )

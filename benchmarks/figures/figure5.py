@@ -129,7 +129,8 @@ class Figure5(Figure):
             axis.vlines(lengths, rows, rows + 1, color=MEAN)
             axis.tick_params(left=False, labelrotation=0)
             axis.set_facecolor("#DDDDDD")
-            axis.set(xlabel="", ylabel="", title=f"{POLICIES[method]}, {target:.0%} of the tokens")
+            title = f"{POLICIES[method]}, {labels.share_label(target)} of the tokens"
+            axis.set(xlabel="", ylabel="", title=title)
         for axis in axes[-1]:
             axis.set_xlabel("position in the response (token)")
         bar = figure.colorbar(axis.collections[0], ax=axes, fraction=0.03, pad=0.01)

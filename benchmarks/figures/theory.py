@@ -169,7 +169,7 @@ def _draw_metric_by_state_policy(axis, lab: pd.DataFrame, metric: str, profile: 
     rows = rows.assign(
         cell=rows["family"].map(labels.family_label)
         + "\n"
-        + rows["target_ratio"].map("{:.0%}".format)
+        + rows["target_ratio"].map(labels.share_label)
     )
     rows = style.ordered(rows.sort_values("target_ratio"), family=profile.families)
     (
@@ -206,7 +206,7 @@ def _draw_losses(axis, lab: pd.DataFrame, profile: Profile) -> None:
             markerfacecolor=None if solid else "white",
             linestyle="none",
             elinewidth=0.8,
-            label=f"{labels.family_label(row.family)}, {row.target_ratio:.0%}",
+            label=f"{labels.family_label(row.family)}, {labels.share_label(row.target_ratio)}",
         )
     ends = [0, max(both["high"].max(), both["high_gap"].max())]
     axis.plot(ends, ends, color=style.ZERO, linewidth=0.8, linestyle=":", label="equal")

@@ -155,6 +155,8 @@ def _device(run: Mapping) -> str:
     device = f"{plural(hardware['cores'], 'core')} of {hardware['processor']}"
     if "dtype" not in run:  # given models alone have one
         return device
+    if run["device"] == "cuda" and not run.get("card"):  # the head of a cluster may have none
+        device = "GPUs of a cluster"
     together = plural(run["batch_size"], "response")
     return f"{listed(run.get('card') or device, run['dtype'])}, {together} together"
 

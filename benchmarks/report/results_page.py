@@ -37,6 +37,7 @@ from benchmarks.analysis.labels import (
     metric_label,
     objective_label,
     plural,
+    share_label,
     with_minus,
 )
 from benchmarks.analysis.multiplicity import needed_distances
@@ -458,7 +459,9 @@ def shares_table(profile: Profile, verdicts: pd.DataFrame) -> str:
         [
             settings[row.setting],
             metric_label(profile, row.metric),
-            "none" if pd.isna(row.smallest) else f"{row.smallest:.0%}{dagger(row.dense_loses)}",
+            "none"
+            if pd.isna(row.smallest)
+            else share_label(row.smallest) + dagger(row.dense_loses),
             row.shares,
         ]
         for row in shares.itertuples()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.analysis import estimates
-from benchmarks.figures import cost, table1
+from benchmarks.figures import cost, figure3, table1
 from benchmarks.figures.registry import FIGURES
 from benchmarks.spec.cells import ROUNDS
 from tests.helpers.fake import ROUNDED, SMOKE, FakeResults, ends, pick, table_of
@@ -183,6 +183,13 @@ def test_weak_to_strong_is_the_mean_over_smaller_value_models():
     labels = common | {"method": "weak-to-strong sia"}
     assert ends(pick(table, **labels, versus="base")) == pytest.approx([0.6] * 3, abs=ROUNDED)
     assert pick(table, **labels, versus="dense")["estimate"] == 0
+
+
+def test_value_models_may_all_be_as_large_as_the_language_models(monkeypatch):
+    monkeypatch.setattr(figure3, "weak_to_strong_pairs", lambda profile: [])
+    table = table_of(FIGURES["figure3"])
+    assert not table["method"].str.startswith("weak-to-strong").any()
+    assert (table["versus"] == "shortfall-of-smallest").any()
 
 
 def test_a_larger_model_may_come_closer_to_dense_steering():

@@ -361,6 +361,24 @@ def test_zeros_have_no_sign_in_table_1():
     assert texts.to_numpy().tolist() == [["0.00 [0.00, 0.00]"]]
 
 
+def test_shares_are_told_apart_in_pictures_and_tables(tmp_path, monkeypatch):
+    shares = (0.01, 0.015, 0.02, 0.2)
+    sweep = replace(SMOKE.sweep, ratios=shares, main_ratios=shares[1:], reduced_ratios=shares)
+    profile, lines = replace(SMOKE, sweep=sweep), set()
+    curves = style.curves
+
+    def record(data, x, by="method", **options):
+        lines.update(data[by])
+        return curves(data, x, by, **options)
+
+    monkeypatch.setattr(style, "curves", record)
+    for name in ("best-of-n", "table1"):
+        table = table_of(FIGURES[name], profile=profile).fillna({"versus": ""})
+        FIGURES[name].plot(table, profile, False, tmp_path)
+    assert {"SIA at 1%", "SIA at 1.5%", "SIA at 2%", "SIA at 20%"} <= lines
+    assert "SIA at 1.5%" in (tmp_path / "table1.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("candidates", [2, 10, 11, 12, 20, 127])
 def test_the_last_bin_holds_the_highest_entropy(candidates):
     bins = list(entropy.entropy_bins(candidates).values())

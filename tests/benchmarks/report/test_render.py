@@ -78,8 +78,8 @@ class Reader(HTMLParser):
 def test_the_page_names_every_device_that_tables_were_measured_on():
     hardware = {"cores": 2, "processor": "EPYC"}
     common = {"replicates": [0], "git_commit": "a" * 40, "hardware": hardware}
-    of_card = {"card": "NVIDIA H100", "dtype": "bfloat16", "batch_size": 64}
-    of_cpu = {"card": "", "dtype": "float32", "batch_size": 4}
+    of_card = {"card": "NVIDIA H100", "device": "cuda", "dtype": "bfloat16", "batch_size": 64}
+    of_cpu = {"card": "", "device": "cpu", "dtype": "float32", "batch_size": 4}
     packages = [
         {"torch": "2.13.0", "transformers": "5.0"},
         {"torch": "2.14.0", "transformers": "5"},
@@ -96,6 +96,9 @@ def test_the_page_names_every_device_that_tables_were_measured_on():
         "8 cores of Xeon, float32, 4 responses together",
         "2 cores of EPYC, float32, 4 responses together",
     ]
+    of_cluster = common | of_card | {"card": "", "packages": packages[0], "device": "cuda"}
+    (device,) = render._measured([of_cluster])["devices"]
+    assert device == "GPUs of a cluster, bfloat16, 64 responses together"
     assert measured["packages"] == [
         "torch 2.13.0, transformers 5.0", "torch 2.14.0, transformers 5",
     ]  # fmt: skip
