@@ -348,7 +348,7 @@ def check_tokens(profile: HubProfile, kinds: Iterable[str]) -> None:
         needed = len(tokenizer) - (padding_alone(tokenizer) == len(tokenizer) - 1)
         if 0 < own < needed:
             raise ValueError(
-                f"models.{kind}: its vocabulary must have the {needed} tokens of the base, got {own}"
+                f"models.{kind}: it must have the {needed} tokens of the base, got {own}"
             )
 
 

@@ -470,7 +470,7 @@ def test_token_ids_are_the_same_tokens_to_all_that_share_them(qwen, project, tmp
 def test_a_reward_model_that_reads_tokens_must_have_them(qwen, project, cell):
     profile = project("qwen3", qwen | {"reward": qwen["evaluation"]})
     cell = Cell(0, "qwen3", **cell)
-    message = "models.reward: its vocabulary must have the 320 tokens of the base, got 300"
+    message = "models.reward: it must have the 320 tokens of the base, got 300"
     with pytest.raises(ValueError, match=message):
         HubModels.prepare(profile, [cell], HARDWARE, None)
     assert HubModels.prepare(profile, [Cell(0, "qwen3", search="best-of")], HARDWARE, None)
