@@ -46,7 +46,7 @@ def test_the_page_has_every_claim_question_and_verdict(page, verdicts):
         assert statement in text
     for number, question in claims.read_document()["questions"].items():
         assert f"## {number}. {question['question']}" in page
-        caveat = results_page._filled(question["caveat"], verdicts).replace(r"\*", "*")
+        caveat = results_page._fill_placeholders(question["caveat"], verdicts).replace(r"\*", "*")
         assert caveat in text
         assert "{{" not in caveat
     assert not verdicts["would_change"].str.contains("{", regex=False).any()
