@@ -11,7 +11,6 @@ from sia._inputs import check_sequences
 from sia._kv_cache import check_decoder, check_positions
 from sia.scorers.autoregressive import AutoregressiveScorer
 from sia.scorers.base import MOST_PADDING, HiddenStateSession, Scorer, Session, known_tokenizers
-from sia.scorers.loading import unwrap
 from sia.signals import PredictedDivergence, Signal
 from sia.steering import Steering, candidate_count
 
@@ -120,7 +119,7 @@ def check_steering(
 
 def check_apart(model: PreTrainedModel, scorer: Scorer) -> None:
     """Raise ValueError for a guide that is an adapter in the very language model it steers."""
-    if not isinstance(scorer, AutoregressiveScorer) or scorer.model is not unwrap(model):
+    if not isinstance(scorer, AutoregressiveScorer) or scorer.model is not model:
         return
     if "peft_config" in vars(scorer.model):
         raise ValueError(

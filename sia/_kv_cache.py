@@ -48,8 +48,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: If it is something else.
-        ValueError: For adapters that lie outside the model (prompt and prefix tuning), models that
-            return tuples or whose tokens see later ones, and models on Apple's MPS.
+        ValueError: For adapters that lie outside the model (prompt and prefix tuning), and models
+            that return tuples or whose tokens see later ones.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
@@ -62,7 +62,8 @@ def check_model(model: Any) -> None:
     outer = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", model)
     kinds = [getattr(wrapper, "active_peft_config", None) for wrapper in (model, outer)]
     inner = dict(model.named_children()).get("_orig_mod", model)
-    if not isinstance(inner, PreTrainedModel) and not any(kinds):  # TRL's, around a value head
+    forwards = callable(getattr(model, "can_generate", None))  # as FSDP does, and TRL does not
+    if not (isinstance(inner, PreTrainedModel) or any(kinds) or forwards):
         raise TypeError(
             f"a model must be one of transformers, got {type(model).__name__}: pass the model in it"
         )
@@ -82,6 +83,10 @@ def check_model(model: Any) -> None:
             f"{type(model).__name__} must return outputs with names, as transformers' own generate "
             "needs them: expected config.return_dict=True, got False"
         )
+
+
+def check_float64(model: PreTrainedModel) -> None:
+    """Raise ValueError for a device without float64, in which tokens are sampled."""
     if model.device.type == "mps":
         raise ValueError(
             "tokens are sampled in float64, which Apple's MPS lacks: move the model to the CPU"

@@ -12,7 +12,7 @@ from sia._checks import check_prompts
 from sia._decoding import Decoding
 from sia._hooks import checkpoint_hooks
 from sia._inputs import TextDecoder, eos_token_ids, pad_left, prompt_ids
-from sia._kv_cache import check_decoder, check_model, input_device, rotary_switch
+from sia._kv_cache import check_decoder, check_float64, check_model, input_device, rotary_switch
 from sia._numbers import row_numbers, whole_number
 from sia._padding import follows_padding
 from sia._sampling import check_temperature, prompt_keys
@@ -202,6 +202,7 @@ def read_prompts(
         )
     check_model(model)
     check_decoder(model)
+    check_float64(model)
     if not isinstance(tokenizer, TextDecoder):
         inside = isinstance(tokenizer, ProcessorMixin)
         raise TypeError(

@@ -24,7 +24,14 @@ from sia._checks import (
 )
 from sia._hidden_states import observe_hidden_states
 from sia._inputs import check_sequences, eos_token_ids, pad_left, pad_right
-from sia._kv_cache import check_model, check_positions, input_device, narrows_logits, rotary_switch
+from sia._kv_cache import (
+    check_float64,
+    check_model,
+    check_positions,
+    input_device,
+    narrows_logits,
+    rotary_switch,
+)
 from sia._modes import evaluation_mode
 from sia._numbers import whole_number
 from sia.gates import Never, Step
@@ -91,6 +98,7 @@ def log_likelihoods(
         FloatingPointError: Where a value is NaN or infinite.
     """
     check_model(model)
+    check_float64(model)
     value_prompts = prompts if value_prompts is None else value_prompts
     # a column of pandas, say, has labels that are no numbers of rows
     prompts, responses, value_prompts = map(list, (prompts, responses, value_prompts))

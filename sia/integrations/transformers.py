@@ -29,7 +29,7 @@ from sia import _sampling
 from sia._decoding import Decoding
 from sia._hooks import OWN_CACHE, Hooks, check_generation_config, refuse_if
 from sia._inputs import prompt_ids
-from sia._kv_cache import check_model, input_device
+from sia._kv_cache import check_float64, check_model, input_device
 from sia._numbers import python_value, row_numbers
 from sia.batch import Prompts, padding_token, template_tokenizers
 from sia.generation import Generation
@@ -127,6 +127,7 @@ class SteeredGenerate:
             `SteeredOutput` with `return_dict_in_generate=True`, else sequences `(rows, length)`.
         """
         check_model(model)
+        check_float64(model)
         _refuse_withheld()
         refuse_if(
             _mixes_adapters(model), "applies the active adapter to all rows, got adapter_names"

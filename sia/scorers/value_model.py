@@ -58,7 +58,7 @@ class ValueModel(nn.Module, Scorer):
                 f"the value head must be Linear({size}, 1) for this backbone, "
                 f"got Linear({head.in_features}, {head.out_features})"
             )
-        self.backbone, self.head = backbone, _with_bias(head)
+        self.backbone, self.head = backbone, head.float()
 
     @classmethod
     def from_backbone(cls, model: "PreTrainedModel | PeftModel") -> Self:
@@ -146,7 +146,8 @@ class ValueModel(nn.Module, Scorer):
             adapters.save(self.backbone, *adapter, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        state = {"bias": torch.zeros(1)}  # of a critic's head, which has none
+        state |= {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         state |= cast_buffers(self.backbone)
         unfinished = folder / f".{HEAD_FILE}"
         dtype = str(self.backbone.dtype).removeprefix("torch.")
@@ -203,10 +204,11 @@ class ValueModel(nn.Module, Scorer):
             use_cache=past_key_values is not None,
             return_dict=True,
         ).last_hidden_state
-        # a head that torch has quantised has no parameters
-        device = next(self.head.parameters(), hidden).device
-        with torch.autocast(device.type, enabled=False):
-            return self.head(hidden.to(device, torch.float32)).squeeze(-1)
+        # a head that torch has quantised has no parameters, and FSDP may have cast those of another
+        weight = next(self.head.parameters(), hidden.float())
+        with torch.autocast(weight.device.type, enabled=False):
+            values = self.head(hidden.to(weight.device, weight.dtype)).squeeze(-1)
+        return values.float()
 
     @override
     def start_session(
@@ -237,19 +239,6 @@ class ValueSession(CachedSession):
     @torch.inference_mode()
     def score_responses(self, rows: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
         return self.prefixes.last(rows, responses, lengths)
-
-
-def _with_bias(head: nn.Linear) -> nn.Linear:
-    """Return a head in float32 that has a bias: itself or, of another kind, a copy."""
-    if head.bias is not None and head.weight.dtype == torch.float32:
-        return head
-    copy = nn.Linear(
-        head.in_features, head.out_features, device=head.weight.device, dtype=torch.float32
-    )
-    with torch.no_grad():
-        copy.weight.copy_(head.weight)
-        copy.bias.zero_() if head.bias is None else copy.bias.copy_(head.bias)
-    return copy
 
 
 def check_value_model(model: Any) -> None:

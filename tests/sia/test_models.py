@@ -78,10 +78,6 @@ NO_MODELS = {
         WithValueHead,
         "a model must be one of transformers, got WithValueHead: pass the model in it",
     ),
-    "a device without float64": (
-        on_mps,
-        "tokens are sampled in float64, which Apple's MPS lacks: move the model to the CPU",
-    ),
     "no causal attention": (
         bidirectional,
         "cached prefixes need causal attention, Gemma3ForCausalLM lets the tokens of a prompt see "
@@ -113,6 +109,37 @@ def test_arguments_that_are_no_model_are_refused_everywhere(kind, use):
     with pytest.raises((TypeError, ValueError)) as error:
         USES[use](build())
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("use", ["decoding", "a search", "likelihoods"])
+def test_a_device_without_float64_is_refused_where_tokens_are_sampled(use):
+    message = "tokens are sampled in float64, which Apple's MPS lacks: move the model to the CPU"
+    with pytest.raises(ValueError, match=message):
+        USES[use](on_mps())
+    assert ValueModel.from_backbone(on_mps())
+
+
+class Forwarding(nn.Module):
+    """A wrapper that answers as the model in it does, as those that shard weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = MODEL
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.module, name)
+
+    def forward(self, *arguments, **options):
+        return self.module(*arguments, **options)
+
+
+def test_a_wrapper_that_forwards_to_a_model_is_one():
+    expected = tiny.generate(MODEL, [[7, 8]], max_new_tokens=3)
+    responses = tiny.generate(Forwarding(), [[7, 8]], max_new_tokens=3)
+    assert tiny.tokens(responses) == tiny.tokens(expected)
 
 
 def test_a_tuned_prompt_is_refused_by_transformers_generate():

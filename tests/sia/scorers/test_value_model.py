@@ -138,14 +138,26 @@ def test_a_head_of_the_wrong_size_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_the_head_of_a_critic_has_no_bias_and_stays_as_it_is(dtype, tmp_path):
+def test_the_head_of_a_critic_which_has_no_bias_is_kept(dtype, tmp_path):
     critic, ids = tiny.reward_model("llama").to(dtype), torch.tensor([[5, 6, 7]])
     values = ValueModel(critic.model, critic.score)
-    assert (critic.score.weight.dtype, critic.score.bias) == (dtype, None)
+    assert values.head is critic.score
     hidden = critic.model(ids).last_hidden_state.float()
-    torch.testing.assert_close(values(ids), hidden @ critic.score.weight[0].float())
+    torch.testing.assert_close(values(ids), hidden @ critic.score.weight[0])
     values.save_pretrained(tmp_path)
-    assert torch.equal(ValueModel.from_pretrained(tmp_path)(ids), values(ids))
+    torch.testing.assert_close(ValueModel.from_pretrained(tmp_path)(ids), values(ids))
+
+
+@torch.no_grad()
+def test_a_head_that_was_cast_reads_states_in_its_dtype():
+    """As FSDP casts the parameters of the part that it runs."""
+    values, ids = tiny.value_model("llama"), torch.tensor([[5, 6, 7]])
+    expected = values(ids)
+    values.head.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = values(ids)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, expected, atol=0.2, rtol=0.05)
 
 
 @torch.no_grad()
