@@ -25,9 +25,11 @@ OPTIONS = --profile $(PROFILE) $(if $(filter-out 1,$(REPLICATES)),--replicates $
 	$(if $(filter-out local,$(EXECUTOR)),--executor $(EXECUTOR)) $(if $(LIMIT),--limit $(LIMIT)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE)) \
 	$(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE))
-# for targets that run no command of the suite's: refuses all of the variables above but those named
-takes = $(foreach name,$(filter-out $1,PROFILE REPLICATES FRESH KEEP EXECUTOR LIMIT DEVICE DTYPE BATCH_SIZE), \
-	$(if $(filter command%,$(origin $(name))),$(error $@ does not take $(name))))
+# targets that run no command of the suite's refuse, before anything runs, all variables but those they take
+TAKEN_BY_check := FRESH
+$(foreach target,$(filter demo check speed throughput,$(MAKECMDGOALS)), \
+	$(foreach name,$(filter-out $(TAKEN_BY_$(target)),PROFILE REPLICATES FRESH KEEP EXECUTOR LIMIT DEVICE DTYPE BATCH_SIZE), \
+		$(if $(filter command%,$(origin $(name))),$(error $(target) does not take $(name)))))
 # every file of benchmarks/figures that draws one, by its name
 FIGURES := $(subst _,-,$(filter-out __init__ base methods registry style, \
 	$(basename $(notdir $(wildcard benchmarks/figures/*.py)))))
@@ -45,7 +47,6 @@ help: ## list the targets
 
 demo: export DEMO_PROMPT = $(value PROMPT)
 demo: $(READY) ## steer a prompt in four ways with the committed models of the lab (PROMPT="how do i bake a cake ?")
-	$(call takes)
 	@$(BIN)/python scripts/demo.py --prompt "$$DEMO_PROMPT"
 
 smoke: PROFILE = smoke
@@ -72,7 +73,6 @@ claims: $(READY) ## print the verdict on every claim; of the lab, write docs/res
 	$(RUN) claims $(OPTIONS)
 
 check: $(READY_DEV) ## retrain a small profile and compare its metrics with the committed ones (FRESH=1 replaces these)
-	$(call takes,FRESH)
 	$(BIN)/python -m benchmarks check $(call switch,FRESH,--fresh)
 
 verify: $(READY) ## check that summaries, verdicts and figures follow from the rows, and files and models are whole; changes nothing
@@ -85,11 +85,9 @@ $(FIGURES): $(READY)
 	$(RUN) $@ $(OPTIONS)
 
 speed: $(READY) ## time decoding against model.generate, into results/speed.csv: 13 minutes
-	$(call takes)
 	$(BIN)/python -m benchmarks.perf.speed
 
 throughput: $(READY) ## time steering in batches against plain decoding, into results/throughput.csv: 13 minutes
-	$(call takes)
 	$(BIN)/python -m benchmarks.perf.throughput
 
 test: $(READY_DEV) ## run the test suite

@@ -151,7 +151,7 @@ def rewrite_summaries(profile: Profile, options: Options) -> None:
     """Summarize the rows of tables again, draw, judge, and write the report."""
     names = existing_tables(profile)
     for name in names:
-        tables.read_provenance(profile, name)  # refuses a damaged table before any is changed
+        tables.read_table(profile, name)  # refuses a damaged table before any is changed
     for name in names:
         tables.rewrite_summary(profile, name, FIGURES[name].summarize)
     warn_of_stale(profile, names)

@@ -444,11 +444,13 @@ class Source:
 
 def _named_backbone(folder: Path) -> str:
     """Return the backbone that the files of a model name; empty if they name none."""
+    if (folder / "config.json").exists():  # a whole model
+        return ""
     for file in (folder / name for name in NAMING_FILES):
         if file.is_file():
             try:
                 settings = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:  # damaged: it is refused where it is loaded
+            except (ValueError, RecursionError):  # damaged: it is refused where it is loaded
                 continue
             named = (settings.get(key) for key in BACKBONE_KEYS) if type(settings) is dict else ()
             if backbone := next(filter(None, named), ""):

@@ -82,12 +82,11 @@ NOT_NEEDED = ["original/*", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
 # given to chat templates that write today's date: a prompt must not change from day to day
 DAY = date(2024, 7, 26)
 # what templates call for the date; a function cannot be given to them
+CODES = ("-d", "-m", *"aAbBcdeFHIjmMpSTxXyY")
 CLOCK = (
-    "{%- macro strftime_now(form) -%}{{ form"
-    + "".join(
-        f"|replace('%{letter}', '{DAY.strftime('%' + letter)}')" for letter in "aAbBdejmyYHIMSp"
-    )
-    + " }}{%- endmacro -%}"
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('%{code}', '{DAY.strftime('%' + code)}')" for code in CODES)
+    + " }}{%- endmacro +%}"
 )
 POST_TRAINED = (str(INSTRUCT), str(INSTRUCT_REWARD))  # which might think before they answer
 ANSWER = "the answer itself"  # stands for it where the text around it is looked up
@@ -273,9 +272,9 @@ def chat_ids(
 def chat_texts(tokenizer: PreTrainedTokenizerBase, chats: Iterable, **options) -> list[str]:
     """Return chats in a tokenizer's own template; options and errors as of `chat_ids`."""
     require_template(tokenizer)
-    template = CLOCK + tokenizer.get_chat_template()
-    options |= {"tokenize": False, "date_string": f"{DAY:%d %b %Y}", "chat_template": template}
+    options |= {"tokenize": False, "date_string": f"{DAY:%d %b %Y}"}
     try:
+        options["chat_template"] = CLOCK + tokenizer.get_chat_template()
         return [str(tokenizer.apply_chat_template(list(chat), **options)) for chat in chats]
     except TEMPLATE_ERRORS as error:
         raise ValueError(
@@ -334,22 +333,34 @@ def check_tokens(profile: HubProfile, kinds: Iterable[str]) -> None:
     tokenizer = tokenizer_of(base)
     tokens = max(len(tokenizer), config_of(base).get_text_config().vocab_size)
     for kind in kinds:
-        other = tokenizer_of(profile.models[kind])
+        source = profile.models[kind]
+        other = tokenizer_of(source)
         try:
             check_tokenizers(tokenizer, other, kind)
         except ValueError as error:
-            raise ValueError(f"models.{kind}: {error}") from error
-        if (highest := max(other.get_vocab().values())) >= tokens:
+            if kind not in POST_TRAINED or _differ_in_text(tokenizer, other):
+                raise ValueError(f"models.{kind}: {error}") from error
+        written = set(other.get_vocab().values()) - {padding_alone(other)}
+        if kind in POST_TRAINED and (highest := max(written)) >= tokens:
             raise ValueError(
                 f"models.{kind}: its tokenizer must have tokens of the base alone, which has "
                 f"{tokens}, got token {highest}"
             )
-        own = config_of(profile.models[kind]).get_text_config().vocab_size if kind == REWARD else 0
+        if kind != REWARD or adapter_settings(source):  # an adapter may bring further tokens
+            continue
+        own = config_of(source).get_text_config().vocab_size
         needed = len(tokenizer) - (padding_alone(tokenizer) == len(tokenizer) - 1)
-        if 0 < own < needed:
+        if own < needed:
             raise ValueError(
                 f"models.{kind}: it must have the {needed} tokens of the base, got {own}"
             )
+
+
+def _differ_in_text(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Return whether ids are other tokens to two tokenizers, but for those that were added."""
+    ours, theirs = ({i: t for t, i in one.get_vocab().items()} for one in (tokenizer, other))
+    added = tokenizer.added_tokens_decoder.keys() | other.added_tokens_decoder.keys()
+    return any(ours[token] != theirs[token] for token in ours.keys() & theirs.keys() - added)
 
 
 def _required_tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:

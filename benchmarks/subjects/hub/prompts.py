@@ -417,6 +417,8 @@ def _has_numbers_below_a_name(text: str) -> bool:
     rows = list(filter(None, csv.reader(io.StringIO(text, newline=""))))
     if len(rows) < 2 or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
         return False
+    if any(cell.startswith(" ") for row in rows for cell in row):  # commas of sentences
+        return False
     columns = zip(*rows, strict=True)
     return any(
         not first.strip().isdigit() and all(cell.strip().isdigit() for cell in below)

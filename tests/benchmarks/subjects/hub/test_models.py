@@ -436,11 +436,11 @@ def test_every_kind_of_model_reads_its_own_template(qwen, project):
 def test_templates_write_one_date_whatever_the_day():
     tokenizer, chat = hub_folders.tokenizer(), [{"role": "user", "content": "why ?"}]
     tokenizer.chat_template = (
-        "{{ date_string }}, {{ strftime_now('%d %B %Y') }}, {{ strftime_now('%Y-%m-%d') }}\n"
+        "\n{{ date_string }}, {{ strftime_now('%d %B %Y') }}, {{ strftime_now(format='%F') }}\n"
         + hub_folders.TEMPLATE
     )
     (text,) = hub_models.chat_texts(tokenizer, [chat])
-    assert text.startswith("26 Jul 2024, 26 July 2024, 2024-07-26\n<|im_start|>user\nwhy ?")
+    assert text.startswith("\n26 Jul 2024, 26 July 2024, 2024-07-26\n<|im_start|>user\nwhy ?")
 
 
 def test_token_ids_are_the_same_tokens_to_all_that_share_them(qwen, project, tmp_path):
@@ -453,6 +453,16 @@ def test_token_ids_are_the_same_tokens_to_all_that_share_them(qwen, project, tmp
     vocabulary = content["model"]["vocab"]
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     (renamed / "tokenizer.json").write_text(json.dumps(content))
+    special = hub_folders.save_model(tmp_path / "special", "qwen3", 5)
+    content = (special / "tokenizer.json").read_text()
+    (special / "tokenizer.json").write_text(content.replace("<|endoftext|>", "<|end_of_text|>"))
+    padded = hub_folders.save_model(tmp_path / "padded", "qwen3", 5)
+    tokenizer = hub_folders.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(padded)
+    for folder in (special, padded):  # whose texts are the same
+        profile = project("qwen3", qwen | {"instruct": folder})
+        hub_models.check_tokens(profile, ["instruct"])
     for folder, message in (
         (
             larger,

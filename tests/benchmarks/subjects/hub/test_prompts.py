@@ -438,6 +438,9 @@ def test_dates_in_json_stay_text(tmp_path):
 
 def test_lines_without_a_header_are_whole(tmp_path):
     lines = ["Write a letter, as a bank would, to me", 'Say,"hi" to, him', "null", '"Do" it, then']
+    questions = ["Who won in France, and when", "Who was born on July 4, 1776", "What on May 8, 45"]
+    path = write(tmp_path, "dates.csv", "\n".join(questions))
+    assert load_prompts(f"hex-phi={path}").chats == [user(text) for text in questions]
     path = write(tmp_path, "one.csv", "\r\n".join(lines) + '\r\n"two\r\nlines, ""quoted"""\r\n')
     expected = [*lines, 'two\nlines, "quoted"']
     assert load_prompts(f"hex-phi={path}").chats == [user(text) for text in expected]
