@@ -24,17 +24,20 @@ from uuid import uuid4
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 import sia
 from sia._checkpoints import expand_home, local_folder, reading
 from sia._memory import ran_out_of_memory
-from sia._numbers import whole_number
+from sia._numbers import python_value, whole_number
+from sia._offloading import with_weights
 from sia.batch import generate
 from sia.gates import GATES, EveryToken, Gate, JunctionGate, Never
 from sia.integrations.transformers import SteeredGenerate, count_before, taken_stop_strings
@@ -127,6 +130,7 @@ class SIA(HFLM):
             )
         beta = strength(beta)
         check_softmax_dtype(options)
+        check_dtype(options.get("dtype", "auto"))
         if isinstance(pretrained, str):
             pretrained = expand_home(pretrained)
             check_device(options.get("device", "cuda"))
@@ -148,14 +152,14 @@ class SIA(HFLM):
             "generation_config": str(self.model.generation_config.to_diff_dict()),
             "version": sia.__version__,
             "value_model": describe(value_model),
-            "backbone": backbone,
+            "backbone": None if backbone is None else str(backbone),
             "value_subfolder": value_subfolder,
             "value_revision": value_revision,
             "gate": repr(opener),
             "beta": str(beta),
-            "candidates": candidates,
-            "min_probability": min_probability,
-            "seed": seed,
+            "candidates": python_value(candidates),
+            "min_probability": python_value(min_probability),
+            "seed": self.noise_seed,
             "loglikelihood": loglikelihood,
         }
         self.steering: Steering | None = None
@@ -192,12 +196,16 @@ class SIA(HFLM):
         elif isinstance(scorer, VocabularyValueModel):
             modules += [scorer.backbone, scorer.values]
         for model in modules:
+            for part in model.modules():
+                if isinstance(part, PreTrainedModel):
+                    content.update(part.config.to_json_string().encode())
             for name, value in model.state_dict().items():
-                content.update(f"{name} {type(value).__name__}".encode())
-                if isinstance(value, Tensor):
-                    content.update(f"{value.dtype} {tuple(value.shape)}".encode())
-                    data = value.detach().cpu().contiguous().reshape(-1)
-                    content.update(data.view(torch.uint8).numpy().tobytes())
+                content.update(name.encode())
+                owner, _, own_name = name.rpartition(".")
+                module = model.get_submodule(owner)
+                with with_weights(module):  # that are offloaded
+                    offloaded = isinstance(value, Tensor) and value.is_meta
+                    _hash(content, getattr(module, own_name).detach() if offloaded else value)
         return content.hexdigest()[:16]
 
     def get_model_info(self) -> dict[str, Any]:
@@ -402,6 +410,13 @@ def check_softmax_dtype(options: dict[str, Any]) -> None:
         raise ValueError(f"model sia computes its softmax in float32, got softmax_dtype={softmax}")
 
 
+def check_dtype(dtype: str | torch.dtype) -> None:
+    """Raise ValueError for a name of a dtype that torch does not have; "auto" is the model's."""
+    known = dtype == "auto" or isinstance(vars(torch).get(str(dtype)), torch.dtype)
+    if not (known or isinstance(dtype, torch.dtype)):
+        raise ValueError(f"dtype must be auto or one of torch (float32, bfloat16, …), got {dtype}")
+
+
 def load_scorer(
     path: str | Path,
     backbone: str | None,
@@ -427,6 +442,21 @@ def load_scorer(
     return ValueModel.from_pretrained(
         path, backbone, subfolder=subfolder, revision=revision, **options
     )
+
+
+def _hash(content: Any, value: Any) -> None:
+    """Add a value of a state dict to a hash: tensors, and packed weights, which are tuples."""
+    content.update(type(value).__name__.encode())
+    if isinstance(value, tuple | list):
+        for each in value:
+            _hash(content, each)
+    elif isinstance(value, Tensor):
+        content.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        exact = value.dequantize() if value.is_quantized else value
+        data = exact.detach().cpu().contiguous().reshape(-1)
+        content.update(data.view(torch.uint8).numpy().tobytes())
+    else:
+        content.update(repr(value).encode())
 
 
 def strength(beta: float | str) -> float:
@@ -455,8 +485,15 @@ def main() -> None:
 
     try:
         cli_evaluate()
-    except (ValueError, TypeError, NotImplementedError, ArithmeticError, OSError) as error:
+    except (
+        ValueError, TypeError, NotImplementedError, ArithmeticError, OSError, TemplateError
+    ) as error:  # fmt: skip
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        print("error: out of memory, use a smaller --batch_size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(

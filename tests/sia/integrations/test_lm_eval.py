@@ -9,10 +9,14 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import cpu_offload
+from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.spec.cells import OBJECTIVES
@@ -241,6 +245,7 @@ def test_simple_evaluate_keeps_the_settings(build, settings, tmp_path):
         ({"beta": -1.0}, "beta must be 0 to 1e"),
         ({"beta": "x"}, "beta must be a number or \"inf\", got 'x'"),
         ({"beta": None}, 'beta must be a number or "inf", got None'),
+        ({"dtype": "float61"}, "dtype must be auto or one of torch .*, got float61"),
     ],
 )
 def test_bad_settings_are_refused(build, change, message):
@@ -379,6 +384,18 @@ def test_the_cache_key_covers_whatever_changes_responses(settings, adapter, tmp_
     keys = [SIA(**with_values, backbone=backbone).digest for backbone in backbones]
     keys.append(SIA(**with_values, backbone=backbones[0], value_revision="v2").digest)
     assert len(set(keys)) == 3
+    changed = SIA(**base)
+    changed.model.config.rope_scaling = {"type": "other"}
+    assert changed.digest != models[0].digest
+    offloaded = SIA(**base)
+    cpu_offload(offloaded.model)
+    assert offloaded.model.lm_head.weight.is_meta
+    assert offloaded.digest == models[0].digest
+    quantised = [SIA(**base) for _ in range(2)]
+    for seed, one in enumerate(quantised):
+        model = tiny.language_model("qwen3", seed, vocabulary=320)
+        one._model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert quantised[0].digest != quantised[1].digest
     # a folder whose weights have been trained on, under the same name
     folder = tmp_path / "values"
     steered = base | {"gate": "every", "value_model": str(folder)}
@@ -387,6 +404,14 @@ def test_the_cache_key_covers_whatever_changes_responses(settings, adapter, tmp_
         tiny.value_model("qwen3", seed, vocabulary=320).save_pretrained(folder)
         digests.add(SIA(**steered).digest)
     assert len(digests) == 2
+
+
+def test_settings_may_be_numbers_of_numpy_and_paths(settings):
+    numbers = {"candidates": np.int64(5), "min_probability": np.float32(0.25), "seed": np.int64(3)}
+    same = {"candidates": 5, "min_probability": 0.25, "seed": 3}
+    places = {name: Path(settings[name]) for name in ("value_model", "backbone")}
+    digests = [SIA(**settings | given, device="cpu").digest for given in (numbers | places, same)]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(
@@ -440,6 +465,24 @@ def test_errors_of_the_command_line_are_one_line(command, tmp_path, capsys, chan
         command({"pretrained": "x"} | change | values, "lab_honesty", TASKS, tmp_path)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory, use a smaller --batch_size"),
+        (TemplateError("roles must alternate"), "roles must alternate"),
+    ],
+)
+def test_failures_of_an_evaluation_are_one_line(monkeypatch, capsys, error, message):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.fixture(scope="module")
