@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     add = parser.add_argument
-    add("--threshold", type=float, default=1.0, help="steer from this entropy on (nats; 1.0)")
+    add("--threshold", type=float, help="steer from this entropy on (nats; 1.0)")
     add("--junction-gate", help="folder or Hub id of a junction gate, in place of the threshold")
     add("--q-head", help="folder or Hub id of a Q-head, in place of the value model's values")
     add("--beta", type=float, default=4.0, help="strength; inf: values alone (4.0)")
@@ -79,8 +79,10 @@ def answer(options: argparse.Namespace) -> None:
     """Answer the prompt, or prompts that are read one by one."""
     require_counts(options, "candidates", "max_new_tokens")
     console = Console()
+    if options.junction_gate and options.threshold is not None:
+        raise ValueError("--junction-gate stands in place of --threshold, got both")
     model, tokenizer, value_model, value_tokenizer = load(options)
-    gate: Gate = EntropyGate(options.threshold)
+    gate: Gate = EntropyGate(1.0 if options.threshold is None else options.threshold)
     if options.junction_gate:
         gate = JunctionGate.from_pretrained(options.junction_gate)
     scorer: Scorer = value_model

@@ -648,6 +648,13 @@ def test_both_answers_stand_side_by_side(places, capsys):
     assert "error: --model and --value-model go together" in capsys.readouterr().err
 
 
+def test_a_junction_gate_stands_in_place_of_a_threshold(capsys):
+    arguments = ["--junction-gate", "x", "--threshold", "1.0", "--prompt", "hi"]
+    assert compare.main(arguments) == 2
+    message = "error: --junction-gate stands in place of --threshold, got both\n"
+    assert capsys.readouterr().err == message
+
+
 @pytest.mark.parametrize("option", ["--subfolder", "--backbone"])
 def test_options_of_a_value_model_need_one(option, capsys):
     assert compare.main([option, "x", "--prompt", "hi"]) == 2

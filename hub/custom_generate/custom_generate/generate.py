@@ -9,6 +9,7 @@ try:  # transformers would name a package "sia", which is another one
     from sia._checkpoints import expand_home
     from sia._kv_cache import input_device
     from sia.integrations.transformers import taken_stop_strings
+    from sia.scorers import published
 except ImportError as error:
     raise ImportError(
         "this decoding method needs the package sia-steering: pip install . in a clone of it"
@@ -84,7 +85,9 @@ def generate(
             value_model = load_values(
                 str(value_model),
                 **place,
-                file_states=file_states(value_model, backbone),
+                file_states=file_states(
+                    value_model, backbone or named_backbone(value_model, value_subfolder or "")
+                ),
                 dtype=model.dtype,
                 device_map=str(input_device(model)),
             )
@@ -116,6 +119,15 @@ def refuse_beside(what: str, **others: Any) -> None:
         raise ValueError(
             f"{what} stands in place of {', '.join(given)}: expected one or the other, got both"
         )
+
+
+def named_backbone(value_model: str | Path, subfolder: str) -> str | None:
+    """Return the backbone that a local value model names, if it brings none of its own."""
+    folder = Path(expand_home(value_model), subfolder)
+    if (folder / published.CONFIG_FILE).is_file():
+        return published.named_backbone(folder)[0]
+    config = folder / published.ADAPTER_CONFIG
+    return published.backbone_of_adapter(config)[0] if config.is_file() else None
 
 
 def file_states(*paths: str | Path | None) -> tuple[tuple[str, int, int], ...]:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from sia import EntropyGate, EveryToken, SteeredGenerate, Steering, ValueModel
 from tests.helpers import hub_folders, tiny
+from tests.sia.scorers.test_reward import adapted
 
 ROOT = Path(__file__).resolve().parents[3]
 METHOD = ROOT / "hub/custom_generate"
@@ -82,6 +84,22 @@ def test_value_models_are_loaded_once_until_their_files_change(tmp_path, monkeyp
     steering = Steering(other, EntropyGate(1.5), 2.0)
     assert torch.equal(generate(value_model=folder, **options), generate(steering=steering, seed=1))
     assert len(loads) == 2
+
+
+def test_a_value_model_is_loaded_again_when_the_backbone_that_it_names_changes(tmp_path):
+    kept = []
+    for seed in (0, 1):
+        tiny.language_model("qwen3", seed).save_pretrained(tmp_path / "base")
+        if not kept:
+            backbone = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+            lora = LoraConfig(r=2, target_modules=["q_proj"])
+            values = ValueModel.from_backbone(adapted(lora, backbone)).eval()
+            values.head.load_state_dict(VALUES.head.state_dict())
+            values.save_pretrained(tmp_path / "values")
+        kept.append(generate(value_model=tmp_path / "values", threshold=0.0, beta=50.0, seed=1))
+        steering = Steering(ValueModel.from_pretrained(tmp_path / "values"), EntropyGate(0.0), 50.0)
+        assert torch.equal(kept[-1], generate(steering=steering, seed=1))
+    assert not torch.equal(*kept)
 
 
 @pytest.mark.parametrize(
