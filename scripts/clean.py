@@ -1,8 +1,7 @@
 """Delete what runs and tools leave behind, once it has been listed and confirmed: `make clean`.
 
-Committed files, tables of other profiles than smoke, models that scripts wrote to a folder of
-your own, and .venv stay. Needs nothing but
-Python, so that it runs without .venv.
+Committed files, tables of other profiles than smoke, models that scripts wrote to a folder of your
+own, and .venv stay. Needs nothing but Python, so that it runs without .venv.
 """
 
 import argparse

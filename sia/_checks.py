@@ -119,9 +119,8 @@ def check_steering(
 
 def check_apart(model: PreTrainedModel, scorer: Scorer) -> None:
     """Raise ValueError for a guide that is an adapter in the very language model it steers."""
-    if not isinstance(scorer, AutoregressiveScorer) or scorer.model is not model:
-        return
-    if "peft_config" in vars(scorer.model):
+    same = isinstance(scorer, AutoregressiveScorer) and scorer.model is model
+    if same and "peft_config" in vars(model):
         raise ValueError(
             "language model and autoregressive reward model must be two models, got one (PEFT puts "
             "adapters into the model that it wraps): load the language model apart"

@@ -181,12 +181,9 @@ def _search(
     while len(rows := decoding.active_rows):
         decoding.run(chunk)
         step = decoding.step
-        scores = session.score_responses(
-            rows, responses.tokens[rows, :step], responses.lengths[rows]
-        ).to(rewards)
-        check_values(
-            scores, responses.lengths[rows], rows, decoding.prompt_indices, samples, step - 1
-        )
+        lengths = responses.lengths[rows]
+        scores = session.score_responses(rows, responses.tokens[rows, :step], lengths).to(rewards)
+        check_values(scores, lengths, rows, decoding.prompt_indices, samples, step - 1)
         rewards.view(-1)[rows] = scores
         active = torch.zeros(rewards.numel(), dtype=torch.bool, device=rewards.device)
         active[decoding.active_rows] = True

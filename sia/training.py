@@ -246,12 +246,12 @@ def optimise(
         weight_decay: Weight decay of AdamW.
         progress: Called with the example numbers of each step that is done.
     """
-    weights = list(model.parameters())
-    learned = [
-        weight.detach().float() if weight.requires_grad and weight.dtype in HALF else weight
-        for weight in weights
-    ]
-    rounded = [pair for pair in zip(weights, learned, strict=True) if pair[0] is not pair[1]]
+    copies = {
+        weight: weight.detach().float()
+        for weight in model.parameters()
+        if weight.requires_grad and weight.dtype in HALF
+    }
+    learned = [copies.get(weight, weight) for weight in model.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
     model.train()
@@ -266,11 +266,11 @@ def optimise(
                     f"loss and gradient must be finite, got {loss.item()} and {norm.item()} "
                     f"from examples {indices}"
                 )
-            for weight, exact in rounded:
+            for weight, exact in copies.items():
                 exact.grad = None if weight.grad is None else weight.grad.float()
             optimizer.step()
             with torch.no_grad():
-                for weight, exact in rounded:
+                for weight, exact in copies.items():
                     weight.copy_(exact)
                     exact.grad = None
             schedule.step()

@@ -65,8 +65,10 @@ def test_more_responses_together_need_more_memory(gpus):
 
 def test_fewer_responses_together_take_longer(gpus):
     gpus(1)
-    few, many = (forecast(PROFILE, NEEDS, replace(HARDWARE, batch_size=n))[1] for n in (4, 64))
-    assert few > 8 * many
+    hours_of_4, hours_of_64 = (
+        forecast(PROFILE, NEEDS, replace(HARDWARE, batch_size=size))[1] for size in (4, 64)
+    )
+    assert hours_of_4 > 8 * hours_of_64
 
 
 def test_every_known_card_is_compared():
